@@ -1,0 +1,33 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PORT ?= 5000
+
+.PHONY: help setup test check ui pretrain clean
+
+help: ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(BIN)/.ready ## a .venv with everything, at the versions in constraints.txt
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+test: setup ## the tests, a few minutes on 2 cores
+	$(BIN)/python -m pytest
+
+check: setup ## style, types and stale files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: setup ## compare attempts in MLflow, at http://127.0.0.1:$(PORT)
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+
+pretrain: setup ## draw and pretrain the miniature's backbone again, about half an hour
+	$(BIN)/python -m dogbreeds.pretrain
+
+clean: ## remove caches of tools; runs and kept features stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist

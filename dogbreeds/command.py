@@ -1,0 +1,86 @@
+"""What all commands share: errors in sentences, and exit codes."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dogbreeds.spec import Missing, Refused, home
+from dogbreeds.tracking import Sweep
+
+_INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+
+def main(task: Callable[[], Any]) -> None:
+    """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
+
+    Args:
+        task: a function that `hydra.main` decorates.
+    """
+    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that the sentences can be ours
+    status = "FAILED"
+    try:
+        task()
+        status = "FINISHED"
+    except (Refused, Missing, HydraException, OmegaConfBaseException) as error:
+        if traced:
+            raise
+        sys.exit(f"error: {sentences(error)}")
+    except KeyboardInterrupt:
+        status = "KILLED"
+        sys.exit(_INTERRUPTED)
+    finally:
+        Sweep.close(status)
+
+
+def sentences(error: Exception) -> str:
+    """An error as what was received, what is allowed, and what to type."""
+    if isinstance(error, (Refused, Missing)):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _unknown_option(error)
+    cause = error.__cause__ if not str(error) and isinstance(error.__cause__, Exception) else error
+    first = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
+    if first.startswith("Could not override '"):
+        return _unknown_key(first.split("'")[1])
+    return (
+        f"The command line was not understood ({first}). Settings are written group=option or group.key=value, a list as 'key=[1,2]'. "
+        "Type python -m dogbreeds.train --help for the groups and their options."
+    )
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or ())
+    if not group or not options:
+        return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.train --help for those that there are."
+    return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={_nearest(option, options)}."
+
+
+def _unknown_key(key: str) -> str:
+    """For a key that no group has: what comes nearest to it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        keys = _dotted(OmegaConf.to_container(compose("train"), resolve=False))
+    nearest = _nearest(key, keys)
+    siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
+    return f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if you mean to add it."
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return max(names, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())
+
+
+def _dotted(config: Any, prefix: str = "") -> list[str]:
+    if not isinstance(config, dict):
+        return [prefix]
+    return [name for key, value in config.items() if key != "_target_" for name in _dotted(value, f"{prefix}.{key}" if prefix else key)]

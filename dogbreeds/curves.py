@@ -1,0 +1,46 @@
+"""The learning curves of an attempt, as a picture."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dogbreeds.fit import Epoch
+
+_TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
+
+
+def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
+    """Accuracy and loss by epoch, training beside validation, with the validation interval and the best epoch marked.
+
+    Args:
+        epochs: at least one.
+        best: number of the best epoch.
+        title: said above.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    numbers = [epoch.number for epoch in epochs]
+    intervals = [epoch.val.accuracy.interval for epoch in epochs]
+    accuracy.fill_between(numbers, [100 * low for low, _ in intervals], [100 * high for _, high in intervals], color=_VAL, alpha=0.15, lw=0)
+    accuracy.plot(numbers, [100 * epoch.train_accuracy for epoch in epochs], color=_TRAIN, label="train")
+    accuracy.plot(numbers, [100 * epoch.val.accuracy.value for epoch in epochs], color=_VAL, marker="o", ms=3, label="validation, 95 % interval")
+    top = 100 * epochs[best - 1].val.accuracy.value
+    accuracy.annotate(f"{top:.1f} %", (best, top), xytext=(0, 7), textcoords="offset points", ha="center", color=_VAL, fontweight="bold")
+    accuracy.set(ylabel="accuracy (%)", ylim=(0, 105))
+    accuracy.legend(loc="best", frameon=False)
+    loss.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN)
+    loss.plot(numbers, [epoch.val.loss for epoch in epochs], color=_VAL, marker="o", ms=3)
+    loss.set(ylabel="cross-entropy (nats)")
+    loss.set_ylim(bottom=0)
+    for axes in (accuracy, loss):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.suptitle(title, fontsize=11)
+    return figure

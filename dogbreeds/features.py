@@ -1,0 +1,178 @@
+"""What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dogbreeds.data import Data, Photo, Source, Unreadable
+from dogbreeds.kept import Identity, Store
+from dogbreeds.spec import Spec, integer, number, one_of, text
+from dogbreeds.terminal import progress
+
+if TYPE_CHECKING:
+    from dogbreeds.augment import Augment
+    from dogbreeds.network import Prefix
+
+_CHUNK = 32  # photos that one thread decodes at a time
+_AHEAD = 64  # chunks decoded ahead of the computation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Spec):
+    """Where the kept arrays are, and how they are computed."""
+
+    group = "features"
+    dir: str = text(example="~/.cache/dogbreeds")
+    dtype: str = one_of("float32", "float16")
+    max_gigabytes: float = number(above=0, example=50)
+    batch_size: int | None = integer(at_least=1, example=64, optional=True)
+
+    def store(self) -> Store:
+        return Store(Path(self.dir).expanduser().resolve(), int(self.max_gigabytes * 1e9))
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A source's photos at the backbone's size, decoded at most once.
+
+    Args:
+        source: the photos.
+        data: how they are resized, and what happens to one that cannot be read.
+        size: pixels a side.
+        store: where they are kept.
+    """
+
+    source: Source
+    data: Data
+    size: int
+    store: Store
+
+    @property
+    def identity(self) -> Identity:
+        return {"photos": self.source.fingerprint, "size": self.size, "resize": self.data.resize}
+
+    @property
+    def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Any]:
+        return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8", self._produce
+
+    def batches(self, batch: int) -> Iterator[np.ndarray]:
+        """[b, size, size, 3] uint8 in the source's order."""
+        return self.store.stream(*self._array, batch=batch)
+
+    def rows(self) -> np.ndarray:
+        """[n, size, size, 3] uint8, memory-mapped."""
+        return self.store.array(*self._array).rows
+
+    def skipped(self) -> frozenset[int]:
+        """Rows that could not be decoded, with `data.on_corrupt=skip`; they are black. The photos must have been gone through."""
+        return frozenset(self.store.array(*self._array).notes["skipped"])
+
+    def _produce(self, rows: np.ndarray) -> Generator[int, None, dict[str, Any]]:
+        from dogbreeds.resize import resizer
+
+        resize = resizer(self.size, self.data.resize)
+
+        def fill(start: int, photos: list[Photo]) -> list[int]:
+            bad = []
+            for row, photo in enumerate(photos, start):
+                try:
+                    rows[row] = resize(photo())
+                except Unreadable:
+                    if self.data.on_corrupt == "stop":
+                        raise
+                    bad.append(row)
+            return bad
+
+        skipped: list[int] = []
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
+            running: deque[tuple[int, Future[list[int]]]] = deque()
+            try:
+                for end, future in _submit(pool, fill, self.source.read(), running):
+                    skipped += future.result()
+                    self.data.check_skipped(len(skipped), len(rows), self.source.name)
+                    yield end
+            finally:
+                for _, future in running:
+                    future.cancel()
+        return {"skipped": skipped}
+
+
+def _submit(
+    pool: ThreadPoolExecutor,
+    fill: Callable[[int, list[Photo]], list[int]],
+    photos: Iterator[Photo],
+    running: deque[tuple[int, Future[list[int]]]],
+) -> Iterator[tuple[int, Future[list[int]]]]:
+    """Hands chunks of photos to the pool, `_AHEAD` at a time, and gives each with the row after its last, in order."""
+    start = 0
+    while True:
+        while len(running) < _AHEAD:
+            chunk = [photo for _, photo in zip(range(_CHUNK), photos, strict=False)]
+            if not chunk:
+                break
+            running.append((start + len(chunk), pool.submit(fill, start, chunk)))
+            start += len(chunk)
+        if not running:
+            return
+        yield running.popleft()
+
+
+def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | None" = None) -> np.ndarray:
+    """The prefix's output for every photo of a source.
+
+    Args:
+        prefix: the frozen part.
+        photos: of the source.
+        features: precision and batch size.
+        view: which augmented copy of which rows; none gives the photos as they are, in the source's order.
+
+    Returns:
+        [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view.
+    """
+    store = photos.store
+    batch = features.batch_size or prefix.batch_size()
+    identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
+    total = len(view.rows) if view else len(photos.source.ids)
+
+    def batches() -> Iterator[np.ndarray]:
+        if view is None:
+            yield from photos.batches(batch)
+            return
+        whole = photos.rows()
+        for start in range(0, total, batch):
+            chosen = view.rows[start : start + batch]
+            yield view.augment.view(whole[chosen], chosen, view.number, view.seed)
+
+    def produce(rows: np.ndarray) -> Generator[int, None, dict[str, Any]]:
+        run, done = prefix.compiled, 0
+        with progress(f"features of {photos.source.name}{f', view {view.number}' if view else ''}", total, "images") as advance:
+            for pixels in batches():
+                rows[done : done + len(pixels)] = run(pixels)
+                done += len(pixels)
+                advance(len(pixels))
+                yield done
+        return {}
+
+    return store.array("features", identity, (total, *prefix.shape), features.dtype, produce).rows
+
+
+@dataclass(frozen=True)
+class View:
+    """An augmented copy of some rows of a source."""
+
+    augment: "Augment"
+    number: int
+    seed: int
+    rows: np.ndarray
+
+    @property
+    def identity(self) -> Identity:
+        import zlib
+
+        return {"augment": self.augment.identity, "number": self.number, "seed": self.seed, "rows": zlib.crc32(self.rows.tobytes())}

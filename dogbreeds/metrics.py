@@ -1,0 +1,67 @@
+"""What is measured on predictions. Every accuracy carries its n and a 95 % interval."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z95 = 1.959963984540054  # standard normal quantile of 0.975
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """How many of n, with the Wilson interval. Source: Wilson 1927; Brown, Cai and DasGupta 2001."""
+
+    correct: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.n if self.n else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, within [0, 1]."""
+        if not self.n:
+            return 0.0, 1.0
+        share, z2 = self.value, _Z95**2
+        middle = (share + z2 / (2 * self.n)) / (1 + z2 / self.n)
+        reach = _Z95 / (1 + z2 / self.n) * math.sqrt(share * (1 - share) / self.n + z2 / (4 * self.n**2))
+        return max(0.0, middle - reach), min(1.0, middle + reach)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % (95 % interval {100 * low:.1f}–{100 * high:.1f}, n = {self.n:,})"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A split's results.
+
+    Attributes:
+        loss: mean cross-entropy in nats.
+        accuracy, top5: shares of photos whose breed came first, or among the first five.
+    """
+
+    loss: float
+    accuracy: Proportion
+    top5: Proportion
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
+    """Measures predictions.
+
+    Args:
+        logits: [n, classes] float.
+        labels: [n] int.
+    """
+    if not np.isfinite(logits).all():  # nothing was ranked
+        return Scores(math.nan, Proportion(0, len(labels)), Proportion(0, len(labels)))
+    wide = logits.astype(np.float64)
+    shifted = wide - wide.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
+    losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
+    ahead = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))  # of equals, the first is taken
+    rank = ahead.sum(axis=1)
+    first, five = int((rank < 1).sum()), int((rank < 5).sum())
+    return Scores(float(losses.mean()), Proportion(first, len(labels)), Proportion(five, len(labels)))

@@ -1,0 +1,261 @@
+"""Backbones, and their blocks.
+
+A *block* is a stretch of the network between two tensors through which everything flows, so that what lies before it can be computed once
+and kept, and what lies after it trained. Blocks are found in the graph; layer names only say where one ends and the next begins.
+"""
+
+import functools
+import hashlib
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dogbreeds.preprocessing import MODES
+from dogbreeds.spec import Missing, Refused, Spec, integer, number, one_of, text
+
+if TYPE_CHECKING:
+    import keras
+
+SHIPPED = Path(__file__).parent / "pretrained" / "miniature.weights.h5"
+
+ARCHITECTURES = (
+    *(f"EfficientNetB{size}" for size in range(8)),
+    "EfficientNetV2B0",
+    "EfficientNetV2S",
+    "ResNet50",
+    "MobileNetV2",
+    "ConvNeXtTiny",
+    "Miniature",
+)
+
+# A layer's block by its name: block6d_add, conv4_block2_out, block_12_expand, expanded_conv_project, convnext_tiny_stage_2_block_3_gelu.
+_BLOCK_NAME = re.compile(r"((?:stage_\d+_|conv\d+_)?block_?\d+[a-z]?|expanded_conv|downsampling_block_\d+)(?=_|$)")
+_STEM, _TOP = "stem", "top"
+
+# Keras divides by the square root of the stored variance, and the official EfficientNet files store the standard deviation there: a
+# second division by its square root is due. Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
+_IMAGENET_STDDEV = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of the backbone.
+
+    Attributes:
+        name: `stem`, the family's own name for a block, or `top`.
+        layers: in the order of computation.
+        output: the tensor that leaves it; nothing else does.
+    """
+
+    name: str
+    layers: "tuple[keras.Layer, ...]"
+    output: "keras.KerasTensor"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network without its classifier: [b, size, size, 3] in its native pixels -> [b, h, w, channels]."""
+
+    network: "keras.Model"
+    blocks: tuple[Block, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Spec):
+    """Which backbone, at which size, with which weights."""
+
+    group = "model"
+    architecture: str = one_of(*ARCHITECTURES)
+    image_size: int = integer(at_least=32, example=224)
+    pixels: str = one_of(*MODES)
+    weights: str | None = text(example="imagenet", optional=True)
+
+    def weights_file(self) -> Path | None:
+        """The file to load; None for random weights and for those that Keras downloads.
+
+        Raises:
+            Missing: where the file is not there.
+        """
+        if self.weights in (None, "imagenet"):
+            return None
+        path = SHIPPED if self.weights == "shipped" else Path(self.weights).expanduser()
+        if not path.is_file():
+            raise Missing(
+                f"model.weights={self.weights} is not a file. It must be imagenet, null for random weights, or a Keras weight file of "
+                f"{self.architecture} without its top. Type model.weights=path/to/file.weights.h5."
+            )
+        return path
+
+    def build(self, seed: int) -> Backbone:
+        """Builds the backbone and loads its weights; in one process, the same one is built once.
+
+        Args:
+            seed: of random weights.
+
+        Raises:
+            Missing: where a weight file is not there, or cannot be downloaded.
+            Refused: where it does not fit.
+        """
+        return _build(self, seed if self.weights is None else 0)
+
+    def construct(self, weights: str | None) -> "keras.Model":
+        """The bare network.
+
+        Args:
+            weights: what Keras' own builder takes, `imagenet` or None.
+        """
+        import keras
+
+        builder = getattr(keras.applications, self.architecture)
+        return builder(include_top=False, weights=weights, input_shape=(self.image_size, self.image_size, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MobileNetV2(Model):
+    """MobileNetV2 comes in widths."""
+
+    alpha: float = number(above=0, example=0.35)
+
+    def construct(self, weights: str | None) -> "keras.Model":
+        import keras
+
+        shape = (self.image_size, self.image_size, 3)
+        return keras.applications.MobileNetV2(alpha=self.alpha, include_top=False, weights=weights, input_shape=shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miniature(Model):
+    """EfficientNet at half the width and 0.6 of the depth of B0: 192 layers."""
+
+    def construct(self, weights: str | None) -> "keras.Model":
+        # Keras exports its named sizes only; the general builder under them is the published architecture.
+        from keras.src.applications.efficientnet import EfficientNet
+
+        if weights == "imagenet":
+            raise Refused(
+                "model.weights=imagenet was asked of the miniature. It has its own shipped weights, or null for random ones. "
+                "Type model.weights=shipped."
+            )
+        return EfficientNet(
+            width_coefficient=0.5,
+            depth_coefficient=0.6,
+            default_size=self.image_size,
+            name="miniature",
+            include_top=False,
+            weights=None,
+            input_shape=(self.image_size, self.image_size, 3),
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _build(model: Model, seed: int) -> Backbone:
+    import keras
+
+    file = model.weights_file()
+    keras.utils.set_random_seed(seed)
+    network = _downloaded(model) if model.weights == "imagenet" else model.construct(None)
+    if file is not None:
+        network = _load(network, file, model)
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (*network.get_weights(), *(np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return Backbone(network, find_blocks(network), f"{model.architecture}:{digest.hexdigest()}")
+
+
+def _downloaded(model: Model) -> "keras.Model":
+    import keras
+
+    try:
+        return model.construct("imagenet")
+    except Exception as error:
+        # Keras reports a failed download as a bare Exception; whatever has a type of its own is not that.
+        if type(error) is not Exception:
+            raise
+        cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
+        raise Missing(
+            f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded ({str(error)[:200]}). "
+            "Without network, the file must be put there, or be named by its path. "
+            "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing."
+        ) from error
+
+
+def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
+    import keras
+
+    try:
+        network.load_weights(file)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise Refused(
+            f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). "
+            f"It must hold the weights of keras.applications.{model.architecture}(include_top=False) in the same size"
+            f"{f', with alpha={model.alpha:g}' if isinstance(model, MobileNetV2) else ''}. "
+            f"Type model.weights=imagenet, or the right file{' or model.alpha' if isinstance(model, MobileNetV2) else ' or model'}."
+        ) from error
+    normalizations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
+    if normalizations and np.allclose(np.ravel(normalizations[0].variance), _IMAGENET_STDDEV, atol=1e-4):
+        return _with_second_rescaling(network, normalizations[0])
+    return network
+
+
+def _with_second_rescaling(network: "keras.Model", after: "keras.Layer") -> "keras.Model":
+    """The same network, layers shared, with the division that Keras inserts for `imagenet` only."""
+    import keras
+
+    def call(layer, *args, **kwargs):
+        output = layer(*args, **kwargs)
+        if layer is not after:
+            return output
+        return keras.layers.Rescaling([1.0 / math.sqrt(stddev) for stddev in _IMAGENET_STDDEV])(output)
+
+    return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def find_blocks(network: "keras.Model") -> tuple[Block, ...]:
+    """Cuts a network into its blocks.
+
+    Args:
+        network: a functional model with one input and one output.
+
+    Returns:
+        Blocks in order, whose outputs are tensors through which everything flows; the last one's is the network's.
+    """
+    import keras
+
+    nodes = [node for node in _in_order(network) if node.input_tensors]
+    named = [bool(_BLOCK_NAME.search(node.operation.name)) for node in nodes]
+    last_named = max((index for index, found in enumerate(named) if found), default=-1)
+    uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    live = {id(network.inputs[0])}
+    blocks: list[Block] = []
+    name, cut, layers = _STEM, None, list[keras.Layer]()
+    for index, node in enumerate(nodes):
+        found = _BLOCK_NAME.search(node.operation.name)
+        begins = found.group(1) if found else _TOP if index > last_named else name
+        if begins != name and cut is not None:
+            blocks.append(Block(name, tuple(layers), cut))
+            name, layers = begins, []
+        if isinstance(node.operation, keras.Layer):
+            layers.append(node.operation)
+        for tensor in node.input_tensors:
+            uses[id(tensor)] -= 1
+            if not uses[id(tensor)]:
+                live.discard(id(tensor))
+        live.update(id(tensor) for tensor in node.output_tensors)
+        cut = node.output_tensors[0] if live == {id(node.output_tensors[0])} else None
+    blocks.append(Block(name, tuple(layers), network.outputs[0]))
+    return tuple(blocks)
+
+
+def _in_order(network: "keras.Model"):
+    """The network's own calls in the order of computation. A layer may have been called in other networks too."""
+    depths = sorted(network._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in network._nodes_by_depth[depth]]

@@ -1,0 +1,181 @@
+"""The network of an attempt in three parts, prefix, suffix and head, and the whole of it as it is saved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+    from dogbreeds.model import Backbone
+    from dogbreeds.preprocessing import Preprocessing
+    from dogbreeds.unfreeze import Plan
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The frozen part: photos at the backbone's size -> what leaves the cut, pooled where nothing of the backbone trains.
+
+    Attributes:
+        graph: [b, size, size, 3] float32 in [0, 255] -> [b, *shape] float32.
+        fingerprint: of what it computes: weights, cut and pixels.
+    """
+
+    graph: "keras.Model"
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.graph.output.shape[1:])
+
+    def batch_size(self) -> int:
+        """Photos at a time: enough to fill the cores, few enough that the activations stay near the caches and in bounds."""
+        size = self.graph.input.shape[1]
+        return int(np.clip(32 * (224 / size) ** 2, 4, 128))
+
+    @cached_property
+    def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from a batch of photos to their outputs: one graph, its weights folded in as constants."""
+        import tensorflow as tf
+        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+        signature = tf.TensorSpec(self.graph.input.shape, tf.float32)
+        concrete = tf.function(lambda photos: self.graph(photos, training=False)).get_concrete_function(signature)
+        folded = convert_variables_to_constants_v2(concrete)
+        return lambda photos: folded(tf.cast(photos, tf.float32))[0].numpy()
+
+
+@dataclass(frozen=True)
+class Network:
+    """The parts of an attempt's network.
+
+    Attributes:
+        prefix: frozen; None where everything trains.
+        suffix: what lies between the cut and the head, with weights of its own; None where only the head trains.
+        head: [b, features] -> [b, classes] logits.
+        plan: what of the suffix trains, and how.
+    """
+
+    prefix: Prefix | None
+    suffix: "keras.Model | None"
+    head: "keras.Sequential"
+    plan: "Plan"
+    image_size: int
+
+    def forward(self, inputs, training: bool):
+        """[b, *input shape] -> [b, classes] logits. Frozen BatchNorm and silent dropout stay so in training, whatever Keras would do."""
+        if self.suffix is not None:
+            wakes = self.plan.drop_connect or self.plan.batchnorm == "trainable"
+            inputs = self.suffix(inputs, training=training and wakes)
+        return self.head(inputs, training=training)
+
+    def trainable(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
+        """The variables that train where these layers of the suffix do: 0 is the head's depth, 1 the top block's, and so on."""
+        found: dict[int, list[keras.Variable]] = {0: list(self.head.trainable_variables)}
+        for layer in self.suffix.layers if self.suffix is not None else []:
+            if layer.name in layers:
+                found.setdefault(self.plan.depth[layer.name], []).extend(self._trained(layer))
+        return found
+
+    @property
+    def learned(self) -> "list[keras.Variable]":
+        """All that an attempt may change: the weights and statistics of suffix and head."""
+        return [*(self.suffix.variables if self.suffix is not None else []), *self.head.variables]
+
+    def _trained(self, layer: "keras.Layer") -> "list[keras.Variable]":
+        import keras
+
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return [layer.gamma, layer.beta] if self.plan.batchnorm != "frozen" else []
+        return list(layer.trainable_variables)
+
+    def parameters(self) -> dict[str, int]:
+        """Numbers of parameters: `total`, `trainable` in the end, and of the `backbone`."""
+        parts = {"prefix": self.prefix.graph if self.prefix else None, "suffix": self.suffix, "head": self.head}
+        counts = {name: part.count_params() if part is not None else 0 for name, part in parts.items()}
+        trained = sum(int(np.prod(variable.shape)) for group in self.trainable(self.plan.stages[-1]).values() for variable in group)
+        return {"total": sum(counts.values()), "trainable": trained, "backbone": counts["prefix"] + counts["suffix"]}
+
+    def whole(self, class_names: tuple[str, ...], resize: str) -> "keras.Model":
+        """The network as one Keras model of built-in layers, from photos to names.
+
+        Args:
+            class_names: breeds, in the order of the scores.
+            resize: how photos become square, as in `resized`.
+
+        Returns:
+            A model from [b, h, w, 3] uint8 RGB of any size to `probabilities`, [b, classes] float32, and `breed`, [b] text.
+        """
+        import keras
+
+        from dogbreeds.resize import resized
+
+        photos = keras.Input((None, None, 3), dtype="uint8", name="photo")
+        outputs = resized(photos, self.image_size, resize)
+        for part in (self.prefix.graph if self.prefix else None, self.suffix, self.head):
+            if part is not None:
+                outputs = part(outputs)
+        probabilities = keras.layers.Softmax(name="probabilities")(outputs)
+        names = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="breed")
+        breed = names(keras.ops.argmax(probabilities, axis=-1))
+        return keras.Model(photos, {"probabilities": probabilities, "breed": breed}, name="dogbreeds")
+
+
+def assemble(backbone: "Backbone", preprocessing: "Preprocessing", plan: "Plan", head: "Callable[[int], keras.Sequential]") -> Network:
+    """Cuts a backbone as planned and puts a head on it.
+
+    Args:
+        backbone: left as it is; the suffix gets copies of its weights.
+        preprocessing: what the pixels go through first.
+        plan: where to cut.
+        head: builds the head for a number of features.
+    """
+    size = backbone.network.input.shape[1]
+    if plan.cut == 0:
+        suffix = _with_pixels(_suffix(backbone, plan), preprocessing)
+        return Network(None, suffix, head(suffix.output.shape[-1]), plan, size)
+    prefix = _prefix(backbone, preprocessing, plan.cut)
+    if plan.cut == len(backbone.blocks):
+        return Network(prefix, None, head(prefix.shape[-1]), plan, size)
+    suffix = _suffix(backbone, plan)
+    return Network(prefix, suffix, head(suffix.output.shape[-1]), plan, size)
+
+
+def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int) -> Prefix:
+    import keras
+
+    block = backbone.blocks[cut - 1]
+    pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
+    outputs = keras.Model(backbone.network.input, block.output, name="prefix")(preprocessing.apply(pixels))
+    if cut == len(backbone.blocks):
+        outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
+    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{block.name}:{preprocessing.mode}:{cut}")
+
+
+def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
+    import keras
+
+    begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
+    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.network.output)
+    original = keras.Model(begin, pooled, name="suffix")
+    copy = keras.models.clone_model(original)
+    copy.set_weights(original.get_weights())
+    for layer in copy.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]  # else Keras uses the stored statistics
+        if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
+            layer.rate = 0.0
+    return copy
+
+
+def _with_pixels(tail: "keras.Model", preprocessing: "Preprocessing") -> "keras.Model":
+    import keras
+
+    pixels = keras.Input(tail.input.shape[1:], name="pixels")
+    outputs = preprocessing.apply(pixels)
+    # Called layer by layer, so that the layers stay visible by name.
+    inner = keras.models.clone_model(tail, input_tensors=outputs, clone_function=lambda layer: layer) if outputs is not pixels else None
+    return keras.Model(pixels, inner.output, name="suffix") if inner is not None else tail

@@ -1,0 +1,111 @@
+"""The run: one frozen object that holds all an attempt needs to know. The only place that knows of Hydra's and OmegaConf's config."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dogbreeds.augment import Augment
+from dogbreeds.data import Data
+from dogbreeds.features import Features
+from dogbreeds.head import Head
+from dogbreeds.model import Model
+from dogbreeds.optimizer import Optimizer
+from dogbreeds.phase import Phase
+from dogbreeds.preprocessing import Preprocessing
+from dogbreeds.schedule import Schedule
+from dogbreeds.spec import Refused, Spec, home, integer
+from dogbreeds.tracking import Tracking
+from dogbreeds.unfreeze import Unfreeze
+
+_ELSEWHERE = ("tracking", "features")  # groups that do not decide a result, but for the features' precision
+
+OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seed(Spec):
+    group = "run"
+    seed: int = integer(at_least=0, example=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One attempt, wholly described. Field names are those of the config groups and of the modules."""
+
+    data: Data
+    preprocessing: Preprocessing
+    augment: Augment
+    model: Model
+    head: Head
+    phase: Phase
+    unfreeze: Unfreeze
+    optimizer: Optimizer
+    schedule: Schedule
+    features: Features
+    tracking: Tracking
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A digest of what decides the result: the same key is the same attempt."""
+        deciding = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in _ELSEWHERE}
+        deciding["features.dtype"] = self.features.dtype
+        return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def parameters(self) -> dict[str, Any]:
+        """Every hyper-parameter by its dotted name; each group's own name stands for the option chosen."""
+        flat: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Spec):
+                flat[field.name] = type(value).__name__
+                flat |= {f"{field.name}.{name}": inner for name, inner in dataclasses.asdict(value).items()}
+            else:
+                flat[field.name] = value
+        return flat
+
+
+def from_config(config: DictConfig) -> Run:
+    """The run that a composed config describes.
+
+    Raises:
+        Refused: where a value is not allowed, a key is unknown, or a target lies outside the package.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise Refused(
+            f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there. "
+            "Type python -m dogbreeds.train --cfg job to see it whole."
+        ) from error
+    groups = {field.name: plain[field.name] for field in dataclasses.fields(Run) if field.name != "seed"}
+    for name, group in groups.items():
+        _check_target(name, group)
+    seed = _Seed(seed=plain["seed"]).seed
+    try:
+        return instantiate({"_target_": "dogbreeds.run.Run", "_convert_": "all", **groups, "seed": seed})
+    except InstantiationException as error:
+        if isinstance(error.__cause__, Refused):
+            raise error.__cause__ from None
+        raise
+
+
+def _check_target(name: str, group: Any) -> None:
+    """Refuses a group whose target is not one of ours, or whose keys are not its target's."""
+    target = group.get("_target_") if isinstance(group, dict) else None
+    if not isinstance(target, str) or not target.startswith(f"dogbreeds.{name}."):
+        raise Refused(
+            f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, as in the files of conf/{name}/. "
+            f"Type {name}=<option>; python -m dogbreeds.train --help lists them."
+        )
+    known = {field.name for field in dataclasses.fields(get_class(target))}
+    for key in group:
+        if key != "_target_" and key not in known:
+            raise Refused(f"{name}.{key} is not a setting of {target.rsplit('.', 1)[1]}. It has {', '.join(sorted(known))}. Type one of those.")

@@ -1,0 +1,81 @@
+"""What a person sees while work goes on: a bar with rate and time left, or a line now and then where output is kept; no noise."""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of units just done.
+
+    Args:
+        what: the work's name, a few words.
+        total: units to do.
+        unit: their name, in the plural.
+    """
+    shown = _bar(what, total, unit) if sys.stderr.isatty() else _lines(what, total, unit)
+    with shown as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task):
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.advance(task, done)
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    started = said = time.monotonic()
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done, said
+        done += more
+        now = time.monotonic()
+        if now - said >= _QUIET_SECONDS and done < total:
+            said = now
+            rate = done / (now - started)
+            log.info("%s: %s of %s, %.0f %s/s, %.0f s left", what, f"{done:,}", f"{total:,}", rate, unit, (total - done) / rate)
+
+    yield advance
+    seconds = time.monotonic() - started
+    log.info("%s: %s in %.1f s, %.0f %s/s", what, f"{done:,}", seconds, done / max(seconds, 1e-9), unit)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Holds back what native code writes to the standard error, such as TensorFlow's remarks on being imported; shows it if the body fails."""
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)

@@ -1,0 +1,327 @@
+"""Where attempts are recorded. The only place that knows of MLflow; it is imported when a run begins, not before."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+
+from dogbreeds.spec import Refused, Spec, home, number, one_of, text
+
+if TYPE_CHECKING:
+    import keras
+    import mlflow
+    from matplotlib.figure import Figure
+    from mlflow.entities import Run as MlflowRun
+    from omegaconf import DictConfig
+
+    from dogbreeds.data import Dataset
+
+_SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
+_PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
+_MODEL_FOLDER = "model"
+_PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
+RANKING = "best/val_accuracy"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """How Hydra came to a run: the config as YAML, what was overridden, and where its own files are."""
+
+    yaml: str
+    overrides: tuple[str, ...]
+    name: str
+    folder: Path
+
+
+class Tracker:
+    """Records nothing; what records something overrides this."""
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        """Records hyper-parameters and facts that hold for the whole run."""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Records numbers; what is not a number is left out."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Records words to search by."""
+
+    def dataset(self, dataset: "Dataset") -> None:
+        """Records which photos were used."""
+
+    def picture(self, figure: "Figure", name: str) -> None:
+        """Records a picture."""
+
+    def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
+        """Records what was said of each photo, for paired comparisons."""
+
+    def model(self, whole: "keras.Model", head: "keras.Model", accuracy: float) -> None:
+        """Records the trained network, if it is wanted."""
+
+    def where(self) -> str:
+        """Where a person finds it."""
+        return "not recorded (tracking=none)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking(Spec):
+    """What the ways of recording share."""
+
+    group = "tracking"
+
+    @contextlib.contextmanager
+    def open(self, composition: Composition) -> Iterator[Tracker]:
+        """A tracker for one attempt, closed with how it ended."""
+        yield Tracker()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Tracking):
+    """Nothing is recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlflow(Tracking):
+    """MLflow: a local SQLite store, or any address."""
+
+    uri: str = text(example="http://127.0.0.1:5000")
+    artifacts: str = text(example="mlruns/artifacts")
+    experiment: str = text(example="dogbreeds")
+    model: str = one_of("best", "all", "none")
+    system_metrics_seconds: float = number(at_least=0, example=10)
+
+    @contextlib.contextmanager
+    def open(self, composition: Composition) -> Iterator[Tracker]:
+        client, experiment_id = self.connect()
+        with _ended(client, _begin(client, experiment_id, composition.name, os.environ.get(_SWEEP), composition)) as run:
+            tracker = _MlflowTracker(self, client, run)
+            with _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds):
+                yield tracker
+
+    def connect(self) -> "tuple[mlflow.MlflowClient, str]":
+        """A client of the store, made ready, and the id of the experiment.
+
+        Raises:
+            Refused: where the store cannot be reached or used.
+        """
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(self.uri)
+            client = mlflow.MlflowClient(self.uri)
+            known = client.get_experiment_by_name(self.experiment)
+            if known is not None:
+                return client, known.experiment_id
+            served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
+            place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
+            return client, client.create_experiment(self.experiment, artifact_location=place)
+        except (MlflowException, OSError) as error:
+            raise Refused(
+                f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
+                "MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db, or tracking=none."
+            ) from error
+
+
+class _MlflowTracker(Tracker):
+    def __init__(self, tracking: Mlflow, client: "mlflow.MlflowClient", run: "MlflowRun"):
+        self._tracking, self._client, self._run = tracking, client, run
+        self._id = run.info.run_id
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, _plain(value)) for name, value in values.items()]
+        for start in range(0, len(params), _PARAMETERS_AT_ONCE):
+            self._client.log_batch(self._id, params=params[start : start + _PARAMETERS_AT_ONCE])
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items() if np.isfinite(value)])
+
+    def tags(self, values: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    def dataset(self, dataset: "Dataset") -> None:
+        from mlflow.entities import Dataset as MlflowDataset
+        from mlflow.entities import DatasetInput
+
+        sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
+        about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
+        self._client.log_inputs(self._id, [DatasetInput(about, [])])
+
+    def picture(self, figure: "Figure", name: str) -> None:
+        self._client.log_figure(self._id, figure, name)
+
+    def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{split}.npz"
+            np.savez_compressed(path, ids=np.asarray(ids), labels=labels, logits=logits.astype(np.float16))
+            self._client.log_artifact(self._id, str(path), "predictions")
+
+    def model(self, whole: "keras.Model", head: "keras.Model", accuracy: float) -> None:
+        if self._tracking.model == "none":
+            return
+        if self._tracking.model == "best" and not self._beats_its_sweep(accuracy):
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            whole.save(Path(folder) / "model.keras")
+            head.save_weights(Path(folder) / "head.weights.h5")
+            self._client.log_artifacts(self._id, folder, _MODEL_FOLDER)
+        self.tags({"model": "kept"})
+
+    def _beats_its_sweep(self, accuracy: float) -> bool:
+        """Whether no other job of the sweep has done as well; the models of those that did worse are removed."""
+        parent = self._run.data.tags.get("mlflow.parentRunId")
+        if parent is None:
+            return True
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        others = self._client.search_runs(
+            [self._run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}' and tags.model = 'kept'", max_results=1000
+        )
+        if any(other.data.metrics.get(RANKING, 0.0) >= accuracy for other in others):
+            return False
+        for other in others:
+            get_artifact_repository(other.info.artifact_uri).delete_artifacts(_MODEL_FOLDER)
+            self._client.set_tag(other.info.run_id, "model", "removed: another job of the sweep did better")
+        return True
+
+    def where(self) -> str:
+        return f"MLflow experiment '{self._tracking.experiment}', run {self._id[:8]} '{self._run.info.run_name}'"
+
+
+class Sweep(Callback):
+    """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
+
+    _open: "tuple[mlflow.MlflowClient, str] | None" = None
+
+    def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
+        from hydra.utils import instantiate
+        from omegaconf import OmegaConf
+
+        tracking = instantiate(config.tracking, _convert_="all")
+        if not isinstance(tracking, Mlflow):
+            return
+        client, experiment_id = tracking.connect()
+        overrides = tuple(config.hydra.overrides.task)
+        shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        composition = Composition(OmegaConf.to_yaml(shown), overrides, f"sweep {' '.join(overrides)}"[:250], Path(config.hydra.sweep.dir))
+        run = _begin(client, experiment_id, composition.name, None, composition)
+        os.environ[_SWEEP] = run.info.run_id
+        Sweep._open = client, run.info.run_id
+
+    def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
+        Sweep.close("FINISHED")
+
+    @classmethod
+    def close(cls, status: str) -> None:
+        """Ends the sweep's run, if one is open, with what its best job measured."""
+        if cls._open is None:
+            return
+        (client, run_id), cls._open = cls._open, None
+        os.environ.pop(_SWEEP)
+        experiment = client.get_run(run_id).info.experiment_id
+        jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
+        ranked = sorted((job.data.metrics.get(RANKING, -1.0), job.info.run_id) for job in jobs)
+        if ranked:
+            client.log_metric(run_id, RANKING, ranked[-1][0])
+            client.set_tag(run_id, "best_run", ranked[-1][1])
+        if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
+            status = "FAILED"
+        client.set_terminated(run_id, status)
+
+
+def _begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: str | None, composition: Composition) -> "MlflowRun":
+    """Makes a run and records what it was started with."""
+    commit, dirty = _git()
+    tags = {
+        "mlflow.runName": name,
+        "mlflow.source.name": "dogbreeds.train",
+        "mlflow.source.type": "LOCAL",
+        "git.commit": commit,
+        "git.dirty": dirty,
+        "host": platform.node(),
+        "process": str(os.getpid()),
+        "python": platform.python_version(),
+        "hydra.folder": str(composition.folder),
+    }
+    if commit != "none":
+        tags["mlflow.source.git.commit"] = commit
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent
+    tags |= {f"version.{package}": version(package) for package in _PACKAGES}
+    run = client.create_run(experiment_id, tags=tags)
+    client.log_text(run.info.run_id, composition.yaml, "config/config.yaml")
+    client.log_text(run.info.run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
+    client.log_param(run.info.run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
+    return client.get_run(run.info.run_id)
+
+
+@contextlib.contextmanager
+def _ended(client: "mlflow.MlflowClient", run: "MlflowRun") -> "Iterator[MlflowRun]":
+    """Ends a run with how its body ended."""
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run.info.run_id, status)
+
+
+@contextlib.contextmanager
+def _system_metrics(run_id: str, uri: str, seconds: float) -> Iterator[None]:
+    """Processor, memory and disk use, sampled; 0 seconds turns it off."""
+    if not seconds:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _git() -> tuple[str, str]:
+    """The checkout's commit and whether it has changes, or `none` twice."""
+    try:
+        answers = [
+            subprocess.run(["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "none", "none"
+    return answers[0], str(bool(answers[1])).lower()
+
+
+def _plain(value: Any) -> str:
+    return (
+        "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
