@@ -31,7 +31,7 @@ OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 @dataclass(frozen=True, kw_only=True)
 class _Seed(Spec):
-    group = "run"
+    group = ""
     seed: int = integer(at_least=0, example=0)
 
 

@@ -127,11 +127,12 @@ def texts(*, example: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A config group's chosen option. Each field is declared with its check, and every default lives in `conf/<group>/`."""
+    """A config group's chosen option, or, where the group is empty, settings that stand alone. Each field is declared with its check, and every default lives in `conf/<group>/`."""
 
     group: ClassVar[str]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            checked = field.metadata["check"](f"{self.group}.{field.name}", getattr(self, field.name))
+            key = f"{self.group}.{field.name}" if self.group else field.name
+            checked = field.metadata["check"](key, getattr(self, field.name))
             object.__setattr__(self, field.name, checked)

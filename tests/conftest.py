@@ -1,0 +1,77 @@
+"""Small real inputs: drawn photos on disk, composed runs, and caches of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from dogbreeds import miniature
+from dogbreeds.run import Run, from_config
+from dogbreeds.spec import home
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture
+def composed(tmp_path: Path) -> Callable[..., Run]:
+    """A function from overrides to a run whose caches and records lie in the test's folder."""
+
+    def run(*overrides: str) -> Run:
+        places = [f"features.dir={tmp_path}/kept"]
+        if not any(override.startswith("tracking=") for override in overrides):
+            places += [f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db", f"tracking.artifacts={tmp_path}/mlruns/artifacts"]
+        with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+            return from_config(compose("train", [*places, *overrides]))
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes drawn photos as `root/<part>/<class>/<n>.jpg`; parts map to photos a class, '' is the root itself."""
+
+    def write(classes: int = 3, size: int = 64, **parts: int) -> Path:
+        root = tmp_path / "photos"
+        for part, count in (parts or {"train": 6, "test": 3}).items():
+            for breed in range(classes):
+                folder = root / ("" if part == "flat" else part) / f"breed_{breed}"
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    stream = part if part in ("val", "test") else "train"
+                    picture = Image.fromarray(miniature.draw(stream, breed, number))
+                    picture.resize((size, size)).save(folder / f"{number}.jpg", quality=95)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m dogbreeds.<name>` as a user does, from another folder, with a home of its own for runs and records."""
+
+    def run(name: str, *arguments: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+        place = tmp_path / "home"
+        place.mkdir(exist_ok=True)
+        if not (place / "conf").exists():
+            (place / "conf").symlink_to(home() / "conf")
+        return subprocess.run(
+            [sys.executable, "-m", f"dogbreeds.{name}", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(home())} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

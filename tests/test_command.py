@@ -1,0 +1,55 @@
+"""Every error a command line can hold, by its sentences, without TensorFlow."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dogbreeds.spec import home
+
+_PROBE = (
+    "import sys; from dogbreeds import command, train\n"
+    "try: command.main(train.task)\n"
+    "finally: print('TensorFlow was', 'imported' if 'tensorflow' in sys.modules or 'mlflow' in sys.modules else 'left alone')"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("optimzer.lr=1", "optimzer.lr is not a setting. Near it there are optimizer.lr, "),
+        ("optimizer.lr=abc", "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
+        ("optimizer.lr=-1", "optimizer.lr was -1. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
+        ("optimizer.lr=nan", "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
+        ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_tiny, effnetb0,"),
+        ("schedule=linear", "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule="),
+        ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. It has "),
+        ("foo", "The command line was not understood ("),
+        ("optimizer.lr=[1", "The command line was not understood ("),
+        ("data=folder", "data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos."),
+        ("data=folder data.root=/not/there", "data.root=/not/there is not a folder (looked in /not/there). It must hold "),
+        ("model.weights=/not/there.h5", "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or"),
+        ("optimizer.lr=${nothing}", "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must"),
+        ("data.breeds=241", "data.breeds was 241. There are 240 drawn breeds. Type data.breeds=240, for example."),
+    ],
+)
+def test_a_wrong_command_line_is_answered_before_tensorflow_is_imported(arguments: str, said: str, tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, *arguments.split(), f"hydra.run.dir={tmp_path}/run"],
+        env=os.environ | {"PYTHONPATH": str(home())},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "TensorFlow was left alone"
+
+
+def test_help_names_every_group(command) -> None:
+    done = command("train", "--help")
+    assert done.returncode == 0
+    assert "model: convnext_tiny, effnetb0" in done.stdout
+    assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
