@@ -393,7 +393,8 @@ def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)  # one file after the other: a fixed order
 
     def rows() -> Iterator[dict]:
-        decoders = {"image": tfds.decode.SkipDecoding()}
+        wanted = {"image": tfds.features.Image(), "label": builder.info.features["label"], "image/filename": tfds.features.Text()}
+        decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
         yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=config))
 
     def read() -> Iterator[Photo]:

@@ -84,12 +84,9 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def predict(network: Network, data: Rows) -> np.ndarray:
     """[n, classes] float32 logits, in inference mode."""
-    import tensorflow as tf
-
-    run = tf.function(lambda inputs: network.forward(tf.cast(inputs, tf.float32), training=False), reduce_retracing=True)
     batch = int(np.clip(_EVALUATION_BYTES // max(1, data.array[:1].nbytes), 16, 2048))
     spans = [np.arange(start, min(start + batch, len(data))) for start in range(0, len(data), batch)]
-    return np.concatenate([run(data[span][0]).numpy() for span in spans])
+    return np.concatenate([network.infer(data[span][0]).numpy() for span in spans])
 
 
 class Step:

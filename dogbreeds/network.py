@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
     from dogbreeds.model import Backbone
     from dogbreeds.preprocessing import Preprocessing
@@ -71,6 +72,13 @@ class Network:
             wakes = self.plan.drop_connect or self.plan.batchnorm == "trainable"
             inputs = self.suffix(inputs, training=training and wakes)
         return self.head(inputs, training=training)
+
+    @cached_property
+    def infer(self) -> "Callable[[np.ndarray], tf.Tensor]":
+        """`forward` in inference mode, compiled."""
+        import tensorflow as tf
+
+        return tf.function(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False), reduce_retracing=True)
 
     def trainable(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
         """The variables that train where these layers of the suffix do: 0 is the head's depth, 1 the top block's, and so on."""

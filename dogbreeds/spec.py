@@ -127,7 +127,10 @@ def texts(*, example: str) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A config group's chosen option, or, where the group is empty, settings that stand alone. Each field is declared with its check, and every default lives in `conf/<group>/`."""
+    """A config group's chosen option, or, where the group is empty, settings that stand alone.
+
+    Each field is declared with its check; every default lives in `conf/<group>/`.
+    """
 
     group: ClassVar[str]
 

@@ -1,3 +1,4 @@
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,7 +139,9 @@ def test_hidden_files_and_other_suffixes_are_passed_over(tmp_path: Path) -> None
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("I;16", "png"), ("1", "png")])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("I;16", "png"), ("1", "png")]
+)
 def test_every_kind_of_photo_becomes_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"photo.{suffix}"
     picture = Image.new("RGB", (6, 4), (204, 204, 204))
@@ -163,7 +166,9 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
 
 def test_a_cut_off_photo_is_named(photos: Callable[..., Path]) -> None:
     path = photos() / "train/breed_0/0.jpg"
-    with pytest.raises(Unreadable, match=r"^0\.jpg cannot be read as a photo \(.*truncated.*\)\. Photos must be whole JPEG.* Replace the file, or type"):
+    with pytest.raises(
+        Unreadable, match=r"^0\.jpg cannot be read as a photo \(.*truncated.*\)\. Photos must be whole JPEG.* Replace the file, or type"
+    ):
         decode(path.read_bytes()[:-400], "0.jpg")
 
 
@@ -173,7 +178,11 @@ def test_a_cut_off_photo_is_named(photos: Callable[..., Path]) -> None:
 def test_the_miniature_is_the_same_everywhere() -> None:
     dataset = Miniature(breeds=3, train_per_breed=2, val_per_breed=1, test_per_breed=1, **COMMON).open()
     assert dataset.class_names == ("000-cream-bib-prick", "001-red-saddle-prick", "002-blue-masked-round")
-    assert {name: split.labels.tolist() for name, split in dataset.splits.items()} == {"train": [0, 0, 1, 1, 2, 2], "val": [0, 1, 2], "test": [0, 1, 2]}
+    assert {name: split.labels.tolist() for name, split in dataset.splits.items()} == {
+        "train": [0, 0, 1, 1, 2, 2],
+        "val": [0, 1, 2],
+        "test": [0, 1, 2],
+    }
     first, second, held = read(dataset.train.source, 0), read(dataset.train.source, 1), read(dataset.val.source, 0)
     assert first.shape == (64, 64, 3)
     assert np.array_equal(first, read(dataset.train.source, 0))
@@ -185,24 +194,53 @@ def dogs(**changes: object) -> StanfordDogs:
     return StanfordDogs(**{"split": "official", "root": None, "val_fraction": 0.2, "split_seed": 0, "guide_seed": 42, **COMMON, **changes})
 
 
-def test_stanford_dogs_comes_through_tfds_own_builder(tmp_path: Path) -> None:
+@pytest.fixture
+def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The three archives of Stanford Dogs, small: 120 breeds, 3 train and 1 test photo each; TFDS' downloads are answered with them."""
     import tensorflow_datasets as tfds
+    from scipy.io import savemat
 
-    with tfds.testing.mock_data(num_examples=600):
-        official = dogs(root=str(tmp_path)).open()
-        assert len(official.class_names) == 120
-        assert official.class_names[0] == "n02085620-chihuahua"
-        assert {name: len(split.rows) for name, split in official.splits.items()}["test"] == 600
-        assert len(official.train.rows) + len(official.val.rows) == 600
-        assert not set(official.train.rows) & set(official.val.rows)
-        photo = read(official.train.source, 0)
-        assert photo.ndim == 3
-        assert photo.dtype == np.uint8
-        guide = dogs(root=str(tmp_path), split="guide").open()
-        assert guide.test is None
-        assert set(guide.splits) == {"train", "val"}
-        assert guide.fingerprint == dogs(root=str(tmp_path), split="guide", split_seed=9).open().fingerprint  # its seed is its own
-        assert guide.fingerprint != dogs(root=str(tmp_path), split="guide", guide_seed=9).open().fingerprint
+    source = tmp_path / "source"
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for breed in range(120):
+        for number in range(4):
+            folder, name = f"n{breed:08d}-Breed_{breed}", f"n{breed:08d}_{number}"
+            lists["test" if number == 3 else "train"].append(f"{folder}/{name}.jpg")
+            for part in ("Images", "Annotation"):
+                (source / part / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((12, 10, 3), breed, np.uint8)).save(source / "Images" / folder / f"{name}.jpg")
+            box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+            size = "<size><width>10</width><height>12</height></size>"
+            (source / "Annotation" / folder / name).write_text(f"<annotation>{size}{box}</annotation>")
+    (source / "lists").mkdir()
+    for part, names in lists.items():
+        savemat(source / "lists" / f"{part}_list.mat", {"file_list": np.array(names, dtype=object)})
+    images = tmp_path / "images.tar"
+    with tarfile.open(images, "w") as tar:
+        tar.add(source / "Images", arcname="Images")
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda _, url: images)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda _, urls: [source / "lists", source / "Annotation"])
+    return tmp_path / "tfds"
+
+
+def test_stanford_dogs_comes_through_tfds_own_builder(archives: Path) -> None:
+    official = dogs(root=str(archives)).open()
+    assert len(official.class_names) == 120
+    assert official.class_names[7] == "n00000007-breed_7"
+    assert {name: np.bincount(split.labels).tolist() for name, split in official.splits.items()} == {
+        "train": [2] * 120,
+        "val": [1] * 120,
+        "test": [1] * 120,
+    }
+    assert not set(official.train.rows) & set(official.val.rows)
+    for row, photo in enumerate(official.train.source.read()):
+        pixels = photo()
+        assert pixels.shape == (12, 10, 3)
+        assert abs(int(pixels.mean()) - official.train.source.labels[row]) <= 1
+    guide = dogs(root=str(archives), split="guide").open()
+    assert {name: len(split.rows) for name, split in guide.splits.items()} == {"train": 360, "val": 120}
+    assert guide.fingerprint == dogs(root=str(archives), split="guide", split_seed=9).open().fingerprint  # its seed is its own
+    assert guide.fingerprint != dogs(root=str(archives), split="guide", guide_seed=9).open().fingerprint
 
 
 def test_without_network_stanford_dogs_says_the_offline_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
