@@ -94,13 +94,13 @@ class _Shown:
     """What the network's trainable part is shown of each split: kept features, or the photos where nothing is frozen."""
 
     def __init__(self, run: Run, dataset: Dataset, network: Network):
-        self._run, self._dataset, self._prefix = run, dataset, network.prefix
+        self._run, self._dataset, self._network = run, dataset, network
         self._store = run.features.store()
 
     def rows(self, split: Split, view: View | None = None) -> Rows:
         """The rows of a split that could be read."""
         photos = Photos(split.source, self._run.data, self._run.model.image_size, self._store)
-        array = compute(self._prefix, photos, self._run.features, view) if self._prefix else photos.rows()
+        array = compute(self._network.prefix, photos, self._run.features, view) if self._network.keeps else photos.rows()
         readable = split.without(photos.skipped())
         positions = np.searchsorted(view.rows, readable.rows) if view else readable.rows
         return Rows(array, positions, readable.labels)

@@ -54,20 +54,29 @@ class Network:
     """The parts of an attempt's network.
 
     Attributes:
-        prefix: frozen; None where everything trains.
+        prefix: frozen, its output kept; where everything trains it is the pixels' convention alone, and nothing is kept.
         suffix: what lies between the cut and the head, with weights of its own; None where only the head trains.
         head: [b, features] -> [b, classes] logits.
         plan: what of the suffix trains, and how.
     """
 
-    prefix: Prefix | None
+    prefix: Prefix
     suffix: "keras.Model | None"
     head: "keras.Sequential"
     plan: "Plan"
-    image_size: int
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is something to keep: else the network is shown photos."""
+        return self.plan.cut > 0
 
     def forward(self, inputs, training: bool):
-        """[b, *input shape] -> [b, classes] logits. Frozen BatchNorm and silent dropout stay so in training, whatever Keras would do."""
+        """What the prefix says, or photos where nothing is kept -> [b, classes] logits.
+
+        Frozen BatchNorm and silent dropout stay so in training, whatever Keras would do.
+        """
+        if not self.keeps:
+            inputs = self.prefix.graph(inputs, training=False)
         if self.suffix is not None:
             wakes = self.plan.drop_connect or self.plan.batchnorm == "trainable"
             inputs = self.suffix(inputs, training=training and wakes)
@@ -102,7 +111,7 @@ class Network:
 
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: `total`, `trainable` in the end, and of the `backbone`."""
-        parts = {"prefix": self.prefix.graph if self.prefix else None, "suffix": self.suffix, "head": self.head}
+        parts = {"prefix": self.prefix.graph, "suffix": self.suffix, "head": self.head}
         counts = {name: part.count_params() if part is not None else 0 for name, part in parts.items()}
         trained = sum(int(np.prod(variable.shape)) for group in self.trainable(self.plan.stages[-1]).values() for variable in group)
         return {"total": sum(counts.values()), "trainable": trained, "backbone": counts["prefix"] + counts["suffix"]}
@@ -122,10 +131,9 @@ class Network:
         from dogbreeds.resize import resized
 
         photos = keras.Input((None, None, 3), dtype="uint8", name="photo")
-        outputs = resized(photos, self.image_size, resize)
-        for part in (self.prefix.graph if self.prefix else None, self.suffix, self.head):
-            if part is not None:
-                outputs = part(outputs)
+        outputs = self.prefix.graph(resized(photos, self.prefix.graph.input.shape[1], resize))
+        for part in (self.suffix, self.head) if self.suffix is not None else (self.head,):
+            outputs = part(outputs)
         probabilities = keras.layers.Softmax(name="probabilities")(outputs)
         names = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="breed")
         breed = names(keras.ops.argmax(probabilities, axis=-1))
@@ -141,26 +149,24 @@ def assemble(backbone: "Backbone", preprocessing: "Preprocessing", plan: "Plan",
         plan: where to cut.
         head: builds the head for a number of features.
     """
-    size = backbone.network.input.shape[1]
-    if plan.cut == 0:
-        suffix = _with_pixels(_suffix(backbone, plan), preprocessing)
-        return Network(None, suffix, head(suffix.output.shape[-1]), plan, size)
     prefix = _prefix(backbone, preprocessing, plan.cut)
-    if plan.cut == len(backbone.blocks):
-        return Network(prefix, None, head(prefix.shape[-1]), plan, size)
-    suffix = _suffix(backbone, plan)
-    return Network(prefix, suffix, head(suffix.output.shape[-1]), plan, size)
+    suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
+    features = (suffix or prefix.graph).output.shape[-1]
+    return Network(prefix, suffix, head(features), plan)
 
 
 def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int) -> Prefix:
     import keras
 
-    block = backbone.blocks[cut - 1]
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
-    outputs = keras.Model(backbone.network.input, block.output, name="prefix")(preprocessing.apply(pixels))
+    outputs = preprocessing.apply(pixels)
+    if cut == 0:
+        outputs = keras.layers.Identity(name="photos")(outputs)
+    else:
+        outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
     if cut == len(backbone.blocks):
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
-    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{block.name}:{preprocessing.mode}:{cut}")
+    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}")
 
 
 def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
@@ -177,13 +183,3 @@ def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
         if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
             layer.rate = 0.0
     return copy
-
-
-def _with_pixels(tail: "keras.Model", preprocessing: "Preprocessing") -> "keras.Model":
-    import keras
-
-    pixels = keras.Input(tail.input.shape[1:], name="pixels")
-    outputs = preprocessing.apply(pixels)
-    # Called layer by layer, so that the layers stay visible by name.
-    inner = keras.models.clone_model(tail, input_tensors=outputs, clone_function=lambda layer: layer) if outputs is not pixels else None
-    return keras.Model(pixels, inner.output, name="suffix") if inner is not None else tail

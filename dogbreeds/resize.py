@@ -17,18 +17,19 @@ def resized(photos, size: int, how: str):
     """
     import keras
 
-    resize = keras.layers.Resizing(
-        size,
-        size,
+    # Not the Resizing layer: its call defaults to training=True, which Keras then takes for the whole model when it is called without
+    # the argument, so that a saved network would drop out and move its BatchNorm statistics while predicting.
+    resized = keras.ops.image.resize(
+        keras.ops.cast(photos, "float32"),
+        (size, size),
         interpolation="bilinear",
         antialias=True,
         crop_to_aspect_ratio=how == "crop",
         pad_to_aspect_ratio=how == "pad",
         fill_value=_PAD_GREY,
-        name="resize",
     )
     # Rounded, because photos are kept as uint8: the saved model must see just what training saw.
-    return keras.ops.round(resize(keras.ops.cast(photos, "float32")))
+    return keras.ops.round(resized)
 
 
 def resizer(size: int, how: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,6 +1,7 @@
 """Small real inputs: drawn photos on disk, composed runs, and caches of their own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,21 @@ from dogbreeds.spec import home
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store as MLflow makes it, made once: it takes seconds."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def composed(tmp_path: Path) -> Callable[..., Run]:
+def composed(tmp_path: Path, empty_store: Path) -> Callable[..., Run]:
     """A function from overrides to a run whose caches and records lie in the test's folder."""
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
 
     def run(*overrides: str) -> Run:
         places = [f"features.dir={tmp_path}/kept"]

@@ -1,0 +1,176 @@
+"""Whole attempts, read back from a real SQLite store."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dogbreeds.attempt import execute
+from dogbreeds.spec import Refused
+from dogbreeds.tracking import _SWEEP, Composition, Mlflow, Sweep
+
+SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
+
+
+def composition(folder: Path, name: str = "an attempt") -> Composition:
+    return Composition("seed: 0\n", ("data.breeds=12",), name, folder)
+
+
+@pytest.fixture
+def attempted(composed, tmp_path: Path):
+    """A function that runs an attempt and gives its result, its MLflow run and the client."""
+
+    def attempt(*overrides: str, name: str = "an attempt"):
+        run = composed(*SMALL, *overrides)
+        result = execute(run, composition(tmp_path, name))
+        client, experiment = run.tracking.connect()
+        return result, client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0], client
+
+    return attempt
+
+
+def test_everything_about_an_attempt_is_recorded(attempted, tmp_path: Path) -> None:
+    result, record, client = attempted()
+    assert record.info.status == "FINISHED"
+    assert record.info.run_name == "an attempt"
+    params, metrics, tags = record.data.params, record.data.metrics, record.data.tags
+    assert {
+        "optimizer": "Adam",
+        "optimizer.lr": "0.001",
+        "head.widths": "[512, 256]",
+        "model.architecture": "Miniature",
+        "preprocessing.mode": "raw",
+        "seed": "0",
+        "data.name": "miniature",
+        "data.classes": "6",
+        "data.photos.train": "120",
+        "data.photos.val": "60",
+        "data.photos.test": "60",
+        "overrides": "data.breeds=12",
+        "unfreeze.layers_trained": "0",
+        "parameters.backbone": "847529",
+        "parameters.trainable": "461062",
+    }.items() <= params.items()
+    assert len(params["data.fingerprint"]) == 32
+    assert {"git.commit", "git.dirty", "version.keras", "version.tensorflow", "version.mlflow", "python", "host"} <= tags.keys()
+    for part in ("train", "val"):
+        for what in ("loss", "accuracy", "top5_accuracy"):
+            history = client.get_metric_history(record.info.run_id, f"{part}/{what}")
+            assert [point.step for point in history] == [1, 2, 3]
+    history = client.get_metric_history(record.info.run_id, "val/accuracy")
+    assert [point.value for point in history] == [epoch.val.accuracy.value for epoch in result.outcome.epochs]
+    assert metrics["best/val_accuracy"] == max(point.value for point in history) == result.objective
+    assert metrics["lr"] == 1e-3
+    assert metrics["test/accuracy"] == result.test.accuracy.value
+    low, high = result.outcome.best.val.accuracy.interval
+    assert (metrics["best/val_accuracy_low"], metrics["best/val_accuracy_high"]) == (low, high)
+    assert any(name.startswith("system/") for name in metrics)
+    assert record.inputs.dataset_inputs[0].dataset.name == "miniature"
+    artifacts = {item.path for folder in ("", "config", "model", "predictions") for item in client.list_artifacts(record.info.run_id, folder)}
+    assert {
+        "curves.png",
+        "config/config.yaml",
+        "config/overrides.txt",
+        "model/model.keras",
+        "predictions/val.npz",
+        "predictions/test.npz",
+    } <= artifacts
+    said = np.load(client.download_artifacts(record.info.run_id, "predictions/test.npz", str(tmp_path)))
+    assert (said["logits"].argmax(axis=1) == said["labels"]).mean() == pytest.approx(result.test.accuracy.value, abs=0.01)
+    assert said["ids"][0] == "test/000-cream-bib-prick/0"
+
+
+def test_the_recorded_model_gives_the_recorded_test_accuracy(attempted, composed, tmp_path: Path) -> None:
+    import keras
+
+    result, record, client = attempted("phase.epochs=6")
+    whole = keras.models.load_model(client.download_artifacts(record.info.run_id, "model/model.keras", str(tmp_path)))
+    dataset = composed(*SMALL).data.open()
+    photos = np.stack([photo() for photo in dataset.test.source.read()])
+    breeds = np.array([name.decode() for name in whole(photos)["breed"].numpy()])
+    assert (breeds == np.array(dataset.class_names)[dataset.test.labels]).sum() == result.test.accuracy.correct
+    assert result.test.accuracy.value > 0.8
+
+
+def test_the_same_seed_twice_gives_the_same_numbers(attempted) -> None:
+    first, again = attempted("tracking.model=none")[0], attempted("tracking.model=none")[0]
+    assert [epoch.metrics() for epoch in first.outcome.epochs] == [epoch.metrics() for epoch in again.outcome.epochs]
+    assert first.test == again.test
+
+
+def test_augmented_training_goes_through_its_copies(attempted) -> None:
+    augmented = attempted("augment=guide", "augment.copies=2", "phase.epochs=4", "tracking.model=none")[0].outcome
+    plain = attempted("phase.epochs=4", "tracking.model=none")[0].outcome
+    assert augmented.epochs[-1].train_loss > 1.2 * plain.epochs[-1].train_loss
+    assert augmented.epochs[-1].val.accuracy.value > 0.5
+
+
+def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> None:
+    result = execute(composed("tracking=none", *SMALL[:2]), composition(tmp_path))
+    assert len(result.outcome.epochs) == 3
+    assert not (tmp_path / "mlruns/artifacts").exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_never_stays_running(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str) -> None:
+    from dogbreeds import attempt
+
+    def break_off(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(attempt, "fit", break_off)
+    run = composed(*SMALL)
+    with pytest.raises(type(error)):
+        execute(run, composition(tmp_path))
+    client, experiment = run.tracking.connect()
+    assert [record.info.status for record in client.search_runs([experiment])] == [status]
+
+
+def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None:
+    result, record, _ = attempted("optimizer=sgd", "optimizer.lr=1e38", "head=linear", "phase.epochs=5")
+    assert result.outcome.diverged
+    assert result.outcome.ended.startswith("the loss was nan at step ") or result.outcome.ended.startswith("the loss was inf at step ")
+    assert record.info.status == "FINISHED"
+    assert 0 <= result.objective < 1
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("best", [False, True, False]), ("all", [True] * 3), ("none", [False] * 3)])
+def test_of_a_sweep_the_best_model_is_kept(attempted, composed, monkeypatch: pytest.MonkeyPatch, keep: str, kept: list[bool]) -> None:
+    client, experiment = composed(*SMALL).tracking.connect()
+    parent = client.create_run(experiment).info.run_id
+    monkeypatch.setenv(_SWEEP, parent)
+    records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in ("3e-5", "1e-3", "1e-4")]
+    assert [record.data.tags["mlflow.parentRunId"] for record in records] == [parent] * 3
+    found = [any(item.path == "model" for item in client.list_artifacts(record.info.run_id)) for record in records]
+    assert found == kept
+
+
+def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    run = composed(*SMALL)
+    assert isinstance(run.tracking, Mlflow)
+    settings = {"_target_": "dogbreeds.tracking.Mlflow"} | asdict(run.tracking)
+    hydra = {"overrides": {"task": ["optimizer.lr=1e-2,1e-3"]}, "sweep": {"dir": str(tmp_path)}}
+    Sweep().on_multirun_start(OmegaConf.create({"tracking": settings, "seed": 0, "hydra": hydra}))
+    client, experiment = run.tracking.connect()
+    best = 0.0
+    for lr in ("1e-2", "1e-3"):
+        best = max(best, execute(composed(*SMALL, f"optimizer.lr={lr}"), composition(tmp_path)).objective)
+    Sweep.close("FINISHED")
+    assert _SWEEP not in os.environ
+    records = client.search_runs([experiment])
+    parents = [record for record in records if "mlflow.parentRunId" not in record.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.run_name == "sweep optimizer.lr=1e-2,1e-3"
+    assert parents[0].info.status == "FINISHED"
+    assert parents[0].data.metrics["best/val_accuracy"] == best
+    assert {record.data.tags.get("mlflow.parentRunId") for record in records} == {None, parents[0].info.run_id}
+
+
+@pytest.mark.parametrize("uri", ["file:./mlruns", "nosuch://place", "sqlite:////proc/no/mlflow.db"])
+def test_a_store_that_cannot_be_used(composed, uri: str) -> None:
+    with pytest.raises(Refused, match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri="):
+        composed(f"tracking.uri={uri}").tracking.connect()

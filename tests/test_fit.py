@@ -1,0 +1,141 @@
+import math
+
+import numpy as np
+import pytest
+
+from dogbreeds.fit import Epoch, Rows, fit, order, predict
+from dogbreeds.head import MLP, BatchNorm, Linear
+from dogbreeds.metrics import score
+from dogbreeds.network import Network
+from dogbreeds.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
+from dogbreeds.phase import Frozen
+from dogbreeds.schedule import Constant, Cosine
+from dogbreeds.unfreeze import Nothing
+
+N, FEATURES, CLASSES = 96, 12, 5
+PLAN = Nothing(batchnorm="frozen", drop_connect="off").plan([])
+ADAM = {"layer_decay": 1.0, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
+
+
+def rows(seed: int = 0, n: int = N) -> Rows:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, size=n).astype(np.int32)
+    centres = np.random.default_rng(99).normal(size=(CLASSES, FEATURES))
+    array = (centres[labels] + 0.8 * rng.normal(size=(n, FEATURES))).astype(np.float32)
+    return Rows(array, np.arange(n), labels)
+
+
+def network(head=None, seed: int = 0) -> Network:
+    return Network(None, None, (head or MLP(widths=[16], dropout=0.5)).build(FEATURES, CLASSES, seed), PLAN, 64)
+
+
+def phase(epochs: int = 4, batch_size: int = 20, patience: int | None = None) -> Frozen:
+    return Frozen(epochs=epochs, batch_size=batch_size, patience_epochs=patience)
+
+
+def train(built: Network, optimizer: Optimizer | None = None, schedule=None, seed: int = 0, **settings):
+    seen: list[Epoch] = []
+    data = rows()
+    outcome = fit(
+        built, lambda epoch: data, rows(1, 200), phase(**settings), optimizer or Adam(lr=1e-2, **ADAM), schedule or Constant(), seed, seen.append
+    )
+    assert seen == outcome.epochs
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reference"),
+    [
+        (Adam(lr=1e-2, **ADAM), "Adam(1e-2)"),
+        (AdamW(lr=1e-2, weight_decay=0.1, **ADAM), "AdamW(1e-2, weight_decay=0.1)"),
+        (SGD(lr=0.05, momentum=0.9, layer_decay=1.0), "SGD(0.05, momentum=0.9)"),
+        (RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0), "RMSprop(1e-3, rho=0.8, momentum=0.5)"),
+    ],
+)
+@pytest.mark.parametrize("head", [MLP(widths=[16], dropout=0.5), BatchNorm(dropout=0.2), Linear(dropout=0.0)])
+def test_training_is_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
+    import keras
+
+    ours, theirs = network(head), head.build(FEATURES, CLASSES, 0)
+    outcome = train(ours, optimizer, epochs=2)
+    name, arguments = reference.rstrip(")").split("(", 1)
+    theirs.compile(
+        optimizer=eval(f"keras.optimizers.{name}({arguments})", {"keras": keras}),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    data, held = rows(), rows(1, 200)
+    for epoch in range(2):
+        shuffled, losses, right = order(0, epoch, N), [], 0.0
+        for start in range(0, N, 20):
+            batch = shuffled[start : start + 20]
+            theirs.reset_metrics()
+            loss, accuracy = theirs.train_on_batch(data.array[batch], data.labels[batch])
+            losses.append(loss * len(batch))
+            right += accuracy * len(batch)
+        assert outcome.epochs[epoch].train_loss == pytest.approx(sum(losses) / N, rel=1e-5)
+        assert outcome.epochs[epoch].train_accuracy == pytest.approx(right / N)
+        expected = score(theirs.predict(held.array, verbose=0), held.labels)
+        assert outcome.epochs[epoch].val.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert outcome.epochs[epoch].val.accuracy == expected.accuracy
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
+    first, again, other = train(network()), train(network()), train(network(), seed=1)
+    assert [epoch.metrics() for epoch in first.epochs] == [epoch.metrics() for epoch in again.epochs]
+    assert first.epochs[0].train_loss != other.epochs[0].train_loss
+    assert all(np.array_equal(a, b) for a, b in zip(first.best_weights, again.best_weights, strict=True))
+
+
+def test_each_epoch_has_its_own_order_of_all_photos() -> None:
+    orders = [order(0, epoch, 50) for epoch in range(3)] + [order(1, 0, 50)]
+    assert all(sorted(drawn) == list(range(50)) for drawn in orders)
+    assert len({tuple(drawn) for drawn in orders}) == 4
+    assert np.array_equal(orders[0], order(0, 0, 50))
+
+
+def test_the_best_epoch_s_weights_are_put_back() -> None:
+    built = network()
+    outcome = train(built, Adam(lr=0.3, **ADAM), epochs=12)
+    best = max(outcome.epochs, key=lambda epoch: (epoch.val.accuracy.correct, -epoch.number))
+    assert outcome.best == best
+    assert best.number < 12
+    again = score(predict(built, rows(1, 200)), rows(1, 200).labels)
+    assert again == best.val
+    assert score(outcome.best_logits, rows(1, 200).labels) == best.val
+
+
+def test_patience_ends_training() -> None:
+    outcome = train(network(), Adam(lr=0.3, **ADAM), epochs=40, patience=3)
+    assert outcome.best is not None
+    assert len(outcome.epochs) == outcome.best.number + 3 < 40
+    assert outcome.ended == "no better validation accuracy for 3 epochs"
+
+
+def test_a_loss_that_is_not_a_number_stops_at_once_and_says_where() -> None:
+    built = network(Linear(dropout=0.0))
+    good = rows()
+    broken = Rows(np.where(np.arange(N)[:, None] == order(0, 1, N)[25], np.nan, good.array).astype(np.float32), good.rows, good.labels)
+    outcome = fit(built, lambda epoch: broken if epoch else good, rows(1, 200), phase(), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None)
+    assert outcome.diverged
+    assert outcome.ended == "the loss was nan at step 7 (epoch 2), lr 0.01"
+    assert len(outcome.epochs) == 1
+    assert all(np.isfinite(variable.numpy()).all() for variable in built.learned)
+    assert score(predict(built, rows(1, 200)), rows(1, 200).labels) == outcome.epochs[0].val
+
+
+def test_the_schedule_sets_the_rate_of_every_step() -> None:
+    outcome = train(network(), schedule=Cosine(warmup_epochs=1, final_fraction=0.0), epochs=4)
+    expected = [Cosine(warmup_epochs=1, final_fraction=0.0).lr(1e-2, index + 4 / 5, 4, []) for index in range(4)]
+    assert [epoch.lr for epoch in outcome.epochs] == pytest.approx(expected)
+    assert outcome.epochs[0].lr < outcome.epochs[1].lr > outcome.epochs[3].lr
+
+
+def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
+    built = network(Linear(dropout=0.0))
+    data = rows(n=21)
+    before = score(predict(built, data), data.labels)
+    still = SGD(lr=1e-30, momentum=0.0, layer_decay=1.0)
+    outcome = fit(built, lambda epoch: data, data, phase(epochs=1), still, Constant(), 0, lambda epoch: None)
+    assert outcome.epochs[0].train_loss == pytest.approx(before.loss, rel=1e-5)
+    assert math.isclose(outcome.epochs[0].train_accuracy, before.accuracy.value, rel_tol=1e-6)

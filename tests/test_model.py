@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dogbreeds.model import SHIPPED, Miniature, MobileNetV2, Model, find_blocks
+from dogbreeds.spec import Missing, Refused
+
+
+def model(architecture: str, size: int = 64, weights: str | None = None, **more: object) -> Model:
+    kinds = {"Miniature": Miniature, "MobileNetV2": MobileNetV2}
+    alpha = {"alpha": 0.35} if architecture == "MobileNetV2" else {}
+    settings = {"architecture": architecture, "image_size": size, "pixels": "raw", "weights": weights, **alpha, **more}
+    return kinds.get(architecture, Model)(**settings)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "count", "first", "last"),
+    [
+        ("EfficientNetB0", 237, 18, ["stem 6", "block1a 10", "block2a 14"], ["block6d 15", "block7a 13", "top 3"]),
+        ("EfficientNetB4", 474, 34, ["stem 6", "block1a 10", "block1b 12"], ["block6h 15", "block7a 13", "block7b 15", "top 3"]),
+        ("EfficientNetV2B0", 270, 23, ["stem 5", "block1a 3", "block2a 5"], ["block6g 15", "block6h 15", "top 3"]),
+        ("ResNet50", 175, 17, ["stem 6", "conv2_block1 12"], ["conv5_block1 12", "conv5_block2 10", "conv5_block3 10"]),
+        ("MobileNetV2", 154, 19, ["stem 3", "expanded_conv 5", "block_1 9"], ["block_15 9", "block_16 8", "top 3"]),
+        ("ConvNeXtTiny", 133, 23, ["stem 2", "stage_0_block_0 7"], ["downsampling_block_2 1", "stage_3_block_0 7", "stage_3_block_1 7"]),
+        ("Miniature", 192, 15, ["stem 6", "block1a 10"], ["block6c 15", "block7a 13", "top 3"]),
+    ],
+)
+def test_blocks_have_the_family_s_names_and_hold_every_layer(architecture: str, layers: int, count: int, first: list[str], last: list[str]) -> None:
+    network = model(architecture).construct(None)
+    assert len(network.layers) == layers
+    blocks = find_blocks(network)
+    said = [f"{block.name} {len(block.layers)}" for block in blocks]
+    assert len(blocks) == count
+    assert said[: len(first)] == first
+    assert said[-len(last) :] == last if architecture != "ConvNeXtTiny" else said[-5:-2] == last
+    inside = [layer.name for block in blocks for layer in block.layers]
+    assert sorted(inside) == sorted(layer.name for layer in network.layers[1:])  # all but the input
+    assert blocks[-1].output is network.outputs[0]
+
+
+@pytest.mark.parametrize("architecture", ["EfficientNetB0", "ResNet50", "MobileNetV2", "ConvNeXtTiny"])
+def test_everything_flows_through_each_cut(architecture: str, rng: np.random.Generator) -> None:
+    import keras
+
+    network = model(architecture).construct(None)
+    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    whole = np.asarray(network(photos, training=False))
+    blocks = find_blocks(network)
+    for block in blocks[:-1:4]:
+        below = keras.Model(network.input, block.output)
+        above = keras.Model(block.output, network.output)
+        assert np.allclose(np.asarray(above(below(photos, training=False), training=False)), whole, atol=1e-5)
+
+
+def test_the_shipped_weights_are_small_and_load() -> None:
+    assert SHIPPED.stat().st_size < 4_000_000
+    built = model("Miniature", weights="shipped").build(0)
+    assert model("Miniature", weights="shipped").build(1) is built  # the seed is of random weights only
+    assert built.network.count_params() == 847_529
+    kernel = built.network.get_layer("top_conv").kernel
+    assert kernel.dtype == "float32"
+    assert np.array_equal(np.asarray(kernel), np.asarray(kernel).astype(np.float16))
+
+
+def test_random_weights_follow_the_seed() -> None:
+    first, again, other = (model("MobileNetV2").build(seed).fingerprint for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def official_file(tmp_path: Path, name: str) -> Path:
+    """A file as Keras publishes it: legacy HDF5, the standard deviation in place of the variance."""
+    import keras
+    from keras.src.legacy.saving import legacy_h5_format
+
+    keras.utils.set_random_seed(5)
+    network = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(64, 64, 3))
+    normalization = next(layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
+    normalization.set_weights([np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), np.array(0)])
+    import h5py
+
+    with h5py.File(tmp_path / name, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return tmp_path / name
+
+
+def test_the_official_file_by_path_is_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    from keras.src.utils import file_utils
+
+    file = official_file(tmp_path, "efficientnetb0_notop.h5")
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(file))  # the download
+    by_name = model("EfficientNetB0", weights="imagenet").build(0)
+    by_path = model("EfficientNetB0", weights=str(file)).build(0)
+    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    assert np.array_equal(np.asarray(by_name.network(photos, training=False)), np.asarray(by_path.network(photos, training=False)))
+    assert by_name.fingerprint == by_path.fingerprint
+    assert [block.name for block in by_name.blocks] == [block.name for block in by_path.blocks]
+
+
+def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random.Generator) -> None:
+    import keras
+
+    keras.utils.set_random_seed(6)
+    network = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(64, 64, 3))
+    network.save_weights(tmp_path / "mine.weights.h5")
+    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    built = model("EfficientNetB0", weights=str(tmp_path / "mine.weights.h5")).build(0).network
+    assert np.array_equal(np.asarray(built(photos, training=False)), np.asarray(network(photos, training=False)))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        Refused, match=r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of keras\.applications\.EfficientNet"
+    ):
+        model("EfficientNetB0", weights=str(SHIPPED)).build(0)
+    half = model("MobileNetV2", alpha=0.5).construct(None)
+    half.save_weights(tmp_path / "half.weights.h5")
+    with pytest.raises(Refused, match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\."):
+        model("MobileNetV2", weights=str(tmp_path / "half.weights.h5")).build(0)
+    (tmp_path / "text.weights.h5").write_text("not HDF5")
+    with pytest.raises(Refused, match=r"text\.weights\.h5 does not fit Miniature"):
+        model("Miniature", weights=str(tmp_path / "text.weights.h5")).build(0)
+
+
+def test_without_network_imagenet_says_the_offline_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keras.src.utils import file_utils
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise Exception("URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name or service not known")
+
+    monkeypatch.setattr(file_utils, "get_file", unreachable)
+    with pytest.raises(Missing) as refusal:
+        model("EfficientNetB0", weights="imagenet").build(0)
+    assert "The ImageNet weights of EfficientNetB0 are not in " in str(refusal.value)
+    assert "could not be downloaded (URL fetch failure on https://" in str(refusal.value)
+    assert "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing." in str(refusal.value)
+    with pytest.raises(Refused, match=r"model\.weights=imagenet was asked of the miniature"):
+        model("Miniature", weights="imagenet").build(0)

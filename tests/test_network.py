@@ -1,0 +1,110 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dogbreeds import miniature
+from dogbreeds.head import MLP
+from dogbreeds.model import Miniature, MobileNetV2
+from dogbreeds.network import Network, assemble
+from dogbreeds.preprocessing import Preprocessing
+from dogbreeds.resize import resizer
+from dogbreeds.unfreeze import All, Blocks, LastN, Nothing, Unfreeze
+
+FROZEN = {"batchnorm": "frozen", "drop_connect": "off"}
+NAMES = ("akita", "beagle", "collie")
+
+
+def build(policy: Unfreeze, mode: str = "raw", classes: int = 3) -> Network:
+    backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
+    head = MLP(widths=[8], dropout=0.5)
+    return assemble(backbone, Preprocessing(mode=mode), policy.plan(backbone.blocks), lambda features: head.build(features, classes, 0))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def parts(network: Network, pixels: np.ndarray) -> np.ndarray:
+    """Probabilities by the road that training takes: compiled prefix, then suffix and head."""
+    shown = network.prefix.compiled(pixels) if network.keeps else pixels
+    return softmax(network.infer(shown).numpy())
+
+
+@pytest.mark.parametrize("mode", ["raw", "torch", "caffe"])
+@pytest.mark.parametrize(
+    "policy", [Nothing(**FROZEN), LastN(layers=20, exact=False, **FROZEN), LastN(layers=20, exact=True, **FROZEN), All(**FROZEN)]
+)
+def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
+    network = build(policy, mode)
+    pixels = np.stack([miniature.draw("test", breed, 0) for breed in range(4)])
+    whole = network.whole(NAMES, "stretch")
+    before = [array.copy() for array in whole.get_weights()]
+    said = whole(pixels)
+    assert all(np.array_equal(a, b) for a, b in zip(before, whole.get_weights(), strict=True))  # calling it is not training it
+    assert np.allclose(said["probabilities"], parts(network, pixels), atol=1e-5)
+    assert [name.decode() for name in said["breed"].numpy()] == [NAMES[index] for index in np.argmax(said["probabilities"], axis=1)]
+
+
+@pytest.mark.parametrize("how", ["stretch", "pad", "crop"])
+def test_the_whole_takes_photos_of_any_size(how: str, rng: np.random.Generator) -> None:
+    network = build(Nothing(**FROZEN))
+    whole = network.whole(NAMES, how)
+    for height, width in ((64, 64), (90, 41), (30, 200)):
+        photo = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+        assert np.allclose(whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5)
+
+
+def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
+    network = build(LastN(layers=20, exact=False, **FROZEN), "caffe")
+    network.whole(NAMES, "pad").save(tmp_path / "model.keras")
+    photo = miniature.draw("test", 1, 0)[:50]
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    script = (
+        "import keras, numpy, sys; from PIL import Image\n"
+        "said = keras.models.load_model('model.keras', safe_mode=True)(numpy.asarray(Image.open('photo.png'))[None])\n"
+        "assert 'dogbreeds' not in sys.modules\n"
+        "print(said['breed'].numpy()[0].decode(), *said['probabilities'].numpy()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    name, *probabilities = done.stdout.split()
+    expected = parts(network, resizer(64, "pad")(photo)[None])[0]
+    assert name == NAMES[int(expected.argmax())]
+    assert np.allclose([float(value) for value in probabilities], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batchnorm", "kinds"),
+    [("frozen", {"kernel", "bias"}), ("affine", {"kernel", "bias", "gamma", "beta"}), ("trainable", {"kernel", "bias", "gamma", "beta"})],
+)
+def test_what_trains_follows_the_batchnorm_mode(batchnorm: str, kinds: set[str]) -> None:
+    network = build(LastN(layers=20, exact=False, batchnorm=batchnorm, drop_connect="off"))
+    trained = network.trainable(network.plan.stages[-1])
+    assert {variable.name for group in trained.values() for variable in group} == kinds
+    assert sorted(trained) == [0, 1, 2]
+    counts = network.parameters()
+    assert counts["total"] - counts["backbone"] == network.head.count_params()
+    assert counts["trainable"] == sum(int(np.prod(variable.shape)) for group in trained.values() for variable in group)
+
+
+def test_the_backbone_is_left_as_it_is() -> None:
+    backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
+    before = [array.copy() for array in backbone.network.get_weights()]
+    network = build(Blocks(top=3, names=(), batchnorm="trainable", drop_connect="on"))
+    for variable in network.learned:
+        variable.assign(variable * 0 + 1)
+    assert all(np.array_equal(a, b) for a, b in zip(before, backbone.network.get_weights(), strict=True))
+    assert any(layer.rate > 0 for layer in backbone.network.layers if hasattr(layer, "rate"))
+
+
+def test_widths_of_mobilenet() -> None:
+    small, wide = (
+        MobileNetV2(architecture="MobileNetV2", image_size=64, pixels="tf", weights=None, alpha=alpha).build(0).network.count_params()
+        for alpha in (0.35, 1.0)
+    )
+    assert (small, wide) == (410_208, 2_257_984)
