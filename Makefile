@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: help setup test check ui pretrain clean
+.PHONY: help setup test test-slow test-real check ui pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,8 +15,14 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test: setup ## the tests, a few minutes on 2 cores
+test: setup ## the tests, under 5 minutes on 2 cores
 	$(BIN)/python -m pytest
+
+test-slow: setup ## whole commands as a user runs them, some minutes more
+	$(BIN)/python -m pytest -m slow
+
+test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
+	$(BIN)/python -m pytest -m real
 
 check: setup ## style, types and stale files
 	$(BIN)/ruff format --check .

@@ -100,10 +100,13 @@ class _Shown:
     def rows(self, split: Split, view: View | None = None) -> Rows:
         """The rows of a split that could be read."""
         photos = Photos(split.source, self._run.data, self._run.model.image_size, self._store)
-        array = compute(self._network.prefix, photos, self._run.features, view) if self._network.keeps else photos.rows()
+        if not self._network.keeps:
+            array = photos.rows()
+            readable = split.without(photos.skipped())
+            return Rows(array, readable.rows, readable.labels, view)
+        array = compute(self._network.prefix, photos, self._run.features, view)
         readable = split.without(photos.skipped())
-        positions = np.searchsorted(view.rows, readable.rows) if view else readable.rows
-        return Rows(array, positions, readable.labels)
+        return Rows(array, np.searchsorted(view.rows, readable.rows) if view else readable.rows, readable.labels)
 
     def train(self, epoch: int) -> Rows:
         """The training rows of an epoch, counted from 0: the plain ones, or those of the epoch's view."""
@@ -114,7 +117,7 @@ class _Shown:
 
 
 def _ids(split: Split, rows: Rows) -> list[str]:
-    return [split.source.ids[row] for row in rows.rows]
+    return [split.source.ids[row] for row in rows.rows]  # only the training rows of a view are numbered otherwise
 
 
 def _head_seed(seed: int) -> int:

@@ -1,14 +1,50 @@
-"""The learning curves of an attempt, as a picture."""
+"""Learning curves, as pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dogbreeds.fit import Epoch
 
 _TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
+_LEGEND = 12  # curves that can still be told apart by name
+
+
+def compare(histories: "Mapping[str, Sequence[float]]", title: str) -> "Figure":
+    """Validation accuracy by epoch of several attempts, one above the other's names.
+
+    Args:
+        histories: accuracy in [0, 1] after each epoch, by the attempt's name.
+        title: said above.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"]
+    for index, (name, values) in enumerate(histories.items()):
+        colour = colours(0.85 * index / max(1, len(histories) - 1))
+        numbers = list(range(1, len(values) + 1))
+        axes.plot(numbers, [100 * value for value in values], color=colour, marker="o", ms=3, label=f"{name}: best {100 * max(values):.1f} %")
+    axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
+    _dress(axes)
+    if len(histories) <= _LEGEND:
+        axes.legend(loc="center right", frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _dress(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
 
 
 def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
@@ -20,7 +56,6 @@ def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
         title: said above.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
@@ -38,9 +73,6 @@ def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     loss.set(ylabel="cross-entropy (nats)")
     loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        _dress(axes)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -1,6 +1,7 @@
 """What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix."""
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,7 +148,7 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
         whole = photos.rows()
         for start in range(0, total, batch):
             chosen = view.rows[start : start + batch]
-            yield view.augment.view(whole[chosen], chosen, view.number, view.seed)
+            yield view(whole[chosen], chosen)
 
     def produce(rows: np.ndarray) -> Generator[int, None, dict[str, Any]]:
         run, done = prefix.compiled, 0
@@ -171,8 +172,10 @@ class View:
     seed: int
     rows: np.ndarray
 
+    def __call__(self, photos: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """[b, s, s, 3] uint8, which are these rows of the source -> [b, s, s, 3] float32, augmented."""
+        return self.augment.view(photos, rows, self.number, self.seed)
+
     @property
     def identity(self) -> Identity:
-        import zlib
-
         return {"augment": self.augment.identity, "number": self.number, "seed": self.seed, "rows": zlib.crc32(self.rows.tobytes())}

@@ -28,17 +28,26 @@ _EVALUATION_BYTES = 64 << 20  # of features at a time
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a kept array, and their labels."""
+    """Rows of an array, and their labels.
+
+    Attributes:
+        array: kept features, or photos.
+        rows: [n] which of them.
+        labels: [n] int32.
+        shown: what becomes of a batch of them, given their rows, such as augmentation; None where they are shown as they are.
+    """
 
     array: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
+    shown: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.array[self.rows[positions]], self.labels[positions]
+        rows = self.rows[positions]
+        return self.array[rows] if self.shown is None else self.shown(self.array[rows], rows), self.labels[positions]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from hydra.experimental.callback import Callback
 
+from dogbreeds import curves
 from dogbreeds.spec import Refused, Spec, home, number, one_of, text
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow
 _MODEL_FOLDER = "model"
 _PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
 RANKING = "best/val_accuracy"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Mlflow(Tracking):
                 return client, known.experiment_id
             served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
             place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
-            return client, client.create_experiment(self.experiment, artifact_location=place)
+            return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
         except (MlflowException, OSError) as error:
             raise Refused(
                 f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
@@ -244,10 +246,16 @@ class Sweep(Callback):
         os.environ.pop(_SWEEP)
         experiment = client.get_run(run_id).info.experiment_id
         jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
-        ranked = sorted((job.data.metrics.get(RANKING, -1.0), job.info.run_id) for job in jobs)
-        if ranked:
-            client.log_metric(run_id, RANKING, ranked[-1][0])
-            client.set_tag(run_id, "best_run", ranked[-1][1])
+        histories = {
+            job.data.params["overrides"]: [point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]
+            for job in reversed(jobs)  # MLflow gives the newest first
+            if RANKING in job.data.metrics
+        }
+        if histories:
+            best = max(jobs, key=lambda job: job.data.metrics.get(RANKING, -1.0))
+            client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
+            client.set_tag(run_id, "best_run", best.info.run_id)
+            client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
         if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
             status = "FAILED"
         client.set_terminated(run_id, status)

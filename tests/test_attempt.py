@@ -107,6 +107,13 @@ def test_augmented_training_goes_through_its_copies(attempted) -> None:
     assert augmented.epochs[-1].val.accuracy.value > 0.5
 
 
+def test_everything_may_train_on_augmented_photos(attempted) -> None:
+    settings = ("unfreeze=all", "optimizer.lr=1e-3", "tracking.model=none", "phase.epochs=2", "data.train_per_breed=10", "data.breeds=4")
+    plain, augmented = (attempted(*settings, augment)[0].outcome for augment in ("augment=none", "augment=guide"))
+    assert augmented.epochs[0].train_loss != plain.epochs[0].train_loss
+    assert augmented.epochs[1].train_loss > plain.epochs[1].train_loss
+
+
 def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> None:
     result = execute(composed("tracking=none", *SMALL[:2]), composition(tmp_path))
     assert len(result.outcome.epochs) == 3
@@ -167,6 +174,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
     assert parents[0].info.run_name == "sweep optimizer.lr=1e-2,1e-3"
     assert parents[0].info.status == "FINISHED"
     assert parents[0].data.metrics["best/val_accuracy"] == best
+    assert "curves.png" in [item.path for item in client.list_artifacts(parents[0].info.run_id)]
     assert {record.data.tags.get("mlflow.parentRunId") for record in records} == {None, parents[0].info.run_id}
 
 
