@@ -1,8 +1,10 @@
 """One attempt, from its run to what it measured."""
 
 import logging
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -13,11 +15,14 @@ from dogbreeds.fit import Epoch, Outcome, Rows, fit, predict
 from dogbreeds.kept import Store
 from dogbreeds.metrics import Scores, score
 from dogbreeds.network import Network, assemble
+from dogbreeds.phase import Finetune
 from dogbreeds.run import Run
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import Composition, Tracker
+from dogbreeds.tracking import Composition, Parent, Tracker
 
 log = logging.getLogger(__name__)
+
+_BATCHNORM = {"frozen": "stay frozen", "affine": "keep their statistics and train gamma and beta", "trainable": "train, statistics too"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,14 @@ def execute(run: Run, composition: Composition) -> Result:
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
     network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)))
+    facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
+    parent = _go_on_from_parent(run, run.phase, facts, network) if isinstance(run.phase, Finetune) else None
     with run.tracking.open(composition) as tracker:
-        _describe(run, dataset, network, tracker)
+        _describe(run, dataset, network, facts, tracker)
+        if parent is not None:
+            tracker.tags({"parent": parent.run_id})
+            tracker.metrics({"parent/val_accuracy": parent.accuracy})
+            log.info("going on from run %s, %.1f %% on validation", parent.run_id[:8], 100 * parent.accuracy)
         shown = _Shown(run, dataset, network)
         shown.train(0)
         val = shown.rows(dataset.val)
@@ -81,7 +92,8 @@ def execute(run: Run, composition: Composition) -> Result:
                 tracker.predictions("test", _ids(dataset.test, rows), rows.labels, logits)
             tracker.predictions("val", _ids(dataset.val, val), val.labels, outcome.best_logits)
             tracker.picture(curves.draw(outcome.epochs, outcome.best.number, composition.name), "curves.png")
-            tracker.model(network.whole(dataset.class_names, run.data.resize), network.head, outcome.best.val.accuracy.value)
+            head = network.head if network.suffix is None else None
+            tracker.model(network.whole(dataset.class_names, run.data.resize), head, outcome.best.val.accuracy.value)
         result = Result(outcome, test, feature_seconds, time.perf_counter() - started)
         tracker.metrics(_final_metrics(result))
         for line in _summary(result, tracker):
@@ -129,20 +141,31 @@ def _headline(run: Run, dataset: Dataset) -> str:
     return f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} breeds, {sizes} photos"
 
 
-def _describe(run: Run, dataset: Dataset, network: Network, tracker: Tracker) -> None:
+def _go_on_from_parent(run: Run, phase: Finetune, facts: dict[str, str], network: Network) -> Parent:
+    """Gives the head the weights of the frozen attempt that the phase names, or that matches."""
+    head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
+    pixels = {"preprocessing.mode": run.preprocessing.mode, "data.resize": run.data.resize, "model.image_size": run.model.image_size}
+    with tempfile.TemporaryDirectory() as folder:
+        parent = run.tracking.parent(phase.parent, facts | head | pixels, run.seed, Path(folder))
+        network.head.load_weights(parent.head)
+    return parent
+
+
+def _describe(run: Run, dataset: Dataset, network: Network, facts: dict[str, str], tracker: Tracker) -> None:
     plan, counts = network.plan, network.parameters()
     log.info(
-        "training the head (%s) and, of the backbone, %s: %s of %s parameters",
+        "training the head (%s) and of the backbone %s: %s of %s parameters%s",
         type(run.head).__name__,
         plan.summary,
         f"{counts['trainable']:,}",
         f"{counts['total']:,}",
+        f"; {network.batchnorms} BatchNorm layers {_BATCHNORM[plan.batchnorm]}" if network.batchnorms else "",
     )
     tracker.parameters(
         run.parameters()
         | {f"parameters.{name}": count for name, count in counts.items()}
         | {f"data.photos.{name}": len(split.rows) for name, split in dataset.splits.items()}
-        | {"data.name": dataset.name, "data.fingerprint": dataset.fingerprint, "data.classes": len(dataset.class_names), "key": run.key}
+        | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **facts}
         | {"unfreeze.layers_asked": plan.asked, "unfreeze.layers_trained": plan.layers, "unfreeze.plan": plan.summary}
     )
     tracker.dataset(dataset)

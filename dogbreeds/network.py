@@ -109,6 +109,14 @@ class Network:
             return [layer.gamma, layer.beta] if self.plan.batchnorm != "frozen" else []
         return list(layer.trainable_variables)
 
+    @property
+    def batchnorms(self) -> int:
+        """How many BatchNorm layers there are among the backbone's layers that train."""
+        import keras
+
+        layers = self.suffix.layers if self.suffix is not None else []
+        return sum(isinstance(layer, keras.layers.BatchNormalization) and layer.name in self.plan.stages[-1] for layer in layers)
+
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: `total`, `trainable` in the end, and of the `backbone`."""
         parts = {"prefix": self.prefix.graph, "suffix": self.suffix, "head": self.head}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
-_MODEL_FOLDER = "model"
+_MODEL_FOLDER, _HEAD = "model", "head.weights.h5"
 _PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
 RANKING = "best/val_accuracy"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
@@ -44,6 +44,23 @@ class Composition:
     overrides: tuple[str, ...]
     name: str
     folder: Path
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The frozen attempt that a fine-tune goes on from.
+
+    Attributes:
+        run_id: its MLflow run.
+        head: file of its head's best weights.
+        predictions: file of its predictions on the validation photos: ids, labels, logits.
+        accuracy: its best validation accuracy.
+    """
+
+    run_id: str
+    head: Path
+    predictions: Path
+    accuracy: float
 
 
 class Tracker:
@@ -67,8 +84,8 @@ class Tracker:
     def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
         """Records what was said of each photo, for paired comparisons."""
 
-    def model(self, whole: "keras.Model", head: "keras.Model", accuracy: float) -> None:
-        """Records the trained network, if it is wanted."""
+    def model(self, whole: "keras.Model", head: "keras.Model | None", accuracy: float) -> None:
+        """Records the trained network, if it is wanted, and the head by itself where a fine-tune could go on from it."""
 
     def where(self) -> str:
         """Where a person finds it."""
@@ -85,6 +102,23 @@ class Tracking(Spec):
     def open(self, composition: Composition) -> Iterator[Tracker]:
         """A tracker for one attempt, closed with how it ended."""
         yield Tracker()
+
+    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
+        """Finds the frozen attempt that a fine-tune goes on from.
+
+        Args:
+            wanted: its run's id or the beginning of it; None for the best of those that are alike, of the same seed if there is one.
+            alike: parameters that must be the same in both.
+            seed: the fine-tune's.
+            folder: where its files are put.
+
+        Raises:
+            Refused: where there is none, or where something differs.
+        """
+        raise Refused(
+            "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps. "
+            "Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +152,7 @@ class Mlflow(Tracking):
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -138,6 +173,46 @@ class Mlflow(Tracking):
                 f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
                 "MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db, or tracking=none."
             ) from error
+
+    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
+        client, experiment_id = self.connect()
+        frozen = client.search_runs([experiment_id], "params.phase = 'Frozen' and attributes.status = 'FINISHED'", max_results=5000)
+        expected = {name: _plain(value) for name, value in alike.items()}
+        if wanted is not None:
+            named = [record for record in frozen if record.info.run_id.startswith(wanted)]
+            if len(named) != 1:
+                raise Refused(
+                    f"phase.parent={wanted} names {len(named)} finished frozen attempts of experiment '{self.experiment}'. It must name one, by its "
+                    "run's id or the beginning of it. Type phase.parent=null to have the best one that matches found."
+                )
+            _refuse_differences(named[0], expected)
+            matching = named
+        else:
+            matching = [record for record in frozen if not _differences(record, expected)]
+        kept = [record for record in matching if record.data.tags.get("model") == "kept"]
+        if not kept:
+            lacking = "kept its network" if matching else f"matches in {', '.join(sorted(expected))}"
+            raise Refused(
+                f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from the best weights of one with "
+                "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
+            )
+        best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
+        files = [client.download_artifacts(best.info.run_id, path, str(folder)) for path in (f"{_MODEL_FOLDER}/{_HEAD}", "predictions/val.npz")]
+        return Parent(best.info.run_id, Path(files[0]), Path(files[1]), best.data.metrics[RANKING])
+
+
+def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
+    return [name for name, value in expected.items() if record.data.params.get(name) != value]
+
+
+def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
+    different = _differences(record, expected)
+    if different:
+        said = "; ".join(f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different)
+        raise Refused(
+            f"phase.parent={record.info.run_id[:8]} does not fit: {said}. A fine-tune needs the weights, pixels, head and data of its frozen "
+            "attempt. Type phase.parent=null to have one that matches found, or make the settings the same."
+        )
 
 
 class _MlflowTracker(Tracker):
@@ -182,14 +257,15 @@ class _MlflowTracker(Tracker):
             np.savez_compressed(path, ids=np.asarray(ids), labels=labels, logits=logits.astype(np.float16))
             self._client.log_artifact(self._id, str(path), "predictions")
 
-    def model(self, whole: "keras.Model", head: "keras.Model", accuracy: float) -> None:
+    def model(self, whole: "keras.Model", head: "keras.Model | None", accuracy: float) -> None:
         if self._tracking.model == "none":
             return
         if self._tracking.model == "best" and not self._beats_its_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
             whole.save(Path(folder) / "model.keras")
-            head.save_weights(Path(folder) / "head.weights.h5")
+            if head is not None:
+                head.save_weights(Path(folder) / _HEAD)
             self._client.log_artifacts(self._id, folder, _MODEL_FOLDER)
         self.tags({"model": "kept"})
 
