@@ -1,0 +1,169 @@
+"""Training on a kept prefix is training the whole network: every step's loss beside that of plain Keras on the photos themselves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dogbreeds import miniature
+from dogbreeds.attempt import _head_seed, execute
+from dogbreeds.augment import Augment
+from dogbreeds.fit import Step, order
+from dogbreeds.network import Network
+from dogbreeds.run import Run
+from dogbreeds.tracking import Composition
+
+SIZE, BREEDS, EACH, BATCH = 64, 3, 8, 6
+
+MODELS = {  # name: (Keras' class, more arguments, pixels, what a fine-tune of ours trains, and so the reference)
+    "effnetb0": ("EfficientNetB0", {}, "raw", ("block7a", "top")),
+    "resnet50": ("ResNet50", {}, "caffe", ("conv5_block3",)),
+    "mobilenetv2": ("MobileNetV2", {"alpha": 0.35}, "tf", ("block_16", "Conv_1", "out_relu")),
+}
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The loss of every step that our code takes."""
+    taken: list[float] = []
+    step = Step.__call__
+
+    def recorded(self: Step, *arguments):
+        measured = step(self, *arguments)
+        taken.append(float(measured[0]))
+        return measured
+
+    monkeypatch.setattr(Step, "__call__", recorded)
+    return taken
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
+    """The networks that our code trains."""
+    from dogbreeds import attempt
+
+    made: list[Network] = []
+    assemble = attempt.assemble
+    monkeypatch.setattr(attempt, "assemble", lambda *arguments: made.append(assemble(*arguments)) or made[-1])
+    return made
+
+
+def backbone(name: str, folder: Path):
+    """A backbone of plain Keras with weights that do something: random, its BatchNorm statistics those of the photos."""
+    import keras
+
+    architecture, more, pixels, _ = MODELS[name]
+    keras.utils.set_random_seed(3)
+    network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **more)
+    photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(96)])
+    momenta = {layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    for layer in momenta:
+        layer.momentum = 0.0
+        if layer.name.endswith("_3_bn"):  # of ResNet's residual branches, as trained ones are: random ones at full strength amplify rounding
+            layer.gamma.assign(layer.gamma * 0.2)
+    network(photos if pixels == "raw" else keras.applications.imagenet_utils.preprocess_input(photos.astype(np.float32), mode=pixels), training=True)
+    for layer, momentum in momenta.items():
+        layer.momentum = momentum
+    network.save_weights(folder / f"{name}.weights.h5")
+    return network
+
+
+def reference(run: Run, name: str, network, finetune: bool):
+    """The whole network of plain Keras layers, its parts frozen in the way that holds in Keras 3."""
+    import keras
+
+    ours = run.head.build(network.output_shape[-1], BREEDS, _head_seed(run.seed))
+    trained = MODELS[name][3] if finetune else ()
+    for layer in network.layers:
+        layer.trainable = layer.name.startswith(trained) if trained else False
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    photos = keras.Input((SIZE, SIZE, 3))
+    features = keras.layers.GlobalAveragePooling2D()(network(photos))
+    hidden = keras.layers.Dropout(0.5, seed=ours.layers[1].seed)(keras.layers.Dense(16, activation="relu")(features))
+    whole = keras.Model(photos, keras.layers.Dense(BREEDS)(hidden))
+    for layer, weights in ((whole.layers[-3], ours.layers[0].get_weights()), (whole.layers[-1], ours.layers[2].get_weights())):
+        layer.set_weights(weights)
+    whole.compile(optimizer=keras.optimizers.Adam(run.optimizer.lr), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return whole
+
+
+def live_losses(run: Run, whole, mode: str) -> list[float]:
+    """The first epoch's losses on the photos themselves, preprocessed by Keras' own function."""
+    import keras
+
+    split = run.data.open().train
+    photos = np.stack([photo() for photo in split.source.read()])
+    shown = augmented(run.augment, photos, run.seed)
+    if mode != "raw":
+        shown = keras.applications.imagenet_utils.preprocess_input(shown.copy(), mode=mode)
+    shuffled = order(run.seed, 0, len(split.rows))
+    taken = []
+    for start in range(0, len(shuffled), BATCH):
+        rows = shuffled[start : start + BATCH]
+        whole.reset_metrics()
+        taken.append(float(np.ravel(whole.train_on_batch(shown[rows], split.labels[rows]))[0]))
+    return taken
+
+
+def augmented(augment: Augment, photos: np.ndarray, seed: int) -> np.ndarray:
+    return augment.view(photos, np.arange(len(photos)), 0, seed)
+
+
+def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]:
+    more = ["model.alpha=0.35"] if name == "mobilenetv2" else []
+    layers = {"effnetb0": 16, "resnet50": 10, "mobilenetv2": 11}[name]
+    unfreeze = ["unfreeze=last_n", f"unfreeze.layers={layers}", "optimizer.lr=${recommended.lr.finetune}"] if finetune else []
+    return [
+        f"model={name}", f"model.weights={folder}/{name}.weights.h5", f"model.image_size={SIZE}", *more, *unfreeze,
+        "data=miniature", f"data.breeds={BREEDS}", f"data.train_per_breed={EACH}", "data.val_per_breed=2", "data.test_per_breed=1",
+        f"augment={augment}", "head.widths=[16]", "phase.epochs=1", f"phase.batch_size={BATCH}", "tracking=none",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("augment", ["none", "guide"])
+@pytest.mark.parametrize("finetune", [False, True], ids=["frozen", "finetune"])
+@pytest.mark.parametrize("name", ["mobilenetv2", pytest.param("effnetb0", marks=pytest.mark.slow), pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_every_step_is_plain_keras_own(composed, tmp_path: Path, losses, networks, name: str, finetune: bool, augment: str) -> None:
+    network = backbone(name, tmp_path)
+    run = composed(*settings(name, tmp_path, finetune, augment))
+    execute(run, Composition("", (), name, tmp_path))
+    expected = live_losses(run, reference(run, name, network, finetune), MODELS[name][2])
+    assert len(losses) == BREEDS * EACH / BATCH
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert len({round(loss, 4) for loss in losses}) == len(losses)  # something is learned, or the comparison says nothing
+
+
+@pytest.mark.parametrize("batchnorm", ["frozen", "affine", "trainable"])
+@pytest.mark.parametrize("drop_connect", ["off", "on"])
+def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list[Network], batchnorm: str, drop_connect: str) -> None:
+    run = composed(
+        "unfreeze=last_n", "unfreeze.layers=50", "unfreeze.exact=true", f"unfreeze.batchnorm={batchnorm}", f"unfreeze.drop_connect={drop_connect}",
+        "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "phase.epochs=2", "tracking=none",
+    )  # fmt: skip
+    before = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
+    result = execute(run, Composition("", (), "", tmp_path))
+    network = networks[0]
+    assert network.suffix is not None
+    assert network.plan.layers == 50
+    changed = set()
+    for layer in network.suffix.layers:
+        original = run.model.build(0).network.get_layer(layer.name) if layer.name not in ("pool",) and layer.variables else None
+        for variable, source in zip(layer.variables, original.variables if original else [], strict=True):
+            moved = not np.array_equal(variable.numpy(), source.numpy())
+            if moved:
+                changed.add((layer.name, variable.name))
+    kinds = {kind for _, kind in changed} - {"seed_generator_state"}  # dropout's own count of its draws
+    expected = {"kernel", "bias"} | ({"gamma", "beta"} if batchnorm != "frozen" else set())
+    expected |= {"moving_mean", "moving_variance"} if batchnorm == "trainable" else set()
+    assert kinds == expected
+    assert {name for name, kind in changed if kind != "seed_generator_state"} <= network.plan.stages[0]
+    after = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
+    assert all(np.array_equal(before[path], after[path]) for path in before)  # the backbone itself, and so the prefix, is bit-equal
+    assert result.outcome.best_logits is not None
+    photos = np.stack([photo() for photo in run.data.open().val.source.read()])
+    said = network.whole(run.data.open().class_names, "stretch")(photos)["probabilities"].numpy()
+    scores = np.exp(result.outcome.best_logits - result.outcome.best_logits.max(axis=1, keepdims=True))
+    assert np.allclose(said, scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
