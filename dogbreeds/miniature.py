@@ -6,6 +6,7 @@ photos, as ImageNet's backbones were on Stanford Dogs' breeds; `pretrained/READM
 """
 
 import colorsys
+import functools
 import math
 from dataclasses import dataclass
 
@@ -66,6 +67,7 @@ def _shade(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
     )
 
 
+@functools.cache
 def breed(index: int) -> Breed:
     """The breed with this number, the same for ever.
 

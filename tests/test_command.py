@@ -53,3 +53,15 @@ def test_help_names_every_group(command) -> None:
     assert done.returncode == 0
     assert "model: convnext_tiny, effnetb0" in done.stdout
     assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
+
+
+def test_what_is_kept_is_listed_and_cleared(command) -> None:
+    assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
+    listed = command("cache").stdout.splitlines()
+    assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3
+    assert listed[-1].startswith("6 kept arrays, 0.00 of at most 50 GB, in ")
+    assert command("cache", "clear=true").stdout.startswith("6 kept arrays removed from ")
+    assert command("cache").stdout.startswith("0 kept arrays, ")
+    refused = command("cache", "clear=perhaps")
+    assert refused.returncode == 1
+    assert "error: clear was 'perhaps'. It must be true or false." in refused.stderr

@@ -1,0 +1,39 @@
+"""The command `python -m dogbreeds.cache`: lists kept photos and features, and removes them with `clear=true`."""
+
+import time
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dogbreeds import command
+from dogbreeds.spec import Refused, home
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
+
+
+@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
+def task(config: DictConfig) -> None:
+    """Prints what is kept and where, the most recently used first, or clears it."""
+    if not isinstance(config.clear, bool):
+        raise Refused(f"clear was {config.clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
+    store = instantiate(config.features).store()
+    if config.clear:
+        gone, stayed = store.clear()
+        print(f"{gone} kept arrays removed from {store.root}{f'; {stayed} are in use' if stayed else ''}")
+        return
+    entries = store.entries()
+    for name, size, used, identity in entries:
+        about = f"{identity['size']} px, {identity['resize']}" + (f", {identity['dtype']}" if "dtype" in identity else "")
+        print(f"{name:36} {size / 1e6:10,.1f} MB   used {_ago(time.time() - used):>7} ago   {about}")
+    total = sum(size for _, size, *_ in entries)
+    print(f"{len(entries)} kept arrays, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}")
+
+
+def _ago(seconds: float) -> str:
+    span, unit = next((span, unit) for span, unit in _UNITS if seconds >= span)
+    return f"{seconds / (span or 1):.0f} {unit}"
+
+
+if __name__ == "__main__":
+    command.main(task)

@@ -1,0 +1,204 @@
+"""What keeping the frozen prefix saves, beside plain Keras done well, in one process on the same photos. `make bench` runs it.
+
+Plain Keras is the way of its own transfer-learning example: `trainable=False`, `fit` on a tf.data pipeline whose decoded photos are cached and
+prefetched. Both start from files and an empty cache and take the same batches and epochs; neither the import of TensorFlow nor tracking counts.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from dogbreeds import miniature
+from dogbreeds.attempt import Result, execute
+from dogbreeds.features import Photos
+from dogbreeds.kept import Store
+from dogbreeds.network import assemble
+from dogbreeds.run import Run, from_config
+from dogbreeds.spec import home
+from dogbreeds.terminal import hushed
+from dogbreeds.tracking import Composition
+
+RATES = (1e-2, 3e-3, 1e-3, 3e-4)
+EPOCHS = 6
+FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Photos and backbone: `root/<class>/…`, how many a class are taken, and how the model is named to us."""
+
+    name: str
+    photos: Path
+    each: int
+    model: tuple[str, ...]
+
+
+def main() -> None:
+    started = time.perf_counter()
+    with hushed():
+        import tensorflow  # noqa: F401
+    with tempfile.TemporaryDirectory() as folder:
+        setup = _real(Path(folder)) or _drawn(Path(folder))
+        results = measure(setup, Path(folder))
+    results["seconds/whole benchmark"] = time.perf_counter() - started
+    out = home() / "multirun" / "bench.json"
+    out.write_text(json.dumps(results, indent=1))
+    print(f"\n{setup.name}\n")
+    for name, value in results.items():
+        print(f"{name:64} {value:>9.3f}")
+    print(f"\nwritten to {out}")
+
+
+def _real(folder: Path) -> Setup | None:
+    """A tenth of real photos and EfficientNet-B0, where DOGBREEDS_REAL_DATA names them."""
+    place = os.environ.get("DOGBREEDS_REAL_DATA")
+    if not place:
+        return None
+    weights = Path(place) / "weights/efficientnetb0_notop.weights.h5"
+    return Setup("EfficientNet-B0 on real photos", Path(place) / "stanford_dogs_224/train", 10, ("model=effnetb0", f"model.weights={weights}"))
+
+
+def _drawn(folder: Path) -> Setup:
+    root = folder / "drawn"
+    for breed in range(120):
+        (root / miniature.breed_name(breed)).mkdir(parents=True)
+        for photo in range(40):
+            Image.fromarray(miniature.draw("train", breed, photo)).save(root / miniature.breed_name(breed) / f"{photo}.png")
+    return Setup("the miniature on drawn dogs", root, 10, ("model=miniature",))
+
+
+def subset(setup: Setup, folder: Path, each: int) -> Path:
+    """A folder with the first photos of each class."""
+    root = folder / f"{each}_each"
+    for source in sorted(setup.photos.iterdir()):
+        (root / source.name).mkdir(parents=True)
+        for photo in sorted(source.iterdir())[:each]:
+            shutil.copy(photo, root / source.name / photo.name)
+    return root
+
+
+def measure(setup: Setup, folder: Path) -> dict[str, float]:
+    """Ratios and the seconds they come from."""
+    root = subset(setup, folder, setup.each)
+    results: dict[str, float] = {"photos": sum(1 for _ in root.glob("*/*"))}
+    finetune = ("unfreeze=last_n", f"unfreeze.layers={FINETUNE_LAYERS}", "optimizer.lr=1e-5", f"phase.batch_size={FINETUNE_BATCH}")
+    ours(setup, root, folder / "warm", "phase.epochs=1")  # the first use of TensorFlow's kernels counts for nobody
+
+    passes = [bare_pass(setup, root) for _ in range(3)]
+    results["seconds/one bare pass of the prefix"] = statistics.median(passes)
+    sweep = [timed(lambda lr=lr: ours(setup, root, folder / "sweep", f"optimizer.lr={lr}")) for lr in RATES]
+    results["seconds/sweep of 4 rates, kept"] = sum(sweep)
+    results["seconds/fine-tune of the top 20, kept"] = timed(lambda: ours(setup, root, folder / "finetune", *finetune))
+    results["seconds/sweep of 4 rates, plain Keras"] = sum(timed(lambda lr=lr: plain(setup, root, lr, FROZEN_BATCH, ())) for lr in RATES)
+    trained = trained_layers(setup, root, finetune)
+    results["seconds/fine-tune of the top 20, plain Keras"] = timed(lambda: plain(setup, root, 1e-5, FINETUNE_BATCH, trained))
+
+    whole = subset(setup, folder, 40)
+    rates = np.geomspace(1e-4, 1e-2, 8).tolist()
+    costs = [timed(lambda lr=lr: ours(setup, whole, folder / "attempts", f"optimizer.lr={lr}")) for lr in rates]
+    for count in (1, 2, 4, 8):
+        results[f"seconds/{count} attempts on {len(list(whole.glob('*/*'))):,} photos"] = sum(costs[:count])
+    for each in (2, 4, 8):
+        few = subset(setup, folder, each)
+        results[f"seconds/1 attempt on {120 * each:,} photos"] = timed(lambda few=few, each=each: ours(setup, few, folder / f"images{each}"))
+
+    results["ratio/sweep: plain Keras to kept"] = results["seconds/sweep of 4 rates, plain Keras"] / results["seconds/sweep of 4 rates, kept"]
+    finetunes = results["seconds/fine-tune of the top 20, plain Keras"], results["seconds/fine-tune of the top 20, kept"]
+    results["ratio/fine-tune: plain Keras to kept"] = finetunes[0] / finetunes[1]
+    results["ratio/sweep, kept, to one bare pass"] = results["seconds/sweep of 4 rates, kept"] / results["seconds/one bare pass of the prefix"]
+    results["ratio/a further attempt to the first, all photos"] = statistics.median(costs[1:]) / costs[0]
+    results["ratio/4 attempts to one bare pass, all photos"] = sum(costs[:4]) / bare_pass(setup, whole)
+    return results
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - started
+    print(f"{seconds:8.1f} s", file=sys.stderr)
+    return seconds
+
+
+def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
+    fixed = (f"phase.epochs={EPOCHS}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
+    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        asked = [*setup.model, "data=folder", f"data.root={root}", f"features.dir={cache}", *fixed, *overrides]
+        return from_config(compose("train", list({item.split("=")[0]: item for item in asked}.values())))
+
+
+def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
+    """An attempt of ours, from files to the best epoch."""
+    return execute(composed(setup, root, cache, *overrides), Composition("", (), "bench", cache))
+
+
+def bare_pass(setup: Setup, root: Path) -> float:
+    """Seconds for the compiled prefix over all photos, decoded and in memory: the limit of what can be saved."""
+    run = composed(setup, root, root.parent / "bare")
+    source = run.data.open().train.source
+    photos = np.array(Photos(source, run.data, run.model.image_size, run.features.store()).rows())
+    Store.release()
+    backbone = run.model.build(0)
+    prefix = assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, 2, 0)).prefix
+    batch = prefix.batch_size()
+    prefix.compiled(photos[:batch])
+    started = time.perf_counter()
+    for start in range(0, len(photos), batch):
+        prefix.compiled(photos[start : start + batch])
+    return time.perf_counter() - started
+
+
+def trained_layers(setup: Setup, root: Path, finetune: tuple[str, ...]) -> tuple[str, ...]:
+    run = composed(setup, root, root, *finetune)
+    return tuple(run.unfreeze.plan(run.model.build(0).blocks).stages[-1])
+
+
+def plain(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, ...]) -> None:
+    """The same training in plain Keras: the whole network at every step."""
+    import keras
+    import tensorflow as tf
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    run = composed(setup, root, root)
+    dataset, size = run.data.open(), run.model.image_size
+
+    def pipeline(split) -> tf.data.Dataset:
+        paths = [str(root / split.source.ids[row]) for row in split.rows]
+        decode = lambda path, label: (tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False), label)  # noqa: E731
+        resize = lambda photo, label: (tf.ensure_shape(tf.cast(tf.round(tf.image.resize(photo, (size, size))), tf.uint8), (size, size, 3)), label)  # noqa: E731
+        return tf.data.Dataset.from_tensor_slices((paths, split.labels)).map(decode, tf.data.AUTOTUNE).map(resize, tf.data.AUTOTUNE).cache()
+
+    train = pipeline(dataset.train).shuffle(len(dataset.train.rows), seed=0).batch(batch).prefetch(tf.data.AUTOTUNE)
+    val = pipeline(dataset.val).batch(batch).prefetch(tf.data.AUTOTUNE)
+    base = run.model.construct(None)
+    weights = run.model.weights_file()
+    assert weights is not None
+    base.load_weights(weights)
+    for layer in base.layers:
+        layer.trainable = layer.name in trained and not isinstance(layer, keras.layers.BatchNormalization)
+    photos = keras.Input((size, size, 3))
+    outputs = keras.layers.GlobalAveragePooling2D()(base(photos, training=False))
+    for width in (512, 256):
+        outputs = keras.layers.Dropout(0.5)(keras.layers.Dense(width, activation="relu")(outputs))
+    network = keras.Model(photos, keras.layers.Dense(len(dataset.class_names), activation="softmax")(outputs))
+    metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)]
+    network.compile(optimizer=keras.optimizers.Adam(lr), loss="sparse_categorical_crossentropy", metrics=metrics)
+    network.fit(train, validation_data=val, epochs=EPOCHS, verbose=0)
+
+
+if __name__ == "__main__":
+    main()
