@@ -32,7 +32,7 @@ check: setup ## style, types and stale files
 bench: setup ## what keeping the frozen prefix saves, beside plain Keras; up to 15 minutes
 	$(BIN)/python tests/bench/speed.py
 
-ui: setup ## compare attempts in MLflow, at http://127.0.0.1:$(PORT)
+ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
 
 kept: setup ## list what is kept on disk

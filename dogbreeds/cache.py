@@ -15,10 +15,11 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
 def task(config: DictConfig) -> None:
     """Prints what is kept and where, the most recently used first, or clears it."""
-    if not isinstance(config.clear, bool):
-        raise Refused(f"clear was {config.clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
+    clear = config["clear"]
+    if not isinstance(clear, bool):
+        raise Refused(f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
     store = instantiate(config.features).store()
-    if config.clear:
+    if clear:
         gone, stayed = store.clear()
         print(f"{gone} kept arrays removed from {store.root}{f'; {stayed} are in use' if stayed else ''}")
         return

@@ -3,19 +3,28 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.tracking import Sweep
 
 _INTERRUPTED = 130  # the shell's code for Ctrl-C
+
+OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """A command's config as Hydra composes it, without running the command."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        return compose(name, list(overrides))
 
 
 def main(task: Callable[[], Any]) -> None:
@@ -68,9 +77,7 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 def _unknown_key(key: str) -> str:
     """For a key that no group has: what comes nearest to it."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        keys = _dotted(OmegaConf.to_container(compose("train"), resolve=False))
+    keys = _dotted(OmegaConf.to_container(composed("train"), resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
     return f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if you mean to add it."

@@ -20,13 +20,11 @@ from dogbreeds.optimizer import Optimizer
 from dogbreeds.phase import Phase
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.schedule import Schedule
-from dogbreeds.spec import Refused, Spec, home, integer
+from dogbreeds.spec import Refused, Spec, integer
 from dogbreeds.tracking import Tracking
 from dogbreeds.unfreeze import Unfreeze
 
 _ELSEWHERE = ("tracking", "features")  # groups that do not decide a result, but for the features' precision
-
-OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from dogbreeds import command as commands
 from dogbreeds import miniature
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
@@ -39,8 +39,7 @@ def composed(tmp_path: Path, empty_store: Path) -> Callable[..., Run]:
         places = [f"features.dir={tmp_path}/kept"]
         if not any(override.startswith("tracking=") for override in overrides):
             places += [f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db", f"tracking.artifacts={tmp_path}/mlruns/artifacts"]
-        with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-            return from_config(compose("train", [*places, *overrides]))
+        return from_config(commands.composed("train", [*places, *overrides]))
 
     return run
 

@@ -19,10 +19,9 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from dogbreeds import miniature
+from dogbreeds import command, miniature
 from dogbreeds.attempt import Result, execute
 from dogbreeds.features import Photos
 from dogbreeds.kept import Store
@@ -135,9 +134,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
     fixed = (f"phase.epochs={EPOCHS}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
-    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        asked = [*setup.model, "data=folder", f"data.root={root}", f"features.dir={cache}", *fixed, *overrides]
-        return from_config(compose("train", list({item.split("=")[0]: item for item in asked}.values())))
+    asked = [*setup.model, "data=folder", f"data.root={root}", f"features.dir={cache}", *fixed, *overrides]
+    return from_config(command.composed("train", list({item.split("=")[0]: item for item in asked}.values())))
 
 
 def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
