@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
 
-.PHONY: help setup test test-slow test-real check bench ui kept clear pretrain clean
+.PHONY: help setup test test-slow test-real check bench bench-memory ui kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ check: setup ## style, types and stale files
 
 bench: setup ## what keeping the frozen prefix saves, beside plain Keras; up to 15 minutes
 	$(BIN)/python tests/bench/speed.py
+
+bench-memory: setup ## peak memory of B4 at 380 px on 300 and on 1,200 photos, some minutes
+	$(BIN)/python tests/bench/memory.py
 
 ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db

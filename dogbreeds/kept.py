@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import uuid
@@ -25,7 +26,7 @@ from dogbreeds.spec import Refused
 Identity = dict[str, Any]  # plain values only
 Produce = Callable[[np.ndarray], Generator[int, None, dict[str, Any]]]  # fills the array, yields rows done so far, returns notes
 
-_CHECK_BYTES = 1 << 24  # how much is read at a time to compute a checksum
+_WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class Store:
                 self._evict()
                 return
             self._use(folder)
-        for start in range(0, shape[0], batch):
-            yield entry.rows[start : start + batch]
+        yield from _pieces(entry.rows, batch)
 
     def notes(self, kind: str, identity: Identity) -> dict[str, Any]:
         """What the producer of an array returned. The array must be there."""
@@ -172,7 +172,7 @@ class Store:
         part.mkdir()
         try:
             rows = np.lib.format.open_memmap(part / "rows.npy", mode="w+", dtype=dtype, shape=shape)
-            crc, given = 0, 0
+            crc, given, row_bytes = 0, 0, max(1, rows[:1].nbytes)
             producing = produce(rows)
             while True:
                 try:
@@ -185,6 +185,8 @@ class Store:
                     crc = zlib.crc32(np.ascontiguousarray(piece).data, crc)
                     given += len(piece)
                     yield piece
+                    if given * row_bytes // _WINDOW_BYTES > (given - len(piece)) * row_bytes // _WINDOW_BYTES:
+                        _let_go(rows)
             rows.flush()
             (part / "entry.json").write_text(json.dumps({"identity": identity, "crc32": crc, "notes": notes}, indent=1))
             _sync(part / "entry.json")
@@ -217,10 +219,28 @@ class Store:
 
 def _checksum(rows: np.ndarray) -> int:
     crc = 0
-    step = max(1, _CHECK_BYTES // max(1, rows[:1].nbytes))
-    for start in range(0, len(rows), step):
-        crc = zlib.crc32(np.ascontiguousarray(rows[start : start + step]).data, crc)
+    for piece in _pieces(rows, max(1, _WINDOW_BYTES // 4 // max(1, rows[:1].nbytes))):
+        crc = zlib.crc32(np.ascontiguousarray(piece).data, crc)
     return crc
+
+
+def _pieces(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """An array's rows in order, without holding more of it in memory than a window."""
+    held = 0
+    for start in range(0, len(rows), batch):
+        piece = rows[start : start + batch]
+        yield piece
+        held += piece.nbytes
+        if held > _WINDOW_BYTES:
+            _let_go(rows)
+            held = 0
+
+
+def _let_go(rows: np.ndarray) -> None:
+    """Gives back the memory behind a mapped file; what was written stays, and what is read again comes from the file."""
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _sync(path: Path) -> None:
