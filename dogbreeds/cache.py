@@ -3,10 +3,10 @@
 import time
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dogbreeds import command
+from dogbreeds.run import part
 from dogbreeds.spec import Refused, home
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
@@ -18,7 +18,7 @@ def task(config: DictConfig) -> None:
     clear = config["clear"]
     if not isinstance(clear, bool):
         raise Refused(f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
-    store = instantiate(config.features).store()
+    store = part(config, "features").store()
     if clear:
         gone, stayed = store.clear()
         print(f"{gone} kept arrays removed from {store.root}{f'; {stayed} are in use' if stayed else ''}")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.spec import Missing, Refused, home
-from dogbreeds.tracking import Sweep
+from dogbreeds.sweep import Sweep
 
 _INTERRUPTED = 130  # the shell's code for Ctrl-C
 

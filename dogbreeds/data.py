@@ -6,7 +6,6 @@ is kept once, however the splits are then drawn, so that another seed costs no s
 
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogbreeds.photo import SUFFIXES, Photo, Unreadable, decode, decode_file, digest, examine
 from dogbreeds.spec import Missing, Refused, Spec, integer, number, one_of, text
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
-
-Photo = Callable[[], np.ndarray]  # -> [h, w, 3] uint8 RGB; raises Unreadable
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_FORMATS = ("JPEG", "PNG", "WEBP")
-
-
-class Unreadable(Refused):
-    """A photo that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +76,8 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Of the photos and of which split each is in."""
-        parts = [f"{name}:{split.source.fingerprint}:{_digest(split.rows.tobytes())}" for name, split in self.splits.items()]
-        return _digest("\n".join([*self.class_names, *parts]).encode())
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        parts = [f"{name}:{split.source.fingerprint}:{digest(split.rows.tobytes())}" for name, split in self.splits.items()]
+        return digest("\n".join([*self.class_names, *parts]).encode())
 
 
 def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,58 +107,6 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
         held.append(rows[order[:count]])
     out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), out), out
-
-
-# --- decoding -------------------------------------------------------------------------------------------------------
-
-
-def decode(encoded: bytes, name: str) -> np.ndarray:
-    """A photo's file as pixels, upright.
-
-    Args:
-        encoded: JPEG, PNG or WebP; grey-scale, palette, CMYK and transparent ones become RGB.
-        name: what to call it in an error.
-
-    Returns:
-        [h, w, 3] uint8 RGB.
-
-    Raises:
-        Unreadable: where it is not such a file, or is cut off.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> Unreadable:
-    return Unreadable(
-        f"{name} cannot be read as a photo ({' '.join(str(error).split())[:120]}). "
-        "Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip."
-    )
-
-
-@functools.lru_cache(maxsize=200_000)
-def _examine(path: str, size: int, modified: int) -> str | Unreadable:
-    """The digest of a file's content, or what is wrong with its beginning. Remembered while size and time stay as they are."""
-    from PIL import Image
-
-    encoded = Path(path).read_bytes()
-    try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS):
-            return _digest(encoded)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        return _unreadable(path, error)
-
-
-def _decode_file(path: str) -> np.ndarray:
-    return decode(Path(path).read_bytes(), path)
-
-
-# --- the specs ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +163,7 @@ class Miniature(Data):
 
         labels = np.repeat(np.arange(self.breeds, dtype=np.int32), each)
         ids = tuple(f"{name}/{miniature.breed_name(breed)}/{photo}" for breed in range(self.breeds) for photo in range(each))
-        return Source(name, labels, ids, _digest(f"miniature:{miniature.VERSION}:{name}:{self.breeds}:{each}".encode()), read)
+        return Source(name, labels, ids, digest(f"miniature:{miniature.VERSION}:{name}:{self.breeds}:{each}".encode()), read)
 
     def open(self) -> Dataset:
         from dogbreeds import miniature
@@ -308,12 +240,12 @@ class Folder(Data):
         return self._readable(root, name, paths, labels)
 
     def _readable(self, root: Path, name: str, paths: list[str], labels: list[int]) -> tuple[Source, str]:
-        def examine(path: str) -> str | Unreadable:
+        def looked_at(path: str) -> str | Unreadable:
             status = os.stat(path)
-            return _examine(path, status.st_size, status.st_mtime_ns)
+            return examine(path, status.st_size, status.st_mtime_ns)
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(examine, paths))
+            found = list(pool.map(looked_at, paths))
         bad = [digest for digest in found if isinstance(digest, Unreadable)]
         if bad and self.on_corrupt == "stop":
             raise bad[0]
@@ -326,8 +258,8 @@ class Folder(Data):
             name,
             np.asarray([labels[row] for row in kept], dtype=np.int32),
             ids,
-            _digest("\n".join(digests).encode()),
-            lambda: (functools.partial(_decode_file, path) for path in chosen),
+            digest("\n".join(digests).encode()),
+            lambda: (functools.partial(decode_file, path) for path in chosen),
         )
         note = f"{len(bad)} of {len(paths):,} photos of {name} skipped: {bad[0].args[0].split('. ')[0]}" if bad else ""
         return source, note
@@ -402,9 +334,9 @@ def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
             yield functools.partial(decode, row["image"], row["image/filename"].decode())
 
     labels, ids = [], []
-    digest = hashlib.blake2b(digest_size=16)
+    whole = hashlib.blake2b(digest_size=16)
     for row in rows():
         labels.append(int(row["label"]))
         ids.append(row["image/filename"].decode())
-        digest.update(f"{labels[-1]} {ids[-1]} {_digest(row['image'])}\n".encode())
-    return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), digest.hexdigest(), read)
+        whole.update(f"{labels[-1]} {ids[-1]} {digest(row['image'])}\n".encode())
+    return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), whole.hexdigest(), read)

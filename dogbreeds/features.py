@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.data import Data, Photo, Source, Unreadable
+from dogbreeds.data import Data, Source
 from dogbreeds.kept import Identity, Store
+from dogbreeds.photo import Photo, Unreadable
 from dogbreeds.spec import Spec, integer, number, one_of, text
 from dogbreeds.terminal import progress
 

@@ -76,23 +76,34 @@ def from_config(config: DictConfig) -> Run:
     Raises:
         Refused: where a value is not allowed, a key is unknown, or a target lies outside the package.
     """
+    parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name != "seed"}
+    return Run(**parts, seed=_Seed(seed=_plain(config)["seed"]).seed)
+
+
+def part(config: DictConfig, name: str) -> Any:
+    """One group's spec, of a config that may lack others.
+
+    Raises:
+        Refused: as `from_config`.
+    """
+    group = _plain(config)[name]
+    _check_target(name, group)
     try:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
+        return instantiate(group, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, Refused):
+            raise error.__cause__ from None
+        raise
+
+
+def _plain(config: DictConfig) -> Any:
+    try:
+        return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise Refused(
             f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there. "
             "Type python -m dogbreeds.train --cfg job to see it whole."
         ) from error
-    groups = {field.name: plain[field.name] for field in dataclasses.fields(Run) if field.name != "seed"}
-    for name, group in groups.items():
-        _check_target(name, group)
-    seed = _Seed(seed=plain["seed"]).seed
-    try:
-        return instantiate({"_target_": "dogbreeds.run.Run", "_convert_": "all", **groups, "seed": seed})
-    except InstantiationException as error:
-        if isinstance(error.__cause__, Refused):
-            raise error.__cause__ from None
-        raise
 
 
 def _check_target(name: str, group: Any) -> None:

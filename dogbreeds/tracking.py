@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from hydra.experimental.callback import Callback
 
-from dogbreeds import curves
 from dogbreeds.spec import Refused, Spec, home, number, one_of, text
 
 if TYPE_CHECKING:
@@ -24,11 +22,10 @@ if TYPE_CHECKING:
     import mlflow
     from matplotlib.figure import Figure
     from mlflow.entities import Run as MlflowRun
-    from omegaconf import DictConfig
 
     from dogbreeds.data import Dataset
 
-_SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
+SWEEP = "DOGBREEDSSWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _MODEL_FOLDER, _HEAD = "model", "head.weights.h5"
 _PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
@@ -139,7 +136,7 @@ class Mlflow(Tracking):
     @contextlib.contextmanager
     def open(self, composition: Composition) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
-        with _ended(client, _begin(client, experiment_id, composition.name, os.environ.get(_SWEEP), composition)) as run:
+        with _ended(client, begin(client, experiment_id, composition.name, os.environ.get(SWEEP), composition)) as run:
             tracker = _MlflowTracker(self, client, run)
             with _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds):
                 yield tracker
@@ -290,54 +287,7 @@ class _MlflowTracker(Tracker):
         return f"MLflow experiment '{self._tracking.experiment}', run {self._id[:8]} '{self._run.info.run_name}'"
 
 
-class Sweep(Callback):
-    """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
-
-    _open: "tuple[mlflow.MlflowClient, str] | None" = None
-
-    def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
-        from hydra.utils import instantiate
-        from omegaconf import OmegaConf
-
-        tracking = instantiate(config.tracking, _convert_="all")
-        if not isinstance(tracking, Mlflow):
-            return
-        client, experiment_id = tracking.connect()
-        overrides = tuple(config.hydra.overrides.task)
-        shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        composition = Composition(OmegaConf.to_yaml(shown), overrides, f"sweep {' '.join(overrides)}"[:250], Path(config.hydra.sweep.dir))
-        run = _begin(client, experiment_id, composition.name, None, composition)
-        os.environ[_SWEEP] = run.info.run_id
-        Sweep._open = client, run.info.run_id
-
-    def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
-        Sweep.close("FINISHED")
-
-    @classmethod
-    def close(cls, status: str) -> None:
-        """Ends the sweep's run, if one is open, with what its best job measured."""
-        if cls._open is None:
-            return
-        (client, run_id), cls._open = cls._open, None
-        os.environ.pop(_SWEEP)
-        experiment = client.get_run(run_id).info.experiment_id
-        jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
-        histories = {
-            job.data.params["overrides"]: [point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]
-            for job in reversed(jobs)  # MLflow gives the newest first
-            if RANKING in job.data.metrics
-        }
-        if histories:
-            best = max(jobs, key=lambda job: job.data.metrics.get(RANKING, -1.0))
-            client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
-            client.set_tag(run_id, "best_run", best.info.run_id)
-            client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
-        if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
-            status = "FAILED"
-        client.set_terminated(run_id, status)
-
-
-def _begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: str | None, composition: Composition) -> "MlflowRun":
+def begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: str | None, composition: Composition) -> "MlflowRun":
     """Makes a run and records what it was started with."""
     commit, dirty = _git()
     tags = {

@@ -9,7 +9,8 @@ import pytest
 
 from dogbreeds.attempt import execute
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import _SWEEP, Composition, Mlflow, Sweep
+from dogbreeds.sweep import Sweep
+from dogbreeds.tracking import SWEEP, Composition, Mlflow
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
@@ -147,7 +148,7 @@ def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None
 def test_of_a_sweep_the_best_model_is_kept(attempted, composed, monkeypatch: pytest.MonkeyPatch, keep: str, kept: list[bool]) -> None:
     client, experiment = composed(*SMALL).tracking.connect()
     parent = client.create_run(experiment).info.run_id
-    monkeypatch.setenv(_SWEEP, parent)
+    monkeypatch.setenv(SWEEP, parent)
     records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in ("3e-5", "1e-3", "1e-4")]
     assert [record.data.tags["mlflow.parentRunId"] for record in records] == [parent] * 3
     found = [any(item.path == "model" for item in client.list_artifacts(record.info.run_id)) for record in records]
@@ -167,7 +168,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
     for lr in ("1e-2", "1e-3"):
         best = max(best, execute(composed(*SMALL, f"optimizer.lr={lr}"), composition(tmp_path)).objective)
     Sweep.close("FINISHED")
-    assert _SWEEP not in os.environ
+    assert SWEEP not in os.environ
     records = client.search_runs([experiment])
     parents = [record for record in records if "mlflow.parentRunId" not in record.data.tags]
     assert len(parents) == 1

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.data import Folder, Miniature, StanfordDogs, Unreadable, decode, hold_out
+from dogbreeds.data import Folder, Miniature, StanfordDogs, hold_out
+from dogbreeds.photo import Unreadable, decode
 from dogbreeds.spec import Missing, Refused
 
 COMMON = {"resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}

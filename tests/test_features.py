@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from dogbreeds.augment import Guide, Plain
-from dogbreeds.data import Folder, Miniature, Source, Unreadable
+from dogbreeds.data import Folder, Miniature, Source
 from dogbreeds.features import Features, Photos, View, compute
 from dogbreeds.kept import Store
 from dogbreeds.model import Miniature as MiniatureModel
 from dogbreeds.network import Prefix, assemble
+from dogbreeds.photo import Unreadable
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.spec import Refused
 from dogbreeds.unfreeze import Blocks, Nothing

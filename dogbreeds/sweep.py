@@ -1,0 +1,67 @@
+"""A sweep as one MLflow run, with its jobs nested below it. Hydra calls it, as `conf/train.yaml` says."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.experimental.callback import Callback
+
+from dogbreeds import curves
+from dogbreeds.run import part
+from dogbreeds.spec import Refused
+from dogbreeds.tracking import RANKING, SWEEP, Composition, Mlflow, begin
+
+if TYPE_CHECKING:
+    import mlflow
+    from omegaconf import DictConfig
+
+
+class Sweep(Callback):
+    """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
+
+    _open: "tuple[mlflow.MlflowClient, str] | None" = None
+
+    def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
+        with contextlib.suppress(Refused):  # Hydra would make a warning of it; each job says it as an error
+            self._start(config)
+
+    def _start(self, config: "DictConfig") -> None:
+        from omegaconf import OmegaConf
+
+        shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        tracking = part(shown, "tracking")
+        if not isinstance(tracking, Mlflow):
+            return
+        client, experiment_id = tracking.connect()
+        overrides = tuple(config.hydra.overrides.task)
+        composition = Composition(OmegaConf.to_yaml(shown), overrides, f"sweep {' '.join(overrides)}"[:250], Path(config.hydra.sweep.dir))
+        run = begin(client, experiment_id, composition.name, None, composition)
+        os.environ[SWEEP] = run.info.run_id
+        Sweep._open = client, run.info.run_id
+
+    def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
+        Sweep.close("FINISHED")
+
+    @classmethod
+    def close(cls, status: str) -> None:
+        """Ends the sweep's run, if one is open, with what its best job measured."""
+        if cls._open is None:
+            return
+        (client, run_id), cls._open = cls._open, None
+        os.environ.pop(SWEEP)
+        experiment = client.get_run(run_id).info.experiment_id
+        jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
+        histories = {
+            job.data.params["overrides"]: [point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]
+            for job in reversed(jobs)  # MLflow gives the newest first
+            if RANKING in job.data.metrics
+        }
+        if histories:
+            best = max(jobs, key=lambda job: job.data.metrics.get(RANKING, -1.0))
+            client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
+            client.set_tag(run_id, "best_run", best.info.run_id)
+            client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
+        if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
+            status = "FAILED"
+        client.set_terminated(run_id, status)
