@@ -46,6 +46,13 @@ def execute(run: Run, composition: Composition) -> Result:
     Raises:
         Missing, Refused: where something the user named is not there or does not fit.
     """
+    try:
+        return _execute(run, composition)
+    finally:
+        Store.release()
+
+
+def _execute(run: Run, composition: Composition) -> Result:
     started = time.perf_counter()
     dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
     run.model.weights_file()
@@ -98,7 +105,6 @@ def execute(run: Run, composition: Composition) -> Result:
         tracker.metrics(_final_metrics(result))
         for line in _summary(result, tracker):
             log.info(line)
-    Store.release()
     return result
 
 
