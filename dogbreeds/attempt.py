@@ -65,6 +65,7 @@ def _execute(run: Run, composition: Composition) -> Result:
         import tensorflow as tf
 
         tf.config.list_physical_devices()  # looks for GPUs now, while remarks on their absence are held back
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of retracing, which a sweep's jobs are meant to do
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
@@ -98,9 +99,9 @@ def _execute(run: Run, composition: Composition) -> Result:
                 test = score(logits, rows.labels)
                 tracker.predictions("test", _ids(dataset.test, rows), rows.labels, logits)
             tracker.predictions("val", _ids(dataset.val, val), val.labels, outcome.best_logits)
-            tracker.picture(curves.draw(outcome.epochs, outcome.best.number, composition.name), "curves.png")
-            head = network.head if network.suffix is None else None
-            tracker.model(network.whole(dataset.class_names, run.data.resize), head, outcome.best.val.accuracy.value)
+            best, head = outcome.best, network.head if network.suffix is None else None
+            tracker.picture(lambda: curves.draw(outcome.epochs, best.number, composition.name), "curves.png")
+            tracker.model(lambda: network.whole(dataset.class_names, run.data.resize), head, best.val.accuracy.value)
         result = Result(outcome, test, feature_seconds, time.perf_counter() - started)
         tracker.metrics(_final_metrics(result))
         for line in _summary(result, tracker):

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,14 +75,14 @@ class Tracker:
     def dataset(self, dataset: "Dataset") -> None:
         """Records which photos were used."""
 
-    def picture(self, figure: "Figure", name: str) -> None:
-        """Records a picture."""
+    def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
+        """Records a picture, which is drawn if it is wanted."""
 
     def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
         """Records what was said of each photo, for paired comparisons."""
 
-    def model(self, whole: "keras.Model", head: "keras.Model | None", accuracy: float) -> None:
-        """Records the trained network, if it is wanted, and the head by itself where a fine-tune could go on from it."""
+    def model(self, whole: "Callable[[], keras.Model]", head: "keras.Model | None", accuracy: float) -> None:
+        """Records the trained network, which is built if it is wanted, and the head by itself where a fine-tune could go on from it."""
 
     def where(self) -> str:
         """Where a person finds it."""
@@ -245,8 +245,8 @@ class _MlflowTracker(Tracker):
         about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
         self._client.log_inputs(self._id, [DatasetInput(about, [])])
 
-    def picture(self, figure: "Figure", name: str) -> None:
-        self._client.log_figure(self._id, figure, name)
+    def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
+        self._client.log_figure(self._id, draw(), name)
 
     def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -254,13 +254,13 @@ class _MlflowTracker(Tracker):
             np.savez_compressed(path, ids=np.asarray(ids), labels=labels, logits=logits.astype(np.float16))
             self._client.log_artifact(self._id, str(path), "predictions")
 
-    def model(self, whole: "keras.Model", head: "keras.Model | None", accuracy: float) -> None:
+    def model(self, whole: "Callable[[], keras.Model]", head: "keras.Model | None", accuracy: float) -> None:
         if self._tracking.model == "none":
             return
         if self._tracking.model == "best" and not self._beats_its_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
-            whole.save(Path(folder) / "model.keras")
+            whole().save(Path(folder) / "model.keras")
             if head is not None:
                 head.save_weights(Path(folder) / _HEAD)
             self._client.log_artifacts(self._id, folder, _MODEL_FOLDER)

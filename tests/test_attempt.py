@@ -108,11 +108,40 @@ def test_augmented_training_goes_through_its_copies(attempted) -> None:
     assert augmented.epochs[-1].val.accuracy.value > 0.5
 
 
+@pytest.mark.slow
 def test_everything_may_train_on_augmented_photos(attempted) -> None:
     settings = ("unfreeze=all", "optimizer.lr=1e-3", "tracking.model=none", "phase.epochs=2", "data.train_per_breed=10", "data.breeds=4")
     plain, augmented = (attempted(*settings, augment)[0].outcome for augment in ("augment=none", "augment=guide"))
     assert augmented.epochs[0].train_loss != plain.epochs[0].train_loss
     assert augmented.epochs[1].train_loss > plain.epochs[1].train_loss
+
+
+def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_path: Path) -> None:
+    frozen, parent, _ = attempted("phase.epochs=4")
+    collapsed, _, _ = attempted("phase.epochs=1", "optimizer.lr=3e-1")
+    assert collapsed.objective < frozen.objective
+    small = ("phase=finetune", "phase.epochs=2", "unfreeze.layers=16")
+    tuned, record, client = attempted(*small, "optimizer.lr=1e-30")  # too little to change anything: it starts where the parent was best
+    assert record.data.tags["parent"] == parent.info.run_id
+    assert record.data.metrics["parent/val_accuracy"] == frozen.objective
+    assert tuned.outcome.epochs[0].val.accuracy == frozen.outcome.best.val.accuracy
+    assert tuned.outcome.epochs[0].val.loss == pytest.approx(frozen.outcome.best.val.loss, rel=1e-4)
+    assert (record.data.params["unfreeze.layers_asked"], record.data.params["unfreeze.layers_trained"]) == ("16", "16")
+    assert [item.path for item in client.list_artifacts(record.info.run_id, "model")] == ["model/model.keras"]
+    named = attempted(*small, f"phase.parent={parent.info.run_id[:8]}")[0]
+    assert named.outcome.epochs[0].train_loss < frozen.outcome.epochs[0].train_loss
+    for overrides, said in (
+        (("head=linear",), "No finished frozen attempt of experiment 'dogbreeds' matches in data.fingerprint, data.resize, head, "),
+        (("phase.parent=zzz",), "phase.parent=zzz names 0 finished frozen attempts of experiment 'dogbreeds'. It must name one"),
+        (("head.widths=[9]", f"phase.parent={parent.info.run_id}"), "does not fit: head.widths is [512, 256] there and [9] here. A fine-tune needs"),
+        (("preprocessing=torch", f"phase.parent={parent.info.run_id}"), "does not fit: preprocessing.mode is raw there and torch here."),
+        (("tracking=none",), "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps."),
+    ):
+        settings = [setting for setting in SMALL if not (setting.startswith("tracking.") and "tracking=none" in overrides)]
+        with pytest.raises(Refused) as refusal:
+            execute(composed(*settings, *small, *overrides), composition(tmp_path))
+        assert said in str(refusal.value)
+    assert {record.info.status for record in client.search_runs([record.info.experiment_id])} == {"FINISHED"}  # a refusal leaves no run behind
 
 
 def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> None:
@@ -144,13 +173,18 @@ def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None
     assert 0 <= result.objective < 1
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("best", [False, True, False]), ("all", [True] * 3), ("none", [False] * 3)])
-def test_of_a_sweep_the_best_model_is_kept(attempted, composed, monkeypatch: pytest.MonkeyPatch, keep: str, kept: list[bool]) -> None:
+@pytest.mark.parametrize(
+    ("keep", "rates", "kept"),
+    [("best", ["3e-5", "1e-3", "1e-4"], [False, True, False]), ("all", ["3e-5", "1e-3"], [True, True]), ("none", ["1e-3"], [False])],
+)
+def test_of_a_sweep_the_best_model_is_kept(
+    attempted, composed, monkeypatch: pytest.MonkeyPatch, keep: str, rates: list[str], kept: list[bool]
+) -> None:
     client, experiment = composed(*SMALL).tracking.connect()
     parent = client.create_run(experiment).info.run_id
     monkeypatch.setenv(SWEEP, parent)
-    records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in ("3e-5", "1e-3", "1e-4")]
-    assert [record.data.tags["mlflow.parentRunId"] for record in records] == [parent] * 3
+    records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in rates]
+    assert {record.data.tags["mlflow.parentRunId"] for record in records} == {parent}
     found = [any(item.path == "model" for item in client.list_artifacts(record.info.run_id)) for record in records]
     assert found == kept
 
