@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,18 +239,13 @@ class Folder(Data):
         return self._readable(root, name, paths, labels)
 
     def _readable(self, root: Path, name: str, paths: list[str], labels: list[int]) -> tuple[Source, str]:
-        def looked_at(path: str) -> str | Unreadable:
-            status = os.stat(path)
-            return examine(path, status.st_size, status.st_mtime_ns)
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            found = list(pool.map(looked_at, paths))
+        found = examine(paths)
         bad = [digest for digest in found if isinstance(digest, Unreadable)]
         if bad and self.on_corrupt == "stop":
             raise bad[0]
         self.check_skipped(len(bad), len(paths), name)
         kept = [row for row, digest in enumerate(found) if isinstance(digest, str)]
-        ids = tuple(Path(paths[row]).relative_to(root).as_posix() for row in kept)
+        ids = tuple(paths[row][len(f"{root}{os.sep}") :].replace(os.sep, "/") for row in kept)
         digests = [f"{labels[row]} {identity} {found[row]}" for row, identity in zip(kept, ids, strict=True)]
         chosen = tuple(paths[row] for row in kept)
         source = Source(

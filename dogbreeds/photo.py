@@ -1,10 +1,11 @@
 """One photo: from a file's bytes to pixels, or to a sentence that says why not."""
 
 import contextlib
-import functools
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,19 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
         ) from error
 
 
-@functools.lru_cache(maxsize=200_000)
-def examine(path: str, size: int, modified: int) -> str | Unreadable:
-    """The digest of a file's content, or what is wrong with its beginning. Remembered while size and time stay as they are."""
+_EXAMINED: dict[tuple[str, int, int], "str | Unreadable"] = {}
+
+
+def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
+    """The digest of each file's content, or what is wrong with its beginning; remembered while its size and time stay as they are."""
+    keys = [(path, status.st_size, status.st_mtime_ns) for path, status in zip(paths, map(os.stat, paths), strict=True)]
+    new = [key for key in keys if key not in _EXAMINED]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        _EXAMINED.update(zip(new, pool.map(_examine, [path for path, *_ in new]), strict=True))
+    return [_EXAMINED[key] for key in keys]
+
+
+def _examine(path: str) -> "str | Unreadable":
     encoded = Path(path).read_bytes()
     try:
         with _opened(encoded, path):

@@ -168,3 +168,42 @@ def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list
     said = network.whole(run.data.open().class_names, "stretch")(photos)["probabilities"].numpy()
     scores = np.exp(result.outcome.best_logits - result.outcome.best_logits.max(axis=1, keepdims=True))
     assert np.allclose(said, scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+SMALL = ("data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "tracking=none")
+
+
+def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Network]) -> None:
+    moved: list[dict[str, np.ndarray]] = []
+    for decay in (1.0, 0.5):
+        run = composed(
+            "unfreeze=blocks", "unfreeze.top=3", "optimizer=sgd", "optimizer.lr=1e-2", "optimizer.momentum=0", f"optimizer.layer_decay={decay}",
+            "phase.epochs=1", "phase.batch_size=18", "head.dropout=0", *SMALL,
+        )  # fmt: skip
+        execute(run, Composition("", (), "", tmp_path))
+        assert networks[-1].suffix is not None
+        original = run.model.build(0).network
+        layers = [layer for layer in networks[-1].suffix.layers if hasattr(layer, "kernel")]
+        moved.append({layer.name: layer.kernel.numpy() - original.get_layer(layer.name).kernel.numpy() for layer in layers})
+    for name, step in moved[0].items():
+        depth = networks[0].plan.depth[name]
+        assert depth == {"top": 1, "block7a": 2, "block6c": 3}[name.split("_")[0]]
+        assert np.allclose(moved[1][name], step * 0.5**depth, rtol=1e-2, atol=1e-7)
+
+
+def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: Path, networks: list[Network], monkeypatch) -> None:
+    from dogbreeds import attempt
+
+    changed: list[set[str]] = []
+    run = composed("unfreeze=gradual", "unfreeze.top=3", "unfreeze.every_epochs=1", "phase.epochs=3", *SMALL)
+    original = run.model.build(0).network
+
+    def said(*_: object) -> str:
+        layers = [layer for layer in networks[-1].suffix.layers if hasattr(layer, "kernel")]
+        moved = [layer.name for layer in layers if not np.array_equal(layer.kernel.numpy(), original.get_layer(layer.name).kernel.numpy())]
+        changed.append({name.split("_")[0] for name in moved})
+        return ""
+
+    monkeypatch.setattr(attempt, "_epoch_line", said)
+    execute(run, Composition("", (), "", tmp_path))
+    assert changed == [{"top"}, {"top", "block7a"}, {"top", "block7a", "block6c"}]

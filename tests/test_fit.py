@@ -10,10 +10,10 @@ from dogbreeds.network import Network
 from dogbreeds.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.phase import Frozen
 from dogbreeds.schedule import Constant, Cosine
-from dogbreeds.unfreeze import Nothing
+from dogbreeds.unfreeze import Plan
 
 N, FEATURES, CLASSES = 96, 12, 5
-PLAN = Nothing(batchnorm="frozen", drop_connect="off").plan([])
+PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})  # only the head trains
 ADAM = {"layer_decay": 1.0, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 
 
@@ -26,7 +26,7 @@ def rows(seed: int = 0, n: int = N) -> Rows:
 
 
 def network(head=None, seed: int = 0) -> Network:
-    return Network(None, None, (head or MLP(widths=[16], dropout=0.5)).build(FEATURES, CLASSES, seed), PLAN, 64)
+    return Network(None, None, (head or MLP(widths=[16], dropout=0.5)).build(FEATURES, CLASSES, seed), PLAN)  # type: ignore[arg-type]
 
 
 def phase(epochs: int = 4, batch_size: int = 20, patience: int | None = None) -> Frozen:
