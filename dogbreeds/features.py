@@ -1,5 +1,6 @@
 """What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix."""
 
+import itertools
 import os
 import zlib
 from collections import deque
@@ -115,7 +116,7 @@ def _submit(
     start = 0
     while True:
         while len(running) < _AHEAD:
-            chunk = [photo for _, photo in zip(range(_CHUNK), photos, strict=False)]
+            chunk = list(itertools.islice(photos, _CHUNK))
             if not chunk:
                 break
             running.append((start + len(chunk), pool.submit(fill, start, chunk)))

@@ -65,7 +65,8 @@ class Store:
 
     def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce) -> Entry:
         """The whole array, computed if it is not there."""
-        for _ in self.stream(kind, identity, shape, dtype, produce, batch=max(1, shape[0])):
+        row_bytes = max(1, int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
+        for _ in self.stream(kind, identity, shape, dtype, produce, batch=max(1, _WINDOW_BYTES // row_bytes)):
             pass
         entry = self._open(self._folder(kind, identity))
         if entry is None:

@@ -1,5 +1,6 @@
 """The network of an attempt in three parts, prefix, suffix and head, and the whole of it as it is saved."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,9 +34,11 @@ class Prefix:
         return tuple(self.graph.output.shape[1:])
 
     def batch_size(self) -> int:
-        """Photos at a time: enough to fill the cores, few enough that the activations stay near the caches and in bounds."""
-        size = self.graph.input.shape[1]
-        return int(np.clip(32 * (224 / size) ** 2, 4, 128))
+        """Photos at a time: enough to fill the cores, or the GPU, few enough that memory stays in bounds at any image size."""
+        import tensorflow as tf
+
+        at_224 = 256 if tf.config.list_physical_devices("GPU") else 16 * min(8, os.cpu_count() or 1)
+        return int(np.clip(at_224 * (224 / self.graph.input.shape[1]) ** 2, 4, 256))
 
     @cached_property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from dogbreeds.data import Dataset
 
-SWEEP = "DOGBREEDSSWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
+SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _MODEL_FOLDER, _HEAD = "model", "head.weights.h5"
+_FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 _PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
 RANKING = "best/val_accuracy"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
@@ -50,13 +51,11 @@ class Parent:
     Attributes:
         run_id: its MLflow run.
         head: file of its head's best weights.
-        predictions: file of its predictions on the validation photos: ids, labels, logits.
         accuracy: its best validation accuracy.
     """
 
     run_id: str
     head: Path
-    predictions: Path
     accuracy: float
 
 
@@ -173,7 +172,7 @@ class Mlflow(Tracking):
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         client, experiment_id = self.connect()
-        frozen = client.search_runs([experiment_id], "params.phase = 'Frozen' and attributes.status = 'FINISHED'", max_results=5000)
+        frozen = client.search_runs([experiment_id], _FROZEN, max_results=5000)
         expected = {name: _plain(value) for name, value in alike.items()}
         if wanted is not None:
             named = [record for record in frozen if record.info.run_id.startswith(wanted)]
@@ -194,8 +193,8 @@ class Mlflow(Tracking):
                 "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
             )
         best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
-        files = [client.download_artifacts(best.info.run_id, path, str(folder)) for path in (f"{_MODEL_FOLDER}/{_HEAD}", "predictions/val.npz")]
-        return Parent(best.info.run_id, Path(files[0]), Path(files[1]), best.data.metrics[RANKING])
+        head = client.download_artifacts(best.info.run_id, f"{_MODEL_FOLDER}/{_HEAD}", str(folder))
+        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING])
 
 
 def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
