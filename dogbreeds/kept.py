@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -22,6 +23,8 @@ from typing import IO, Any
 import numpy as np
 
 from dogbreeds.spec import Refused
+
+log = logging.getLogger(__name__)
 
 Identity = dict[str, Any]  # plain values only
 Produce = Callable[[np.ndarray], Generator[int, None, dict[str, Any]]]  # fills the array, yields rows done so far, returns notes
@@ -90,10 +93,6 @@ class Store:
             self._use(folder)
         yield from _pieces(entry.rows, batch)
 
-    def notes(self, kind: str, identity: Identity) -> dict[str, Any]:
-        """What the producer of an array returned. The array must be there."""
-        return json.loads((self._folder(kind, identity) / "entry.json").read_text())["notes"]
-
     def entries(self) -> list[tuple[str, int, float, dict[str, Any]]]:
         """Folder name, bytes, time of last use and identity of each entry, the most recently used first."""
         if not self.root.is_dir():
@@ -156,14 +155,18 @@ class Store:
         about = folder / "entry.json"
         if not about.is_file():
             return None
-        meta = json.loads(about.read_text())
-        rows = np.load(folder / "rows.npy", mmap_mode="r")
         stamp = (str(folder), about.stat().st_ino)
-        if stamp not in self._verified:
-            if _checksum(rows) != meta["crc32"]:
-                shutil.rmtree(folder)
-                return None
-            self._verified.add(stamp)
+        try:
+            meta = json.loads(about.read_text())
+            rows = np.load(folder / "rows.npy", mmap_mode="r")
+            whole = stamp in self._verified or _checksum(rows) == meta["crc32"]
+        except (ValueError, KeyError, OSError):
+            whole = False
+        if not whole:
+            log.warning("%s was damaged and is computed anew", folder)
+            shutil.rmtree(folder)
+            return None
+        self._verified.add(stamp)
         return Entry(folder, rows, meta["notes"])
 
     def _compute(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int) -> Iterator[np.ndarray]:
@@ -173,6 +176,7 @@ class Store:
         part.mkdir()
         try:
             rows = np.lib.format.open_memmap(part / "rows.npy", mode="w+", dtype=dtype, shape=shape)
+            self._reserve(part / "rows.npy")
             crc, given, row_bytes = 0, 0, max(1, rows[:1].nbytes)
             producing = produce(rows)
             while True:
@@ -194,6 +198,18 @@ class Store:
             part.replace(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def _reserve(self, path: Path) -> None:
+        """Takes the disk space at once: running out of it later, while a mapped file is written, would kill the process."""
+        with path.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise Refused(
+                    f"{self.root} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a disk that does. "
+                    "Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
+                ) from error
 
     def _evict(self) -> None:
         entries = self.entries()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dogbreeds.kept import Store
+from dogbreeds.spec import Refused
 
 SHAPE = (100, 4)
 
@@ -71,14 +72,18 @@ def test_what_was_interrupted_leaves_nothing_and_is_computed_anew(store: Store) 
     assert len(calls) == 2
 
 
-def test_a_damaged_array_is_noticed_and_computed_anew(store: Store) -> None:
+@pytest.mark.parametrize("damage", ["a bit", "an end", "entry.json"])
+def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str) -> None:
     calls: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", counting(calls))
     Store.release()
     Store._verified.clear()  # as in another process
     damaged = bytearray((entry.folder / "rows.npy").read_bytes())
     damaged[-3] ^= 1
-    (entry.folder / "rows.npy").write_bytes(damaged)
+    if damage == "entry.json":
+        (entry.folder / "entry.json").write_text("{")
+    else:
+        (entry.folder / "rows.npy").write_bytes(damaged if damage == "a bit" else damaged[:-100])
     again = store.array("features", {}, SHAPE, "float32", counting(calls))
     assert len(calls) == 2
     assert again.rows[99, 0] == 99
@@ -109,6 +114,24 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: P
     assert names() == {"a", "c", "d"}
     Store.release()
     assert store.clear() == (3, 0)
+
+
+def test_without_room_it_says_so_before_it_computes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    calls: list[int] = []
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(Refused, match=r"has no room for 0\.0 GB of features \(No space left on device\)\. .* Type features\.dir=<folder>, "):
+        store.array("features", {}, SHAPE, "float32", counting(calls))
+    assert calls == []
+    assert store.entries() == []
+
+
+def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refused, match=r"file/kept cannot be written \(Not a directory\)\. .* Type features\.dir=<folder>\."):
+        Store(tmp_path / "file/kept", 1).array("features", {}, SHAPE, "float32", counting([]))
 
 
 def _compute(root: Path, counter) -> None:
