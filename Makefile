@@ -16,10 +16,10 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 test: setup ## the tests, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup ## whole commands as a user runs them, some minutes more
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
 	$(BIN)/python -m pytest -m real

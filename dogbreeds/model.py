@@ -8,6 +8,7 @@ import functools
 import hashlib
 import math
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,10 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     import keras
 
     try:
-        network.load_weights(file)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it leaves as they were
+            network.load_weights(file)
+    except (ValueError, KeyError, OSError, TypeError, UserWarning) as error:
         raise Refused(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). "
             f"It must hold the weights of keras.applications.{model.architecture}(include_top=False) in the same size"
