@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dogbreeds.fit import Epoch
+    from dogbreeds.lr_range import Range
 
 _TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
 _LEGEND = 12  # curves that can still be told apart by name
@@ -74,5 +75,25 @@ def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
         _dress(axes)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def lr_range(found: "Range", title: str) -> "Figure":
+    """The loss over the rate, on a logarithmic axis, with the suggestion marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    smoothed = found.smoothed
+    axes.plot(found.lrs[: len(smoothed)], found.losses[: len(smoothed)], color=_TRAIN, alpha=0.35, lw=1, label="each batch")
+    axes.plot(found.lrs[: len(smoothed)], smoothed, color=_VAL, label="running mean")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)")
+    axes.set_ylim(0, 1.3 * max(smoothed[: len(smoothed) // 2 + 1], default=1.0))
+    if found.suggestion is not None:
+        axes.axvline(found.suggestion, color="#b3541e", lw=1.2, ls="--", label=f"suggested: {found.suggestion:.1g}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure

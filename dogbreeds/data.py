@@ -29,6 +29,7 @@ class Source:
         name: which part of the data set it is.
         labels: [n] int32, each below the number of classes.
         ids: a name for each photo, such as its path below the root.
+        digests: of each photo's bytes: equal ones are the same photo.
         fingerprint: of names, labels and contents; equal fingerprints are the same photos.
         read: goes over the photos in order; decoding happens when an item is called, so that it can happen in parallel.
     """
@@ -36,6 +37,7 @@ class Source:
     name: str
     labels: np.ndarray
     ids: tuple[str, ...]
+    digests: tuple[str, ...]
     fingerprint: str
     read: Callable[[], Iterator[Photo]]
 
@@ -162,7 +164,8 @@ class Miniature(Data):
 
         labels = np.repeat(np.arange(self.breeds, dtype=np.int32), each)
         ids = tuple(f"{name}/{miniature.breed_name(breed)}/{photo}" for breed in range(self.breeds) for photo in range(each))
-        return Source(name, labels, ids, digest(f"miniature:{miniature.VERSION}:{name}:{self.breeds}:{each}".encode()), read)
+        # What is drawn follows from its name alone, and no two names give the same.
+        return Source(name, labels, ids, ids, digest(f"miniature:{miniature.VERSION}:{name}:{self.breeds}:{each}".encode()), read)
 
     def open(self) -> Dataset:
         from dogbreeds import miniature
@@ -246,13 +249,14 @@ class Folder(Data):
         self.check_skipped(len(bad), len(paths), name)
         kept = [row for row, digest in enumerate(found) if isinstance(digest, str)]
         ids = tuple(paths[row][len(f"{root}{os.sep}") :].replace(os.sep, "/") for row in kept)
-        digests = [f"{labels[row]} {identity} {found[row]}" for row, identity in zip(kept, ids, strict=True)]
+        described = [f"{labels[row]} {identity} {found[row]}" for row, identity in zip(kept, ids, strict=True)]
         chosen = tuple(paths[row] for row in kept)
         source = Source(
             name,
             np.asarray([labels[row] for row in kept], dtype=np.int32),
             ids,
-            digest("\n".join(digests).encode()),
+            tuple(str(found[row]) for row in kept),
+            digest("\n".join(described).encode()),
             lambda: (functools.partial(decode_file, path) for path in chosen),
         )
         note = f"{len(bad)} of {len(paths):,} photos of {name} skipped: {bad[0].args[0].split('. ')[0]}" if bad else ""
@@ -327,10 +331,11 @@ def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
         for row in rows():
             yield functools.partial(decode, row["image"], row["image/filename"].decode())
 
-    labels, ids = [], []
+    labels, ids, digests = [], [], []
     whole = hashlib.blake2b(digest_size=16)
     for row in rows():
         labels.append(int(row["label"]))
         ids.append(row["image/filename"].decode())
-        whole.update(f"{labels[-1]} {ids[-1]} {digest(row['image'])}\n".encode())
-    return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), whole.hexdigest(), read)
+        digests.append(digest(row["image"]))
+        whole.update(f"{labels[-1]} {ids[-1]} {digests[-1]}\n".encode())
+    return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), tuple(digests), whole.hexdigest(), read)

@@ -15,7 +15,7 @@ import numpy as np
 from dogbreeds.metrics import Scores, score
 from dogbreeds.network import Network
 from dogbreeds.optimizer import Optimizer
-from dogbreeds.phase import Phase
+from dogbreeds.phase import Training
 from dogbreeds.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ def fit(
     network: Network,
     train: Callable[[int], Rows],
     val: Rows,
-    phase: Phase,
+    phase: Training,
     optimizer: Optimizer,
     schedule: Schedule,
     seed: int,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[Epoch], str | None],
 ) -> Outcome:
     """Trains a network's suffix and head, and leaves it with the weights of its best epoch.
 
@@ -181,7 +181,7 @@ def fit(
         optimizer: its learning rate is the schedule's peak.
         schedule: the learning rate of each step.
         seed: of the order.
-        on_epoch: called after each epoch.
+        on_epoch: called after each epoch; a text that it returns says why training ends there.
     """
     step = Step(network, optimizer)
     outcome = Outcome()
@@ -207,12 +207,19 @@ def fit(
         loss, accuracy, top5 = (sums / len(data)).tolist()
         epoch = Epoch(index + 1, lr, loss, accuracy, top5, score(logits, val.labels), time.perf_counter() - started)
         outcome.epochs.append(epoch)
-        if outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
+        if not math.isfinite(epoch.val.loss):
+            outcome.ended = f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch {index + 1}), lr {lr:g}"
+            outcome.diverged = True
+        elif outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
             outcome.best, outcome.best_logits = epoch, logits
             outcome.best_weights = [variable.numpy() for variable in network.learned]
-        on_epoch(epoch)
+        wish = on_epoch(epoch)
+        if outcome.diverged or outcome.best is None:
+            break
         if phase.patience_epochs is not None and epoch.number - outcome.best.number >= phase.patience_epochs:
-            outcome.ended = f"no better validation accuracy for {phase.patience_epochs} epochs"
+            wish = wish or f"no better validation accuracy for {phase.patience_epochs} epochs"
+        if wish:
+            outcome.ended = wish
             break
     for variable, value in zip(network.learned, outcome.best_weights, strict=False):
         variable.assign(value)

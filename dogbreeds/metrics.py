@@ -65,3 +65,40 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     rank = ahead.sum(axis=1)
     first, five = int((rank < 1).sum()), int((rank < 5).sum())
     return Scores(float(losses.mean()), Proportion(first, len(labels)), Proportion(five, len(labels)))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks on the same n photos: how many only the second got right (`gained`), how many only the first did (`lost`)."""
+
+    gained: int
+    lost: int
+    n: int
+    split: str
+
+    @property
+    def p_value(self) -> float:
+        """Of the exact two-sided McNemar test: of the photos that differ, as many are gained as lost. Source: McNemar 1947."""
+        differ, fewer = self.gained + self.lost, min(self.gained, self.lost)
+        log_shares = [math.lgamma(differ + 1) - math.lgamma(k + 1) - math.lgamma(differ - k + 1) - differ * math.log(2) for k in range(fewer + 1)]
+        return min(1.0, 2 * sum(math.exp(share) for share in log_shares))
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the second less that of the first."""
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference. Source: Agresti and Min 2005, half a photo added to each of the four counts."""
+        gained, lost, n = self.gained + 0.5, self.lost + 0.5, self.n + 2
+        middle = (gained - lost) / n
+        reach = _Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
+        return middle - reach, middle + reach
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{100 * self.difference:+.1f} points on {self.split} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
+            f"{self.gained} photos gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
+        )

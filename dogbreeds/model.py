@@ -233,7 +233,7 @@ def find_blocks(network: "keras.Model") -> tuple[Block, ...]:
     """
     import keras
 
-    nodes = [node for node in _in_order(network) if node.input_tensors]
+    nodes = [node for node in in_order(network) if node.input_tensors]
     named = [bool(_BLOCK_NAME.search(node.operation.name)) for node in nodes]
     last_named = max((index for index, found in enumerate(named) if found), default=-1)
     uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
@@ -258,7 +258,7 @@ def find_blocks(network: "keras.Model") -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _in_order(network: "keras.Model"):
+def in_order(network: "keras.Model"):
     """The network's own calls in the order of computation. A layer may have been called in other networks too."""
     depths = sorted(network._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in network._nodes_by_depth[depth]]

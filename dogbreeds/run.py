@@ -17,20 +17,27 @@ from dogbreeds.features import Features
 from dogbreeds.head import Head
 from dogbreeds.model import Model
 from dogbreeds.optimizer import Optimizer
-from dogbreeds.phase import Phase
+from dogbreeds.phase import LrRange, Training
+from dogbreeds.preflight import Preflight
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.schedule import Schedule
-from dogbreeds.spec import Refused, Spec, integer
+from dogbreeds.spec import Refused, Spec, boolean, integer
 from dogbreeds.tracking import Tracking
 from dogbreeds.unfreeze import Unfreeze
 
-_ELSEWHERE = ("tracking", "features")  # groups that do not decide a result, but for the features' precision
+_ELSEWHERE = ("tracking", "features", "preflight")  # groups that do not decide a result, but for the features' precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Seed(Spec):
+class _Alone(Spec):
+    """Settings that belong to no group."""
+
     group = ""
     seed: int = integer(at_least=0, example=0)
+    stop_on_collapse: bool = boolean()
+
+
+ALONE = tuple(field.name for field in dataclasses.fields(_Alone))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +49,15 @@ class Run:
     augment: Augment
     model: Model
     head: Head
-    phase: Phase
+    phase: Training | LrRange
     unfreeze: Unfreeze
     optimizer: Optimizer
     schedule: Schedule
+    preflight: Preflight
     features: Features
     tracking: Tracking
     seed: int
+    stop_on_collapse: bool
 
     @property
     def key(self) -> str:
@@ -76,8 +85,9 @@ def from_config(config: DictConfig) -> Run:
     Raises:
         Refused: where a value is not allowed, a key is unknown, or a target lies outside the package.
     """
-    parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name != "seed"}
-    return Run(**parts, seed=_Seed(seed=_plain(config)["seed"]).seed)
+    parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE}
+    whole = _plain(config)
+    return Run(**parts, **dataclasses.asdict(_Alone(**{name: whole[name] for name in ALONE})))
 
 
 def part(config: DictConfig, name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dogbreeds.metrics import Pair
 from dogbreeds.spec import Refused, Spec, home, number, one_of, text
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
-_MODEL_FOLDER, _HEAD = "model", "head.weights.h5"
+_MODEL_FOLDER, _PREDICTIONS, _HEAD = "model", "predictions", "head/head.weights.h5"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 _PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
 RANKING = "best/val_accuracy"
@@ -52,15 +53,42 @@ class Parent:
         run_id: its MLflow run.
         head: file of its head's best weights.
         accuracy: its best validation accuracy.
+        predictions: what it said of each photo, by split.
     """
 
     run_id: str
     head: Path
     accuracy: float
+    predictions: "dict[str, Predictions]"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network said of a split's photos.
+
+    Attributes:
+        ids: a name for each photo.
+        labels: [n] int.
+        logits: [n, classes] float.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    def beside(self, other: "Predictions", split: str) -> Pair:
+        """This network, photo by photo beside another one, whose photos must be these."""
+        theirs = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
+        before = np.array([theirs[name] for name in self.ids])
+        now = self.logits.argmax(axis=1) == self.labels
+        return Pair(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
 
 
 class Tracker:
     """Records nothing; what records something overrides this."""
+
+    def __init__(self, name: str):
+        self.name = name
 
     def parameters(self, values: dict[str, Any]) -> None:
         """Records hyper-parameters and facts that hold for the whole run."""
@@ -77,11 +105,14 @@ class Tracker:
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
         """Records a picture, which is drawn if it is wanted."""
 
-    def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
+    def predictions(self, split: str, said: Predictions) -> None:
         """Records what was said of each photo, for paired comparisons."""
 
-    def model(self, whole: "Callable[[], keras.Model]", head: "keras.Model | None", accuracy: float) -> None:
-        """Records the trained network, which is built if it is wanted, and the head by itself where a fine-tune could go on from it."""
+    def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
+        """Records the trained network, which is built if it is wanted."""
+
+    def head(self, head: "keras.Model") -> None:
+        """Records the head by itself, for fine-tunes that go on from it."""
 
     def where(self) -> str:
         """Where a person finds it."""
@@ -97,7 +128,7 @@ class Tracking(Spec):
     @contextlib.contextmanager
     def open(self, composition: Composition) -> Iterator[Tracker]:
         """A tracker for one attempt, closed with how it ended."""
-        yield Tracker()
+        yield Tracker(composition.name)
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         """Finds the frozen attempt that a fine-tune goes on from.
@@ -185,16 +216,23 @@ class Mlflow(Tracking):
             matching = named
         else:
             matching = [record for record in frozen if not _differences(record, expected)]
-        kept = [record for record in matching if record.data.tags.get("model") == "kept"]
+        kept = [record for record in matching if record.data.tags.get("head") == "kept"]
         if not kept:
-            lacking = "kept its network" if matching else f"matches in {', '.join(sorted(expected))}"
+            lacking = "kept its head" if matching else f"matches in {', '.join(sorted(expected))}"
             raise Refused(
                 f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from the best weights of one with "
                 "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
             )
         best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
-        head = client.download_artifacts(best.info.run_id, f"{_MODEL_FOLDER}/{_HEAD}", str(folder))
-        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING])
+        head = client.download_artifacts(best.info.run_id, _HEAD, str(folder))
+        said = Path(client.download_artifacts(best.info.run_id, _PREDICTIONS, str(folder)))
+        predictions = {file.stem: _read(file) for file in said.glob("*.npz")}
+        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], predictions)
+
+
+def _read(file: Path) -> Predictions:
+    with np.load(file) as stored:
+        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"])
 
 
 def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
@@ -213,6 +251,7 @@ def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
 
 class _MlflowTracker(Tracker):
     def __init__(self, tracking: Mlflow, client: "mlflow.MlflowClient", run: "MlflowRun"):
+        super().__init__(run.info.run_name)
         self._tracking, self._client, self._run = tracking, client, run
         self._id = run.info.run_id
 
@@ -247,23 +286,30 @@ class _MlflowTracker(Tracker):
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
         self._client.log_figure(self._id, draw(), name)
 
-    def predictions(self, split: str, ids: Sequence[str], labels: np.ndarray, logits: np.ndarray) -> None:
+    def predictions(self, split: str, said: Predictions) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{split}.npz"
-            np.savez_compressed(path, ids=np.asarray(ids), labels=labels, logits=logits.astype(np.float16))
-            self._client.log_artifact(self._id, str(path), "predictions")
+            np.savez_compressed(path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits)
+            self._client.log_artifact(self._id, str(path), _PREDICTIONS)
 
-    def model(self, whole: "Callable[[], keras.Model]", head: "keras.Model | None", accuracy: float) -> None:
+    def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
         if self._tracking.model == "none":
             return
         if self._tracking.model == "best" and not self._beats_its_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
             whole().save(Path(folder) / "model.keras")
-            if head is not None:
-                head.save_weights(Path(folder) / _HEAD)
             self._client.log_artifacts(self._id, folder, _MODEL_FOLDER)
         self.tags({"model": "kept"})
+
+    def head(self, head: "keras.Model") -> None:
+        if self._tracking.model == "none":
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(_HEAD).name
+            head.save_weights(path)
+            self._client.log_artifact(self._id, str(path), str(Path(_HEAD).parent))
+        self.tags({"head": "kept"})
 
     def _beats_its_sweep(self, accuracy: float) -> bool:
         """Whether no other job of the sweep has done as well; the models of those that did worse are removed."""

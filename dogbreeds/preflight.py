@@ -1,0 +1,361 @@
+"""What can be known before anything is spent: whether the pixels are those that the backbone remembers, and whether the data can be trusted.
+
+Every BatchNorm layer keeps the mean and the variance of what it was fed in pretraining. Photos in the right convention reproduce them;
+photos in another one do not, and no label is needed to see it. Error rates of this check: `make faults`.
+"""
+
+import logging
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dogbreeds.data import Data, Dataset, Source
+from dogbreeds.kept import Store
+from dogbreeds.photo import Unreadable
+from dogbreeds.preprocessing import MODES, Preprocessing
+from dogbreeds.spec import Refused, Spec, integer, number, one_of
+
+if TYPE_CHECKING:
+    import keras
+
+    from dogbreeds.model import Backbone
+
+log = logging.getLogger(__name__)
+
+_LAYERS = 10  # BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
+_BATCH = 16  # photos at a time
+
+# Chosen on one half of the seeds of `make faults`; its report is of the other half.
+_MISMATCH_NATS = 0.05  # below this a convention fits, whichever fits best
+_MISMATCH_RATIO = 3.0  # a clear mismatch is this many times as far from memory as the convention that fits best
+_STRANGE_NATS = 2.0  # farther than this, not even the best convention fits
+_SPREAD_RATIO = 0.1  # a clear mismatch, where there is no BatchNorm, leaves this much of the variance between photos
+_INITIAL_LOSS = (0.5, 1.5)  # of ln(classes), for a new head
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well each pixel convention fits a backbone.
+
+    Attributes:
+        remembers: whether there are BatchNorm layers that have seen training, so that `nats` mean something.
+        distances: by convention. Where the backbone remembers: Kullback-Leibler divergence of what its first BatchNorm layers are fed
+            from what they remember, in nats, the median over channels, the mean over layers. Where it does not: the share that is lost of
+            the variance between photos at the backbone's output, beside the convention that keeps most.
+    """
+
+    remembers: bool
+    distances: dict[str, float]
+
+    @property
+    def best(self) -> str:
+        return min(self.distances, key=lambda mode: self.distances[mode])
+
+    def __str__(self) -> str:
+        ranked = sorted(self.distances.items(), key=lambda item: item[1])
+        return ", ".join(f"{mode} {_amount(distance)}" for mode, distance in ranked)
+
+
+def _amount(distance: float) -> str:
+    return f"{distance:.3f}" if distance < 0.1 else f"{distance:.2f}" if distance < 10 else f"{distance:,.0f}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a check found.
+
+    Attributes:
+        check: `pixels`, `duplicates`, `labels` or `initial_loss`.
+        clear: whether there is no doubt, so that training on would waste time.
+        said: what was received, what is allowed, what to type.
+    """
+
+    check: str
+    clear: bool
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight(Spec):
+    """What happens on a clear mismatch: `stop` refuses, `warn` trains on and tags the run, `none` checks nothing."""
+
+    group = "preflight"
+    action: str = one_of("stop", "warn", "none")
+    photos: int = integer(at_least=8, example=64)
+    max_duplicate_fraction: float = number(at_least=0, at_most=1, example=0.01)
+
+    def report(self, findings: Sequence[Finding]) -> None:
+        """Says what was found.
+
+        Raises:
+            Refused: on a clear finding, with `stop`.
+        """
+        for finding in findings:
+            if finding.clear and self.action == "stop":
+                raise Refused(finding.said)
+            log.warning("preflight: %s", finding.said)
+
+    def check_data(self, dataset: Dataset) -> list[Finding]:
+        """Labels in range, every class to train on, and no photo of train among those that are measured on."""
+        if self.action == "none":
+            return []
+        return [*_labels(dataset), *_duplicates(dataset, self.max_duplicate_fraction)]
+
+    def fit(self, backbone: "Backbone", dataset: Dataset, data: Data, store: Store) -> Fit | None:
+        """How well each pixel convention fits the backbone, measured on training photos; kept, since it depends on nothing else.
+
+        Returns:
+            None with `preflight=none`, or where no photo can be read.
+        """
+        if self.action == "none":
+            return None
+        layers = _batchnorms(backbone.network)
+        remembers = any(_has_seen_training(layer) for layer, _ in layers)
+        split = dataset.train
+        rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.photos).astype(int))]
+        size = backbone.network.input.shape[1]
+        identity = {
+            "photos": split.source.fingerprint,
+            "rows": rows.tolist(),
+            "size": size,
+            "resize": data.resize,
+            "backbone": backbone.fingerprint,
+        }
+
+        def produce(kept: np.ndarray) -> Generator[int, None, dict[str, Any]]:
+            photos = np.stack(list(_decoded(split.source, rows, size, data)))
+            kept[:] = _divergences(backbone.network, layers, photos) if remembers else _lost_spread(backbone.network, photos)
+            yield len(kept)
+            return {}
+
+        found = store.array("preflight", identity, (len(MODES),), "float64", produce).rows
+        return Fit(remembers, dict(zip(MODES, found.tolist(), strict=True)))
+
+
+def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
+    """What the fit says of the chosen convention.
+
+    Args:
+        fit: measured.
+        mode: the convention that was chosen.
+        native: the one that the model's config names.
+    """
+    best, chosen = fit.best, fit.distances[mode]
+    fix = "native" if best == native else best
+    if not fit.remembers:
+        return _judge_spread(fit, mode, native)
+    if chosen > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
+        return [
+            Finding(
+                "pixels",
+                True,
+                f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {_amount(chosen)} nats from "
+                f"what they were trained on, {best} {_amount(fit.distances[best])}. The convention must be the one of pretraining. "
+                f"Type preprocessing={fix}, or preflight=warn to train on all the same.",
+            )
+        ]
+    if chosen > _STRANGE_NATS:
+        return [
+            Finding(
+                "pixels",
+                False,
+                f"No pixel convention fits what the backbone's BatchNorm layers remember ({fit}, in nats). The photos are unlike those of "
+                "pretraining, or the weights are not those of this backbone. Look at some photos, and at model.weights.",
+            )
+        ]
+    return []
+
+
+def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
+    lost = fit.distances[mode]
+    if lost > 1 - _SPREAD_RATIO:
+        return [
+            Finding(
+                "pixels",
+                True,
+                f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo ({100 * (1 - lost):.1f} % of "
+                f"the variance that {fit.best} pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from. "
+                f"Type preprocessing={'native' if fit.best == native else fit.best}, or preflight=warn to train on all the same.",
+            )
+        ]
+    if mode != native:
+        return [
+            Finding(
+                "pixels",
+                False,
+                f"preprocessing.mode was {mode}, and the model's config names {native} pixels. The backbone has no BatchNorm that remembers its "
+                "pixels, so that it cannot tell which is right. Type preprocessing=native, unless you know better.",
+            )
+        ]
+    return []
+
+
+def said(fit: Fit, mode: str) -> str:
+    """The fit in a line, for people."""
+    if fit.remembers:
+        return f"pixels: {mode} is {_amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"
+    kept = ", ".join(f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1]))
+    return f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
+
+
+def initial_loss(loss: float, classes: int, new_head: bool) -> list[Finding]:
+    """Whether the loss before the first step is what an unbiased guess gives, or less where the head has learned already.
+
+    Args:
+        loss: mean cross-entropy in nats.
+        classes: how many.
+        new_head: whether the head's weights are new.
+    """
+    chance = math.log(classes)
+    low, high = _INITIAL_LOSS
+    if math.isfinite(loss) and loss <= high * chance and (not new_head or loss >= low * chance):
+        return []
+    expected = (
+        f"about ln({classes}) = {chance:.2f} with a new head" if new_head else f"below ln({classes}) = {chance:.2f}, since its head has learned"
+    )
+    return [
+        Finding(
+            "initial_loss",
+            False,
+            f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large or labels that leak give "
+            "such a loss: look at preprocessing and data.",
+        )
+    ]
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def _labels(dataset: Dataset) -> list[Finding]:
+    classes = len(dataset.class_names)
+    for name, split in dataset.splits.items():
+        labels = split.labels
+        if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+            bad = labels[(labels < 0) | (labels >= classes)][0]
+            text = f"{name} has a photo with the label {bad}. Labels must be 0 to {classes - 1}, one for each class name. Mend the data set."
+            return [Finding("labels", True, text)]
+    absent = np.setdiff1d(np.arange(classes), dataset.train.labels)
+    if len(absent):
+        names = ", ".join(dataset.class_names[label] for label in absent[:3])
+        text = f"{len(absent)} of {classes} classes have no photo to train on ({names}). Every class needs one. Add photos, or remove the class."
+        return [Finding("labels", True, text)]
+    return []
+
+
+def _duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
+    """Photos with the very same bytes in two splits."""
+    findings = []
+    contents = {name: {split.source.digests[row]: row for row in split.rows} for name, split in dataset.splits.items()}
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = contents.get(first, {}).keys() & contents.get(second, {}).keys()
+        if not shared:
+            continue
+        one = min(shared)
+        where = [dataset.splits[name].source.ids[contents[name][one]] for name in (first, second)]
+        share = len(shared) / len(dataset.splits[second].rows)
+        findings.append(
+            Finding(
+                "duplicates",
+                share > allowed,
+                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as {where[1]} = {where[0]}. "
+                f"preflight.max_duplicate_fraction allows {allowed:g} of them, since they flatter the result. "
+                "Remove them from one of the two, or type preflight=warn.",
+            )
+        )
+    return findings
+
+
+def _decoded(source: Source, rows: np.ndarray, size: int, data: Data) -> Iterator[np.ndarray]:
+    from dogbreeds.resize import resizer
+
+    resize, wanted = resizer(size, data.resize), set(rows.tolist())
+    for row, photo in enumerate(source.read()):
+        if row in wanted:
+            try:
+                yield resize(photo())
+            except Unreadable:
+                if data.on_corrupt == "stop":
+                    raise
+
+
+# --- the backbone's memory --------------------------------------------------------------------------------------------
+
+
+def _batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]":
+    """The first BatchNorm layers in the order of computation, and what goes into them."""
+    import keras
+
+    from dogbreeds.model import in_order
+
+    found = [(node.operation, node.input_tensors[0]) for node in in_order(network) if isinstance(node.operation, keras.layers.BatchNormalization)]
+    return found[:_LAYERS]
+
+
+def _has_seen_training(layer: "keras.layers.BatchNormalization") -> bool:
+    return bool(np.any(np.asarray(layer.moving_mean)) or np.any(np.asarray(layer.moving_variance) != 1))
+
+
+def divergence(mean: np.ndarray, variance: np.ndarray, stored_mean: np.ndarray, stored_variance: np.ndarray) -> float:
+    """How far what a layer is fed lies from what it remembers: Gaussian Kullback-Leibler divergence in nats, the median over channels.
+
+    Args:
+        mean, variance: [channels] of what it is fed; variances above 0.
+        stored_mean, stored_variance: [channels] of what it remembers.
+    """
+    nats = 0.5 * (np.log(stored_variance / variance) + (variance + (mean - stored_mean) ** 2) / stored_variance - 1)
+    return float(np.median(nats))
+
+
+def _divergences(
+    network: "keras.Model", layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]", photos: np.ndarray
+) -> list[float]:
+    """Of each convention, the mean over layers."""
+    import keras
+    import tensorflow as tf
+
+    probe = keras.Model(network.input, [tensor for _, tensor in layers])
+    moments = tf.function(
+        lambda pixels: [tf.nn.moments(output, axes=(0, 1, 2)) for output in _listed(probe(pixels, training=False))], reduce_retracing=True
+    )
+    found = []
+    for mode in MODES:
+        measured = [moments(pixels) for pixels in _in_convention(photos, mode)]
+        distances = []
+        for index, (layer, _) in enumerate(layers):
+            means, variances = (np.stack([batch[index][which].numpy() for batch in measured]).astype(np.float64) for which in (0, 1))
+            distances.append(
+                divergence(
+                    means.mean(axis=0),
+                    variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,  # within batches, and between them
+                    np.asarray(layer.moving_mean, dtype=np.float64),
+                    np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
+                )
+            )
+        found.append(float(np.mean(distances)))
+    return found
+
+
+def _lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
+    """Of each convention, the share lost of the variance between photos, relative to the size of the output, beside the best."""
+    import tensorflow as tf
+
+    pooled = tf.function(lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True)
+    spreads = []
+    for mode in MODES:
+        outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(photos, mode)]).astype(np.float64)
+        spreads.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
+    return [1 - spread / max(spreads) for spread in spreads]
+
+
+def _in_convention(photos: np.ndarray, mode: str) -> "Iterator[Any]":
+    import tensorflow as tf
+
+    for start in range(0, len(photos) - len(photos) % _BATCH or len(photos), _BATCH):  # whole batches: their variances are averaged
+        yield Preprocessing(mode=mode).apply(tf.cast(photos[start : start + _BATCH], tf.float32))
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return outputs if isinstance(outputs, list) else [outputs]
