@@ -2,8 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
+SEEDS ?= 0
+ATTEMPTS := torch_pixels,lr_collapse,frozen,finetune_50,finetune_20
+# The drawn dogs need no long fine-tune; a real set gets the guide's epochs unless OPTIONS says otherwise.
+OPTIONS ?= $(if $(MODEL),,phase.epochs=10)
+SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS))
 
-.PHONY: help setup test test-slow test-real check bench bench-memory ui kept clear pretrain clean
+.PHONY: help setup table test test-slow test-real check faults bench bench-memory ui kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -14,6 +19,10 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS= for a real set
+	$(BIN)/python -m dogbreeds.train --multirun attempt=$(ATTEMPTS) seed=$(SEEDS) $(SETUP) $(OPTIONS)
+	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
 test: setup ## the tests, under 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
@@ -28,6 +37,9 @@ check: setup ## style, types and stale files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+faults: setup ## how often the preflight and the verdicts are right, on seeded healthy and faulty attempts; some minutes
+	$(BIN)/python tests/bench/faults.py
 
 bench: setup ## what keeping the frozen prefix saves, beside plain Keras; up to 15 minutes
 	$(BIN)/python tests/bench/speed.py

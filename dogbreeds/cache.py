@@ -37,4 +37,4 @@ def _ago(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    command.main(task)
+    command.main(task, "cache")

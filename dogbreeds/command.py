@@ -21,17 +21,23 @@ OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A command's config as Hydra composes it, without running the command."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-        return compose(name, list(overrides))
+    """A command's config as Hydra composes it, without running the command; a command that is running goes on undisturbed."""
+    everyone = GlobalHydra.instance()
+    running = everyone.hydra
+    everyone.clear()
+    try:
+        with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+            return compose(name, list(overrides))
+    finally:
+        everyone.hydra = running
 
 
-def main(task: Callable[[], Any]) -> None:
+def main(task: Callable[[], Any], name: str) -> None:
     """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
 
     Args:
         task: a function that `hydra.main` decorates.
+        name: the command's, which is its config's too.
     """
     traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -43,7 +49,7 @@ def main(task: Callable[[], Any]) -> None:
     except (Refused, Missing, HydraException, OmegaConfBaseException) as error:
         if traced:
             raise
-        sys.exit(f"error: {sentences(error)}")
+        sys.exit(f"error: {sentences(error, name)}")
     except KeyboardInterrupt:
         status = "KILLED"
         sys.exit(_INTERRUPTED)
@@ -51,33 +57,33 @@ def main(task: Callable[[], Any]) -> None:
         Sweep.close(status)
 
 
-def sentences(error: Exception) -> str:
-    """An error as what was received, what is allowed, and what to type."""
+def sentences(error: Exception, name: str) -> str:
+    """An error of a command as what was received, what is allowed, and what to type."""
     if isinstance(error, (Refused, Missing)):
         return str(error)
     if isinstance(error, MissingConfigException):
-        return _unknown_option(error)
+        return _unknown_option(error, name)
     cause = error.__cause__ if not str(error) and isinstance(error.__cause__, Exception) else error
     first = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
     if first.startswith("Could not override '"):
-        return _unknown_key(first.split("'")[1])
+        return _unknown_key(first.split("'")[1], name)
     return (
         f"The command line was not understood ({first}). Settings are written group=option or group.key=value, a list as 'key=[1,2]'. "
-        "Type python -m dogbreeds.train --help for the groups and their options."
+        f"Type python -m dogbreeds.{name} --help for the groups and their options."
     )
 
 
-def _unknown_option(error: MissingConfigException) -> str:
+def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
     if not group or not options:
-        return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.train --help for those that there are."
+        return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those that there are."
     return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={_nearest(option, options)}."
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, command: str) -> str:
     """For a key that no group has: what comes nearest to it."""
-    keys = _dotted(OmegaConf.to_container(composed("train"), resolve=False))
+    keys = _dotted(OmegaConf.to_container(composed(command), resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
     return f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if you mean to add it."

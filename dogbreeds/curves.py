@@ -14,12 +14,12 @@ _TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
 _LEGEND = 12  # curves that can still be told apart by name
 
 
-def compare(histories: "Mapping[str, Sequence[float]]", title: str) -> "Figure":
-    """Validation accuracy by epoch of several attempts, one above the other's names.
+def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
+    """Validation accuracy by epoch of several attempts, in one picture.
 
     Args:
-        histories: accuracy in [0, 1] after each epoch, by the attempt's name.
-        title: said above.
+        histories: accuracy in [0, 1] after each epoch, of each of an attempt's seeds, by the attempt's name.
+        title: said above; may be empty.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -27,15 +27,18 @@ def compare(histories: "Mapping[str, Sequence[float]]", title: str) -> "Figure":
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["viridis"]
-    for index, (name, values) in enumerate(histories.items()):
+    for index, (name, seeds) in enumerate(histories.items()):
         colour = colours(0.85 * index / max(1, len(histories) - 1))
-        numbers = list(range(1, len(values) + 1))
-        axes.plot(numbers, [100 * value for value in values], color=colour, marker="o", ms=3, label=f"{name}: best {100 * max(values):.1f} %")
+        best = sum(max(values, default=0) for values in seeds) / len(seeds)
+        for number, values in enumerate(seeds):
+            label = "_" if number else f"{name}: best {100 * best:.1f} %"  # Matplotlib leaves _ out of the legend
+            axes.plot(range(1, len(values) + 1), [100 * value for value in values], color=colour, marker="o", ms=3, lw=1.2, label=label)
     axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
     _dress(axes)
     if len(histories) <= _LEGEND:
         axes.legend(loc="center right", frameon=False)
-    figure.suptitle(title, fontsize=11)
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -72,4 +72,4 @@ def task(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    command.main(task)
+    command.main(task, "pretrain")

@@ -33,15 +33,21 @@ class Sweep(Callback):
         tracking = part(shown, "tracking")
         if not isinstance(tracking, Mlflow):
             return
-        client, experiment_id = tracking.connect()
         overrides = tuple(config.hydra.overrides.task)
-        composition = Composition(OmegaConf.to_yaml(shown), overrides, f"sweep {' '.join(overrides)}"[:250], Path(config.hydra.sweep.dir))
-        run = begin(client, experiment_id, composition.name, None, composition)
-        os.environ[SWEEP] = run.info.run_id
-        Sweep._open = client, run.info.run_id
+        name = f"sweep {' '.join(overrides)}"[:250]
+        Sweep.open(tracking, Composition(OmegaConf.to_yaml(shown), overrides, name, Path(config.hydra.sweep.dir)))
 
     def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
         Sweep.close("FINISHED")
+
+    @classmethod
+    def open(cls, tracking: Mlflow, composition: Composition) -> str:
+        """Begins a run above those that follow, until `close`; gives its id."""
+        client, experiment_id = tracking.connect()
+        run_id = begin(client, experiment_id, composition.name, None, composition).info.run_id
+        os.environ[SWEEP] = run_id
+        cls._open = client, run_id
+        return run_id
 
     @classmethod
     def close(cls, status: str) -> None:
@@ -53,7 +59,7 @@ class Sweep(Callback):
         experiment = client.get_run(run_id).info.experiment_id
         jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
         histories = {
-            job.data.params["overrides"]: [point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]
+            job.data.params["overrides"]: [[point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]]
             for job in reversed(jobs)  # MLflow gives the newest first
             if RANKING in job.data.metrics
         }

@@ -7,8 +7,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,23 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then sho
 
 @dataclass(frozen=True)
 class Composition:
-    """How Hydra came to a run: the config as YAML, what was overridden, and where its own files are."""
+    """How Hydra came to a run.
+
+    Attributes:
+        yaml: the config.
+        overrides: what was typed.
+        name: for people.
+        folder: where Hydra's own files are.
+        choices: the option chosen of each group.
+        changed: what differs from the attempt that was named, such as `optimizer.lr=0.1`; empty where nothing does.
+    """
 
     yaml: str
     overrides: tuple[str, ...]
     name: str
     folder: Path
+    choices: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,25 @@ class Parent:
     head: Path
     accuracy: float
     predictions: "dict[str, Predictions]"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished attempt, as it was recorded.
+
+    Attributes:
+        run_id: its MLflow run.
+        name: for people.
+        started: seconds since 1970.
+        params, metrics, tags: by name.
+    """
+
+    run_id: str
+    name: str
+    started: float
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -200,6 +230,37 @@ class Mlflow(Tracking):
                 f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
                 "MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db, or tracking=none."
             ) from error
+
+    def records(self, where: str = "") -> list[Record]:
+        """The finished attempts of the experiment that have a verdict, the newest first.
+
+        Args:
+            where: a condition more, as MLflow's search takes it.
+        """
+        client, experiment_id = self.connect()
+        condition = f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}"
+        found, token = [], None
+        while True:
+            page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+            found += [
+                Record(run.info.run_id, run.info.run_name, run.info.start_time / 1000, run.data.params, run.data.metrics, run.data.tags)
+                for run in page
+            ]
+            token = page.token
+            if not token:
+                return found
+
+    def note(self, run_id: str, name: str, text: str, metrics: dict[str, float]) -> None:
+        """Adds a text and numbers to a run."""
+        client, _ = self.connect()
+        client.log_text(run_id, text, name)
+        for metric, value in metrics.items():
+            client.log_metric(run_id, metric, value)
+
+    def history(self, run_id: str, metric: str) -> list[float]:
+        """A metric's values in the order of their steps."""
+        client, _ = self.connect()
+        return [point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)]
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         client, experiment_id = self.connect()
@@ -346,6 +407,9 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: 
         "python": platform.python_version(),
         "hydra.folder": str(composition.folder),
     }
+    tags |= {f"choice.{group}": option for group, option in composition.choices.items()}
+    if composition.changed:
+        tags["attempt.changed"] = " ".join(composition.changed)
     if commit != "none":
         tags["mlflow.source.git.commit"] = commit
     if parent is not None:

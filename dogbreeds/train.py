@@ -21,14 +21,26 @@ def task(config: DictConfig) -> float:
     return execute(run, _composition(config)).objective
 
 
+# What makes an attempt the one it is named after: on which model and photos it runs, and for how long, is left open.
+_DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
+
+
 def _composition(config: DictConfig) -> Composition:
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)
-    choices = hydra_config.runtime.choices
-    others = [item for item in overrides if not item.startswith(("model=", "phase="))]
-    name = " ".join([choices["model"], choices["phase"], *others])
-    return Composition(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir))
+    choices = {group: option for group, option in hydra_config.runtime.choices.items() if option and not group.startswith("hydra")}
+    others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
+    name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
+    changed = _changed(config, choices) if "attempt" in choices else ()
+    return Composition(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), choices, changed)
+
+
+def _changed(config: DictConfig, choices: dict[str, str]) -> tuple[str, ...]:
+    """What the command line made different from the attempt that it names."""
+    named = command.composed("train", [f"{group}={choices[group]}" for group in ("attempt", "model", "data")])
+    here, there = (run.parameters() for run in (from_config(config), from_config(named)))
+    return tuple(f"{key}={here[key]}" for key in here if key.startswith(_DEFINING) and here[key] != there.get(key))
 
 
 if __name__ == "__main__":
-    command.main(task)
+    command.main(task, "train")
