@@ -10,7 +10,6 @@ import numpy as np
 
 from dogbreeds import curves, preflight, verdict
 from dogbreeds.data import Dataset, Split
-from dogbreeds.features import Photos, View, compute
 from dogbreeds.fit import Epoch, Outcome, Rows, fit, predict
 from dogbreeds.kept import Store
 from dogbreeds.lr_range import Range, range_test
@@ -18,6 +17,7 @@ from dogbreeds.metrics import Pair, Scores, score
 from dogbreeds.network import Network, assemble
 from dogbreeds.phase import Finetune, LrRange, Training
 from dogbreeds.run import Run
+from dogbreeds.shown import Shown
 from dogbreeds.terminal import hushed
 from dogbreeds.tracking import Composition, Parent, Predictions, Tracker
 from dogbreeds.verdict import Setting, Verdict
@@ -74,7 +74,7 @@ def execute(run: Run, composition: Composition) -> Result | Range:
         prepared = _prepare(run)
         with run.tracking.open(composition) as tracker:
             _describe(prepared, tracker)
-            shown = _Shown(prepared)
+            shown = Shown(run, prepared.dataset, prepared.network)
             shown.train(0)
             if isinstance(run.phase, LrRange):
                 return _range_test(prepared, run.phase, shown, tracker)
@@ -118,7 +118,7 @@ def _prepare(run: Run) -> _Prepared:
     return _Prepared(run, dataset, network, facts, parent, fit, findings, started)
 
 
-def _train(prepared: _Prepared, phase: Training, shown: "_Shown", tracker: Tracker) -> Result:
+def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
     if run.preflight.action != "none":
         _check_initial_loss(prepared, shown, tracker)
@@ -161,11 +161,10 @@ def _train(prepared: _Prepared, phase: Training, shown: "_Shown", tracker: Track
     return result
 
 
-def _range_test(prepared: _Prepared, phase: LrRange, shown: "_Shown", tracker: Tracker) -> Range:
+def _range_test(prepared: _Prepared, phase: LrRange, shown: Shown, tracker: Tracker) -> Range:
     run = prepared.run
     found = range_test(prepared.network, shown.train(0), phase, run.optimizer, run.seed)
-    for number, (lr, loss) in enumerate(zip(found.lrs, found.losses, strict=True)):
-        tracker.metrics({"lr": lr, "train/loss": loss}, number + 1)
+    tracker.series({"lr": found.lrs, "train/loss": found.losses})
     tracker.picture(lambda: curves.lr_range(found, tracker.name), "lr_range.png")
     if found.suggestion is None:
         log.info("the loss never fell: no rate between %.1g and %.1g learns; look at preprocessing and head", found.lrs[0], found.lrs[-1])
@@ -175,34 +174,6 @@ def _range_test(prepared: _Prepared, phase: LrRange, shown: "_Shown", tracker: T
     log.info("time  %.1f s", time.perf_counter() - prepared.started)
     log.info("run   %s", tracker.where())
     return found
-
-
-class _Shown:
-    """What the network's trainable part is shown of each split: kept features, or the photos where nothing is frozen."""
-
-    def __init__(self, prepared: _Prepared):
-        self._run, self._dataset, self._network = prepared.run, prepared.dataset, prepared.network
-        self._store = self._run.features.store()
-        self._train: dict[int | None, Rows] = {}
-
-    def rows(self, split: Split, view: View | None = None) -> Rows:
-        """The rows of a split that could be read."""
-        photos = Photos(split.source, self._run.data, self._run.model.image_size, self._store)
-        keeps = self._network.keeps
-        array = compute(self._network.prefix, photos, self._run.features, view) if keeps else photos.rows()
-        readable = split.without(photos.skipped())
-        if view is None or not keeps:
-            return Rows(array, readable.rows, readable.labels, view)
-        return Rows(array, np.searchsorted(view.rows, readable.rows), readable.labels)
-
-    def train(self, epoch: int) -> Rows:
-        """The training rows of an epoch, counted from 0: the plain ones, or those of the epoch's view."""
-        split, views = self._dataset.train, self._run.augment.views()
-        number = epoch % views if views else None
-        if number not in self._train:  # opened once: epochs come back to the same rows
-            view = None if number is None else View(self._run.augment, number, self._run.seed, split.rows)
-            self._train[number] = self.rows(split, view)
-        return self._train[number]
 
 
 def _ids(split: Split, rows: Rows) -> list[str]:
@@ -257,7 +228,7 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
         log.info("going on from run %s, %.1f %% on validation", parent.run_id[:8], 100 * parent.accuracy)
 
 
-def _check_initial_loss(prepared: _Prepared, shown: _Shown, tracker: Tracker) -> None:
+def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:
     rows = shown.train(0)
     some = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.photos, len(rows))).astype(int)
     part = Rows(rows.array, rows.rows[some], rows.labels[some], rows.shown)

@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that 
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _MODEL_FOLDER, _PREDICTIONS, _HEAD = "model", "predictions", "head/head.weights.h5"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
-_PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
+_PARAMETERS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one call
 RANKING = "best/val_accuracy"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
 
@@ -125,6 +126,9 @@ class Tracker:
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         """Records numbers; what is not a number is left out."""
+
+    def series(self, values: dict[str, Sequence[float]]) -> None:
+        """Records numbers of every step, counted from 1."""
 
     def tags(self, values: dict[str, str]) -> None:
         """Records words to search by."""
@@ -324,12 +328,18 @@ class _MlflowTracker(Tracker):
             self._client.log_batch(self._id, params=params[start : start + _PARAMETERS_AT_ONCE])
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        import time
+        self._log((name, value, step) for name, value in values.items())
 
+    def series(self, values: dict[str, Sequence[float]]) -> None:
+        self._log((name, value, step) for name, those in values.items() for step, value in enumerate(those, 1))
+
+    def _log(self, values: Iterable[tuple[str, float, int]]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items() if np.isfinite(value)])
+        metrics = [Metric(name, value, now, step) for name, value, step in values if np.isfinite(value)]
+        for start in range(0, len(metrics), _METRICS_AT_ONCE):
+            self._client.log_batch(self._id, metrics=metrics[start : start + _METRICS_AT_ONCE])
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -80,7 +80,7 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         setting: of the attempt.
     """
     if setting.diverged:
-        advice = f"Type optimizer.lr={setting.lr / 10:.1g}; if that diverges too, look at preprocessing."
+        advice = f"Type optimizer.lr={_lower(setting.lr)}; if that diverges too, look at preprocessing."
         return Verdict("diverged", setting.diverged, advice, {"epochs": float(len(epochs))})
     found = _fall(epochs) or (_never(epochs, setting) if setting.pair is None else None)
     if found:
@@ -104,6 +104,8 @@ def _fall(epochs: "Sequence[Epoch]") -> Verdict | None:
     number, end = shares.index(peak) + 1, max(shares[-2:])
     error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
     if number > len(shares) - 2 or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
+        return None
+    if epochs[-1].train_accuracy > epochs[number - 1].train_accuracy:  # training went on: that is learning by heart
         return None
     how_far = f"{(peak - end) / error:.0f} standard errors"
     reason = f"validation accuracy peaked at {_percent(peak)} in epoch {number} and fell to {_percent(shares[-1])}, {how_far}"
@@ -131,7 +133,7 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
     elif found.name == "never_learned" and trained > 2 * peak + 0.1:
         advice = "The photos were learned by heart: look whether the labels are those of the photos."
     elif setting.lr >= 3e-3 or found.name == "collapsed":
-        advice = f"The learning rate is too high for this head: type optimizer.lr={setting.lr / 10:.1g}, or head=batchnorm."
+        advice = f"The learning rate is too high for this head: type optimizer.lr={_lower(setting.lr)}, or head=batchnorm."
     elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
         advice = "The training loss is still falling: type more phase.epochs, or find a rate with phase=lr_range."
     else:
@@ -140,7 +142,7 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
 
 
 def _beside_parent(pair: Pair, setting: Setting) -> Verdict:
-    lower = f"optimizer.lr={setting.lr / 10:.1g}"
+    lower = f"optimizer.lr={_lower(setting.lr)}"
     name = "no_better_than_frozen" if pair.p_value >= _PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     advice = {
         "no_better_than_frozen": "The frozen network is as good and cheaper: keep it, or give the fine-tune more photos.",
@@ -171,6 +173,11 @@ def _learned(epochs: "Sequence[Epoch]") -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
     reason = f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the last"
     return Verdict("learned", reason, "Fine-tuning can start from it: type phase=finetune.", {"peak": best.val.accuracy.value})
+
+
+def _lower(lr: float) -> str:
+    """A tenth of a rate, or what is usual where that is still absurd, as one types it."""
+    return f"{min(lr / 10, 1e-2):.0e}".replace("e-0", "e-")
 
 
 def _percent(share: float) -> str:

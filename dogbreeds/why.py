@@ -82,7 +82,7 @@ def conclusion(found: Sequence[Effect], total: Sequence[float]) -> str:
     if whole is None:
         return f"With one seed there is no interval: the knobs together change {_points(total)} points. Give why.seeds two or more."
     if whole[0] <= 0 <= whole[1]:
-        return f"No knob did it: putting all of them back changes {_said(total)} points, which is within noise."
+        return f"No knob stands out: putting all of them back changes {_said(total)} points, which noise could do. Give why.seeds more."
     clear = [effect for effect in found if not _straddles(effect.explains)]
     if not clear:
         return f"The knobs together change {_said(total)} points, but none of them stands out from noise: give why.seeds more."
