@@ -19,7 +19,7 @@ from dogbreeds.phase import Finetune, LrRange, Training
 from dogbreeds.run import Run
 from dogbreeds.shown import Shown
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import Composition, Parent, Predictions, Tracker
+from dogbreeds.tracking import Composition, Parent, Predictions, Tracker, short
 from dogbreeds.verdict import Setting, Verdict
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,9 @@ def _range_test(prepared: _Prepared, phase: LrRange, shown: Shown, tracker: Trac
     found = range_test(prepared.network, shown.train(0), phase, run.optimizer, run.seed)
     tracker.series({"lr": found.lrs, "train/loss": found.losses})
     tracker.picture(lambda: curves.lr_range(found, tracker.name), "lr_range.png")
-    if found.suggestion is None:
+    if found.suggestion is None and found.falling:
+        log.info("the loss still falls at lr %.1g, where the test ends: type phase.max_lr=%.0g", found.lrs[-1], 100 * found.lrs[-1])
+    elif found.suggestion is None:
         log.info("the loss never fell: no rate between %.1g and %.1g learns; look at preprocessing and head", found.lrs[0], found.lrs[-1])
     else:
         tracker.metrics({"suggested/lr": found.suggestion})
@@ -225,7 +227,7 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
     if parent is not None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})
-        log.info("going on from run %s, %.1f %% on validation", parent.run_id[:8], 100 * parent.accuracy)
+        log.info("going on from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
 
 
 def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:

@@ -40,9 +40,15 @@ class Range:
         return tuple(means)
 
     @property
+    def falling(self) -> bool:
+        """Whether the loss was still at its lowest when the test ended."""
+        smoothed = self.smoothed
+        return len(smoothed) == len(self.losses) and min(smoothed) == smoothed[-1]
+
+    @property
     def suggestion(self) -> float | None:
-        """A rate to train with, as `suggest` has it."""
-        return suggest(self.lrs, self.smoothed)
+        """A rate to train with, as `suggest` has it; None where the loss fell to the end too."""
+        return None if self.falling else suggest(self.lrs, self.smoothed)
 
     @property
     def objective(self) -> float:

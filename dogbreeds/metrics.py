@@ -94,7 +94,7 @@ class Pair:
         gained, lost, n = self.gained + 0.5, self.lost + 0.5, self.n + 2
         middle = (gained - lost) / n
         reach = _Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
-        return middle - reach, middle + reach
+        return max(-1.0, middle - reach), min(1.0, middle + reach)
 
     def __str__(self) -> str:
         low, high = self.interval

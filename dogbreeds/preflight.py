@@ -171,7 +171,7 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
 
 def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
     lost = fit.distances[mode]
-    if lost > 1 - _SPREAD_RATIO:
+    if mode != native and lost > 1 - _SPREAD_RATIO:
         return [
             Finding(
                 "pixels",
@@ -248,19 +248,21 @@ def _labels(dataset: Dataset) -> list[Finding]:
 def _duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
     """Photos with the very same bytes in two splits."""
     findings = []
-    contents = {name: {split.source.digests[row]: row for row in split.rows} for name, split in dataset.splits.items()}
+    contents = {name: [split.source.digests[row] for row in split.rows] for name, split in dataset.splits.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = contents.get(first, {}).keys() & contents.get(second, {}).keys()
+        before = {content: index for index, content in enumerate(contents.get(first, []))}
+        shared = [(index, before[content]) for index, content in enumerate(contents.get(second, [])) if content in before]
         if not shared:
             continue
-        one = min(shared)
-        where = [dataset.splits[name].source.ids[contents[name][one]] for name in (first, second)]
+        one, other = (
+            dataset.splits[name].source.ids[dataset.splits[name].rows[index]] for name, index in zip((second, first), shared[0], strict=True)
+        )
         share = len(shared) / len(dataset.splits[second].rows)
         findings.append(
             Finding(
                 "duplicates",
                 share > allowed,
-                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as {where[1]} = {where[0]}. "
+                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as {one} = {other}. "
                 f"preflight.max_duplicate_fraction allows {allowed:g} of them, since they flatter the result. "
                 "Remove them from one of the two, or type preflight=warn.",
             )

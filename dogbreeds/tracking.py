@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -300,6 +301,14 @@ def _read(file: Path) -> Predictions:
         return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"])
 
 
+def short(run_id: str) -> str:
+    """The beginning of a run's id, for people: at least 8 digits, and more where Hydra would read them as a number when they are typed."""
+    length = 8
+    while length < len(run_id) and re.fullmatch(r"\d+(e\d+)?", run_id[:length]):
+        length += 1
+    return run_id[:length]
+
+
 def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
     return [name for name, value in expected.items() if record.data.params.get(name) != value]
 
@@ -309,7 +318,7 @@ def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
     if different:
         said = "; ".join(f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different)
         raise Refused(
-            f"phase.parent={record.info.run_id[:8]} does not fit: {said}. A fine-tune needs the weights, pixels, head and data of its frozen "
+            f"phase.parent={short(record.info.run_id)} does not fit: {said}. A fine-tune needs the weights, pixels, head and data of its frozen "
             "attempt. Type phase.parent=null to have one that matches found, or make the settings the same."
         )
 
@@ -400,7 +409,7 @@ class _MlflowTracker(Tracker):
         return True
 
     def where(self) -> str:
-        return f"MLflow experiment '{self._tracking.experiment}', run {self._id[:8]} '{self._run.info.run_name}'"
+        return f"MLflow experiment '{self._tracking.experiment}', run {short(self._id)} '{self._run.info.run_name}'"
 
 
 def begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: str | None, composition: Composition) -> "MlflowRun":

@@ -21,7 +21,7 @@ from dogbreeds.phase import Finetune
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import Refused, Spec, home, texts
 from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import RANKING, Composition, Mlflow
+from dogbreeds.tracking import RANKING, Composition, Mlflow, short
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ def _need_parent(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> No
 def _found_or_run(tracking: Mlflow, run: Run, config: DictConfig, overrides: Sequence[str], folder: Path) -> tuple[float, str]:
     known = tracking.records(f"params.key = '{run.key}'")
     if known:
-        log.info("already there: run %s", known[0].run_id[:8])
+        log.info("already there: run %s", short(known[0].run_id))
         return known[0].metrics.get(RANKING, 0.0), known[0].tags["verdict"]
     from dogbreeds.attempt import Result, execute
 

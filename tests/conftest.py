@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from dogbreeds import command as commands
 from dogbreeds import miniature
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
+
+if TYPE_CHECKING:
+    import keras
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -61,6 +65,32 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Callable[..., "keras.Model"]:
+    """A function that builds one of Keras' backbones with weights that do something, and saves them as `<architecture>.weights.h5` in the
+    test's folder: random ones, its BatchNorm statistics those of drawn photos in its own pixels."""
+
+    def build(architecture: str, pixels: str, size: int = 64, **more: float) -> "keras.Model":
+        import keras
+
+        keras.utils.set_random_seed(3)
+        network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(size, size, 3), **more)
+        photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(96)])
+        momenta = {layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)}
+        for layer in momenta:
+            layer.momentum = 0.0
+            if layer.name.endswith("_3_bn"):  # of ResNet's residual branches, as trained ones are: random ones at full strength amplify rounding
+                layer.gamma.assign(layer.gamma * 0.2)
+        shown = photos if pixels == "raw" else keras.applications.imagenet_utils.preprocess_input(photos.astype(np.float32), mode=pixels)
+        network(shown, training=True)
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+        network.save_weights(tmp_path / f"{architecture}.weights.h5")
+        return network
+
+    return build
 
 
 @pytest.fixture

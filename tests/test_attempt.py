@@ -8,15 +8,24 @@ import numpy as np
 import pytest
 
 from dogbreeds.attempt import execute
+from dogbreeds.metrics import Pair
 from dogbreeds.spec import Refused
 from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import SWEEP, Composition, Mlflow
+from dogbreeds.tracking import SWEEP, Composition, Mlflow, short
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
 
 def composition(folder: Path, name: str = "an attempt") -> Composition:
     return Composition("seed: 0\n", ("data.breeds=12",), name, folder)
+
+
+def predictions(client, record, split: str, folder: Path) -> dict[str, bool]:
+    """Which photos a recorded attempt got right, by their names."""
+    place = folder / record.info.run_id
+    place.mkdir(exist_ok=True)
+    said = np.load(client.download_artifacts(record.info.run_id, f"predictions/{split}.npz", str(place)))
+    return dict(zip(said["ids"].tolist(), said["logits"].argmax(axis=1) == said["labels"], strict=True))
 
 
 @pytest.fixture
@@ -68,18 +77,26 @@ def test_everything_about_an_attempt_is_recorded(attempted, tmp_path: Path) -> N
     low, high = result.outcome.best.val.accuracy.interval
     assert (metrics["best/val_accuracy_low"], metrics["best/val_accuracy_high"]) == (low, high)
     assert any(name.startswith("system/") for name in metrics)
+    assert (tags["verdict"], tags["verdict.reason"], tags["verdict.advice"]) == (result.verdict.name, result.verdict.reason, result.verdict.advice)
+    assert tags["verdict"] == "learned"
+    assert metrics["verdict/peak"] == metrics["best/val_accuracy"]
+    assert (tags["preflight"], tags["head"], tags["model"]) == ("passed", "kept", "kept")
+    assert metrics["preflight/raw"] < 0.05 < min(metrics[f"preflight/{mode}"] for mode in ("torch", "caffe", "tf", "unit"))
+    assert metrics["preflight/initial_loss"] == pytest.approx(np.log(6), rel=0.5)
     assert record.inputs.dataset_inputs[0].dataset.name == "miniature"
-    artifacts = {item.path for folder in ("", "config", "model", "predictions") for item in client.list_artifacts(record.info.run_id, folder)}
+    artifacts = {item.path for folder in ("", "config", "model", "head", "predictions") for item in client.list_artifacts(record.info.run_id, folder)}
     assert {
         "curves.png",
         "config/config.yaml",
         "config/overrides.txt",
         "model/model.keras",
+        "head/head.weights.h5",
         "predictions/val.npz",
         "predictions/test.npz",
     } <= artifacts
     said = np.load(client.download_artifacts(record.info.run_id, "predictions/test.npz", str(tmp_path)))
-    assert (said["logits"].argmax(axis=1) == said["labels"]).mean() == pytest.approx(result.test.accuracy.value, abs=0.01)
+    assert said["logits"].dtype == np.float32
+    assert (said["logits"].argmax(axis=1) == said["labels"]).sum() == result.test.accuracy.correct
     assert said["ids"][0] == "test/000-cream-bib-prick/0"
 
 
@@ -128,13 +145,31 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_pat
     assert tuned.outcome.epochs[0].val.loss == pytest.approx(frozen.outcome.best.val.loss, rel=1e-4)
     assert (record.data.params["unfreeze.layers_asked"], record.data.params["unfreeze.layers_trained"]) == ("16", "16")
     assert [item.path for item in client.list_artifacts(record.info.run_id, "model")] == ["model/model.keras"]
-    named = attempted(*small, f"phase.parent={parent.info.run_id[:8]}")[0]
-    assert named.outcome.epochs[0].train_loss < frozen.outcome.epochs[0].train_loss
+    assert client.list_artifacts(record.info.run_id, "head") == []  # a fine-tune goes on from a frozen attempt's head only
+    assert record.data.tags["verdict"] == "no_better_than_frozen"
+    assert record.data.tags["verdict.reason"].startswith("+0.0 points on test (95 % interval ")
+    for split in ("val", "test"):
+        assert [record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")] == [0, 1, 0, 0]
+    other = attempted(*small, f"phase.parent='{parent.info.run_id[:8]}'", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
+    assert other.data.tags["parent"] == parent.info.run_id
+    said = {(whose, split): predictions(client, whose, split, tmp_path) for whose in (parent, other) for split in ("val", "test")}
+    for split in ("val", "test"):
+        before, now = said[parent, split], said[other, split]
+        assert sorted(before) == sorted(now)
+        gained = sum(now[name] and not before[name] for name in now)
+        lost = sum(before[name] and not now[name] for name in now)
+        assert (other.data.metrics[f"parent/{split}_gained"], other.data.metrics[f"parent/{split}_lost"]) == (gained, lost)
+        assert gained + lost > 0
+        assert other.data.metrics[f"parent/{split}_p_value"] == Pair(gained, lost, len(now), split).p_value
+    assert other.data.metrics["verdict/p_value"] == other.data.metrics["parent/test_p_value"]  # val chose the epoch: only test judges fairly
     for overrides, said in (
         (("head=linear",), "No finished frozen attempt of experiment 'dogbreeds' matches in data.fingerprint, data.resize, head, "),
         (("phase.parent=zzz",), "phase.parent=zzz names 0 finished frozen attempts of experiment 'dogbreeds'. It must name one"),
         (("head.widths=[9]", f"phase.parent={parent.info.run_id}"), "does not fit: head.widths is [512, 256] there and [9] here. A fine-tune needs"),
-        (("preprocessing=torch", f"phase.parent={parent.info.run_id}"), "does not fit: preprocessing.mode is raw there and torch here."),
+        (
+            ("preprocessing=torch", "preflight=none", f"phase.parent={parent.info.run_id}"),
+            "does not fit: preprocessing.mode is raw there and torch here.",
+        ),
         (("tracking=none",), "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps."),
     ):
         settings = [setting for setting in SMALL if not (setting.startswith("tracking.") and "tracking=none" in overrides)]
@@ -170,6 +205,8 @@ def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None
     assert result.outcome.diverged
     assert result.outcome.ended.startswith("the loss was nan at step ") or result.outcome.ended.startswith("the loss was inf at step ")
     assert record.info.status == "FINISHED"
+    assert record.data.tags["verdict"] == "diverged"
+    assert record.data.tags["verdict.reason"] == result.outcome.ended
     assert 0 <= result.objective < 1
 
 
@@ -185,8 +222,10 @@ def test_of_a_sweep_the_best_model_is_kept(
     monkeypatch.setenv(SWEEP, parent)
     records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in rates]
     assert {record.data.tags["mlflow.parentRunId"] for record in records} == {parent}
-    found = [any(item.path == "model" for item in client.list_artifacts(record.info.run_id)) for record in records]
-    assert found == kept
+    artifacts = [{item.path for item in client.list_artifacts(record.info.run_id)} for record in records]
+    assert ["model" in paths for paths in artifacts] == kept
+    assert ["head" in paths for paths in artifacts] == [keep != "none"] * len(rates)  # a fine-tune may go on from any of them
+    assert [client.get_run(record.info.run_id).data.tags.get("head") for record in records] == [None if keep == "none" else "kept"] * len(rates)
 
 
 def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
@@ -217,3 +256,17 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used(composed, uri: str) -> None:
     with pytest.raises(Refused, match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri="):
         composed(f"tracking.uri={uri}").tracking.connect()
+
+
+@pytest.mark.parametrize(
+    ("run_id", "shown"),
+    [
+        ("56483272a1b2", "56483272a"),
+        ("1234e567890b", "1234e567890b"),
+        ("12345678", "12345678"),
+        ("3f2a9c00112233", "3f2a9c00"),
+        ("5648e27e", "5648e27e"),
+    ],
+)
+def test_a_run_s_short_name_is_no_number(run_id: str, shown: str) -> None:
+    assert short(run_id) == shown

@@ -58,9 +58,9 @@ def test_help_names_every_group(command) -> None:
 def test_what_is_kept_is_listed_and_cleared(command) -> None:
     assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
     listed = command("cache").stdout.splitlines()
-    assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3
-    assert listed[-1].startswith("6 kept arrays, 0.00 of at most 50 GB, in ")
-    assert command("cache", "clear=true").stdout.startswith("6 kept arrays removed from ")
+    assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3 + ["preflight"]
+    assert listed[-1].startswith("7 kept arrays, 0.00 of at most 50 GB, in ")
+    assert command("cache", "clear=true").stdout.startswith("7 kept arrays removed from ")
     assert command("cache").stdout.startswith("0 kept arrays, ")
     refused = command("cache", "clear=perhaps")
     assert refused.returncode == 1

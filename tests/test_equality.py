@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import miniature
 from dogbreeds.attempt import _head_seed, execute
 from dogbreeds.augment import Augment
 from dogbreeds.fit import Step, order
@@ -46,26 +45,6 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
     assemble = attempt.assemble
     monkeypatch.setattr(attempt, "assemble", lambda *arguments: made.append(assemble(*arguments)) or made[-1])
     return made
-
-
-def backbone(name: str, folder: Path):
-    """A backbone of plain Keras with weights that do something: random, its BatchNorm statistics those of the photos."""
-    import keras
-
-    architecture, more, pixels, _ = MODELS[name]
-    keras.utils.set_random_seed(3)
-    network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), **more)
-    photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(96)])
-    momenta = {layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)}
-    for layer in momenta:
-        layer.momentum = 0.0
-        if layer.name.endswith("_3_bn"):  # of ResNet's residual branches, as trained ones are: random ones at full strength amplify rounding
-            layer.gamma.assign(layer.gamma * 0.2)
-    network(photos if pixels == "raw" else keras.applications.imagenet_utils.preprocess_input(photos.astype(np.float32), mode=pixels), training=True)
-    for layer, momentum in momenta.items():
-        layer.momentum = momentum
-    network.save_weights(folder / f"{name}.weights.h5")
-    return network
 
 
 def reference(run: Run, name: str, network, finetune: bool):
@@ -117,7 +96,7 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
     layers = {"effnetb0": 16, "resnet50": 10, "mobilenetv2": 11}[name]
     unfreeze = ["unfreeze=last_n", f"unfreeze.layers={layers}", "optimizer.lr=${recommended.lr.finetune}"] if finetune else []
     return [
-        f"model={name}", f"model.weights={folder}/{name}.weights.h5", f"model.image_size={SIZE}", *more, *unfreeze,
+        f"model={name}", f"model.weights={folder}/{MODELS[name][0]}.weights.h5", f"model.image_size={SIZE}", *more, *unfreeze,
         "data=miniature", f"data.breeds={BREEDS}", f"data.train_per_breed={EACH}", "data.val_per_breed=2", "data.test_per_breed=1",
         f"augment={augment}", "head.widths=[16]", "phase.epochs=1", f"phase.batch_size={BATCH}", "tracking=none",
     ]  # fmt: skip
@@ -126,11 +105,12 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
 @pytest.mark.parametrize("augment", ["none", "guide"])
 @pytest.mark.parametrize("finetune", [False, True], ids=["frozen", "finetune"])
 @pytest.mark.parametrize("name", ["mobilenetv2", pytest.param("effnetb0", marks=pytest.mark.slow), pytest.param("resnet50", marks=pytest.mark.slow)])
-def test_every_step_is_plain_keras_own(composed, tmp_path: Path, losses, networks, name: str, finetune: bool, augment: str) -> None:
-    network = backbone(name, tmp_path)
+def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, losses, networks, name: str, finetune: bool, augment: str) -> None:
+    architecture, more, pixels, _ = MODELS[name]
+    network = remembering(architecture, pixels, SIZE, **more)
     run = composed(*settings(name, tmp_path, finetune, augment))
     execute(run, Composition("", (), name, tmp_path))
-    expected = live_losses(run, reference(run, name, network, finetune), MODELS[name][2])
+    expected = live_losses(run, reference(run, name, network, finetune), pixels)
     assert len(losses) == BREEDS * EACH / BATCH
     assert losses == pytest.approx(expected, rel=1e-4)
     assert len({round(loss, 4) for loss in losses}) == len(losses)  # something is learned, or the comparison says nothing

@@ -53,7 +53,7 @@ def test_kept_features_are_what_keras_computes(features: Features, mode: str) ->
 
 def test_decoding_and_computing_happen_once(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     source, reads, computed = DATA.open().train.source, [], []
-    counted = Source(source.name, source.labels, source.ids, source.fingerprint, lambda: reads.append(1) or source.read())
+    counted = Source(source.name, source.labels, source.ids, source.digests, source.fingerprint, lambda: reads.append(1) or source.read())
     photos = Photos(counted, DATA, 64, features.store())
     built = prefix()
     run = built.compiled

@@ -1,0 +1,87 @@
+"""The guide's attempts, by name."""
+
+from pathlib import Path
+
+import pytest
+
+from dogbreeds.attempt import execute
+from dogbreeds.phase import Finetune, Frozen
+from dogbreeds.spec import home
+from dogbreeds.tracking import Composition
+
+ATTEMPTS = {  # name: (phase, what its file states)
+    "frozen": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preflight.action": "stop"}),
+    "lr_collapse": (Frozen, {"optimizer.lr": 1e-2, "unfreeze": "Nothing", "preflight.action": "stop"}),
+    "torch_pixels": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preprocessing.mode": "torch", "preflight.action": "warn"}),
+    "finetune_20": (
+        Finetune,
+        {"unfreeze.layers": 20, "unfreeze.batchnorm": "frozen", "optimizer.lr": 1e-5, "phase.epochs": 30, "phase.patience_epochs": 8},
+    ),
+    "finetune_50": (
+        Finetune,
+        {"unfreeze.layers": 50, "unfreeze.batchnorm": "affine", "optimizer.lr": 1e-4, "phase.epochs": 50, "phase.patience_epochs": 10},
+    ),
+    "resnet50_frozen": (Frozen, {"model.architecture": "ResNet50", "preprocessing.mode": "caffe", "optimizer.lr": 1e-3, "unfreeze": "Nothing"}),
+    "resnet50_finetune_50": (
+        Finetune,
+        {"model.architecture": "ResNet50", "unfreeze.layers": 50, "unfreeze.batchnorm": "affine", "optimizer.lr": 1e-4, "phase.epochs": 50},
+    ),
+}
+MODELS = {"miniature": ("Miniature", "raw"), "effnetb0": ("EfficientNetB0", "raw"), "mobilenetv2": ("MobileNetV2", "tf")}
+
+
+def test_every_attempt_is_looked_at() -> None:
+    assert set(ATTEMPTS) == {path.stem for path in (home() / "conf/attempt").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_attempt_says_what_its_file_states(composed, name: str) -> None:
+    phase, stated = ATTEMPTS[name]
+    run = composed(f"attempt={name}")
+    assert isinstance(run.phase, phase)
+    assert stated.items() <= run.parameters().items()
+    assert run.key == composed(f"attempt={name}", "preflight=none").key  # what is checked does not decide the result
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_an_attempt_goes_with_any_model(composed, name: str, model: str) -> None:
+    phase, stated = ATTEMPTS[name]
+    run = composed(f"model={model}", f"attempt={name}")
+    architecture, pixels = MODELS[model]
+    assert isinstance(run.phase, phase)
+    assert run.model.architecture == architecture
+    assert run.preprocessing.mode == ("torch" if name == "torch_pixels" else pixels)
+    kept = {key: value for key, value in stated.items() if key not in ("model.architecture", "preprocessing.mode")}
+    assert kept.items() <= run.parameters().items()
+
+
+def test_the_command_line_wins_over_an_attempt(composed) -> None:
+    run = composed("attempt=finetune_50", "optimizer.lr=3e-3", "unfreeze.layers=9", "phase.epochs=2", "preprocessing=unit", "seed=4")
+    assert (run.optimizer.lr, run.unfreeze.layers, run.phase.epochs, run.preprocessing.mode, run.seed) == (3e-3, 9, 2, "unit", 4)
+    assert run.unfreeze.batchnorm == "affine"
+
+
+def test_no_attempt_is_named_by_default(composed) -> None:
+    assert composed().key == composed("attempt=frozen").key != composed("attempt=lr_collapse").key
+
+
+def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
+    settings = ("attempt=lr_collapse", "optimizer.lr=3e-1", "data.breeds=12", "data.test_per_breed=1", "phase.batch_size=8", "tracking.model=none")
+    run = composed(*settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0")
+    result = execute(run, Composition("", (), "a collapse", tmp_path))
+    val = [epoch.val.accuracy.value for epoch in result.outcome.epochs]
+    assert result.outcome.ended == "stop_on_collapse"
+    assert result.verdict.name == "collapsed"
+    assert len(val) < run.phase.epochs
+    assert max(val) > 0.6
+    assert max(val[-2:]) < 0.75 * max(val)
+    assert f"peaked at {100 * max(val):.1f} % in epoch {1 + val.index(max(val))} and fell to {100 * val[-1]:.1f} %" in result.verdict.reason
+    assert result.objective == max(val)  # the weights of the best epoch are kept all the same
+    client, experiment = run.tracking.connect()
+    record = client.search_runs([experiment])[0]
+    assert record.data.tags["verdict"] == "collapsed"
+    assert record.data.tags["verdict.advice"] == "The learning rate is too high for this head: type optimizer.lr=1e-2, or head=batchnorm."
+    assert record.data.metrics["verdict/peak"] == max(val)
+    assert record.data.metrics["verdict/fall"] == pytest.approx(max(val) - val[-1])
+    assert record.data.params["stop_on_collapse"] == "true"

@@ -1,0 +1,158 @@
+"""The table, from records as MLflow gives them."""
+
+import csv
+import io
+
+import pytest
+
+from dogbreeds.table import Only, as_csv, as_html, as_markdown, as_text, tables
+from dogbreeds.tracking import Record
+
+CURVES = {"torch_pixels": [0.008, 0.006], "lr_collapse": [0.354, 0.22, 0.05], "frozen": [0.787, 0.919, 0.912], "finetune_50": [0.92, 0.927]}
+VERDICTS = {"torch_pixels": "never_learned", "lr_collapse": "collapsed", "frozen": "learned", "finetune_50": "better_than_frozen"}
+
+
+def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniature", **changes: str) -> Record:
+    finetune = attempt.startswith("finetune")
+    params = {
+        "model.architecture": model,
+        "data.name": "miniature",
+        "data.photos.val": "1200",
+        "phase": "Finetune" if finetune else "Frozen",
+        "preprocessing.mode": "torch" if attempt == "torch_pixels" else "raw",
+        "optimizer.lr": "0.01" if attempt == "lr_collapse" else "1e-05" if finetune else "0.001",
+        "unfreeze": "LastN" if finetune else "Nothing",
+        "unfreeze.layers_trained": "46" if finetune else "0",
+        "unfreeze.layers_asked": "50" if finetune else "0",
+        "unfreeze.batchnorm": "affine",
+        "seed": str(seed),
+    }
+    tags = {"verdict": VERDICTS[attempt], "choice.attempt": attempt, "choice.model": "miniature", "choice.data": "miniature"}
+    tags |= {key: value for key, value in changes.items() if key == "attempt.changed"}
+    return Record(
+        f"{attempt}-{seed}-{started}", f"run of {attempt}", started, params, {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000}, tags
+    )
+
+
+def history(run_id: str) -> list[float]:
+    return CURVES[run_id.split("-")[0]]
+
+
+@pytest.fixture
+def table():
+    (found,) = tables([record(name) for name in reversed(CURVES)], history)
+    return found
+
+
+def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -> None:
+    headings, *lines = table.lines()
+    assert headings[:6] == ["attempt", "phase", "pixels", "learning rate", "layers unfrozen", "BatchNorm"]
+    assert lines == [
+        ["torch_pixels", "frozen", "torch", "0.001", "0 (frozen)", "–", "0.8 %", "1,200", "0.5–1.5", "never learned", "1–5 %", "reproduced"],
+        ["lr_collapse", "frozen", "raw", "0.01", "0 (frozen)", "–", "35.4 → 5.0 %", "1,200", "32.8–38.2", "collapsed", "43 → 14 %", "reproduced"],
+        ["frozen", "frozen", "raw", "0.001", "0 (frozen)", "–", "91.9 %", "1,200", "90.2–93.3", "learned", "93.7 %", "reproduced"],
+        [
+            "finetune_50",
+            "finetune",
+            "raw",
+            "1e-5",
+            "46 of 50 asked",
+            "affine",
+            "92.7 %",
+            "1,200",
+            "91.1–94.0",
+            "better than frozen",
+            "92.9 %",
+            "refuted",
+        ],
+        ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
+    ]
+    assert "finetune_50: the verdict is refuted: no better than frozen or worse than frozen in 0 of 1, otherwise better than frozen." in table.notes()
+    assert "finetune_20: the verdict is not tested here: it was not run. Type python -m dogbreeds.train attempt=finetune_20." in table.notes()
+    assert any(note.startswith("The guide's numbers are not tested here") for note in table.notes())
+
+
+def test_seeds_of_an_attempt_share_a_line_and_older_runs_are_left_out() -> None:
+    old, newest = record("frozen", 0, started=1), record("frozen", 0, started=2)
+    (table,) = tables([record("frozen", 2, started=3), newest, record("frozen", 1, started=1.5), old], history)
+    row = table.rows[2]
+    assert [one.run_id for one in row.records] == ["frozen-2-3", "frozen-0-2", "frozen-1-1.5"]
+    assert row.cells()["result"] == "92.0 % (91.9–92.1, 3 seeds)"
+    assert row.cells()["verdict"] == "learned"
+    assert row.claim.why == "learned in 3 of 3 seeds"
+    (each,) = tables([newest, old], history, each=True)
+    assert [row.attempt for row in each.rows if row.records] == ["frozen", "frozen"]
+
+
+def test_runs_that_were_set_up_differently_are_not_averaged() -> None:
+    other = record("frozen", 1)
+    other.params["phase.epochs"] = "3"
+    (table,) = tables([record("frozen", 0), other], history)
+    assert [one.run_id for one in table.rows[2].records] == ["frozen-0-0"]
+
+
+def test_a_changed_attempt_tests_no_claim() -> None:
+    (table,) = tables([record("frozen", **{"attempt.changed": "optimizer.lr=0.1"})], history)
+    assert table.rows[2].claim.status == "not tested here"
+    assert "frozen: the verdict is not tested here: it was run with optimizer.lr=0.1." in table.notes()[2]
+
+
+def test_models_have_tables_of_their_own_and_filters() -> None:
+    records = [record("frozen"), record("frozen", model="EfficientNetB0")]
+    assert [table.title for table in tables(records, history)] == ["Miniature on data miniature", "EfficientNetB0 on data miniature"]
+    assert [Only(model=name, data=None).holds(records[1]) for name in ("effnetb0", "efficientnetb0", "EfficientNetB0")] == [False, True, True]
+    assert Only(model="miniature", data="miniature").holds(records[0])
+    assert not Only(model=None, data="stanford_dogs").holds(records[0])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_text_keeps_to_the_terminal_s_width(table, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    import re
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, width))
+    assert max(map(len, text.splitlines())) <= width
+    assert ("layers" in text) == (width >= 130)
+    assert "lr_collapse" in text
+
+
+def test_markdown_csv_and_html_say_the_same(table) -> None:
+    markdown = as_markdown(table)
+    assert (
+        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14 % | reproduced |" in markdown
+    )
+    rows = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
+    assert rows[1]["result"] == "35.4 → 5.0 %"
+    assert rows[1]["runs"] == "lr_collapse-0-0"
+    page = as_html([table])
+    assert page.count("<svg") == 1
+    assert "35.4 → 5.0 %" in page
+    assert "src=" not in page and 'href="http' not in page.replace('xlink:href="#', "")
+    assert "finetune_50: best 92.7 %" in page
+
+
+@pytest.mark.slow
+def test_the_command_reads_what_was_recorded(command, tmp_path) -> None:
+    nothing = command("table")
+    assert nothing.returncode == 1
+    assert "has no finished attempt. The table needs one at least. Type make table" in nothing.stderr
+    ran = command("train", "--multirun", "attempt=lr_collapse,frozen", "phase.epochs=4", "tracking.system_metrics_seconds=0")
+    assert ran.returncode == 0, ran.stderr
+    shown = command("table", "format=csv")
+    rows = {row["attempt"]: row for row in csv.DictReader(io.StringIO(shown.stdout))}
+    assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "reproduced")
+    assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "reproduced")
+    assert rows["finetune_20"]["claim"] == "not tested here"
+    page = command("table", "format=html", f"output={tmp_path}/out/page.html")
+    assert page.stdout.strip() == f"{tmp_path}/out/page.html"
+    assert "reproduced" in (tmp_path / "out/page.html").read_text()
+    for arguments, said in (
+        (["only.model=effnetb4"], "has no finished attempt with only.model=effnetb4."),
+        (["format=pdf"], "format was 'pdf'. It must be one of text, markdown, csv, html. Type format=text"),
+        (["output=/proc/none/x", "format=csv"], "cannot be written"),
+        (["model=effnetb4"], "model is not a setting. Near it there are only.model, only.data."),
+    ):
+        refused = command("table", *arguments)
+        assert refused.returncode == 1
+        assert said in refused.stderr
