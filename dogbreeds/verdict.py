@@ -24,12 +24,13 @@ VERDICTS = (
     "better_than_frozen",
 )
 
-_COLLAPSED_SHARE = 0.75  # of the peak: what is left after a collapse is less
+_COLLAPSED_SHARE = 0.85  # of the peak: what is left after a collapse is less
 _COLLAPSED_DEVIATIONS = 4.0  # standard errors between the peak and what is left
+_UNHARMED_SHARE = 0.95  # of the best training accuracy: with more than that at the end, training has not collapsed
 _LEARNED_SHARE = 0.05  # of the way from chance to perfection
 _LEARNED_DEVIATIONS = 4.0  # standard errors above chance
-_OVERFIT_RISE = 1.1  # validation loss at the end, of its lowest
-_OVERFIT_GAP = 0.1  # training accuracy less validation accuracy, at the end
+_OVERFIT_RISE = 1.15  # validation loss at the end, of its lowest
+_OVERFIT_GAP = 0.15  # training accuracy less validation accuracy, at the end
 _PAIRED_LEVEL = 0.01  # of the paired test
 
 
@@ -105,7 +106,7 @@ def _fall(epochs: "Sequence[Epoch]") -> Verdict | None:
     error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
     if number > len(shares) - 2 or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
         return None
-    if epochs[-1].train_accuracy > epochs[number - 1].train_accuracy:  # training went on: that is learning by heart
+    if epochs[-1].train_accuracy > _UNHARMED_SHARE * max(epoch.train_accuracy for epoch in epochs):  # that is learning by heart
         return None
     how_far = f"{(peak - end) / error:.0f} standard errors"
     reason = f"validation accuracy peaked at {_percent(peak)} in epoch {number} and fell to {_percent(shares[-1])}, {how_far}"

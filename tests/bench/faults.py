@@ -95,7 +95,7 @@ def _odd(rng: np.random.Generator) -> tuple[str, ...]:
     return [
         ("head=linear", f"optimizer.lr={_between(rng, 3e-3, 1e-2)}"),
         ("head=batchnorm", f"optimizer.lr={_between(rng, 3e-3, 1e-2)}"),
-        ("optimizer=sgd", f"optimizer.lr={_between(rng, 3e-2, 1e-1)}"),
+        ("optimizer=sgd", f"optimizer.lr={_between(rng, 1e-2, 5e-2)}"),
         ("phase.batch_size=4", "optimizer.lr=3e-4"),
         ("phase.batch_size=256", "optimizer.lr=3e-3", "phase.epochs=15"),
         ("data.breeds=5", "phase.epochs=15"),
