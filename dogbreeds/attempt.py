@@ -13,6 +13,7 @@ from dogbreeds.data import Dataset, Split
 from dogbreeds.fit import Epoch, Outcome, Rows, fit, predict
 from dogbreeds.kept import Store
 from dogbreeds.lr_range import Range, range_test
+from dogbreeds.memory import Fit
 from dogbreeds.metrics import Pair, Scores, score
 from dogbreeds.network import Network, assemble
 from dogbreeds.phase import Finetune, LrRange, Training
@@ -52,7 +53,7 @@ class _Prepared:
     network: Network
     facts: dict[str, str]
     parent: Parent | None
-    fit: preflight.Fit | None
+    fit: Fit | None
     findings: list[preflight.Finding]
     started: float
 

@@ -1,7 +1,6 @@
 """What can be known before anything is spent: whether the pixels are those that the backbone remembers, and whether the data can be trusted.
 
-Every BatchNorm layer keeps the mean and the variance of what it was fed in pretraining. Photos in the right convention reproduce them;
-photos in another one do not, and no label is needed to see it. Error rates of this check: `make faults`.
+Error rates of the check of the pixels: `make faults`.
 """
 
 import logging
@@ -14,19 +13,15 @@ import numpy as np
 
 from dogbreeds.data import Data, Dataset, Source
 from dogbreeds.kept import Store
+from dogbreeds.memory import Fit, amount, batchnorms, divergences, has_seen_training, lost_spread
 from dogbreeds.photo import Unreadable
-from dogbreeds.preprocessing import MODES, Preprocessing
+from dogbreeds.preprocessing import MODES
 from dogbreeds.spec import Refused, Spec, integer, number, one_of
 
 if TYPE_CHECKING:
-    import keras
-
     from dogbreeds.model import Backbone
 
 log = logging.getLogger(__name__)
-
-_LAYERS = 10  # BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
-_BATCH = 16  # photos at a time
 
 # Chosen on one half of the seeds of `make faults`; its report is of the other half.
 _MISMATCH_NATS = 0.05  # below this a convention fits, whichever fits best
@@ -34,33 +29,6 @@ _MISMATCH_RATIO = 3.0  # a clear mismatch is this many times as far from memory 
 _STRANGE_NATS = 2.0  # farther than this, not even the best convention fits
 _SPREAD_RATIO = 0.1  # a clear mismatch, where there is no BatchNorm, leaves this much of the variance between photos
 _INITIAL_LOSS = (0.5, 1.5)  # of ln(classes), for a new head
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well each pixel convention fits a backbone.
-
-    Attributes:
-        remembers: whether there are BatchNorm layers that have seen training, so that `nats` mean something.
-        distances: by convention. Where the backbone remembers: Kullback-Leibler divergence of what its first BatchNorm layers are fed
-            from what they remember, in nats, the median over channels, the mean over layers. Where it does not: the share that is lost of
-            the variance between photos at the backbone's output, beside the convention that keeps most.
-    """
-
-    remembers: bool
-    distances: dict[str, float]
-
-    @property
-    def best(self) -> str:
-        return min(self.distances, key=lambda mode: self.distances[mode])
-
-    def __str__(self) -> str:
-        ranked = sorted(self.distances.items(), key=lambda item: item[1])
-        return ", ".join(f"{mode} {_amount(distance)}" for mode, distance in ranked)
-
-
-def _amount(distance: float) -> str:
-    return f"{distance:.3f}" if distance < 0.1 else f"{distance:.2f}" if distance < 10 else f"{distance:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -108,12 +76,15 @@ class Preflight(Spec):
         """How well each pixel convention fits the backbone, measured on training photos; kept, since it depends on nothing else.
 
         Returns:
-            None with `preflight=none`, or where no photo can be read.
+            None with `preflight=none`.
+
+        Raises:
+            Refused: where no photo can be read.
         """
         if self.action == "none":
             return None
-        layers = _batchnorms(backbone.network)
-        remembers = any(_has_seen_training(layer) for layer, _ in layers)
+        layers = batchnorms(backbone.network)
+        remembers = any(has_seen_training(layer) for layer, _ in layers)
         split = dataset.train
         rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.photos).astype(int))]
         size = backbone.network.input.shape[1]
@@ -126,8 +97,13 @@ class Preflight(Spec):
         }
 
         def produce(kept: np.ndarray) -> Generator[int, None, dict[str, Any]]:
-            photos = np.stack(list(_decoded(split.source, rows, size, data)))
-            kept[:] = _divergences(backbone.network, layers, photos) if remembers else _lost_spread(backbone.network, photos)
+            decoded = list(_decoded(split.source, rows, size, data))
+            if not decoded:
+                raise Refused(
+                    f"None of {len(rows)} photos of train can be read. The preflight looks at some. Mend the files, or name another data.root."
+                )
+            photos = np.stack(decoded)
+            kept[:] = divergences(backbone.network, layers, photos) if remembers else lost_spread(backbone.network, photos)
             yield len(kept)
             return {}
 
@@ -152,8 +128,8 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
             Finding(
                 "pixels",
                 True,
-                f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {_amount(chosen)} nats from "
-                f"what they were trained on, {best} {_amount(fit.distances[best])}. The convention must be the one of pretraining. "
+                f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {amount(chosen)} nats from "
+                f"what they were trained on, {best} {amount(fit.distances[best])}. The convention must be the one of pretraining. "
                 f"Type preprocessing={fix}, or preflight=warn to train on all the same.",
             )
         ]
@@ -196,7 +172,7 @@ def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
 def said(fit: Fit, mode: str) -> str:
     """The fit in a line, for people."""
     if fit.remembers:
-        return f"pixels: {mode} is {_amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"
+        return f"pixels: {mode} is {amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"
     kept = ", ".join(f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1]))
     return f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
 
@@ -281,83 +257,3 @@ def _decoded(source: Source, rows: np.ndarray, size: int, data: Data) -> Iterato
             except Unreadable:
                 if data.on_corrupt == "stop":
                     raise
-
-
-# --- the backbone's memory --------------------------------------------------------------------------------------------
-
-
-def _batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]":
-    """The first BatchNorm layers in the order of computation, and what goes into them."""
-    import keras
-
-    from dogbreeds.model import in_order
-
-    found = [(node.operation, node.input_tensors[0]) for node in in_order(network) if isinstance(node.operation, keras.layers.BatchNormalization)]
-    return found[:_LAYERS]
-
-
-def _has_seen_training(layer: "keras.layers.BatchNormalization") -> bool:
-    return bool(np.any(np.asarray(layer.moving_mean)) or np.any(np.asarray(layer.moving_variance) != 1))
-
-
-def divergence(mean: np.ndarray, variance: np.ndarray, stored_mean: np.ndarray, stored_variance: np.ndarray) -> float:
-    """How far what a layer is fed lies from what it remembers: Gaussian Kullback-Leibler divergence in nats, the median over channels.
-
-    Args:
-        mean, variance: [channels] of what it is fed; variances above 0.
-        stored_mean, stored_variance: [channels] of what it remembers.
-    """
-    nats = 0.5 * (np.log(stored_variance / variance) + (variance + (mean - stored_mean) ** 2) / stored_variance - 1)
-    return float(np.median(nats))
-
-
-def _divergences(
-    network: "keras.Model", layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]", photos: np.ndarray
-) -> list[float]:
-    """Of each convention, the mean over layers."""
-    import keras
-    import tensorflow as tf
-
-    probe = keras.Model(network.input, [tensor for _, tensor in layers])
-    moments = tf.function(
-        lambda pixels: [tf.nn.moments(output, axes=(0, 1, 2)) for output in _listed(probe(pixels, training=False))], reduce_retracing=True
-    )
-    found = []
-    for mode in MODES:
-        measured = [moments(pixels) for pixels in _in_convention(photos, mode)]
-        distances = []
-        for index, (layer, _) in enumerate(layers):
-            means, variances = (np.stack([batch[index][which].numpy() for batch in measured]).astype(np.float64) for which in (0, 1))
-            distances.append(
-                divergence(
-                    means.mean(axis=0),
-                    variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,  # within batches, and between them
-                    np.asarray(layer.moving_mean, dtype=np.float64),
-                    np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
-                )
-            )
-        found.append(float(np.mean(distances)))
-    return found
-
-
-def _lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
-    """Of each convention, the share lost of the variance between photos, relative to the size of the output, beside the best."""
-    import tensorflow as tf
-
-    pooled = tf.function(lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True)
-    spreads = []
-    for mode in MODES:
-        outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(photos, mode)]).astype(np.float64)
-        spreads.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
-    return [1 - spread / max(spreads) for spread in spreads]
-
-
-def _in_convention(photos: np.ndarray, mode: str) -> "Iterator[Any]":
-    import tensorflow as tf
-
-    for start in range(0, len(photos) - len(photos) % _BATCH or len(photos), _BATCH):  # whole batches: their variances are averaged
-        yield Preprocessing(mode=mode).apply(tf.cast(photos[start : start + _BATCH], tf.float32))
-
-
-def _listed(outputs: Any) -> list[Any]:
-    return outputs if isinstance(outputs, list) else [outputs]

@@ -12,8 +12,9 @@ import pytest
 
 from dogbreeds.attempt import execute
 from dogbreeds.data import Dataset, Source, Split
+from dogbreeds.memory import Fit, divergence
 from dogbreeds.model import Backbone
-from dogbreeds.preflight import Finding, Fit, Preflight, divergence, initial_loss, judge, said
+from dogbreeds.preflight import Finding, Preflight, initial_loss, judge, said
 from dogbreeds.preprocessing import MODES
 from dogbreeds.spec import Refused
 from dogbreeds.tracking import Composition
