@@ -116,6 +116,10 @@ class Table:
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
             tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
+        absent = [name for name in CLAIMS if name not in {row.attempt for row in self.rows}]
+        if absent:
+            command = f"python -m dogbreeds.train --multirun attempt={','.join(absent)}"
+            tested.append(f"Not tested here: {', '.join(absent)}: they were not run. Type {command}.")
         return notes + tested
 
     def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
