@@ -122,7 +122,8 @@ def _prepare(run: Run) -> _Prepared:
 def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
     if run.preflight.action != "none":
-        _check_initial_loss(prepared, shown, tracker)
+        findings = [*prepared.findings, *_check_initial_loss(prepared, shown, tracker)]
+        tracker.tags({"preflight": " ".join(finding.said for finding in findings)[:4000] or "passed"})
     val = shown.rows(dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
     so_far: list[Epoch] = []
@@ -224,20 +225,21 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
     tracker.dataset(dataset)
     if prepared.fit is not None:
         tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.fit.distances.items()})
-    tracker.tags({"preflight": " ".join(finding.said for finding in prepared.findings) or ("passed" if prepared.fit else "not checked")})
     if parent is not None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})
         log.info("going on from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
 
 
-def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:
+def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> list[preflight.Finding]:
     rows = shown.train(0)
     some = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.photos, len(rows))).astype(int)
     part = Rows(rows.array, rows.rows[some], rows.labels[some], rows.shown)
     loss = score(predict(prepared.network, part), part.labels).loss
     tracker.metrics({"preflight/initial_loss": loss})
-    prepared.run.preflight.report(preflight.initial_loss(loss, len(prepared.dataset.class_names), prepared.parent is None))
+    findings = preflight.initial_loss(loss, len(prepared.dataset.class_names), prepared.parent is None)
+    prepared.run.preflight.report(findings)
+    return findings
 
 
 def _epoch_line(epoch: Epoch, epochs: int) -> str:

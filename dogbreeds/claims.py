@@ -32,6 +32,7 @@ class Claim:
         spread: how far from it a measurement may lie; the guide ran each attempt once, so that this is a judgement.
         model: the architecture of that setup.
         option: its name in `conf/model/`.
+        size: pixels a side there.
         n: photos that the value was measured on.
         source: where the value stands.
     """
@@ -43,6 +44,7 @@ class Claim:
     spread: float
     model: str = "EfficientNetB4"
     option: str = "effnetb4"
+    size: int = 380
     n: int = _N
     source: str = "the guide's table"
 
@@ -57,8 +59,8 @@ CLAIMS = {
         Claim(
             "finetune_20", "to be tested", ("no_better_than_frozen", "better_than_frozen"), 0.9376, 0.015, source="the log; the guide left it open"
         ),
-        Claim("resnet50_frozen", "54.7 %", ("learned",), 0.5469, 0.03, "ResNet50", "resnet50"),
-        Claim("resnet50_finetune_50", "77.7 %", ("better_than_frozen",), 0.7768, 0.03, "ResNet50", "resnet50"),
+        Claim("resnet50_frozen", "54.7 %", ("learned",), 0.5469, 0.03, "ResNet50", "resnet50", 224),
+        Claim("resnet50_finetune_50", "77.7 %", ("better_than_frozen",), 0.7768, 0.03, "ResNet50", "resnet50", 224),
     )
 }
 
@@ -71,19 +73,21 @@ class Tested:
     why: str
 
 
-def verdict_claim(claim: Claim, verdicts: Sequence[str], changed: str = "") -> Tested:
+def verdict_claim(claim: Claim, verdicts: Sequence[str], changed: str = "", setup: str = "") -> Tested:
     """Whether the attempt's verdict is the one claimed.
 
     Args:
         claim: the attempt's.
         verdicts: of each seed; none where the attempt was not run.
         changed: settings that make the run another attempt; empty where it is the one it is named after.
+        setup: the model and data that it would be run on, as one types them.
     """
     wanted = " or ".join(name.replace("_", " ") for name in claim.verdicts)
+    command = f"python -m dogbreeds.train attempt={claim.attempt}{f' {setup}' if setup else ''}"
     if changed:
-        return Tested(NOT_TESTED, f"it was run with {changed}. Type python -m dogbreeds.train attempt={claim.attempt}")
+        return Tested(NOT_TESTED, f"it was run with {changed}. Type {command}")
     if not verdicts:
-        return Tested(NOT_TESTED, f"it was not run. Type python -m dogbreeds.train attempt={claim.attempt}")
+        return Tested(NOT_TESTED, f"it was not run. Type {command}")
     held = sum(verdict in claim.verdicts for verdict in verdicts)
     seeds = f"{held} of {len(verdicts)} seeds" if len(verdicts) > 1 else "the one seed that was run"
     if held == len(verdicts):
@@ -101,7 +105,7 @@ def number_claim(claim: Claim, params: Mapping[str, str], values: Sequence[float
         values: best validation accuracy of each seed.
         changed: as in `verdict_claim`.
     """
-    setup = {"model.architecture": claim.model, "model.weights": "imagenet", **_SETUP}
+    setup = {"model.architecture": claim.model, "model.weights": "imagenet", "model.image_size": str(claim.size), **_SETUP}
     different = {key: params.get(key, "absent") for key, value in setup.items() if params.get(key) != value}
     command = f"python -m dogbreeds.train attempt={claim.attempt} model={claim.option} {_SETTINGS}"
     if not values or different or changed:

@@ -18,11 +18,13 @@ class Row:
         attempt: its name, or the run's where it is none of the guide's.
         records: one a seed, the newest first; none where it was not run.
         histories: validation accuracy by epoch of each.
+        setup: the table's model and data, as one types them.
     """
 
     attempt: str
     records: tuple[Record, ...]
     histories: tuple[tuple[float, ...], ...]
+    setup: str = ""
 
     @property
     def changed(self) -> str:
@@ -30,14 +32,15 @@ class Row:
 
     @property
     def best(self) -> tuple[float, ...]:
-        return tuple(record.metrics.get(RANKING, 0.0) for record in self.records)
+        """Best validation accuracy of each seed that finished an epoch."""
+        return tuple(record.metrics[RANKING] for record in self.records if RANKING in record.metrics)
 
     @property
     def claim(self) -> Tested | None:
         """What became of the claim on the verdict; None where the guide makes none."""
         if self.attempt not in CLAIMS:
             return None
-        return verdict_claim(CLAIMS[self.attempt], [record.tags["verdict"] for record in self.records], self.changed)
+        return verdict_claim(CLAIMS[self.attempt], [record.tags["verdict"] for record in self.records], self.changed, self.setup)
 
     @property
     def number(self) -> Tested | None:
@@ -54,8 +57,6 @@ class Row:
             return dict.fromkeys(COLUMNS, "–") | said
         params = self.records[0].params
         n = int(params["data.photos.val"])
-        mean = sum(self.best) / len(self.best)
-        low, high = Proportion(round(mean * n), n).interval
         unfrozen = params["unfreeze.layers_trained"] if params["unfreeze.layers_trained"] != "0" else "0 (frozen)"
         if params["unfreeze.layers_asked"] != params["unfreeze.layers_trained"]:
             unfrozen += f" of {params['unfreeze.layers_asked']} asked"
@@ -67,12 +68,21 @@ class Row:
             "BatchNorm": params["unfreeze.batchnorm"] if params["unfreeze"] != "Nothing" else "–",
             "result": self._result(),
             "n": f"{n:,}",
-            "interval": f"{100 * low:.1f}–{100 * high:.1f}",
+            "interval": self._interval(n),
             "verdict": _counted(record.tags["verdict"].replace("_", " ") for record in self.records),
         }
 
+    def _interval(self, n: int) -> str:
+        """The 95 % interval of the mean on n photos: the seeds share them, and do not make them more."""
+        if not self.best:
+            return "–"
+        low, high = Proportion(round(n * sum(self.best) / len(self.best)), n).interval
+        return f"{100 * low:.1f}–{100 * high:.1f}"
+
     def _result(self) -> str:
         """The best validation accuracy, and after a collapse what was left of it; with several seeds their mean and range."""
+        if not self.best:
+            return "–"
 
         def mean(values: Sequence[float]) -> str:
             return f"{100 * sum(values) / len(values):.1f}"
@@ -84,6 +94,8 @@ class Row:
         return shown
 
 
+# What runs must have in common to stand in one table.
+_SETUP = ("model.architecture", "model.image_size", "model.weights", "data.name", "data.classes", "data.photos.train", "data.photos.val")
 COLUMNS = ("attempt", "phase", "pixels", "lr", "unfrozen", "BatchNorm", "result", "n", "interval", "verdict", "guide", "claim")
 _HEADINGS = {"lr": "learning rate", "unfrozen": "layers unfrozen", "interval": "95 % interval", "guide": "guide says"}
 
@@ -102,7 +114,8 @@ class Table:
 
     def lines(self, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
         """Cells by row; the headings come first."""
-        return [[_HEADINGS.get(column, column) for column in columns], *([row.cells()[column] for column in columns] for row in self.rows)]
+        cells = [row.cells() for row in self.rows]
+        return [[_HEADINGS.get(column, column) for column in columns], *([row[column] for column in columns] for row in cells)]
 
     def notes(self) -> list[str]:
         """What became of each claim, in a sentence; of the guide's numbers, once where none could be tested for the same reason."""
@@ -116,14 +129,21 @@ class Table:
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
             tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
-        absent = [name for name in CLAIMS if name not in {row.attempt for row in self.rows}]
-        if absent:
-            command = f"python -m dogbreeds.train --multirun attempt={','.join(absent)}"
-            tested.append(f"Not tested here: {', '.join(absent)}: they were not run. Type {command}.")
         return notes + tested
 
     def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
-        return {row.attempt: row.histories for row in self.rows if row.histories}
+        found: dict[str, tuple[tuple[float, ...], ...]] = {}
+        for row in self.rows:
+            if any(row.histories):
+                found[row.attempt] = found.get(row.attempt, ()) + row.histories
+        return found
+
+
+def not_run(found: "Sequence[Table]") -> str:
+    """Which of the guide's claims stand in no table, and what to type; empty where all do."""
+    absent = [name for name in CLAIMS if not any(row.attempt == name for table in found for row in table.rows)]
+    command = f"python -m dogbreeds.train --multirun attempt={','.join(absent)}"
+    return f"Not tested here: {', '.join(absent)}: not run. Type {command}." if absent else ""
 
 
 def tables(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool = False) -> list[Table]:
@@ -134,10 +154,21 @@ def tables(records: Sequence[Record], history: Callable[[str], Sequence[float]],
         history: validation accuracy by epoch, of a run's id.
         each: whether every run has a line; else only the newest of each of the guide's attempts and seeds, seeds together.
     """
-    found: dict[tuple[str, str], list[Record]] = {}
+    found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        found.setdefault((record.params["model.architecture"], record.params["data.name"]), []).append(record)
-    return [Table(model, data, _rows(those, history, each)) for (model, data), those in found.items()]
+        found.setdefault(tuple(record.params.get(key, "") for key in _SETUP), []).append(record)
+    return [Table(those[0].params["model.architecture"], _data(those[0]), _rows(those, history, each)) for those in found.values()]
+
+
+def _data(record: Record) -> str:
+    return f"{record.params['data.name']}, {record.params['data.classes']} classes, {int(record.params['data.photos.train']):,} photos to train on"
+
+
+def _as_typed(record: Record) -> str:
+    """The model and data of a run, as one types them."""
+    values = {group: record.tags.get(f"choice.{group}", "") for group in ("model", "data")}
+    values |= {key: record.params.get(key, "null") for key in ("data.root", "model.weights")}
+    return " ".join(f"{key}={value}" for key, value in values.items() if value not in ("", "null", "shipped", "imagenet"))
 
 
 def _rows(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[Row, ...]:
@@ -147,14 +178,15 @@ def _rows(records: Sequence[Record], history: Callable[[str], Sequence[float]], 
         if name is not None:
             named.setdefault(name, []).append(record)
     return tuple(
-        Row(name, tuple(lot), tuple(tuple(history(record.run_id)) for record in lot))
+        Row(name, tuple(lot), tuple(tuple(history(record.run_id)) for record in lot), _as_typed(records[0]))
         for name, those in named.items()
         for lot in ([[record] for record in those] if each and those else [_one_a_seed(those)])
     )
 
 
 def _one_a_seed(records: Sequence[Record]) -> list[Record]:
-    """The newest of each seed, of those that are set up as the newest of all is."""
+    """The newest of each seed, of those that are set up as the newest of all is; what was changed comes after what it is named after."""
+    records = sorted(records, key=lambda record: "attempt.changed" in record.tags)
     chosen: dict[str, Record] = {}
     for record in records:
         if _alike(record, records[0]):
@@ -165,7 +197,7 @@ def _one_a_seed(records: Sequence[Record]) -> list[Record]:
 def _alike(record: Record, newest: Record) -> bool:
     """Whether two runs of an attempt differ in nothing but the seed, so that they may be averaged."""
     different = {key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)}
-    own = ("seed", "split_seed", "key", "overrides", "data.fingerprint", "data.split_seed", "tracking.", "features.", "preflight")
+    own = ("seed", "key", "overrides", "data.fingerprint", "data.split_seed", "tracking.", "features.", "preflight")
     return all(key.startswith(own) for key in different)
 
 

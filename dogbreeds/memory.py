@@ -15,7 +15,7 @@ from dogbreeds.preprocessing import MODES, Preprocessing
 if TYPE_CHECKING:
     import keras
 
-_LAYERS = 10  # BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
+LAYERS = 10  # BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
 _BATCH = 16  # photos at a time
 
 
@@ -54,7 +54,7 @@ def batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormaliz
     from dogbreeds.model import in_order
 
     found = [(node.operation, node.input_tensors[0]) for node in in_order(network) if isinstance(node.operation, keras.layers.BatchNormalization)]
-    return found[:_LAYERS]
+    return found[:LAYERS]
 
 
 def has_seen_training(layer: "keras.layers.BatchNormalization") -> bool:
@@ -96,7 +96,7 @@ def divergences(network: "keras.Model", layers: "list[tuple[keras.layers.BatchNo
                     np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
                 )
             )
-        found.append(float(np.mean(distances)))
+        found.append(float(np.nan_to_num(np.mean(distances), nan=np.inf)))
     return found
 
 
@@ -109,7 +109,8 @@ def lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
     for mode in MODES:
         outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(photos, mode)]).astype(np.float64)
         spreads.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
-    return [1 - spread / max(spreads) for spread in spreads]
+    most = max(spreads)
+    return [1 - spread / most if most > 0 else 0.0 for spread in spreads]
 
 
 def _in_convention(photos: np.ndarray, mode: str) -> "Iterator[Any]":

@@ -13,9 +13,9 @@ import numpy as np
 
 from dogbreeds.data import Data, Dataset, Source
 from dogbreeds.kept import Store
-from dogbreeds.memory import Fit, amount, batchnorms, divergences, has_seen_training, lost_spread
+from dogbreeds.memory import LAYERS, Fit, amount, batchnorms, divergences, has_seen_training, lost_spread
 from dogbreeds.photo import Unreadable
-from dogbreeds.preprocessing import MODES
+from dogbreeds.preprocessing import MODES, RANGES
 from dogbreeds.spec import Refused, Spec, integer, number, one_of
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class Preflight(Spec):
             log.warning("preflight: %s", finding.said)
 
     def check_data(self, dataset: Dataset) -> list[Finding]:
-        """Labels in range, every class to train on, and no photo of train among those that are measured on."""
+        """Labels in range, every class to train on, and no photo of train among those that are measured on.
+
+        The head's width is the number of class names by construction, and so the number of labels once these are in range.
+        """
         if self.action == "none":
             return []
         return [*_labels(dataset), *_duplicates(dataset, self.max_duplicate_fraction)]
@@ -94,6 +97,7 @@ class Preflight(Spec):
             "size": size,
             "resize": data.resize,
             "backbone": backbone.fingerprint,
+            "layers": LAYERS,
         }
 
         def produce(kept: np.ndarray) -> Generator[int, None, dict[str, Any]]:
@@ -119,10 +123,10 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
         mode: the convention that was chosen.
         native: the one that the model's config names.
     """
-    best, chosen = fit.best, fit.distances[mode]
-    fix = "native" if best == native else best
     if not fit.remembers:
         return _judge_spread(fit, mode, native)
+    best, chosen = fit.best, fit.distances[mode]
+    fix = _fix(fit, native)
     if chosen > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
         return [
             Finding(
@@ -145,6 +149,10 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
     return []
 
 
+def _fix(fit: Fit, native: str) -> str:
+    return "native" if fit.best == native else fit.best
+
+
 def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
     lost = fit.distances[mode]
     if mode != native and lost > 1 - _SPREAD_RATIO:
@@ -154,7 +162,7 @@ def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
                 True,
                 f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo ({100 * (1 - lost):.1f} % of "
                 f"the variance that {fit.best} pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from. "
-                f"Type preprocessing={'native' if fit.best == native else fit.best}, or preflight=warn to train on all the same.",
+                f"Type preprocessing={_fix(fit, native)}, or preflight=warn to train on all the same.",
             )
         ]
     if mode != native:
@@ -162,8 +170,8 @@ def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
             Finding(
                 "pixels",
                 False,
-                f"preprocessing.mode was {mode}, and the model's config names {native} pixels. The backbone has no BatchNorm that remembers its "
-                "pixels, so that it cannot tell which is right. Type preprocessing=native, unless you know better.",
+                f"preprocessing.mode was {mode}, {RANGES[mode]}, and the model's config names {native} pixels, {RANGES[native]}. The backbone has no "
+                "BatchNorm that remembers its pixels, so that it cannot tell which is right. Type preprocessing=native, unless you know better.",
             )
         ]
     return []

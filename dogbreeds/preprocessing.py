@@ -26,6 +26,7 @@ _OFFSET = {
     "tf": (-1.0, -1.0, -1.0),
     "unit": (0.0, 0.0, 0.0),
 }
+RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}  # of values, for people
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from dogbreeds import curves
 from dogbreeds.claims import NOT_TESTED, REFUTED, REPRODUCED
-from dogbreeds.comparison import COLUMNS, Table
+from dogbreeds.comparison import COLUMNS, Table, not_run
 
 _FEWER = ("attempt", "result", "verdict", "guide", "claim")  # where the terminal is narrow
 _NUMBERS = ("lr", "n", "interval")
@@ -72,7 +72,8 @@ def as_html(found: Sequence[Table]) -> str:
             f"<h2>{html.escape(table.title)}</h2><div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
             f"<figure>{picture}</figure><ul>{notes}</ul>"
         )
-    return _PAGE.replace("<!--tables-->", "".join(parts))
+    absent = not_run(found)
+    return _PAGE.replace("<!--tables-->", "".join(parts) + (f"<p>{html.escape(absent)}</p>" if absent else ""))
 
 
 def _cell(column: str, cell: str) -> str:

@@ -127,4 +127,7 @@ def _check_target(name: str, group: Any) -> None:
     known = {field.name for field in dataclasses.fields(get_class(target))}
     for key in group:
         if key != "_target_" and key not in known:
-            raise Refused(f"{name}.{key} is not a setting of {target.rsplit('.', 1)[1]}. It has {', '.join(sorted(known))}. Type one of those.")
+            raise Refused(
+                f"{name}.{key} is not a setting of {target.rsplit('.', 1)[1]}. It has {', '.join(sorted(known))}. "
+                "Type one of those, or leave out the attempt that sets it."
+            )

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import command, rendering
-from dogbreeds.comparison import Table, tables
+from dogbreeds.comparison import Table, not_run, tables
 from dogbreeds.run import part
 from dogbreeds.spec import Refused, Spec, home, one_of, text
 from dogbreeds.tracking import Mlflow, Record
@@ -68,10 +68,11 @@ def _show(found: Sequence[Table], wanted: Wanted) -> None:
     elif wanted.format == "csv":
         shown = rendering.as_csv(found)
     elif wanted.format == "markdown":
-        shown = "\n".join(map(rendering.as_markdown, found))
+        shown = "\n".join([*map(rendering.as_markdown, found), not_run(found)]).rstrip() + "\n"
     else:
         terminal = sys.stdout.isatty() and wanted.output is None
-        shown = "\n".join(rendering.as_text(table, os.get_terminal_size().columns if terminal else None) for table in found)
+        width = os.get_terminal_size().columns if terminal else None
+        shown = "\n".join([*(rendering.as_text(table, width) for table in found), not_run(found)]).rstrip() + "\n"
     output = wanted.output or (str(home() / "multirun/table.html") if wanted.format == "html" else None)
     if output is None:
         with contextlib.suppress(BrokenPipeError):

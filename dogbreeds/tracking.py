@@ -207,29 +207,41 @@ class Mlflow(Tracking):
                 yield tracker
 
     def connect(self) -> "tuple[mlflow.MlflowClient, str]":
-        """A client of the store, made ready, and the id of the experiment.
+        """A client of the store, made ready, and the id of the experiment, made if it is not there.
 
         Raises:
             Refused: where the store cannot be reached or used.
         """
+        client, known = self._look()
+        if known is not None:
+            return client, known
+        served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
+        place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
+        with self._reached():
+            return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
+
+    def _look(self) -> "tuple[mlflow.MlflowClient, str | None]":
+        """A client, and the experiment's id if there is one."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
-        from mlflow.exceptions import MlflowException
 
-        try:
+        with self._reached():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)
             client = mlflow.MlflowClient(self.uri)
             known = client.get_experiment_by_name(self.experiment)
-            if known is not None:
-                return client, known.experiment_id
-            served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
-            place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
-            return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
+        return client, known.experiment_id if known is not None else None
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
         except (MlflowException, OSError) as error:
             raise Refused(
                 f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
@@ -242,7 +254,9 @@ class Mlflow(Tracking):
         Args:
             where: a condition more, as MLflow's search takes it.
         """
-        client, experiment_id = self.connect()
+        client, experiment_id = self._look()
+        if experiment_id is None:
+            return []
         condition = f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}"
         found, token = [], None
         while True:

@@ -21,7 +21,7 @@ def task(config: DictConfig) -> float:
     return execute(run, _composition(config)).objective
 
 
-# What makes an attempt the one it is named after: on which model and photos it runs, and for how long, is left open.
+# What makes an attempt the one it is named after: on which model and photos, with which augmentation and schedule, and for how long is left open.
 _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
 
 

@@ -92,7 +92,7 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
 
 
 def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
-    """Whether a running attempt has collapsed beyond doubt: two epochs in a row far below its peak."""
+    """Whether a running attempt has collapsed: two epochs in a row far below its peak, and training with them."""
     return _fall(epochs) is not None
 
 
@@ -118,7 +118,8 @@ def _never(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
         return Verdict("never_learned", "no epoch was finished", "", {})
     best, n, chance = max(epoch.val.accuracy.value for epoch in epochs), epochs[0].val.accuracy.n, 1 / setting.classes
     error = math.sqrt(chance * (1 - chance) / n)
-    if best - chance >= max(_LEARNED_SHARE * (1 - chance), _LEARNED_DEVIATIONS * error):
+    noise = min(_LEARNED_DEVIATIONS * error, (1 - chance) / 2)  # few photos make much noise, and all right is still all right
+    if best - chance >= max(_LEARNED_SHARE * (1 - chance), noise):
         return None
     trained = max(epoch.train_accuracy for epoch in epochs)
     reason = f"validation accuracy is {_percent(best)} at best, where chance is {_percent(chance)}; training accuracy is {_percent(trained)}"
@@ -133,6 +134,8 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
         advice = "The pixels are not those of pretraining: type preprocessing=native."
     elif found.name == "never_learned" and trained > 2 * peak + 0.1:
         advice = "The photos were learned by heart: look whether the labels are those of the photos."
+    elif setting.pair is not None:
+        advice = f"The fine-tune was too harsh: type optimizer.lr={_lower(setting.lr)}, and unfreeze.batchnorm=frozen if it is not."
     elif setting.lr >= 3e-3 or found.name == "collapsed":
         advice = f"The learning rate is too high for this head: type optimizer.lr={_lower(setting.lr)}, or head=batchnorm."
     elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
@@ -146,12 +149,12 @@ def _beside_parent(pair: Pair, setting: Setting) -> Verdict:
     lower = f"optimizer.lr={_lower(setting.lr)}"
     name = "no_better_than_frozen" if pair.p_value >= _PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     advice = {
-        "no_better_than_frozen": "The frozen network is as good and cheaper: keep it, or give the fine-tune more photos.",
+        "no_better_than_frozen": f"No difference is shown by {pair.n:,} photos: the frozen network is cheaper, keep it.",
         "better_than_frozen": "Keep the fine-tuned network.",
         "worse_than_frozen": f"Keep the frozen network; to go on, type {lower}, or unfreeze.batchnorm=frozen if it is not.",
     }[name]
     numbers = {"difference": pair.difference, "p_value": pair.p_value, "gained": float(pair.gained), "lost": float(pair.lost)}
-    return Verdict(name, f"{pair} against the frozen parent", advice, numbers)
+    return Verdict(name, f"{pair} against the frozen parent, judged at p < {_PAIRED_LEVEL:g}", advice, numbers)
 
 
 def _overfit(epochs: "Sequence[Epoch]") -> Verdict | None:

@@ -7,6 +7,7 @@ from dogbreeds.verdict import VERDICTS
 GUIDE = {
     "model.architecture": "EfficientNetB4",
     "model.weights": "imagenet",
+    "model.image_size": "380",
     "data.name": "stanford_dogs",
     "data.split": "guide",
     "augment": "Guide",
@@ -67,7 +68,7 @@ def test_the_claim_on_the_verdict(attempt: str, verdicts: list[str], changed: st
             GUIDE,
             [0.5],
             NOT_TESTED,
-            "model.architecture is EfficientNetB4. Type python -m dogbreeds.train attempt=resnet50_frozen ",
+            "model.architecture is EfficientNetB4, model.image_size is 380. Type python -m dogbreeds.train attempt=resnet50_frozen ",
         ),
         ("frozen", {}, [], NOT_TESTED, "model.architecture is absent, "),
         ("frozen", GUIDE, [], NOT_TESTED, "it was not run. Type"),

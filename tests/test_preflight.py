@@ -69,8 +69,8 @@ FLAT = (
     "Type preprocessing=native, or preflight=warn to train on all the same."
 )
 CANNOT_TELL = (
-    "preprocessing.mode was caffe, and the model's config names raw pixels. The backbone has no BatchNorm that remembers its pixels, so that it "
-    "cannot tell which is right. Type preprocessing=native, unless you know better."
+    "preprocessing.mode was caffe, -124 to 151, and the model's config names raw pixels, 0 to 255. The backbone has no BatchNorm that remembers its "
+    "pixels, so that it cannot tell which is right. Type preprocessing=native, unless you know better."
 )
 SPREAD = {"raw": 0.0, "caffe": 0.4, "torch": 0.998, "tf": 0.999, "unit": 0.99}
 

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from dogbreeds.comparison import tables
+from dogbreeds.comparison import not_run, tables
 from dogbreeds.rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.table import Only
 from dogbreeds.tracking import Record
@@ -20,6 +20,8 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
         "model.architecture": model,
         "data.name": "miniature",
         "data.photos.val": "1200",
+        "data.photos.train": "2400",
+        "data.classes": "120",
         "phase": "Finetune" if finetune else "Frozen",
         "preprocessing.mode": "torch" if attempt == "torch_pixels" else "raw",
         "optimizer.lr": "0.01" if attempt == "lr_collapse" else "1e-05" if finetune else "0.001",
@@ -70,7 +72,7 @@ def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -
         ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
     ]
     assert "finetune_50: the verdict is refuted: no better than frozen or worse than frozen in 0 of 1, otherwise better than frozen." in table.notes()
-    assert "finetune_20: the verdict is not tested here: it was not run. Type python -m dogbreeds.train attempt=finetune_20." in table.notes()
+    assert any(note.endswith("Type python -m dogbreeds.train attempt=finetune_20 model=miniature data=miniature.") for note in table.notes())
     assert any(note.startswith("The guide's numbers are not tested here") for note in table.notes())
 
 
@@ -99,9 +101,43 @@ def test_a_changed_attempt_tests_no_claim() -> None:
     assert "frozen: the verdict is not tested here: it was run with optimizer.lr=0.1." in table.notes()[2]
 
 
+def test_an_attempt_that_was_changed_later_does_not_hide_it() -> None:
+    (table,) = tables([record("frozen", started=2, **{"attempt.changed": "head=Linear"}), record("frozen", started=1)], history)
+    assert [one.run_id for one in table.rows[2].records] == ["frozen-0-1"]
+
+
+def test_other_photos_stand_in_another_table() -> None:
+    few = record("frozen")
+    few.params["data.classes"] = "5"
+    assert len(tables([record("frozen"), few], history)) == 2
+
+
+def test_a_run_that_finished_no_epoch_has_no_accuracy() -> None:
+    diverged = record("frozen")
+    diverged.metrics.clear()
+    diverged.tags["verdict"] = "diverged"
+    (table,) = tables([diverged], lambda run_id: [])
+    cells = table.rows[2].cells()
+    assert (cells["result"], cells["interval"], cells["verdict"], cells["claim"]) == ("–", "–", "diverged", "refuted")
+    assert table.histories() == {}
+
+
+def test_every_run_s_curve_is_drawn() -> None:
+    (table,) = tables([record("frozen", started=2), record("frozen", started=1)], history, each=True)
+    assert len(table.histories()["frozen"]) == 2
+
+
+def test_claims_that_stand_in_no_table_are_named_once(table) -> None:
+    said = "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun attempt="
+    assert not_run([table]) == f"{said}resnet50_frozen,resnet50_finetune_50."
+    assert as_html([table, table]).count("Not tested here: resnet50_frozen") == 1
+
+
 def test_models_have_tables_of_their_own_and_filters() -> None:
     records = [record("frozen"), record("frozen", model="EfficientNetB0")]
-    assert [table.title for table in tables(records, history)] == ["Miniature on data miniature", "EfficientNetB0 on data miniature"]
+    assert [table.title for table in tables(records, history)] == [
+        f"{name} on data miniature, 120 classes, 2,400 photos to train on" for name in ("Miniature", "EfficientNetB0")
+    ]
     assert [Only(model=name, data=None).holds(records[1]) for name in ("effnetb0", "efficientnetb0", "EfficientNetB0")] == [False, True, True]
     assert Only(model="miniature", data="miniature").holds(records[0])
     assert not Only(model=None, data="stanford_dogs").holds(records[0])
