@@ -66,7 +66,7 @@ def conclusion(found: Sequence[Effect], total: Sequence[float]) -> str:
         return f"With one seed there is no interval: the knobs together change {_points(total)} points. Give why.seeds two or more."
     clear = [effect for effect in found if not _straddles(effect.explains)]
     if not clear:
-        return f"No knob stands out from noise: putting all of them back changes {_said(total)} points. Give why.seeds more."
+        return f"No knob stands out from noise: putting all of them back changes {_said(total)} points; more why.seeds would narrow that."
     if _straddles(total):
         those = ", ".join(f"{effect.knob} {_said(effect.explains)}" for effect in clear)
         return f"The knobs pull against each other ({those}): putting all of them back changes {_said(total)} points."

@@ -10,7 +10,7 @@ from dogbreeds.spec import home
 
 _PROBE = (
     "import sys; from dogbreeds import command, train\n"
-    "try: command.main(train.task)\n"
+    "try: command.main(train.task, 'train')\n"
     "finally: print('TensorFlow was', 'imported' if 'tensorflow' in sys.modules or 'mlflow' in sys.modules else 'left alone')"
 )
 
