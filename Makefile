@@ -5,7 +5,7 @@ PORT ?= 5000
 SEEDS ?= 0
 ATTEMPTS := torch_pixels,lr_collapse,frozen,finetune_50,finetune_20
 # The drawn dogs need no long fine-tune; a real set gets the guide's epochs unless OPTIONS says otherwise.
-OPTIONS ?= $(if $(MODEL),,phase.epochs=10)
+OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS))
 
 .PHONY: help setup table test test-slow test-real check faults bench bench-memory ui kept clear pretrain clean

@@ -13,7 +13,7 @@ from dogbreeds.comparison import COLUMNS, Table, not_run
 _FEWER = ("attempt", "result", "verdict", "guide", "claim")  # where the terminal is narrow
 _NUMBERS = ("lr", "n", "interval")
 _NARROW = 130  # columns of a terminal that can show all of them
-_WIDE = 170  # columns of a text table that is not shown in a terminal
+_WIDE = 190  # columns of a text table that is not shown in a terminal
 _COLOURS = {REPRODUCED: "green", REFUTED: "red", NOT_TESTED: "dim"}
 
 
