@@ -158,6 +158,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     result = Result(outcome, test, judged, feature_seconds, time.perf_counter() - prepared.started)
     tracker.metrics(_final_metrics(result) | _paired_metrics(pairs))
     tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice})
+    tracker.describe(str(judged))
     for line in _summary(result, tracker):
         log.info(line)
     return result

@@ -46,7 +46,7 @@ class Composition:
         overrides: what was typed.
         name: for people.
         folder: where Hydra's own files are.
-        choices: the option chosen of each group.
+        choices: the option chosen of groups that are looked for by it: attempt, model, data.
         changed: what differs from the attempt that was named, such as `optimizer.lr=0.1`; empty where nothing does.
     """
 
@@ -133,6 +133,9 @@ class Tracker:
 
     def tags(self, values: dict[str, str]) -> None:
         """Records words to search by."""
+
+    def describe(self, text: str) -> None:
+        """Says what happened, where a person looks first."""
 
     def dataset(self, dataset: "Dataset") -> None:
         """Records which photos were used."""
@@ -368,6 +371,9 @@ class _MlflowTracker(Tracker):
         from mlflow.entities import RunTag
 
         self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in values.items()])
+
+    def describe(self, text: str) -> None:
+        self._client.set_tag(self._id, "mlflow.note.content", text)
 
     def dataset(self, dataset: "Dataset") -> None:
         from mlflow.entities import Dataset as MlflowDataset

@@ -32,7 +32,8 @@ def _composition(config: DictConfig) -> Composition:
     others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
     name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     changed = _changed(config, choices) if "attempt" in choices else ()
-    return Composition(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), choices, changed)
+    sought = {group: option for group, option in choices.items() if group in ("attempt", "model", "data")}
+    return Composition(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed)
 
 
 def _changed(config: DictConfig, choices: dict[str, str]) -> tuple[str, ...]:

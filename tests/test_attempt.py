@@ -79,6 +79,7 @@ def test_everything_about_an_attempt_is_recorded(attempted, tmp_path: Path) -> N
     assert any(name.startswith("system/") for name in metrics)
     assert (tags["verdict"], tags["verdict.reason"], tags["verdict.advice"]) == (result.verdict.name, result.verdict.reason, result.verdict.advice)
     assert tags["verdict"] == "learned"
+    assert tags["mlflow.note.content"] == str(result.verdict)
     assert metrics["verdict/peak"] == metrics["best/val_accuracy"]
     assert (tags["preflight"], tags["head"], tags["model"]) == ("passed", "kept", "kept")
     assert metrics["preflight/raw"] < 0.05 < min(metrics[f"preflight/{mode}"] for mode in ("torch", "caffe", "tf", "unit"))
