@@ -121,7 +121,9 @@ def _prepare(run: Run) -> _Prepared:
 
 def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
-    if run.preflight.action != "none":
+    if run.preflight.action == "none":
+        tracker.tags({"preflight": "not checked"})
+    else:
         findings = [*prepared.findings, *_check_initial_loss(prepared, shown, tracker)]
         tracker.tags({"preflight": " ".join(finding.said for finding in findings)[:4000] or "passed"})
     val = shown.rows(dataset.val)

@@ -250,6 +250,7 @@ def test_without_a_trained_batchnorm_it_cannot_be_told(composed, normalization: 
     assert judge(fit, "caffe", "raw") == [Finding("pixels", False, CANNOT_TELL)]
 
 
+@pytest.mark.slow
 def test_random_weights_are_trained_on_without_a_word(composed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     run = composed("model.weights=null", "data.breeds=6", "phase.epochs=1", "tracking=none")
