@@ -77,6 +77,7 @@ def execute(run: Run, composition: Composition) -> Result | Range:
             _describe(prepared, tracker)
             shown = Shown(run, prepared.dataset, prepared.network)
             shown.train(0)
+            _tag_preflight(prepared, shown, tracker)
             if isinstance(run.phase, LrRange):
                 return _range_test(prepared, run.phase, shown, tracker)
             return _train(prepared, run.phase, shown, tracker)
@@ -121,11 +122,6 @@ def _prepare(run: Run) -> _Prepared:
 
 def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
-    if run.preflight.action == "none":
-        tracker.tags({"preflight": "not checked"})
-    else:
-        findings = [*prepared.findings, *_check_initial_loss(prepared, shown, tracker)]
-        tracker.tags({"preflight": " ".join(finding.said for finding in findings)[:4000] or "passed"})
     val = shown.rows(dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
     so_far: list[Epoch] = []
@@ -232,6 +228,15 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})
         log.info("going on from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
+
+
+def _tag_preflight(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:
+    """Records what the preflight found, once the last of its checks can be made."""
+    if prepared.run.preflight.action == "none":
+        tracker.tags({"preflight": "not checked"})
+        return
+    findings = [*prepared.findings, *_check_initial_loss(prepared, shown, tracker)]
+    tracker.tags({"preflight": " ".join(finding.said for finding in findings)[:4000] or "passed"})
 
 
 def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> list[preflight.Finding]:
