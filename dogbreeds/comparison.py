@@ -1,5 +1,6 @@
 """Attempts side by side, with the guide's claims beside what was measured."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -202,7 +203,5 @@ def _alike(record: Record, newest: Record) -> bool:
 
 
 def _counted(names: Iterable[str]) -> str:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(names)
     return ", ".join(name if len(counts) == 1 else f"{name} ({count})" for name, count in counts.items())

@@ -3,9 +3,9 @@
 A knob explains the mean of what it changes when it is put back alone and when it is put back last.
 """
 
-import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -97,7 +97,7 @@ def report(knobs: Sequence[str], measured: Mapping[Cell, Sequence[float]], verdi
     lines = ["| put back | validation accuracy (%) | verdicts |", "| --- | --- | --- |"]
     for cell in cells(knobs):
         name = " ".join(knob for knob in knobs if knob in cell) or "nothing"
-        words = ", ".join(f"{word.replace('_', ' ')} ({len(list(those))})" for word, those in itertools.groupby(sorted(verdicts[cell])))
+        words = ", ".join(f"{word.replace('_', ' ')} ({count})" for word, count in sorted(Counter(verdicts[cell]).items()))
         lines.append(f"| {name} | {' '.join(f'{100 * value:.1f}' for value in measured[cell])} | {words} |")
     lines += ["", "| knob put back | explains, points (95 % interval) | alone | after the others |", "| --- | --- | --- | --- |"]
     found = effects(knobs, measured)

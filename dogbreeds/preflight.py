@@ -126,17 +126,13 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
     if not fit.remembers:
         return _judge_spread(fit, mode, native)
     best, chosen = fit.best, fit.distances[mode]
-    fix = _fix(fit, native)
     if chosen > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
-        return [
-            Finding(
-                "pixels",
-                True,
-                f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {amount(chosen)} nats from "
-                f"what they were trained on, {best} {amount(fit.distances[best])}. The convention must be the one of pretraining. "
-                f"Type preprocessing={fix}, or preflight=warn to train on all the same.",
-            )
-        ]
+        return _mismatch(
+            f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {amount(chosen)} nats from "
+            f"what they were trained on, {best} {amount(fit.distances[best])}. The convention must be the one of pretraining.",
+            fit,
+            native,
+        )
     if chosen > _STRANGE_NATS:
         return [
             Finding(
@@ -149,22 +145,21 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
     return []
 
 
-def _fix(fit: Fit, native: str) -> str:
-    return "native" if fit.best == native else fit.best
+def _mismatch(why: str, fit: Fit, native: str) -> list[Finding]:
+    """A clear finding about pixels: why, and the convention to type."""
+    fix = "native" if fit.best == native else fit.best
+    return [Finding("pixels", True, f"{why} Type preprocessing={fix}, or preflight=warn to train on all the same.")]
 
 
 def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
     lost = fit.distances[mode]
     if mode != native and lost > 1 - _SPREAD_RATIO:
-        return [
-            Finding(
-                "pixels",
-                True,
-                f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo ({100 * (1 - lost):.1f} % of "
-                f"the variance that {fit.best} pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from. "
-                f"Type preprocessing={_fix(fit, native)}, or preflight=warn to train on all the same.",
-            )
-        ]
+        return _mismatch(
+            f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo ({100 * (1 - lost):.1f} % of "
+            f"the variance that {fit.best} pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from.",
+            fit,
+            native,
+        )
     if mode != native:
         return [
             Finding(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Sweep(Callback):
     """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
 
-    _open: "tuple[mlflow.MlflowClient, str] | None" = None
+    _open: "tuple[Mlflow, mlflow.MlflowClient, str] | None" = None
 
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         with contextlib.suppress(Refused):  # Hydra would make a warning of it; each job says it as an error
@@ -46,7 +46,7 @@ class Sweep(Callback):
         client, experiment_id = tracking.connect()
         run_id = begin(client, experiment_id, composition.name, None, composition).info.run_id
         os.environ[SWEEP] = run_id
-        cls._open = client, run_id
+        cls._open = tracking, client, run_id
         return run_id
 
     @classmethod
@@ -54,12 +54,12 @@ class Sweep(Callback):
         """Ends the sweep's run, if one is open, with what its best job measured."""
         if cls._open is None:
             return
-        (client, run_id), cls._open = cls._open, None
+        (tracking, client, run_id), cls._open = cls._open, None
         os.environ.pop(SWEEP)
         experiment = client.get_run(run_id).info.experiment_id
         jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
         histories = {
-            job.data.params["overrides"]: [[point.value for point in client.get_metric_history(job.info.run_id, "val/accuracy")]]
+            job.data.params["overrides"]: [tracking.history(job.info.run_id, "val/accuracy")]
             for job in reversed(jobs)  # MLflow gives the newest first
             if RANKING in job.data.metrics
         }

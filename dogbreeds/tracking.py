@@ -225,6 +225,12 @@ class Mlflow(Tracking):
 
     def _look(self) -> "tuple[mlflow.MlflowClient, str | None]":
         """A client, and the experiment's id if there is one."""
+        client = self._client()
+        with self._reached():
+            known = client.get_experiment_by_name(self.experiment)
+        return client, known.experiment_id if known is not None else None
+
+    def _client(self) -> "mlflow.MlflowClient":
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -235,9 +241,7 @@ class Mlflow(Tracking):
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)
-            client = mlflow.MlflowClient(self.uri)
-            known = client.get_experiment_by_name(self.experiment)
-        return client, known.experiment_id if known is not None else None
+            return mlflow.MlflowClient(self.uri)
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
@@ -274,14 +278,14 @@ class Mlflow(Tracking):
 
     def note(self, run_id: str, name: str, text: str, metrics: dict[str, float]) -> None:
         """Adds a text and numbers to a run."""
-        client, _ = self.connect()
+        client = self._client()
         client.log_text(run_id, text, name)
         for metric, value in metrics.items():
             client.log_metric(run_id, metric, value)
 
     def history(self, run_id: str, metric: str) -> list[float]:
         """A metric's values in the order of their steps."""
-        client, _ = self.connect()
+        client = self._client()
         return [point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)]
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
