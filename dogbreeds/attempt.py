@@ -1,16 +1,19 @@
 """One attempt, from its run to what it measured."""
 
 import logging
+import os
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from dogbreeds import curves, preflight, verdict
+from dogbreeds import curves, interruption, preflight, verdict
+from dogbreeds.checkpoint import Checkpoints
 from dogbreeds.data import Dataset, Split
-from dogbreeds.fit import Epoch, Outcome, Rows, fit, predict
+from dogbreeds.fit import Epoch, Outcome, Progress, Rows, fit, predict
 from dogbreeds.kept import Store
 from dogbreeds.lr_range import Range, range_test
 from dogbreeds.memory import Fit
@@ -20,7 +23,7 @@ from dogbreeds.phase import Finetune, LrRange, Training
 from dogbreeds.run import Run
 from dogbreeds.shown import Shown
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import Composition, Parent, Predictions, Tracker, short
+from dogbreeds.tracking import RANKING, SWEEP, Composition, Known, Parent, Predictions, Record, Tracker, short
 from dogbreeds.verdict import Setting, Verdict
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,9 @@ _BATCHNORM = {"frozen": "stay frozen", "affine": "keep their statistics and trai
 
 @dataclass(frozen=True)
 class Result:
-    """What an attempt measured."""
+    """What an attempt measured, and the id that it is recorded under."""
 
+    run_id: str
     outcome: Outcome
     test: Scores | None
     verdict: Verdict
@@ -45,11 +49,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Done:
+    """An attempt of a sweep that was finished before.
+
+    Attributes:
+        run_id: what it is recorded under.
+        objective: its best validation accuracy, or the rate that it suggested; 0 where there is none.
+    """
+
+    run_id: str
+    objective: float
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """All that is there before the first step."""
 
     run: Run
     dataset: Dataset
+    checkpoints: Checkpoints
     network: Network
     facts: dict[str, str]
     parent: Parent | None
@@ -65,30 +83,72 @@ class _Prepared:
         return not any(finding.check == "pixels" and finding.clear for finding in self.findings)
 
 
-def execute(run: Run, composition: Composition) -> Result | Range:
-    """Runs an attempt and records it.
+def execute(run: Run, composition: Composition) -> Result | Range | Done:
+    """Runs an attempt and records it, or goes on with it where it was cut off; in a sweep, what has finished is not run again.
 
     Raises:
         Missing, Refused: where something the user named is not there or does not fit.
     """
+    interruption.handle()  # here too: a launcher may have brought the job to a process of its own
+    started = time.perf_counter()
+    dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
+    identity = run.identity(dataset.fingerprint)
+    composition = replace(composition, key=run.key, identity=identity)
+    checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
     try:
-        prepared = _prepare(run)
-        with run.tracking.open(composition) as tracker:
-            _describe(prepared, tracker)
-            shown = Shown(run, prepared.dataset, prepared.network)
-            shown.train(0)
-            _tag_preflight(prepared, shown, tracker)
-            if isinstance(run.phase, LrRange):
-                return _range_test(prepared, run.phase, shown, tracker)
-            return _train(prepared, run.phase, shown, tracker)
+        with checkpoints.locked():
+            known = run.tracking.known(run.key, identity)
+            if known.finished is not None and SWEEP in os.environ and not run.rerun:
+                return _done(run, known.finished)
+            unfinished = _unfinished(run, known, checkpoints)
+            prepared = _prepare(run, dataset, checkpoints, unfinished, started)
+            with run.tracking.open(composition, unfinished) as tracker:
+                result = _execute(prepared, tracker)
+            if isinstance(result, Range) or not result.outcome.diverged:
+                checkpoints.remove()
+            return result
     finally:
         Store.release()
 
 
-def _prepare(run: Run) -> _Prepared:
-    """Opens the data and builds the network; what can be refused before anything is spent is refused here, the cheapest first."""
-    started = time.perf_counter()
-    dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
+def _execute(prepared: _Prepared, tracker: Tracker) -> Result | Range:
+    _describe(prepared, tracker)
+    shown = Shown(prepared.run, prepared.dataset, prepared.network)
+    shown.train(0)
+    _tag_preflight(prepared, shown, tracker)
+    if isinstance(prepared.run.phase, LrRange):
+        return _range_test(prepared, prepared.run.phase, shown, tracker)
+    return _train(prepared, prepared.run.phase, shown, tracker)
+
+
+def _done(run: Run, record: Record) -> Done:
+    """Says that a job of a sweep was finished before."""
+    objective = record.metrics.get("suggested/lr" if isinstance(run.phase, LrRange) else RANKING, 0.0)
+    verdict_said = f", {record.tags['verdict']}" if "verdict" in record.tags else ""
+    log.info("already there: run %s '%s'%s; rerun=true runs it again", short(record.run_id), record.name, verdict_said)
+    run.tracking.reuse(record)
+    return Done(record.run_id, objective)
+
+
+def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | None:
+    """The recorded attempt to go on with, if any; says what is passed over."""
+    if run.rerun:
+        checkpoints.remove()
+        return None
+    if known.others and known.finished is None and known.unfinished is None:
+        log.warning(
+            "run %s has the same settings, but its photos, class names or weights were others: its results are not used, all is computed anew",
+            known.others[0],
+        )
+    record = known.unfinished
+    if record is not None and "val/accuracy" in record.metrics and checkpoints.newest is None:
+        log.warning("run %s was cut off and its checkpoints are gone: the attempt begins anew", short(record.run_id))
+        return None
+    return record
+
+
+def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float) -> _Prepared:
+    """Builds the network; what can be refused before anything is spent is refused here, the cheapest first."""
     run.model.weights_file()
     for note in dataset.notes:
         log.warning(note)
@@ -100,7 +160,8 @@ def _prepare(run: Run) -> _Prepared:
         import keras
         import tensorflow as tf
 
-        tf.config.list_physical_devices()  # looks for GPUs now, while remarks on their absence are held back
+        for gpu in tf.config.list_physical_devices("GPU"):  # looked for now, while remarks on their absence are held back
+            tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of retracing, which a sweep's jobs are meant to do
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
@@ -114,25 +175,36 @@ def _prepare(run: Run) -> _Prepared:
         findings += mismatches
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
+    keras.utils.set_random_seed(run.seed)  # again: whether the backbone was built just now or in an earlier job makes no difference
     network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)))
     facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
-    parent = _go_on_from_parent(run, run.phase, facts, network) if isinstance(run.phase, Finetune) else None
-    return _Prepared(run, dataset, network, facts, parent, fit, findings, started)
+    parent = None
+    if isinstance(run.phase, Finetune):
+        wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
+        parent = _go_on_from_parent(run, wanted, facts, network)
+    return _Prepared(run, dataset, checkpoints, network, facts, parent, fit, findings, started)
 
 
 def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
     val = shown.rows(dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
-    so_far: list[Epoch] = []
+    before = _resumed(prepared, phase, tracker)
 
-    def on_epoch(epoch: Epoch) -> str | None:
-        so_far.append(epoch)
+    def on_epoch(epoch: Epoch) -> None:
         tracker.metrics(epoch.metrics(), epoch.number)
         log.info(_epoch_line(epoch, phase.epochs))
-        return "stop_on_collapse" if run.stop_on_collapse and verdict.has_collapsed(so_far) else None
 
-    outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch)
+    def stop(epochs: Sequence[Epoch]) -> str | None:
+        return "stop_on_collapse" if run.stop_on_collapse and verdict.has_collapsed(epochs) else None
+
+    def save(progress: Progress) -> None:
+        about, arrays = progress.packed()
+        prepared.checkpoints.save(about | {"parent": _parent_id(prepared)}, arrays)
+
+    outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
+    if outcome.diverged:
+        _keep_checkpoint(prepared.checkpoints, tracker)
     test, pairs = None, {}
     if outcome.best is not None and outcome.best_logits is not None:
         said = {"val": Predictions(_ids(dataset.val, val), val.labels, outcome.best_logits)}
@@ -153,13 +225,44 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     pair = pairs.get("test", pairs.get("val"))
     setting = Setting(len(dataset.class_names), run.optimizer.lr, prepared.native, pair, outcome.ended if outcome.diverged else "")
     judged = verdict.judge(outcome.epochs, setting)
-    result = Result(outcome, test, judged, feature_seconds, time.perf_counter() - prepared.started)
+    result = Result(tracker.run_id, outcome, test, judged, feature_seconds, time.perf_counter() - prepared.started)
     tracker.metrics(_final_metrics(result) | _paired_metrics(pairs))
     tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice})
     tracker.describe(str(judged))
     for line in _summary(result, tracker):
         log.info(line)
     return result
+
+
+def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress | None:
+    """How far an earlier process came; what it did not record any more is recorded now."""
+    kept = prepared.checkpoints.load()
+    if kept is None:
+        return None
+    if kept[0]["parent"] != _parent_id(prepared):
+        log.warning("the checkpoint that is there goes on from another frozen attempt: this one begins anew")
+        return None
+    progress = Progress.unpacked(*kept)
+    for epoch in progress.outcome.epochs:
+        tracker.metrics(epoch.metrics(), epoch.number)
+    log.info(
+        "going on after epoch %d of %d%s; rerun=true begins anew", progress.epoch, phase.epochs, f" and step {progress.step}" * (progress.step > 0)
+    )
+    return progress
+
+
+def _parent_id(prepared: _Prepared) -> str | None:
+    return prepared.parent.run_id if prepared.parent else None
+
+
+def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:
+    """Of training that diverged: its last good state stays."""
+    newest = checkpoints.newest
+    if newest is None:
+        log.info("no epoch was finished before: there is no checkpoint to keep")
+        return
+    tracker.tags({"checkpoint": str(newest)})
+    log.info("the last state in which all was finite is kept: %s", newest)
 
 
 def _range_test(prepared: _Prepared, phase: LrRange, shown: Shown, tracker: Tracker) -> Range:
@@ -192,12 +295,12 @@ def _headline(run: Run, dataset: Dataset) -> str:
     return f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} breeds, {sizes} photos"
 
 
-def _go_on_from_parent(run: Run, phase: Finetune, facts: dict[str, str], network: Network) -> Parent:
-    """Gives the head the weights of the frozen attempt that the phase names, or that matches."""
+def _go_on_from_parent(run: Run, wanted: str | None, facts: dict[str, str], network: Network) -> Parent:
+    """Gives the head the weights of the frozen attempt that is wanted, or that matches."""
     head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
     pixels = {"preprocessing.mode": run.preprocessing.mode, "data.resize": run.data.resize, "model.image_size": run.model.image_size}
     with tempfile.TemporaryDirectory() as folder:
-        parent = run.tracking.parent(phase.parent, facts | head | pixels, run.seed, Path(folder))
+        parent = run.tracking.parent(wanted, facts | head | pixels, run.seed, Path(folder))
         network.head.load_weights(parent.head)
     return parent
 

@@ -12,10 +12,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dogbreeds import interruption
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.sweep import Sweep
-
-_INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
@@ -35,6 +34,8 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 def main(task: Callable[[], Any], name: str) -> None:
     """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
 
+    Ctrl-C and SIGTERM end it with the shell's codes, 130 and 143.
+
     Args:
         task: a function that `hydra.main` decorates.
         name: the command's, which is its config's too.
@@ -43,6 +44,7 @@ def main(task: Callable[[], Any], name: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that the sentences can be ours
     status = "FAILED"
+    interruption.handle()
     try:
         task()
         status = "FINISHED"
@@ -50,11 +52,13 @@ def main(task: Callable[[], Any], name: str) -> None:
         if traced:
             raise
         sys.exit(f"error: {sentences(error, name)}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         status = "KILLED"
-        sys.exit(_INTERRUPTED)
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(interruption.exit_code(stop))
     finally:
-        Sweep.close(status)
+        with interruption.held():
+            Sweep.close(status)
 
 
 def sentences(error: Exception, name: str) -> str:

@@ -198,7 +198,7 @@ def _one_a_seed(records: Sequence[Record]) -> list[Record]:
 def _alike(record: Record, newest: Record) -> bool:
     """Whether two runs of an attempt differ in nothing but the seed, so that they may be averaged."""
     different = {key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)}
-    own = ("seed", "key", "overrides", "data.fingerprint", "data.split_seed", "tracking.", "features.", "preflight")
+    own = ("seed", "key", "overrides", "data.fingerprint", "data.split_seed", "tracking.", "features.", "preflight", "checkpoint_", "rerun")
     return all(key.startswith(own) for key in different)
 
 

@@ -6,13 +6,14 @@ and it does not say at which step a loss stopped being a number. Here the order 
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.metrics import Scores, score
+from dogbreeds import interruption
+from dogbreeds.metrics import Proportion, Scores, score
 from dogbreeds.network import Network
 from dogbreeds.optimizer import Optimizer
 from dogbreeds.phase import Training
@@ -86,6 +87,56 @@ class Outcome:
     diverged: bool = False
 
 
+@dataclass
+class Progress:
+    """How far training has come: all that another process needs to go on as if it were this one.
+
+    Orders, rates and augmentation follow from the seed and from what is here; dropout's generators are among the weights.
+
+    Attributes:
+        outcome: of the epochs that are done.
+        epoch: the one that is running, counted from 0.
+        step: how many of its steps are done.
+        sums: [3] float64 over those steps: losses, photos right, photos right among the first five.
+        seconds: that the running epoch has taken.
+        weights: of suffix and head, when it was written down.
+        optimizers: their variables, then too.
+    """
+
+    outcome: Outcome = field(default_factory=Outcome)
+    epoch: int = 0
+    step: int = 0
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    seconds: float = 0.0
+    weights: list[np.ndarray] = field(default_factory=list)
+    optimizers: list[np.ndarray] = field(default_factory=list)
+
+    def packed(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Plain values and arrays, to be kept."""
+        outcome = self.outcome
+        about = {"epoch": self.epoch, "step": self.step, "sums": self.sums.tolist(), "seconds": self.seconds, "ended": outcome.ended}
+        about |= {"epochs": [asdict(epoch) for epoch in outcome.epochs], "best": outcome.best.number if outcome.best else None}
+        lists = {"weights": self.weights, "optimizers": self.optimizers, "best_weights": outcome.best_weights}
+        arrays = {f"{name}.{index}": array for name, those in lists.items() for index, array in enumerate(those)}
+        return about, arrays if outcome.best_logits is None else arrays | {"best_logits": outcome.best_logits}
+
+    @classmethod
+    def unpacked(cls, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "Progress":
+        """What `packed` gave."""
+
+        def listed(name: str) -> list[np.ndarray]:
+            return [arrays[f"{name}.{index}"] for index in range(sum(key.startswith(f"{name}.") for key in arrays))]
+
+        epochs = [Epoch(**{**epoch, "val": _scores(epoch["val"])}) for epoch in about["epochs"]]
+        best = epochs[about["best"] - 1] if about["best"] else None
+        outcome = Outcome(epochs, about["ended"], best, listed("best_weights"), arrays.get("best_logits"))
+        return cls(outcome, about["epoch"], about["step"], np.array(about["sums"]), about["seconds"], listed("weights"), listed("optimizers"))
+
+
+def _scores(values: Mapping[str, Any]) -> Scores:
+    return Scores(**{**values, "accuracy": Proportion(**values["accuracy"]), "top5": Proportion(**values["top5"])})
+
+
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of n photos in an epoch, counted from 0."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _ORDER])).permutation(n)
@@ -125,7 +176,7 @@ class Step:
             labels: [b] int32.
 
         Returns:
-            [3]: mean cross-entropy before the update, photos right, photos right among the first five.
+            [4]: mean cross-entropy before the update, photos right, photos right among the first five, and whether the gradient is finite.
         """
         if lr != self._lr:
             for depth, optimizer in self._optimizers.items():
@@ -134,6 +185,11 @@ class Step:
         if layers not in self._compiled:
             self._compiled[layers] = self._compile(layers)
         return self._compiled[layers](inputs, labels).numpy()
+
+    @property
+    def variables(self) -> "list[keras.Variable]":
+        """The optimizers' own, such as momenta."""
+        return [variable for optimizer in self._optimizers.values() for variable in optimizer.variables]
 
     def _groups(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
         groups = self._network.trainable(layers)
@@ -151,12 +207,14 @@ class Step:
                 tape.watch(watched)
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            gradients = iter(tape.gradient(loss, watched))
+            gradient = tape.gradient(loss, watched)
+            finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(part)) for part in gradient])
+            gradients = iter(gradient)
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
             right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
             among_five = tf.reduce_sum(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
-            return tf.stack([loss, right, among_five])
+            return tf.stack([loss, right, among_five, tf.cast(finite, tf.float32)])
 
         return run
 
@@ -169,7 +227,11 @@ def fit(
     optimizer: Optimizer,
     schedule: Schedule,
     seed: int,
-    on_epoch: Callable[[Epoch], str | None],
+    on_epoch: Callable[[Epoch], None],
+    stop: Callable[[Sequence[Epoch]], str | None] = lambda epochs: None,
+    before: Progress | None = None,
+    save: Callable[[Progress], None] = lambda progress: None,
+    save_steps: int | None = None,
 ) -> Outcome:
     """Trains a network's suffix and head, and leaves it with the weights of its best epoch.
 
@@ -181,46 +243,84 @@ def fit(
         optimizer: its learning rate is the schedule's peak.
         schedule: the learning rate of each step.
         seed: of the order.
-        on_epoch: called after each epoch; a text that it returns says why training ends there.
+        on_epoch: called after each epoch.
+        stop: a text that it gives for the epochs so far says why training ends there.
+        before: where an earlier process came to; training goes on from there, to the same weights, bit for bit.
+        save: called after each epoch, each `save_steps` steps, and before an interruption is let through; not once a number is not finite.
+        save_steps: None for after each epoch only.
     """
     step = Step(network, optimizer)
-    outcome = Outcome()
-    for index in range(phase.epochs):
-        started = time.perf_counter()
-        data = train(index)
-        shuffled = order(seed, index, len(data))
-        steps = math.ceil(len(data) / phase.batch_size)
-        losses = [epoch.val.loss for epoch in outcome.epochs]
-        sums = np.zeros(3)
-        for number in range(steps):
-            inputs, labels = data[shuffled[number * phase.batch_size : (number + 1) * phase.batch_size]]
-            lr = schedule.lr(optimizer.lr, index + number / steps, phase.epochs, losses)
-            measured = step(network.plan.at(index), lr, inputs, labels)
-            if not math.isfinite(measured[0]):
-                outcome.ended = f"the loss was {measured[0]} at step {index * steps + number + 1} (epoch {index + 1}), lr {lr:g}"
-                outcome.diverged = True
+    progress = before or Progress()
+    outcome = progress.outcome
+    _assign(network.learned, progress.weights)
+    _assign(step.variables, progress.optimizers)
+
+    def keep() -> None:
+        with interruption.held():
+            progress.weights = [variable.numpy() for variable in network.learned]
+            progress.optimizers = [variable.numpy() for variable in step.variables]
+            save(progress)
+
+    try:
+        while progress.epoch < phase.epochs and not outcome.ended:
+            started = time.perf_counter() - progress.seconds
+            data, index, val_losses = train(progress.epoch), progress.epoch, [epoch.val.loss for epoch in outcome.epochs]
+            shuffled = order(seed, index, len(data))
+            steps = math.ceil(len(data) / phase.batch_size)
+            for number in range(progress.step, steps):
+                inputs, labels = data[shuffled[number * phase.batch_size : (number + 1) * phase.batch_size]]
+                lr = schedule.lr(optimizer.lr, index + number / steps, phase.epochs, val_losses)
+                with interruption.held():
+                    measured = step(network.plan.at(index), lr, inputs, labels)
+                    fault = _fault(measured)
+                    if fault:
+                        outcome.ended, outcome.diverged = f"{fault} at step {index * steps + number + 1} (epoch {index + 1}), lr {lr:g}", True
+                        break
+                    progress.sums = progress.sums + measured[:3] * [len(labels), 1, 1]
+                    progress.step, progress.seconds = number + 1, time.perf_counter() - started
+                if save_steps and (index * steps + number + 1) % save_steps == 0:
+                    keep()
+            if outcome.diverged:
                 break
-            sums += measured * [len(labels), 1, 1]
-        if outcome.diverged:
-            break
-        logits = predict(network, val)
-        loss, accuracy, top5 = (sums / len(data)).tolist()
-        epoch = Epoch(index + 1, lr, loss, accuracy, top5, score(logits, val.labels), time.perf_counter() - started)
-        outcome.epochs.append(epoch)
-        if not math.isfinite(epoch.val.loss):
-            outcome.ended = f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch {index + 1}), lr {lr:g}"
-            outcome.diverged = True
-        elif outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
-            outcome.best, outcome.best_logits = epoch, logits
-            outcome.best_weights = [variable.numpy() for variable in network.learned]
-        wish = on_epoch(epoch)
-        if outcome.diverged or outcome.best is None:
-            break
-        if phase.patience_epochs is not None and epoch.number - outcome.best.number >= phase.patience_epochs:
-            wish = wish or f"no better validation accuracy for {phase.patience_epochs} epochs"
-        if wish:
-            outcome.ended = wish
-            break
-    for variable, value in zip(network.learned, outcome.best_weights, strict=False):
-        variable.assign(value)
+            logits = predict(network, val)
+            lr = schedule.lr(optimizer.lr, index + (steps - 1) / steps, phase.epochs, val_losses)
+            loss, accuracy, top5 = (progress.sums / len(data)).tolist()
+            epoch = Epoch(index + 1, lr, loss, accuracy, top5, score(logits, val.labels), time.perf_counter() - started)
+            with interruption.held():
+                outcome.epochs.append(epoch)
+                if not math.isfinite(epoch.val.loss):
+                    outcome.ended = f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch {index + 1}), lr {lr:g}"
+                    outcome.diverged = True
+                elif outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
+                    outcome.best, outcome.best_logits = epoch, logits
+                    outcome.best_weights = [variable.numpy() for variable in network.learned]
+                outcome.ended = outcome.ended or _reason(outcome, phase, stop)
+                progress.epoch, progress.step, progress.sums, progress.seconds = index + 1, 0, np.zeros(3), 0.0
+            if not outcome.diverged:
+                keep()
+            on_epoch(epoch)
+    except KeyboardInterrupt:
+        if not outcome.diverged:
+            keep()
+        raise
+    _assign(network.learned, outcome.best_weights)
     return outcome
+
+
+def _assign(variables: "list[keras.Variable]", values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=False):
+        variable.assign(value)
+
+
+def _fault(measured: np.ndarray) -> str:
+    """What of a step is not a number; nothing where all is well."""
+    if not math.isfinite(measured[0]):
+        return f"the loss was {measured[0]}"
+    return "" if measured[3] else "the gradient was not finite"
+
+
+def _reason(outcome: Outcome, phase: Training, stop: Callable[[Sequence[Epoch]], str | None]) -> str:
+    """Why training ends after an epoch; nothing where it goes on."""
+    waited = len(outcome.epochs) - outcome.best.number if outcome.best else 0
+    impatient = phase.patience_epochs is not None and waited >= phase.patience_epochs
+    return stop(outcome.epochs) or (f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogbreeds.photo import digest
 from dogbreeds.preprocessing import MODES
 from dogbreeds.spec import Missing, Refused, Spec, integer, number, one_of, text
 
@@ -93,6 +94,11 @@ class Model(Spec):
             )
         return path
 
+    def weights_digest(self) -> str:
+        """Of the weight file's content, or the name of weights that come from none."""
+        file = self.weights_file()
+        return str(self.weights) if file is None else digest(file.read_bytes())
+
     def build(self, seed: int) -> Backbone:
         """Builds the backbone and loads its weights; in one process, the same one is built once.
 
@@ -163,10 +169,10 @@ def _build(model: Model, seed: int) -> Backbone:
     network = _downloaded(model) if model.weights == "imagenet" else model.construct(None)
     if file is not None:
         network = _load(network, file, model)
-    digest = hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     for array in (*network.get_weights(), *(np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return Backbone(network, find_blocks(network), f"{model.architecture}:{digest.hexdigest()}")
+        content.update(np.ascontiguousarray(array).tobytes())
+    return Backbone(network, find_blocks(network), f"{model.architecture}:{content.hexdigest()}")
 
 
 def _downloaded(model: Model) -> "keras.Model":

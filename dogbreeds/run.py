@@ -21,11 +21,12 @@ from dogbreeds.phase import LrRange, Training
 from dogbreeds.preflight import Preflight
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.schedule import Schedule
-from dogbreeds.spec import Refused, Spec, boolean, integer
+from dogbreeds.spec import Refused, Spec, boolean, integer, text
 from dogbreeds.tracking import Tracking
 from dogbreeds.unfreeze import Unfreeze
 
-_ELSEWHERE = ("tracking", "features", "preflight")  # groups that do not decide a result, but for the features' precision
+# What does not decide a result, but for the features' precision.
+_ELSEWHERE = ("tracking", "features", "preflight", "checkpoint_steps", "checkpoint_dir", "rerun")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class _Alone(Spec):
     group = ""
     seed: int = integer(at_least=0, example=0)
     stop_on_collapse: bool = boolean()
+    checkpoint_steps: int | None = integer(at_least=1, example=100, optional=True)
+    checkpoint_dir: str = text(example="multirun/checkpoints")
+    rerun: bool = boolean()
 
 
 ALONE = tuple(field.name for field in dataclasses.fields(_Alone))
@@ -58,6 +62,9 @@ class Run:
     tracking: Tracking
     seed: int
     stop_on_collapse: bool
+    checkpoint_steps: int | None
+    checkpoint_dir: str
+    rerun: bool
 
     @property
     def key(self) -> str:
@@ -65,6 +72,14 @@ class Run:
         deciding = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in _ELSEWHERE}
         deciding["features.dtype"] = self.features.dtype
         return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def identity(self, data_fingerprint: str) -> str:
+        """A digest of all that decides the result: the settings, the photos, the backbone's weights. The same identity gives the same numbers.
+
+        Args:
+            data_fingerprint: of the opened data.
+        """
+        return hashlib.blake2b(f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Every hyper-parameter by its dotted name; each group's own name stands for the option chosen."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from dogbreeds import curves
+from dogbreeds.photo import digest
 from dogbreeds.run import part
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import RANKING, SWEEP, Composition, Mlflow, begin
+from dogbreeds.tracking import RANKING, REUSED, SWEEP, Composition, Mlflow, beating, begin, close_gone, go_on
 
 if TYPE_CHECKING:
     import mlflow
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Sweep(Callback):
     """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
 
-    _open: "tuple[Mlflow, mlflow.MlflowClient, str] | None" = None
+    _open: "tuple[Mlflow, mlflow.MlflowClient, str, contextlib.ExitStack] | None" = None
 
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         with contextlib.suppress(Refused):  # Hydra would make a warning of it; each job says it as an error
@@ -35,18 +36,25 @@ class Sweep(Callback):
             return
         overrides = tuple(config.hydra.overrides.task)
         name = f"sweep {' '.join(overrides)}"[:250]
-        Sweep.open(tracking, Composition(OmegaConf.to_yaml(shown), overrides, name, Path(config.hydra.sweep.dir)))
+        yaml = OmegaConf.to_yaml(shown)
+        identity = "" if "rerun=true" in overrides else digest(f"{yaml}{overrides}".encode())
+        Sweep.open(tracking, Composition(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
 
     def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
         Sweep.close("FINISHED")
 
     @classmethod
     def open(cls, tracking: Mlflow, composition: Composition) -> str:
-        """Begins a run above those that follow, until `close`; gives its id."""
+        """Begins a run above those that follow, until `close`, or opens that of the same sweep again; gives its id."""
         client, experiment_id = tracking.connect()
-        run_id = begin(client, experiment_id, composition.name, None, composition).info.run_id
+        close_gone(client, experiment_id)
+        same = client.search_runs([experiment_id], f"tags.identity = '{composition.identity}'") if composition.identity else []
+        before = [run for run in same if run.info.status != "RUNNING"]
+        run = go_on(client, before[0].info.run_id, composition, None) if before else begin(client, experiment_id, composition, None)
+        run_id, alive = run.info.run_id, contextlib.ExitStack()
+        alive.enter_context(beating(client, run_id))
         os.environ[SWEEP] = run_id
-        cls._open = tracking, client, run_id
+        cls._open = tracking, client, run_id, alive
         return run_id
 
     @classmethod
@@ -54,10 +62,12 @@ class Sweep(Callback):
         """Ends the sweep's run, if one is open, with what its best job measured."""
         if cls._open is None:
             return
-        (tracking, client, run_id), cls._open = cls._open, None
+        (tracking, client, run_id, alive), cls._open = cls._open, None
         os.environ.pop(SWEEP)
-        experiment = client.get_run(run_id).info.experiment_id
-        jobs = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
+        run = client.get_run(run_id)
+        close_gone(client, run.info.experiment_id)
+        jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
+        jobs += [client.get_run(tag.removeprefix(REUSED)) for tag in run.data.tags if tag.startswith(REUSED)]
         histories = {
             job.data.params["overrides"]: [tracking.history(job.info.run_id, "val/accuracy")]
             for job in reversed(jobs)  # MLflow gives the newest first
@@ -70,4 +80,5 @@ class Sweep(Callback):
             client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
         if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
             status = "FAILED"
+        alive.close()
         client.set_terminated(run_id, status)

@@ -8,15 +8,17 @@ import platform
 import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from dogbreeds import interruption
 from dogbreeds.metrics import Pair
 from dogbreeds.spec import Refused, Spec, home, number, one_of, text
 
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 
     from dogbreeds.data import Dataset
 
+log = logging.getLogger(__name__)
+
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _MODEL_FOLDER, _PREDICTIONS, _HEAD = "model", "predictions", "head/head.weights.h5"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 _PARAMETERS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one call
 RANKING = "best/val_accuracy"
+REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
+_HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
 
 
@@ -48,6 +54,8 @@ class Composition:
         folder: where Hydra's own files are.
         choices: the option chosen of groups that are looked for by it: attempt, model, data.
         changed: what differs from the attempt that was named, such as `optimizer.lr=0.1`; empty where nothing does.
+        key: of the settings.
+        identity: of settings, photos and weights.
     """
 
     yaml: str
@@ -56,6 +64,23 @@ class Composition:
     folder: Path
     choices: Mapping[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
+    key: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is recorded of attempts with the same settings as one that is about to run.
+
+    Attributes:
+        finished: the newest that ended with the same identity.
+        unfinished: the newest with the same identity that was cut off.
+        others: short ids of those with the same settings on other photos or weights.
+    """
+
+    finished: "Record | None" = None
+    unfinished: "Record | None" = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,18 +102,20 @@ class Parent:
 
 @dataclass(frozen=True)
 class Record:
-    """A finished attempt, as it was recorded.
+    """An attempt, as it was recorded.
 
     Attributes:
         run_id: its MLflow run.
         name: for people.
         started: seconds since 1970.
+        status: as MLflow has it.
         params, metrics, tags: by name.
     """
 
     run_id: str
     name: str
     started: float
+    status: str
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
@@ -119,8 +146,8 @@ class Predictions:
 class Tracker:
     """Records nothing; what records something overrides this."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, run_id: str = ""):
+        self.name, self.run_id = name, run_id
 
     def parameters(self, values: dict[str, Any]) -> None:
         """Records hyper-parameters and facts that hold for the whole run."""
@@ -164,9 +191,26 @@ class Tracking(Spec):
     group = "tracking"
 
     @contextlib.contextmanager
-    def open(self, composition: Composition) -> Iterator[Tracker]:
-        """A tracker for one attempt, closed with how it ended."""
+    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
+        """A tracker for one attempt, closed with how it ended.
+
+        Args:
+            composition: how the attempt came about.
+            unfinished: the recorded attempt that is gone on with; None begins another record.
+        """
         yield Tracker(composition.name)
+
+    def known(self, key: str, identity: str) -> Known:
+        """What is recorded of the same attempt; attempts whose process is gone are closed first.
+
+        Args:
+            key: of the settings.
+            identity: of settings, photos and weights.
+        """
+        return Known()
+
+    def reuse(self, record: Record) -> None:
+        """Tells the sweep, if there is one, that a job's result was there already."""
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         """Finds the frozen attempt that a fine-tune goes on from.
@@ -202,12 +246,26 @@ class Mlflow(Tracking):
     system_metrics_seconds: float = number(at_least=0, example=10)
 
     @contextlib.contextmanager
-    def open(self, composition: Composition) -> Iterator[Tracker]:
+    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
-        with _ended(client, begin(client, experiment_id, composition.name, os.environ.get(SWEEP), composition)) as run:
-            tracker = _MlflowTracker(self, client, run)
-            with _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds):
-                yield tracker
+        above = os.environ.get(SWEEP)
+        run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
+        with _ended(client, run.info.run_id), _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds):
+            yield _MlflowTracker(self, client, run)
+
+    def known(self, key: str, identity: str) -> Known:
+        client, experiment_id = self.connect()
+        close_gone(client, experiment_id)
+        same = [_record(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
+        finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity]
+        unfinished = [record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity]
+        others = tuple(short(record.run_id) for record in same if record.tags["identity"] != identity)
+        return Known(next(iter(finished), None), next(iter(unfinished), None), others)
+
+    def reuse(self, record: Record) -> None:
+        above = os.environ.get(SWEEP)
+        if above is not None and record.tags.get("mlflow.parentRunId") != above:
+            self._client().set_tag(above, f"{REUSED}{record.run_id}", record.name)
 
     def connect(self) -> "tuple[mlflow.MlflowClient, str]":
         """A client of the store, made ready, and the id of the experiment, made if it is not there.
@@ -241,7 +299,7 @@ class Mlflow(Tracking):
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)
-            return mlflow.MlflowClient(self.uri)
+            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self.uri), self._reached))
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
@@ -251,8 +309,9 @@ class Mlflow(Tracking):
             yield
         except (MlflowException, OSError) as error:
             raise Refused(
-                f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, the address of an "
-                "MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db, or tracking=none."
+                f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, whole and on a disk "
+                "with room, the address of an MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db or "
+                "tracking=none, or mend it and run the same command again."
             ) from error
 
     def records(self, where: str = "") -> list[Record]:
@@ -265,16 +324,18 @@ class Mlflow(Tracking):
         if experiment_id is None:
             return []
         condition = f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}"
-        found, token = [], None
+        found: list[Record] = []
+        token = None
         while True:
             page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
-            found += [
-                Record(run.info.run_id, run.info.run_name, run.info.start_time / 1000, run.data.params, run.data.metrics, run.data.tags)
-                for run in page
-            ]
+            found += map(_record, page)
             token = page.token
             if not token:
                 return found
+
+    def record(self, run_id: str) -> Record:
+        """What is recorded under an id."""
+        return _record(self._client().get_run(run_id))
 
     def note(self, run_id: str, name: str, text: str, metrics: dict[str, float]) -> None:
         """Adds a text and numbers to a run."""
@@ -317,6 +378,11 @@ class Mlflow(Tracking):
         return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], predictions)
 
 
+def _record(run: "MlflowRun") -> Record:
+    info, data = run.info, run.data
+    return Record(info.run_id, info.run_name, info.start_time / 1000, info.status, data.params, data.metrics, data.tags)
+
+
 def _read(file: Path) -> Predictions:
     with np.load(file) as stored:
         return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"])
@@ -346,16 +412,18 @@ def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
 
 class _MlflowTracker(Tracker):
     def __init__(self, tracking: Mlflow, client: "mlflow.MlflowClient", run: "MlflowRun"):
-        super().__init__(run.info.run_name)
+        super().__init__(run.info.run_name, run.info.run_id)
         self._tracking, self._client, self._run = tracking, client, run
-        self._id = run.info.run_id
+        # What an earlier process has recorded of this run is not recorded twice.
+        names = [name for name in run.data.metrics if not name.startswith("system/")]
+        self._logged = {(name, point.step) for name in names for point in client.get_metric_history(self.run_id, name)}
 
     def parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, _plain(value)) for name, value in values.items()]
+        params = [Param(name, _plain(value)) for name, value in values.items() if name not in self._run.data.params]
         for start in range(0, len(params), _PARAMETERS_AT_ONCE):
-            self._client.log_batch(self._id, params=params[start : start + _PARAMETERS_AT_ONCE])
+            self._client.log_batch(self.run_id, params=params[start : start + _PARAMETERS_AT_ONCE])
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self._log((name, value, step) for name, value in values.items())
@@ -367,17 +435,19 @@ class _MlflowTracker(Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value, step in values if np.isfinite(value)]
+        new = [(name, value, step) for name, value, step in values if np.isfinite(value) and (name, step) not in self._logged]
+        self._logged |= {(name, step) for name, _, step in new}
+        metrics = [Metric(name, value, now, step) for name, value, step in new]
         for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.log_batch(self._id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in values.items()])
+        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
     def describe(self, text: str) -> None:
-        self._client.set_tag(self._id, "mlflow.note.content", text)
+        self._client.set_tag(self.run_id, "mlflow.note.content", text)
 
     def dataset(self, dataset: "Dataset") -> None:
         from mlflow.entities import Dataset as MlflowDataset
@@ -385,16 +455,16 @@ class _MlflowTracker(Tracker):
 
         sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
         about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
-        self._client.log_inputs(self._id, [DatasetInput(about, [])])
+        self._client.log_inputs(self.run_id, [DatasetInput(about, [])])
 
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
-        self._client.log_figure(self._id, draw(), name)
+        self._client.log_figure(self.run_id, draw(), name)
 
     def predictions(self, split: str, said: Predictions) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{split}.npz"
             np.savez_compressed(path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits)
-            self._client.log_artifact(self._id, str(path), _PREDICTIONS)
+            self._client.log_artifact(self.run_id, str(path), _PREDICTIONS)
 
     def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
         if self._tracking.model == "none":
@@ -403,7 +473,7 @@ class _MlflowTracker(Tracker):
             return
         with tempfile.TemporaryDirectory() as folder:
             whole().save(Path(folder) / "model.keras")
-            self._client.log_artifacts(self._id, folder, _MODEL_FOLDER)
+            self._client.log_artifacts(self.run_id, folder, _MODEL_FOLDER)
         self.tags({"model": "kept"})
 
     def head(self, head: "keras.Model") -> None:
@@ -412,7 +482,7 @@ class _MlflowTracker(Tracker):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(_HEAD).name
             head.save_weights(path)
-            self._client.log_artifact(self._id, str(path), str(Path(_HEAD).parent))
+            self._client.log_artifact(self.run_id, str(path), str(Path(_HEAD).parent))
         self.tags({"head": "kept"})
 
     def _beats_its_sweep(self, accuracy: float) -> bool:
@@ -422,9 +492,10 @@ class _MlflowTracker(Tracker):
             return True
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        others = self._client.search_runs(
+        jobs = self._client.search_runs(
             [self._run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}' and tags.model = 'kept'", max_results=1000
         )
+        others = [job for job in jobs if job.info.run_id != self.run_id]  # this one may have been cut off right after keeping its own
         if any(other.data.metrics.get(RANKING, 0.0) >= accuracy for other in others):
             return False
         for other in others:
@@ -433,30 +504,32 @@ class _MlflowTracker(Tracker):
         return True
 
     def where(self) -> str:
-        return f"MLflow experiment '{self._tracking.experiment}', run {short(self._id)} '{self._run.info.run_name}'"
+        return f"MLflow experiment '{self._tracking.experiment}', run {short(self.run_id)} '{self._run.info.run_name}'"
 
 
-def begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: str | None, composition: Composition) -> "MlflowRun":
-    """Makes a run and records what it was started with."""
+def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+    """Makes a run and records what it was started with.
+
+    Args:
+        above: the sweep's run.
+    """
     commit, dirty = _git()
     tags = {
-        "mlflow.runName": name,
+        "mlflow.runName": composition.name,
         "mlflow.source.name": "dogbreeds.train",
         "mlflow.source.type": "LOCAL",
         "git.commit": commit,
         "git.dirty": dirty,
-        "host": platform.node(),
-        "process": str(os.getpid()),
         "python": platform.python_version(),
-        "hydra.folder": str(composition.folder),
+        "key": composition.key,
+        "identity": composition.identity,
     }
+    tags |= _whereabouts(composition, above)
     tags |= {f"choice.{group}": option for group, option in composition.choices.items()}
     if composition.changed:
         tags["attempt.changed"] = " ".join(composition.changed)
     if commit != "none":
         tags["mlflow.source.git.commit"] = commit
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
     tags |= {f"version.{package}": version(package) for package in _PACKAGES}
     run = client.create_run(experiment_id, tags=tags)
     client.log_text(run.info.run_id, composition.yaml, "config/config.yaml")
@@ -465,18 +538,100 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, name: str, parent: 
     return client.get_run(run.info.run_id)
 
 
+def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+    """Opens a run again that was cut off."""
+    client.update_run(run_id, status="RUNNING")
+    times = int(client.get_run(run_id).data.tags.get("resumed", 0)) + 1
+    for name, value in {**_whereabouts(composition, above), "resumed": str(times)}.items():
+        client.set_tag(run_id, name, value)
+    return client.get_run(run_id)
+
+
+def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
+    """Which process is at work on a run, and for which sweep."""
+    import psutil
+
+    tags = {
+        "host": platform.node(),
+        "process": str(os.getpid()),
+        "process.started": str(psutil.Process().create_time()),
+        "heartbeat": str(time.time()),
+        "hydra.folder": str(composition.folder),
+    }
+    return tags | ({"mlflow.parentRunId": above} if above is not None else {})
+
+
+def close_gone(client: "mlflow.MlflowClient", experiment_id: str) -> None:
+    """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost."""
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
+    for run in running:
+        if _is_gone(run.data.tags):
+            log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_gone(tags: Mapping[str, str]) -> bool:
+    """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
+    import psutil
+
+    if tags["host"] != platform.node():
+        return time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
+    try:
+        process = psutil.Process(int(tags["process"]))
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(tags["process.started"])) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextlib.contextmanager
-def _ended(client: "mlflow.MlflowClient", run: "MlflowRun") -> "Iterator[MlflowRun]":
+def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
+    """Shows that somebody works on a run while the body runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(_HEARTBEAT_SECONDS):
+            with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
+                client.set_tag(run_id, "heartbeat", str(time.time()))
+
+    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
+
+
+@contextlib.contextmanager
+def _ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
     """Ends a run with how its body ended."""
     status = "FAILED"
     try:
-        yield run
+        with beating(client, run_id):
+            yield
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run.info.run_id, status)
+        with interruption.held():
+            client.set_terminated(run_id, status)
+
+
+class _Client:
+    """MLflow's client, whose failures become sentences."""
+
+    def __init__(self, client: "mlflow.MlflowClient", reached: "Callable[[], contextlib.AbstractContextManager[None]]"):
+        self._client, self._reached = client, reached
+
+    def __getattr__(self, name: str) -> "Callable[..., Any]":
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self._reached():
+                return method(*arguments, **named)
+
+        return call
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +22,10 @@ from dogbreeds.phase import Finetune, LrRange
 from dogbreeds.run import from_config
 from dogbreeds.spec import Refused, home
 from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import RANKING, Composition, Mlflow, Record, short
+from dogbreeds.tracking import RANKING, Composition, Mlflow, Record
+
+if TYPE_CHECKING:
+    from dogbreeds.attempt import Done, Result
 
 log = logging.getLogger(__name__)
 
@@ -107,17 +111,12 @@ def _measured(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str, 
 
 
 def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> Record:
-    config = command.composed("train", overrides)
-    run = from_config(config)
-    same = f"params.key = '{run.key}' and params.`data.fingerprint` = '{run.data.open().fingerprint}'"
-    known = tracking.records(same)
-    if known:
-        log.info("already there: run %s", short(known[0].run_id))
-        return known[0]
+    """A run with exactly these overrides; what has finished is not run again, as in any sweep."""
     from dogbreeds.attempt import execute
 
-    execute(run, Composition(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
-    return tracking.records(same)[0]
+    config = command.composed("train", overrides)
+    done = execute(from_config(config), Composition(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
+    return tracking.record(cast("Result | Done", done).run_id)  # no range test: it is refused above
 
 
 if __name__ == "__main__":

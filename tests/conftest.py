@@ -40,7 +40,7 @@ def composed(tmp_path: Path, empty_store: Path) -> Callable[..., Run]:
     shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
 
     def run(*overrides: str) -> Run:
-        places = [f"features.dir={tmp_path}/kept"]
+        places = [f"features.dir={tmp_path}/kept", f"checkpoint_dir={tmp_path}/checkpoints"]
         if not any(override.startswith("tracking=") for override in overrides):
             places += [f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db", f"tracking.artifacts={tmp_path}/mlruns/artifacts"]
         return from_config(commands.composed("train", [*places, *overrides]))

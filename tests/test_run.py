@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dogbreeds import data, model, optimizer, phase, tracking, unfreeze
-from dogbreeds.run import Run
+from dogbreeds.run import ALONE, Run
 from dogbreeds.spec import Refused, home
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in (home() / "conf").glob("*/*.yaml") if path.parent.name not in ("hydra", "attempt"))
@@ -12,7 +12,7 @@ OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in (home() / "conf")
 
 def test_fields_groups_and_modules_have_the_same_names() -> None:
     groups = {folder.name for folder in (home() / "conf").iterdir() if folder.is_dir()} - {"hydra", "attempt"}  # an attempt is a diff of the others
-    assert groups == {field.name for field in dataclasses.fields(Run)} - {"seed", "stop_on_collapse"}
+    assert groups == {field.name for field in dataclasses.fields(Run)} - set(ALONE)
     assert all((home() / f"dogbreeds/{group}.py").is_file() for group in groups)
 
 

@@ -34,7 +34,13 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
     tags = {"verdict": VERDICTS[attempt], "choice.attempt": attempt, "choice.model": "miniature", "choice.data": "miniature"}
     tags |= {key: value for key, value in changes.items() if key == "attempt.changed"}
     return Record(
-        f"{attempt}-{seed}-{started}", f"run of {attempt}", started, params, {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000}, tags
+        f"{attempt}-{seed}-{started}",
+        f"run of {attempt}",
+        started,
+        "FINISHED",
+        params,
+        {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000},
+        tags,
     )
 
 

@@ -1,0 +1,116 @@
+"""Checkpoints of a run that goes on: written beside their place and renamed, two of them kept, removed when the run has ended.
+
+They lie in a folder that is named after what decides the run's result, so that the same command finds them again. A lock keeps two
+processes from working on the same run.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dogbreeds.spec import Refused
+
+log = logging.getLogger(__name__)
+
+_KEPT = 2  # the newest, and the one before it should that be damaged
+_ABOUT = "about"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: theirs alone; made when there is something to keep.
+    """
+
+    folder: Path
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Waits while another process works on the same run."""
+        with self._written("locked"):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            file = open(f"{self.folder}.lock", "ab")  # noqa: SIM115 - closed below
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process is at work on this very run: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps a state.
+
+        Args:
+            about: plain values, as JSON takes them; floats come back as they are.
+            arrays: by name.
+
+        Raises:
+            Refused: where it cannot be written; the checkpoints that are there stay as they are.
+        """
+        files = self._files()
+        number = self._number(files[-1]) + 1 if files else 1
+        aside = self.folder / "aside"
+        said = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+        with self._written("written"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("wb") as file:
+                    np.savez(file, **{_ABOUT: said, **arrays})  # type: ignore[arg-type]
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(self.folder / f"{number:08d}.npz")
+            finally:
+                aside.unlink(missing_ok=True)
+        for old in files[: len(files) + 1 - _KEPT]:
+            old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The newest state that is whole; None where there is none."""
+        for file in reversed(self._files()):
+            try:
+                with np.load(file) as stored:  # a zip file: each array is compared with its checksum
+                    arrays = {name: stored[name] for name in stored.files}
+                return json.loads(arrays.pop(_ABOUT).tobytes()), arrays
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                log.warning("the checkpoint %s is damaged and is passed over", file)
+        return None
+
+    @property
+    def newest(self) -> Path | None:
+        """The file that was written last."""
+        files = self._files()
+        return files[-1] if files else None
+
+    def remove(self) -> None:
+        """Forgets them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.npz"))
+
+    @staticmethod
+    def _number(file: Path) -> int:
+        return int(file.stem)
+
+    @contextlib.contextmanager
+    def _written(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Refused(
+                f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). It needs a folder that can be written, on a disk with room. "
+                "Make room and run the same command again, which goes on from the last one, or type checkpoint_dir=<folder>."
+            ) from error

@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_GRACE_SECONDS = 3.0  # for the processes of parallel jobs, to write down how far they have come
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: somebody wants the process to end."""
+
+
+_RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_held = 0
+_arrived: int | None = None
+
+
+def handle() -> None:
+    """From now on both signals are raised as exceptions. Only a main thread can have it so; another is left as it is."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _RAISED:
+            signal.signal(number, _arrive)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """A block that is not cut in two: a signal that arrives within is raised at its end."""
+    global _held
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+    _raise_what_arrived()
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """The shell's code for a process that the signal ended."""
+    return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
+
+
+def _arrive(number: int, _: FrameType | None) -> None:
+    global _arrived
+    if _arrived is None:
+        _arrived = number
+        _tell_jobs(number)
+    if not _held:
+        _raise_what_arrived()
+
+
+def _raise_what_arrived() -> None:
+    global _arrived
+    if _arrived is not None and not _held:
+        number, _arrived = _arrived, None
+        raise _RAISED[number]
+
+
+def _tell_jobs(number: int) -> None:
+    """Passes the signal on to jobs that run in processes of their own: a launcher would kill them without a word."""
+    import psutil
+
+    jobs = [child for child in psutil.Process().children() if _is_job(child)]
+    for job in jobs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            job.send_signal(number)
+    if jobs:
+        time.sleep(_GRACE_SECONDS)
+
+
+def _is_job(process) -> bool:
+    """Whether a child process has our handler of SIGTERM or another: what has none, such as git, or ignores it, is left alone."""
+    try:
+        with open(f"/proc/{process.pid}/status") as file:
+            caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
+    except OSError:
+        return False
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1) and process.pid != os.getpid()
