@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -41,14 +41,26 @@ class Checkpoints:
         """Waits while another process works on the same run."""
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            file = open(f"{self.folder}.lock", "ab")  # noqa: SIM115 - closed below
-        with file:
+            file = self._acquired()
+        try:
+            yield
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+            file.close()
+
+    def _acquired(self) -> IO[bytes]:
+        """The lock's file, locked; one that its last owner has removed in the meantime does not count."""
+        path = Path(f"{self.folder}.lock")
+        while True:
+            file = path.open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.info("another process is at work on this very run: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+            file.close()
 
     def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Keeps a state.

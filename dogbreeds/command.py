@@ -1,6 +1,8 @@
 """What all commands share: errors in sentences, and exit codes."""
 
+import contextlib
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dogbreeds import interruption
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.sweep import Sweep
+
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
@@ -48,6 +52,7 @@ def main(task: Callable[[], Any], name: str) -> None:
     try:
         task()
         status = "FINISHED"
+        Sweep.close(status)
     except (Refused, Missing, HydraException, OmegaConfBaseException) as error:
         if traced:
             raise
@@ -56,8 +61,15 @@ def main(task: Callable[[], Any], name: str) -> None:
         status = "KILLED"
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
+    except OSError as error:
+        if traced or error.errno not in _NO_WRITING:
+            raise
+        sys.exit(
+            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept features need a disk with room that "
+            "can be written. Mend that, or move them with DOGBREEDS_HOME and DOGBREEDS_CACHE, and run the same command again."
+        )
     finally:
-        with interruption.held():
+        with interruption.held(), contextlib.suppress(Refused, OSError):  # what ended the command has been said already
             Sweep.close(status)
 
 
@@ -80,6 +92,8 @@ def sentences(error: Exception, name: str) -> str:
 def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
+    if group == "hydra/launcher" and option == "joblib":
+        return "hydra/launcher=joblib was asked for and is not installed. Jobs side by side need it. Type pip install 'dogbreeds[joblib]'."
     if not group or not options:
         return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those that there are."
     return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={_nearest(option, options)}."

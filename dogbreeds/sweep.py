@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,9 @@ class Sweep(Callback):
         close_gone(client, run.info.experiment_id)
         jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
         jobs += [client.get_run(tag.removeprefix(REUSED)) for tag in run.data.tags if tag.startswith(REUSED)]
-        histories = {
-            job.data.params["overrides"]: [tracking.history(job.info.run_id, "val/accuracy")]
-            for job in reversed(jobs)  # MLflow gives the newest first
-            if RANKING in job.data.metrics
-        }
+        measured = [job for job in reversed(jobs) if RANKING in job.data.metrics]  # MLflow gives the newest first
+        names = distinct([job.data.params["overrides"] for job in measured])
+        histories = {name: [tracking.history(job.info.run_id, "val/accuracy")] for name, job in zip(names, measured, strict=True)}
         if histories:
             best = max(jobs, key=lambda job: job.data.metrics.get(RANKING, -1.0))
             client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
@@ -82,3 +81,10 @@ class Sweep(Callback):
             status = "FAILED"
         alive.close()
         client.set_terminated(run_id, status)
+
+
+def distinct(overrides: Sequence[str]) -> list[str]:
+    """What each job's overrides have that not all have."""
+    words = [text.split() for text in overrides]
+    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+    return [" ".join(word for word in those if word not in shared) or text for those, text in zip(words, overrides, strict=True)]

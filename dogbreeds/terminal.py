@@ -11,6 +11,16 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 10.0  # between two lines where there is no terminal
+_alongside = False  # whether others write to the same terminal
+
+
+def alongside(number: int) -> None:
+    """From now on each line begins with a job's number, and no bar is drawn: jobs in other processes write here too."""
+    global _alongside
+    _alongside = True
+    for handler in logging.getLogger().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter(f"#{number} %(message)s"))
 
 
 @contextlib.contextmanager
@@ -22,7 +32,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]
         total: units to do.
         unit: their name, in the plural.
     """
-    shown = _bar(what, total, unit) if sys.stderr.isatty() else _lines(what, total, unit)
+    shown = _bar(what, total, unit) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit)
     with shown as advance:
         yield advance
 

@@ -94,22 +94,38 @@ def remembering(tmp_path: Path) -> Callable[..., "keras.Model"]:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m dogbreeds.<name>` as a user does, from another folder, with a home of its own for runs and records."""
+def begun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Begins `python -m dogbreeds.<name>` as a user does, from another folder, with a home of its own for runs and records."""
 
-    def run(name: str, *arguments: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+    def begin(name: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
         place = tmp_path / "home"
         place.mkdir(exist_ok=True)
         if not (place / "conf").exists():
             (place / "conf").symlink_to(home() / "conf")
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", f"dogbreeds.{name}", *arguments],
             cwd=tmp_path,
             env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(home())} | environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
+            start_new_session=True,  # so that a test can end it with all its processes
         )
+
+    return begin
+
+
+@pytest.fixture
+def command(begun: "Callable[..., subprocess.Popen[str]]") -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command as `begun` begins it, to its end."""
+
+    def run(name: str, *arguments: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+        with begun(name, *arguments, **environment) as process:
+            try:
+                output, errors = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run
 

@@ -1,15 +1,19 @@
+import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 
-from dogbreeds.fit import Epoch, Rows, fit, order, predict
+from dogbreeds import interruption
+from dogbreeds.fit import Epoch, Progress, Rows, Step, fit, order, predict
 from dogbreeds.head import MLP, BatchNorm, Linear
 from dogbreeds.metrics import score
 from dogbreeds.network import Network
 from dogbreeds.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.phase import Frozen
-from dogbreeds.schedule import Constant, Cosine
+from dogbreeds.schedule import Constant, Cosine, Plateau
 from dogbreeds.unfreeze import Plan
 
 N, FEATURES, CLASSES = 96, 12, 5
@@ -139,3 +143,79 @@ def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
     outcome = fit(built, lambda epoch: data, data, phase(epochs=1), still, Constant(), 0, lambda epoch: None)
     assert outcome.epochs[0].train_loss == pytest.approx(before.loss, rel=1e-5)
     assert math.isclose(outcome.epochs[0].train_accuracy, before.accuracy.value, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "optimizer"),
+    [
+        (MLP(widths=[16], dropout=0.5), Adam(lr=1e-2, **ADAM)),
+        (BatchNorm(dropout=0.2), SGD(lr=0.05, momentum=0.9, layer_decay=1.0)),
+        (Linear(dropout=0.2), RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0)),
+    ],
+)
+@pytest.mark.parametrize("save_steps", [None, 2])
+def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: Optimizer, save_steps: int | None) -> None:
+    settings = phase(epochs=4, patience=2), optimizer, Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0), 3
+    kept: list[tuple[str, dict]] = []
+
+    def save(progress: Progress) -> None:
+        about, arrays = progress.packed()
+        kept.append((json.dumps(about), {name: array.copy() for name, array in arrays.items()}))
+
+    data, held = rows(), rows(1, 200)
+    whole = network(head)
+    expected = fit(whole, lambda epoch: data, held, *settings, lambda epoch: None, save=save, save_steps=save_steps)
+    assert len(kept) == (len(expected.epochs) if save_steps is None else len(expected.epochs) + len(expected.epochs) * 5 // 2)
+    for about, arrays in kept:
+        resumed, said = network(head, seed=9), []
+        outcome = fit(resumed, lambda epoch: data, held, *settings, said.append, before=Progress.unpacked(json.loads(about), arrays))
+        assert [epoch.metrics() for epoch in outcome.epochs] == [epoch.metrics() for epoch in expected.epochs]
+        assert said == outcome.epochs[json.loads(about)["epoch"] :]  # what was told before is not told again
+        assert (outcome.ended, outcome.best.number) == (expected.ended, expected.best.number)
+        assert outcome.best_logits.tobytes() == expected.best_logits.tobytes()
+        assert [a.numpy().tobytes() for a in resumed.learned] == [b.numpy().tobytes() for b in whole.learned]
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 7])
+def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int) -> None:
+    """A signal arrives in the middle of a step: the step is finished and written down."""
+    interruption.handle()
+    data, held, kept, calls = rows(), rows(1, 200), [], []
+    real = Step.__call__
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    def run(built, **more):
+        return fit(built, lambda epoch: data, held, phase(epochs=2), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None, **more)
+
+    whole, first, second = network(), network(), network()
+    run(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "__call__", interrupted)
+        with pytest.raises(interruption.Terminated):
+            run(first, save=lambda progress: kept.append(progress.packed()))
+    before = Progress.unpacked(*kept[-1])
+    assert before.epoch * 5 + before.step == at
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Step, "__call__", lambda self, *arguments: steps.append(1) or real(self, *arguments))
+        run(second, before=before)
+    assert len(steps) == 10 - at
+    assert [a.numpy().tobytes() for a in second.learned] == [b.numpy().tobytes() for b in whole.learned]
+
+
+def test_a_gradient_that_is_not_finite_stops_at_once_and_nothing_is_saved_after_it() -> None:
+    import keras
+
+    root = keras.layers.Lambda(lambda scores: keras.ops.sqrt(keras.ops.relu(scores)))  # at 0 its slope is not a number
+    kept: list[Progress] = []
+    head = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES), root])
+    built = Network(None, None, head, PLAN)  # type: ignore[arg-type]
+    data = rows()
+    outcome = fit(built, lambda epoch: data, data, phase(), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None, save=kept.append)
+    assert (outcome.diverged, outcome.ended) == (True, "the gradient was not finite at step 1 (epoch 1), lr 0.01")
+    assert kept == []

@@ -1,0 +1,58 @@
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dogbreeds import interruption
+from dogbreeds.interruption import Terminated, exit_code, held
+
+SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
+
+
+@pytest.fixture(autouse=True)
+def handled() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number, *_ in SIGNALS}
+    interruption.handle()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "raised", "code"), SIGNALS)
+def test_a_signal_is_raised_at_once(number: int, raised: type[BaseException], code: int) -> None:
+    with pytest.raises(raised) as caught:
+        os.kill(os.getpid(), number)
+    assert type(caught.value) is raised
+    assert exit_code(caught.value) == code
+
+
+@pytest.mark.parametrize(("number", "raised", "code"), SIGNALS)
+def test_a_block_that_is_held_comes_to_its_end_first(number: int, raised: type[BaseException], code: int) -> None:
+    done = []
+    with pytest.raises(raised):
+        with held():
+            with held():
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)
+                done.append("inner")
+            done.append("outer")
+        done.append("beyond")
+    assert done == ["inner", "outer"]
+    with held():
+        done.append("later")  # it was raised once, and is over
+    assert done[-1] == "later"
+
+
+def test_a_block_that_fails_says_so_and_not_that_it_was_interrupted() -> None:
+    with pytest.raises(ValueError, match="bug"), held():
+        raise ValueError("bug")
+
+
+def test_only_a_main_thread_handles_signals() -> None:
+    worker = threading.Thread(target=interruption.handle)
+    worker.start()
+    worker.join()
+    with pytest.raises(Terminated):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,107 @@
+"""What was cut off and is run again, beside what was not cut off: the bar is equality, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import mlflow
+import numpy as np
+import pytest
+
+from dogbreeds.spec import home
+
+KILLED = Path(__file__).parent / "killed.py"
+# Two phases in one command, with dropout, drop-connect, a plateau, patience and augmented copies.
+PHASES = (
+    "--multirun", "phase=frozen,finetune", "data.breeds=5", "data.train_per_breed=8", "data.val_per_breed=4", "data.test_per_breed=4",
+    "phase.epochs=4", "phase.batch_size=8", "phase.patience_epochs=2", "schedule=plateau", "schedule.patience_epochs=1", "augment=guide",
+    "augment.copies=2", "features.batch_size=8", "tracking.model=all", "checkpoint_steps=2", "tracking.system_metrics_seconds=0",
+    "optimizer.lr=1e-3", "unfreeze.drop_connect=on",
+)  # fmt: skip
+
+
+def train(place: Path, moment: int) -> subprocess.CompletedProcess[str]:
+    """The command in a home of its own, killed at a moment; 0 for not at all."""
+    (place / "mlruns").mkdir(parents=True, exist_ok=True)
+    if not (place / "conf").exists():
+        (place / "conf").symlink_to(home() / "conf")
+    return subprocess.run(
+        [sys.executable, str(KILLED), str(moment), str(place / "moments"), *PHASES],
+        cwd=place,
+        env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(place / "cache"), "PYTHONPATH": str(home())},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def final(place: Path) -> dict[str, dict]:
+    """Of each phase: weights, curves, verdict and what was predicted."""
+    client = mlflow.MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db")
+    runs = client.search_runs(["1"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    found = {}
+    for run in runs:
+        if "phase" not in run.data.params:
+            continue
+        folder = place / run.info.run_id
+        folder.mkdir(exist_ok=True)
+        client.download_artifacts(run.info.run_id, "model", str(folder))
+        client.download_artifacts(run.info.run_id, "predictions", str(folder))
+        names = [name for name in run.data.metrics if name.startswith(("train/", "val/", "lr", "best/", "last/", "test/", "verdict/", "parent/"))]
+        curves = {name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)] for name in sorted(names)}
+        assert run.data.params["phase"] not in found  # one run a phase, whatever happened to it
+        found[run.data.params["phase"]] = {
+            "weights": _weights(folder / "model/model.keras"),
+            "curves": {name: sorted(points) for name, points in curves.items()},
+            "verdict": run.data.tags["verdict"] + run.data.tags["verdict.reason"],
+            "logits": np.load(folder / "predictions/test.npz")["logits"].tobytes(),
+        }
+    return found
+
+
+def _weights(file: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(file) as zipped, h5py.File(zipped.open("model.weights.h5")) as stored:
+        found: dict[str, bytes] = {}
+        stored.visititems(lambda name, item: found.__setitem__(name, item[()].tobytes()) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[dict[str, dict], list[str]]:
+    """What both phases give when nothing happens to them, and the moments at which something might."""
+    place = tmp_path_factory.mktemp("uninterrupted")
+    (place / "mlruns").mkdir()
+    shutil.copy(empty_store, place / "mlruns/mlflow.db")
+    done = train(place, 0)
+    assert done.returncode == 0, done.stderr
+    return final(place), (place / "moments").read_text().split()
+
+
+def chosen(moments: list[str], number: int) -> int:
+    """The moment of a test: each kind in turn, at random within it."""
+    kinds = sorted(set(moments))
+    places = [index for index, kind in enumerate(moments, 1) if kind == kinds[number % len(kinds)]]
+    return random.Random(number).choice(places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(number: int, uninterrupted, tmp_path: Path, empty_store: Path) -> None:
+    expected, moments = uninterrupted
+    assert set(moments) == {"features", "step", "checkpoint", "rename", "record"}
+    assert set(expected) == {"Frozen", "Finetune"}
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
+    assert train(tmp_path, chosen(moments, number)).returncode == -signal.SIGKILL
+    done = train(tmp_path, 0)
+    assert done.returncode == 0, done.stderr
+    assert json.dumps(final(tmp_path), default=repr) == json.dumps(expected, default=repr)
+    assert not list((tmp_path / "multirun/checkpoints").glob("*/*"))

@@ -1,0 +1,144 @@
+"""Sweeps that are cut off and run again, one job after the other and side by side; signals."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 3
+SMALL = ("data.breeds=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
+TWELVE = ("--multirun", "optimizer.lr=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "seed=0,1", *SMALL)
+LAUNCHERS = {"basic": (), "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")}
+
+
+def runs(tmp_path: Path):
+    """The sweep's run and those of its jobs."""
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
+    found = client.search_runs(["1"])
+    above = [run for run in found if run.info.run_name.startswith("sweep ")]
+    return client, above, [run for run in found if run not in above]
+
+
+def until(process: "subprocess.Popen[str]", said: str, times: int) -> list[str]:
+    """What a command says until it has said something so many times, or has ended."""
+    lines = []
+    for line in process.stdout or ():
+        lines.append(line)
+        times -= said in line
+        if times <= 0:
+            break
+    return lines
+
+
+def epochs(lines: list[str]) -> int:
+    return sum("/3  train " in line for line in lines)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_of_twelve_that_is_killed_three_times_computes_each_job_once(launcher: str, begun, tmp_path: Path) -> None:
+    moments = random.Random(7)
+    said: list[str] = []
+    for _ in range(3):
+        with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
+            said += until(process, "/3  train ", moments.randint(2, 8))
+            time.sleep(moments.random() / 4)
+            os.killpg(process.pid, signal.SIGKILL)
+            said += process.stdout.readlines()  # what was on its way
+    with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
+        output, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    last = output.splitlines()
+    client, above, jobs = runs(tmp_path)
+    assert [run.info.status for run in above] == ["FINISHED"]  # one sweep, gone on with three times
+    assert above[0].data.tags["resumed"] == "3"
+    assert [run.info.status for run in jobs] == ["FINISHED"] * 12
+    assert len({(run.data.params["optimizer.lr"], run.data.params["seed"]) for run in jobs}) == 12
+    assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
+    for run in jobs:
+        for name in ("train/loss", "val/accuracy", "lr"):
+            assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]
+    already = sum("already there: run " in line for line in last)
+    assert 0 < already < 12
+    # No epoch is ever trained twice: each is written down before it is said. What was said last in a process may be lost with it.
+    assert 12 * EPOCHS - 3 * 4 <= epochs(said) + epochs(last) <= 12 * EPOCHS
+    assert sum("features of train: 120 in" in line for line in said + last) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, command, tmp_path: Path, number: int, code: int) -> None:
+    settings = ("data.breeds=40", "phase.epochs=400", "phase.patience_epochs=null", "tracking.system_metrics_seconds=0", "tracking.model=none")
+    with begun("train", *settings) as process:
+        said = until(process, "/400  train ", 3)
+        process.send_signal(number)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors.splitlines() == ["interrupted: the same command goes on from here"]
+    client, _, jobs = runs(tmp_path)
+    assert [run.info.status for run in jobs] == ["KILLED"]
+    done = len(client.get_metric_history(jobs[0].info.run_id, "val/loss"))
+    assert 3 <= done == sum("/400  train " in line for line in [*said, *rest.splitlines()])
+    with begun("train", *settings) as process:
+        again = until(process, "/400  train ", 1)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert any(line.startswith(f"going on after epoch {done} of 400") for line in again)
+    assert again[-1].startswith(f"epoch {done + 1:>3}/400")
+
+
+def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
+    long = ("--multirun", "seed=0,1", "data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
+    with begun("train", *long, *LAUNCHERS["joblib"]) as process:
+        until(process, "/4000  train ", 8)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    _, above, jobs = runs(tmp_path)
+    assert [run.info.status for run in above] == ["KILLED"]
+    assert [run.info.status for run in jobs] == ["KILLED", "KILLED"]
+    assert len(list((tmp_path / "home/multirun/checkpoints").glob("*/*.npz"))) == 4  # both have the last two
+
+
+def test_rerun_runs_again_what_has_finished(command, tmp_path: Path) -> None:
+    two = ("--multirun", "seed=0,1", *SMALL)
+    assert command("train", *two).returncode == 0
+    again = command("train", *two)
+    assert again.returncode == 0
+    assert [line.split("'")[0].split(" ")[:3] for line in again.stdout.splitlines() if "already there" in line] == [["already", "there:", "run"]] * 2
+    assert epochs(again.stdout.splitlines()) == 0
+    forced = command("train", *two, "rerun=true")
+    assert epochs(forced.stdout.splitlines()) == 2 * EPOCHS
+    client, above, jobs = runs(tmp_path)
+    assert (len(above), len(jobs)) == (2, 4)
+    wider = command("train", "--multirun", "seed=0,1,2", *SMALL)
+    assert epochs(wider.stdout.splitlines()) == EPOCHS
+    _, above, jobs = runs(tmp_path)
+    assert (len(above), len(jobs)) == (3, 5)
+    widest = next(run for run in above if "seed=0,1,2" in run.info.run_name)
+    assert sum(tag.startswith("reused.") for tag in widest.data.tags) == 2  # the sweep knows of the results that it took over
+    best = max(client.get_run(run.info.run_id).data.metrics["best/val_accuracy"] for run in jobs)
+    assert widest.data.metrics["best/val_accuracy"] == best
+
+
+def test_a_run_of_a_process_that_is_gone_is_closed_by_the_next(begun, command, tmp_path: Path) -> None:
+    long = ("data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
+    with begun("train", *long) as process:
+        until(process, "/4000  train ", 1)
+        process.kill()
+    _, _, jobs = runs(tmp_path)
+    assert [run.info.status for run in jobs] == ["RUNNING"]
+    other = command("train", *SMALL)
+    assert other.returncode == 0
+    assert f"run {jobs[0].info.run_id[:8]}" in other.stdout
+    assert "was cut off: its process on " in other.stdout
+    _, _, jobs = runs(tmp_path)
+    assert sorted(run.info.status for run in jobs) == ["FINISHED", "KILLED"]
