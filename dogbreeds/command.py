@@ -65,8 +65,8 @@ def main(task: Callable[[], Any], name: str) -> None:
         if traced or error.errno not in _NO_WRITING:
             raise
         sys.exit(
-            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept features need a disk with room that "
-            "can be written. Mend that, or move them with DOGBREEDS_HOME and DOGBREEDS_CACHE, and run the same command again."
+            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept features need a disk with room "
+            "that can be written. Mend that, or move them with DOGBREEDS_HOME and DOGBREEDS_CACHE, and run the same command again."
         )
     finally:
         with interruption.held(), contextlib.suppress(Refused, OSError):  # what ended the command has been said already

@@ -304,10 +304,11 @@ class Mlflow(Tracking):
     @contextlib.contextmanager
     def _reached(self) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError  # of a damaged database, which MLflow lets through
 
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise Refused(
                 f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, whole and on a disk "
                 "with room, the address of an MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db or "
@@ -531,11 +532,16 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     if commit != "none":
         tags["mlflow.source.git.commit"] = commit
     tags |= {f"version.{package}": version(package) for package in _PACKAGES}
-    run = client.create_run(experiment_id, tags=tags)
-    client.log_text(run.info.run_id, composition.yaml, "config/config.yaml")
-    client.log_text(run.info.run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
-    client.log_param(run.info.run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
-    return client.get_run(run.info.run_id)
+    with interruption.held():
+        run_id = client.create_run(experiment_id, tags=tags).info.run_id
+        try:
+            client.log_text(run_id, composition.yaml, "config/config.yaml")
+            client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
+            client.log_param(run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
+        except Refused:
+            client.set_terminated(run_id, "FAILED")
+            raise
+    return client.get_run(run_id)
 
 
 def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":

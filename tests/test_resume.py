@@ -23,7 +23,7 @@ PHASES = (
     "--multirun", "phase=frozen,finetune", "data.breeds=5", "data.train_per_breed=8", "data.val_per_breed=4", "data.test_per_breed=4",
     "phase.epochs=4", "phase.batch_size=8", "phase.patience_epochs=2", "schedule=plateau", "schedule.patience_epochs=1", "augment=guide",
     "augment.copies=2", "features.batch_size=8", "tracking.model=all", "checkpoint_steps=2", "tracking.system_metrics_seconds=0",
-    "optimizer.lr=1e-3", "unfreeze.drop_connect=on",
+    "optimizer.lr=1e-3", "unfreeze.drop_connect=on", "preflight=none",
 )  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""Records of attempts that were cut off, in a real SQLite store."""
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dogbreeds.tracking import Composition, Known
+
+
+def composition(folder: Path, identity: str = "i", key: str = "k") -> Composition:
+    return Composition("seed: 0\n", (), "an attempt", folder, key=key, identity=identity)
+
+
+HERE = {"host": platform.node(), "process": str(os.getpid()), "process.started": str(psutil.Process().create_time())}
+NOW, LONG_AGO = str(time.time()), str(time.time() - 3600)
+
+
+@pytest.mark.parametrize(
+    ("tags", "status"),
+    [
+        (HERE | {"heartbeat": LONG_AGO}, "RUNNING"),  # the process is there, and busy
+        (HERE | {"heartbeat": NOW, "process": "4194300"}, "KILLED"),  # there is no such process
+        (HERE | {"heartbeat": NOW, "process.started": "1000.0"}, "KILLED"),  # another process has got its number
+        (HERE | {"heartbeat": NOW, "host": "elsewhere"}, "RUNNING"),
+        (HERE | {"heartbeat": LONG_AGO, "host": "elsewhere"}, "KILLED"),  # its machine was lost
+        ({"host": "elsewhere"}, "RUNNING"),  # not one of ours
+    ],
+)
+def test_runs_that_nobody_works_on_are_closed(composed, tags: dict[str, str], status: str) -> None:
+    tracking = composed().tracking
+    client, experiment = tracking.connect()
+    run_id = client.create_run(experiment, tags=tags).info.run_id
+    assert tracking.known("k", "i") == Known()
+    assert client.get_run(run_id).info.status == status
+
+
+def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
+    tracking = composed().tracking
+    client, _ = tracking.connect()
+    assert tracking.known("k", "i") == Known()
+    with pytest.raises(KeyboardInterrupt), tracking.open(composition(tmp_path)) as tracker:
+        first = tracker.run_id
+        raise KeyboardInterrupt
+    assert tracking.known("k", "i").unfinished.run_id == first
+    assert tracking.known("k", "i").finished is None
+    assert tracking.known("k", "other photos") == Known(others=(first[: len(tracking.known("k", "other photos").others[0])],))
+    assert tracking.known("other settings", "i") == Known()
+    with tracking.open(composition(tmp_path), tracking.known("k", "i").unfinished) as tracker:
+        assert tracker.run_id == first
+        assert client.get_run(first).info.status == "RUNNING"
+    found = tracking.known("k", "i")
+    assert (found.finished.run_id, found.unfinished, found.others) == (first, None, ())
+    assert found.finished.tags["resumed"] == "1"
+
+
+def test_a_record_that_is_gone_on_with_holds_everything_once(composed, tmp_path: Path) -> None:
+    tracking = composed().tracking
+    client, _ = tracking.connect()
+    with pytest.raises(RuntimeError), tracking.open(composition(tmp_path)) as tracker:
+        tracker.parameters({"seed": 0, "features.dir": "here"})
+        tracker.metrics({"preflight/raw": 0.1})
+        for epoch in (1, 2):
+            tracker.metrics({"val/accuracy": epoch / 10, "lr": 1e-3}, epoch)
+        raise RuntimeError("bug")
+    before = tracking.known("k", "i").unfinished
+    assert before.status == "FAILED"
+    with tracking.open(composition(tmp_path), before) as tracker:
+        tracker.parameters({"seed": 0, "features.dir": "there", "more": 1})  # MLflow refuses to change one: what decides nothing may differ
+        tracker.metrics({"preflight/raw": 0.1})
+        for epoch in (1, 2, 3):
+            tracker.metrics({"val/accuracy": epoch / 10, "lr": 1e-3}, epoch)
+        tracker.metrics({"val/accuracy": 0.3}, 3)
+    record = client.get_run(before.run_id)
+    assert record.info.status == "FINISHED"
+    assert [(point.step, point.value) for point in client.get_metric_history(before.run_id, "val/accuracy")] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert len(client.get_metric_history(before.run_id, "preflight/raw")) == 1
+    assert {name: record.data.params[name] for name in ("seed", "features.dir", "more")} == {"seed": "0", "features.dir": "here", "more": "1"}
