@@ -25,7 +25,9 @@ def task(config: DictConfig) -> None:
         return
     entries = store.entries()
     for name, size, used, identity in entries:
-        about = f"{identity['size']} px, {identity['resize']}" + (f", {identity['dtype']}" if "dtype" in identity else "")
+        about = f"{'unfinished, ' * name.endswith('.part')}{identity['size']} px, {identity['resize']}" + (
+            f", {identity['dtype']}" if "dtype" in identity else ""
+        )
         print(f"{name:36} {size / 1e6:10,.1f} MB   used {_ago(time.time() - used):>7} ago   {about}")
     total = sum(size for _, size, *_ in entries)
     print(f"{len(entries)} kept arrays, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}")

@@ -1,5 +1,6 @@
 """What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix."""
 
+import contextlib
 import itertools
 import os
 import zlib
@@ -64,9 +65,9 @@ class Photos:
     def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Any]:
         return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8", self._produce
 
-    def batches(self, batch: int) -> Iterator[np.ndarray]:
-        """[b, size, size, 3] uint8 in the source's order."""
-        return self.store.stream(*self._array, batch=batch)
+    def batches(self, batch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """[b, size, size, 3] uint8 in the source's order, from row `start` on."""
+        return self.store.stream(*self._array, batch=batch, start=start)
 
     def rows(self) -> np.ndarray:
         """[n, size, size, 3] uint8, memory-mapped."""
@@ -76,10 +77,12 @@ class Photos:
         """Rows that could not be decoded, with `data.on_corrupt=skip`; they are black. The photos must have been gone through."""
         return frozenset(self.store.array(*self._array).notes["skipped"])
 
-    def _produce(self, rows: np.ndarray) -> Generator[int, None, dict[str, Any]]:
+    def _produce(self, rows: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
         from dogbreeds.resize import resizer
 
         resize = resizer(self.size, self.data.resize)
+        skipped: list[int] = notes.setdefault("skipped", [])
+        photos = itertools.islice(self.source.read(), start, None)
 
         def fill(start: int, photos: list[Photo]) -> list[int]:
             bad = []
@@ -92,28 +95,26 @@ class Photos:
                     bad.append(row)
             return bad
 
-        skipped: list[int] = []
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
             running: deque[tuple[int, Future[list[int]]]] = deque()
             try:
-                for end, future in _submit(pool, fill, self.source.read(), running):
+                for end, future in _submit(pool, fill, photos, start, running):
                     skipped += future.result()
                     self.data.check_skipped(len(skipped), len(rows), self.source.name)
                     yield end
             finally:
                 for _, future in running:
                     future.cancel()
-        return {"skipped": skipped}
 
 
 def _submit(
     pool: ThreadPoolExecutor,
     fill: Callable[[int, list[Photo]], list[int]],
     photos: Iterator[Photo],
+    start: int,
     running: deque[tuple[int, Future[list[int]]]],
 ) -> Iterator[tuple[int, Future[list[int]]]]:
-    """Hands chunks of photos to the pool, `_AHEAD` at a time, and gives each with the row after its last, in order."""
-    start = 0
+    """Hands chunks of photos to the pool, `_AHEAD` at a time, and gives each with the row after its last, in order; the first is row `start`."""
     while True:
         while len(running) < _AHEAD:
             chunk = list(itertools.islice(photos, _CHUNK))
@@ -143,26 +144,26 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
     identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
     total = len(view.rows) if view else len(photos.source.ids)
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches(start: int) -> Generator[np.ndarray, None, None]:
         if view is None:
-            yield from photos.batches(batch)
+            yield from photos.batches(batch, start)
             return
         whole = photos.rows()
-        for start in range(0, total, batch):
-            chosen = view.rows[start : start + batch]
+        for first in range(start, total, batch):
+            chosen = view.rows[first : first + batch]
             yield view(whole[chosen], chosen)
 
-    def produce(rows: np.ndarray) -> Generator[int, None, dict[str, Any]]:
-        run, done = prefix.compiled, 0
-        with progress(f"features of {photos.source.name}{f', view {view.number}' if view else ''}", total, "images") as advance:
-            for pixels in batches():
+    def produce(rows: np.ndarray, start: int, _: dict[str, Any]) -> Generator[int, None, None]:
+        run, done = prefix.compiled, start
+        what = f"features of {photos.source.name}{f', view {view.number}' if view else ''}"
+        with progress(what, total - start, "images") as advance, contextlib.closing(batches(start)) as shown:
+            for pixels in shown:
                 rows[done : done + len(pixels)] = run(pixels)
                 done += len(pixels)
                 advance(len(pixels))
                 yield done
-        return {}
 
-    return store.array("features", identity, (total, *prefix.shape), features.dtype, produce).rows
+    return store.array("features", identity, (total, *prefix.shape), features.dtype, produce, step=batch).rows
 
 
 @dataclass(frozen=True)

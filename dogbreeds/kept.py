@@ -1,34 +1,40 @@
 """Arrays kept on disk under what they were computed from, so that no attempt computes again what another one has.
 
 An entry is a folder `<kind>-<digest of its identity>/` with `rows.npy` and `entry.json` (identity, checksum). It is written beside
-its place and renamed, so that it is whole or absent. A lock file an entry lets one process compute while others wait, and keeps what is
-in use from being evicted.
+its place, in `<its name>.part/`, and renamed, so that it is whole or absent. A part knows how many of its rows are done, and their checksum:
+where a process was cut off, the next one goes on. A lock file an entry lets one process compute while others wait, and keeps what is in use
+from being evicted.
 """
 
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import mmap
 import os
 import shutil
-import uuid
+import time
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from dogbreeds import interruption
 from dogbreeds.spec import Refused
 
 log = logging.getLogger(__name__)
 
 Identity = dict[str, Any]  # plain values only
-Produce = Callable[[np.ndarray], Generator[int, None, dict[str, Any]]]  # fills the array, yields rows done so far, returns notes
+# Fills the array from a row on and yields the number of rows done, in steps of so many rows; notes are plain values that it may add to.
+Produce = Callable[[np.ndarray, int, dict[str, Any]], Generator[int, None, None]]
 
+_PART = ".part"
+_PROGRESS_SECONDS = 1.0  # between two notes of how far a part has come
 _WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
 
 
@@ -39,12 +45,23 @@ class Entry:
     Attributes:
         folder: where it is.
         rows: the array, memory-mapped and read-only.
-        notes: what its producer returned.
+        notes: what its producer noted.
     """
 
     folder: Path
     rows: np.ndarray
     notes: dict[str, Any]
+
+
+@dataclass
+class _Progress:
+    """How far a part has come: the first `done` rows, with this checksum. `step` is how many rows its producer does at a time."""
+
+    identity: Identity
+    step: int
+    done: int = 0
+    crc32: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def digest(identity: Identity) -> str:
@@ -66,10 +83,15 @@ class Store:
     def __init__(self, root: Path, max_bytes: int):
         self.root, self.max_bytes = root, max_bytes
 
-    def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce) -> Entry:
-        """The whole array, computed if it is not there."""
+    def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1) -> Entry:
+        """The whole array, computed as far as it is not there.
+
+        Args:
+            step: rows that are computed together, where that may touch the last bits of the result: what was cut off is gone on with in the
+                same steps only.
+        """
         row_bytes = max(1, int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
-        for _ in self.stream(kind, identity, shape, dtype, produce, batch=max(1, _WINDOW_BYTES // row_bytes)):
+        for _ in self.stream(kind, identity, shape, dtype, produce, max(1, _WINDOW_BYTES // row_bytes), step=step):
             pass
         entry = self._open(self._folder(kind, identity))
         if entry is None:
@@ -79,28 +101,30 @@ class Store:
             )
         return entry
 
-    def stream(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int) -> Iterator[np.ndarray]:
-        """The array's rows in order, batch by batch, while they are being computed if they are not there yet."""
+    def stream(
+        self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int, start: int = 0, step: int = 1
+    ) -> Iterator[np.ndarray]:
+        """The array's rows from `start` on, in order, batch by batch, while they are being computed if they are not there yet."""
         folder = self._folder(kind, identity)
-        self._make_root()
-        with self._locked(folder):
+        with self._written(), self._locked(folder):
             entry = self._open(folder)
             if entry is None:
-                yield from self._compute(folder, identity, shape, dtype, produce, batch)
+                with contextlib.closing(self._compute(folder, _Progress(identity, step), shape, dtype, produce, batch, start)) as pieces:
+                    yield from pieces
                 self._use(folder)
                 self._evict()
                 return
             self._use(folder)
-        yield from _pieces(entry.rows, batch)
+        yield from _pieces(entry.rows[start:], batch)
 
     def entries(self) -> list[tuple[str, int, float, dict[str, Any]]]:
-        """Folder name, bytes, time of last use and identity of each entry, the most recently used first."""
+        """Folder name, bytes, time of last use and identity of each entry and part, the most recently used first."""
         if not self.root.is_dir():
             return []
         found = []
         for folder in self.root.iterdir():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another process may be evicting it
-                about = folder / "entry.json"
+                about = folder / ("progress.json" if folder.name.endswith(_PART) else "entry.json")
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 found.append((folder.name, size, about.stat().st_mtime, json.loads(about.read_text())["identity"]))
         return sorted(found, key=lambda entry: -entry[2])
@@ -122,12 +146,18 @@ class Store:
     def _folder(self, kind: str, identity: Identity) -> Path:
         return self.root / f"{kind}-{digest(identity)}"
 
-    def _make_root(self) -> None:
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Makes the root; where it or what is in it cannot be written, that is said."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            yield
+        except Refused:
+            raise
         except OSError as error:
             raise Refused(
-                f"{self.root} cannot be written ({error.strerror}). Features need a folder to be kept in. Type features.dir=<folder>."
+                f"{self.root} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room. "
+                "Type features.dir=<folder>."
             ) from error
 
     def _lock_file(self, folder: Path) -> Path:
@@ -169,35 +199,70 @@ class Store:
         self._verified.add(stamp)
         return Entry(folder, rows, meta["notes"])
 
-    def _compute(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int) -> Iterator[np.ndarray]:
-        for leftover in self.root.glob(f".{folder.name}.part-*"):  # of a process that was killed: this one holds the lock
-            shutil.rmtree(leftover)
-        part = self.root / f".{folder.name}.part-{uuid.uuid4().hex[:8]}"
+    def _compute(
+        self, folder: Path, new: _Progress, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int, start: int
+    ) -> Generator[np.ndarray, None, None]:
+        part = folder.with_name(f"{folder.name}{_PART}")
+        rows, progress = self._begun(part, new, shape, dtype) or self._begin(part, new, shape, dtype)
+        given, row_bytes, noted = start, max(1, rows[:1].nbytes), time.monotonic()
+        try:
+            with contextlib.closing(produce(rows, progress.done, progress.notes)) as producing:
+                for done in itertools.chain([progress.done], producing):
+                    if done * row_bytes // _WINDOW_BYTES > progress.done * row_bytes // _WINDOW_BYTES:
+                        _let_go(rows)
+                    with interruption.held():  # the two belong together
+                        progress.crc32 = zlib.crc32(np.ascontiguousarray(rows[progress.done : done]).data, progress.crc32)
+                        progress.done = done
+                    while given < done and (done - given >= batch or done == shape[0]):
+                        piece = rows[given : min(given + batch, done)]
+                        given += len(piece)
+                        yield piece
+                    if time.monotonic() - noted >= _PROGRESS_SECONDS:
+                        noted = time.monotonic()
+                        _write_aside(part / "progress.json", asdict(progress))
+            rows.flush()
+            _write_aside(part / "entry.json", {"identity": progress.identity, "crc32": progress.crc32, "notes": progress.notes})
+            part.replace(folder)
+            (folder / "progress.json").unlink()
+        except Refused:  # the user has to put something right, which makes it another array
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _write_aside(part / "progress.json", asdict(progress))
+            raise
+
+    def _begin(self, part: Path, new: _Progress, shape: tuple[int, ...], dtype: str) -> tuple[np.memmap, _Progress]:
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
             rows = np.lib.format.open_memmap(part / "rows.npy", mode="w+", dtype=dtype, shape=shape)
             self._reserve(part / "rows.npy")
-            crc, given, row_bytes = 0, 0, max(1, rows[:1].nbytes)
-            producing = produce(rows)
-            while True:
-                try:
-                    done = next(producing)
-                except StopIteration as stop:
-                    notes = stop.value
-                    break
-                while given < done and (done - given >= batch or done == shape[0]):
-                    piece = rows[given : min(given + batch, done)]
-                    crc = zlib.crc32(np.ascontiguousarray(piece).data, crc)
-                    given += len(piece)
-                    yield piece
-                    if given * row_bytes // _WINDOW_BYTES > (given - len(piece)) * row_bytes // _WINDOW_BYTES:
-                        _let_go(rows)
-            rows.flush()
-            (part / "entry.json").write_text(json.dumps({"identity": identity, "crc32": crc, "notes": notes}, indent=1))
-            _sync(part / "entry.json")
-            part.replace(folder)
-        finally:
+            _write_aside(part / "progress.json", asdict(new))
+        except (Refused, OSError):
             shutil.rmtree(part, ignore_errors=True)
+            raise
+        return rows, new
+
+    def _begun(self, part: Path, new: _Progress, shape: tuple[int, ...], dtype: str) -> tuple[np.memmap, _Progress] | None:
+        """What an earlier process has done of an array, if it can be gone on with."""
+        if not (part / "progress.json").is_file():
+            return None
+        try:
+            progress = _Progress(**json.loads((part / "progress.json").read_text()))
+            rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
+            whole = (rows.shape, rows.dtype) == (shape, np.dtype(dtype)) and _checksum(rows[: progress.done]) == progress.crc32
+        except (ValueError, KeyError, TypeError, OSError):
+            whole = False
+        if not whole:
+            log.warning("%s was damaged and is computed anew", part)
+            return None
+        if progress.step != new.step:
+            log.info("%s was computed %d at a time, not %d: it is computed anew", part.name, progress.step, new.step)
+            return None
+        if progress.done:
+            log.info("%s: going on from %s of %s", part.name.removesuffix(_PART), f"{progress.done:,}", f"{shape[0]:,}")
+        return rows, progress
 
     def _reserve(self, path: Path) -> None:
         """Takes the disk space at once: running out of it later, while a mapped file is written, would kill the process."""
@@ -221,10 +286,10 @@ class Store:
 
     def _remove(self, name: str) -> bool:
         """Removes an entry unless some process uses it, or is about to."""
-        folder = self.root / name
+        folder, entry = self.root / name, self.root / name.removesuffix(_PART)
         if folder in self._in_use:
             return False
-        with open(self._lock_file(folder), "ab") as lock, open(self.root / f".{name}.use", "ab") as use:
+        with open(self._lock_file(entry), "ab") as lock, open(self.root / f".{entry.name}.use", "ab") as use:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,6 +325,11 @@ def _let_go(rows: np.ndarray) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
+def _write_aside(path: Path, about: dict[str, Any]) -> None:
+    """Writes a JSON file beside its place and renames it."""
+    aside = path.with_suffix(".aside")
+    with aside.open("w") as file:
+        json.dump(about, file, indent=1)
+        file.flush()
         os.fsync(file.fileno())
+    aside.replace(path)

@@ -100,7 +100,7 @@ class Preflight(Spec):
             "layers": LAYERS,
         }
 
-        def produce(kept: np.ndarray) -> Generator[int, None, dict[str, Any]]:
+        def produce(kept: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
             decoded = list(_decoded(split.source, rows, size, data))
             if not decoded:
                 raise Refused(
@@ -109,7 +109,6 @@ class Preflight(Spec):
             photos = np.stack(decoded)
             kept[:] = divergences(backbone.network, layers, photos) if remembers else lost_spread(backbone.network, photos)
             yield len(kept)
-            return {}
 
         found = store.array("preflight", identity, (len(MODES),), "float64", produce).rows
         return Fit(remembers, dict(zip(MODES, found.tolist(), strict=True)))

@@ -1,26 +1,36 @@
+import itertools
+import json
+import logging
 import multiprocessing
+import os
+import resource
+import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dogbreeds.kept import Store
+from dogbreeds import kept
+from dogbreeds.kept import Entry, Store
 from dogbreeds.spec import Refused
 
 SHAPE = (100, 4)
 
 
-def counting(calls: list[int], delay: float = 0.0, fail_at: int | None = None):
-    def produce(rows):
+def counting(calls: list[int], delay: float = 0.0, fail_at: int | None = None, error: type[BaseException] = RuntimeError):
+    """A producer of ten rows at a time, which notes the rows that it has computed."""
+
+    def produce(rows, start, notes):
         calls.append(1)
-        for start in range(0, len(rows), 10):
-            if start == fail_at:
-                raise RuntimeError("interrupted")
-            rows[start : start + 10] = np.arange(start, start + 10)[:, None]
+        for first in range(start, len(rows), 10):
+            if first == fail_at:
+                raise error("interrupted")
+            rows[first : first + 10] = np.arange(first, first + 10)[:, None]
+            notes["computed"] = [*notes.get("computed", []), first]
             time.sleep(delay)
-            yield start + 10
-        return {"said": "done"}
+            yield first + 10
 
     return produce
 
@@ -36,7 +46,7 @@ def test_an_array_is_computed_once_and_read_back(store: Store) -> None:
     first = store.array("features", {"a": 1}, SHAPE, "float32", counting(calls))
     again = store.array("features", {"a": 1}, SHAPE, "float32", counting(calls))
     assert calls == [1]
-    assert again.notes == {"said": "done"}
+    assert again.notes == {"computed": list(range(0, 100, 10))}
     assert np.array_equal(first.rows, again.rows)
     assert again.rows[:, 0].tolist() == list(range(100))
     assert not again.rows.flags.writeable
@@ -47,12 +57,11 @@ def test_an_array_is_computed_once_and_read_back(store: Store) -> None:
 def test_rows_are_given_while_they_are_computed(store: Store) -> None:
     seen: list[int] = []
 
-    def produce(rows):
+    def produce(rows, _, __):
         for start in range(0, 100, 10):
             rows[start : start + 10] = start
             seen.append(start)
             yield start + 10
-        return {}
 
     stream = store.stream("photos", {}, SHAPE, "float32", produce, batch=20)
     assert next(stream).shape == (20, 4)
@@ -63,13 +72,195 @@ def test_rows_are_given_while_they_are_computed(store: Store) -> None:
     assert len(seen) == 10
 
 
-def test_what_was_interrupted_leaves_nothing_and_is_computed_anew(store: Store) -> None:
-    calls: list[int] = []
+def content(entry: Entry) -> tuple[bytes, str]:
+    return (entry.folder / "rows.npy").read_bytes(), (entry.folder / "entry.json").read_text()
+
+
+def parts(store: Store) -> list[Path]:
+    return [path for path in store.root.iterdir() if path.name.endswith(".part")]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_interrupted_is_gone_on_with(store: Store, tmp_path: Path, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    expected = content(Store(tmp_path / "other", 10**9).array("features", {}, SHAPE, "float32", counting([])))
+    with pytest.raises(error):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
+    (part,) = parts(store)
+    assert json.loads((part / "progress.json").read_text())["done"] == 50
+    assert [name for name, *_ in store.entries()] == [part.name]
+    started: list[int] = []
+
+    def produce(rows, start, notes):
+        started.append(start)
+        yield from counting([])(rows, start, notes)
+
+    with caplog.at_level(logging.INFO):
+        entry = store.array("features", {}, SHAPE, "float32", produce)
+    assert started == [50]
+    assert caplog.messages == [f"{entry.folder.name}: going on from 50 of 100"]
+    assert content(entry) == expected
+    assert parts(store) == []
+
+
+def test_a_reader_who_leaves_loses_nothing(store: Store) -> None:
+    stream = store.stream("features", {}, SHAPE, "float32", counting([]), batch=20)
+    next(stream)
+    next(stream)
+    stream.close()
+    started = []
+
+    def produce(rows, start, notes):
+        started.append(start)
+        yield from counting([])(rows, start, notes)
+
+    pieces = list(store.stream("features", {}, SHAPE, "float32", produce, batch=30, start=20))
+    assert started == [40]
+    assert [len(piece) for piece in pieces] == [30, 30, 20]
+    assert np.concatenate(pieces)[:, 0].tolist() == list(range(20, 100))
+
+
+def test_what_the_user_must_put_right_leaves_nothing(store: Store) -> None:
+    with pytest.raises(Refused):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=Refused))
+    assert parts(store) == []
+
+
+@pytest.mark.parametrize("damage", ["rows", "progress", "no progress", "another step", "another shape"])
+def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError):
-        store.array("features", {}, SHAPE, "float32", counting(calls, fail_at=50))
-    assert [path.name for path in store.root.iterdir() if not path.name.endswith((".lock", ".use"))] == []
-    store.array("features", {}, SHAPE, "float32", counting(calls))
-    assert len(calls) == 2
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50), step=10)
+    (part,) = parts(store)
+    if damage == "rows":
+        rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
+        rows[49, 3] += 1
+        rows.flush()
+    elif damage == "progress":
+        (part / "progress.json").write_text('{"done": 5')
+    elif damage == "no progress":
+        (part / "progress.json").unlink()
+    step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
+    with caplog.at_level(logging.INFO):
+        entry = store.array("features", {}, shape, "float32", counting([]), step=step)
+    assert entry.notes["computed"] == list(range(0, shape[0], 10))
+    if damage == "another step":
+        assert caplog.messages == [f"{part.name} was computed 10 at a time, not 20: it is computed anew"]
+    elif damage != "no progress":
+        assert caplog.messages == [f"{part} was damaged and is computed anew"]
+    assert np.array_equal(entry.rows[:, 0], np.arange(shape[0]))
+
+
+def _killed_at(root: Path, at: int) -> None:
+    """Computes with a note after every step, and ends with SIGKILL at the so-manieth write, rename or step."""
+    moments = itertools.count(1)
+
+    def moment() -> None:
+        if next(moments) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    kept._PROGRESS_SECONDS = 0.0
+    real_replace, real_dump = Path.replace, json.dump
+
+    def replace(self, target):
+        moment()
+        real_replace(self, target)
+        moment()
+
+    def dump(about, file, **named):
+        file.write(json.dumps(about)[:20])  # half of it
+        file.flush()
+        moment()
+        file.seek(0)
+        real_dump(about, file, **named)
+
+    def produce(rows, start, notes):
+        for done in counting([])(rows, start, notes):
+            moment()
+            yield done
+
+    Path.replace, json.dump = replace, dump  # type: ignore[method-assign,assignment]
+    Store(root, 10**9).array("features", {}, SHAPE, "float32", produce, step=10)
+    os._exit(7)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    expected = content(Store(tmp_path / "whole", 10**9).array("features", {}, SHAPE, "float32", counting([]), step=10))
+    context = multiprocessing.get_context("fork")
+    began: list[int] = []
+    for at in range(1, 100):
+        root = tmp_path / str(at)
+        worker = context.Process(target=_killed_at, args=(root, at))
+        worker.start()
+        worker.join(30)
+        if worker.exitcode == 7:
+            break
+        assert worker.exitcode == -signal.SIGKILL
+
+        def produce(rows, start, notes):
+            began.append(start)
+            yield from counting([])(rows, start, notes)
+
+        entry = Store(root, 10**9).array("features", {}, SHAPE, "float32", produce, step=10)
+        assert content(entry) == expected
+        assert parts(Store(root, 10**9)) == []
+    assert at > 40
+    assert began == sorted(began)  # the later it was killed, the less had to be done again
+    assert set(began) == set(range(0, 101, 10))
+
+
+def _hang(root: Path, ready) -> None:
+    def produce(rows, start, notes):
+        for done in counting([])(rows, start, notes):
+            yield done
+            if done == 50:
+                ready.set()
+                time.sleep(60)
+
+    kept._PROGRESS_SECONDS = 0.0
+    Store(root, 10**9).array("features", {}, SHAPE, "float32", produce)
+
+
+def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_away(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_hang, args=(tmp_path, ready))
+    worker.start()
+    assert ready.wait(30)
+    store = Store(tmp_path, 10**9)
+    assert store.clear() == (0, 1)  # somebody is at work on it
+    threading.Timer(0.3, worker.kill).start()
+    entry = store.array("features", {}, SHAPE, "float32", counting([]))
+    worker.join(30)
+    assert entry.notes == {"computed": list(range(0, 100, 10))}
+    Store.release()
+
+
+def test_parts_are_cleared_and_evicted_like_entries(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10**9)
+    with pytest.raises(RuntimeError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
+    assert store.clear() == (1, 0)
+    with pytest.raises(RuntimeError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
+    small = Store(tmp_path, 2000)
+    small.array("features", {"another": 1}, (10, 4), "float32", counting([]))
+    assert [name for name in small.root.iterdir() if name.name.endswith(".part")] == []
+    Store.release()
+
+
+def test_without_room_for_a_note_it_says_so(store: Store) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def produce(rows, start, notes):
+        notes["skipped"] = list(range(10_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+        yield len(rows)
+
+    try:
+        with pytest.raises(Refused, match=r"cannot be written \(File too large\)\. .* on a disk with room\. Type features\.dir=<folder>\."):
+            store.array("features", {}, SHAPE, "float32", produce)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.array("features", {}, SHAPE, "float32", counting([])).notes["computed"][-1] == 90
 
 
 @pytest.mark.parametrize("damage", ["a bit", "an end", "entry.json"])
@@ -93,10 +284,9 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: P
     big = (1000, 25)  # 100 kB
     store = Store(tmp_path / "kept", max_bytes=250_000)
 
-    def produce(rows):
+    def produce(rows, _, __):
         rows[:] = 1
         yield len(rows)
-        return {}
 
     def names() -> set[str]:
         return {identity["n"] for *_, identity in store.entries()}
