@@ -8,7 +8,7 @@ ATTEMPTS := torch_pixels,lr_collapse,frozen,finetune_50,finetune_20
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS))
 
-.PHONY: help setup table test test-slow test-real check faults bench bench-memory ui kept clear pretrain clean
+.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory ui kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ check: setup ## style, types and stale files
 
 faults: setup ## how often the preflight and the verdicts are right, on seeded healthy and faulty attempts; some minutes
 	$(BIN)/python tests/bench/faults.py
+
+fuzz: setup ## 10,000 damaged files and bombs through the decoder, in a process that is watched; about a minute
+	$(BIN)/python tests/bench/fuzz.py
 
 bench: setup ## what keeping the frozen prefix saves, beside plain Keras; up to 15 minutes
 	$(BIN)/python tests/bench/speed.py

@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import command
+from dogbreeds.kept import Listed
 from dogbreeds.run import part
 from dogbreeds.spec import Refused, home
 
@@ -24,13 +25,21 @@ def task(config: DictConfig) -> None:
         print(f"{gone} kept arrays removed from {store.root}{f'; {stayed} are in use' if stayed else ''}")
         return
     entries = store.entries()
-    for name, size, used, identity in entries:
-        about = f"{'unfinished, ' * name.endswith('.part')}{identity['size']} px, {identity['resize']}" + (
-            f", {identity['dtype']}" if "dtype" in identity else ""
-        )
-        print(f"{name:36} {size / 1e6:10,.1f} MB   used {_ago(time.time() - used):>7} ago   {about}")
-    total = sum(size for _, size, *_ in entries)
-    print(f"{len(entries)} kept arrays, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}")
+    for listed in entries:
+        print(f"{listed.name:38} {listed.size / 1e6:10,.1f} MB   used {_ago(time.time() - listed.used):>7} ago   {_about(listed)}")
+    total, unfinished = sum(listed.size for listed in entries), sum(listed.unfinished is not None for listed in entries)
+    some = f" ({unfinished} unfinished)" if unfinished else ""
+    print(f"{len(entries)} kept arrays{some}, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}")
+
+
+def _about(listed: Listed) -> str:
+    identity = listed.identity
+    if not identity:
+        return "damaged"
+    said = [f"{identity['size']} px", identity["resize"], *([identity["dtype"]] if "dtype" in identity else [])]
+    if listed.unfinished is not None:
+        said.append("unfinished: {:,} of {:,} rows".format(*listed.unfinished))
+    return ", ".join(said)
 
 
 def _ago(seconds: float) -> str:

@@ -7,18 +7,21 @@ is kept once, however the splits are then drawn, so that another seed costs no s
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.photo import SUFFIXES, Photo, Unreadable, decode, decode_file, digest, examine
+from dogbreeds.photo import ODD, OUTSIDE, SUFFIXES, Photo, Unreadable, decode, decode_file, digest, examine, printable
 from dogbreeds.spec import Missing, Refused, Spec, integer, number, one_of, text
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+_LEADING_OUT = re.compile(r"^/|(?<![^/])\.\.?(?![^/])")  # an absolute path's beginning, and the components . and ..
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Source:
     Attributes:
         name: which part of the data set it is.
         labels: [n] int32, each below the number of classes.
-        ids: a name for each photo, such as its path below the root.
+        ids: a name for each photo, such as its path below the root; printable, and no path that leads anywhere else.
         digests: of each photo's bytes: equal ones are the same photo.
         fingerprint: of names, labels and contents; equal fingerprints are the same photos.
         read: goes over the photos in order; decoding happens when an item is called, so that it can happen in parallel.
@@ -185,18 +188,18 @@ class Folder(Data):
 
     def open(self) -> Dataset:
         root = self._root()
-        parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+        parts = {name: root / name for name in ("train", "val", "test") if _is_folder(root, str(root / name))}
         if "train" not in parts:
             if parts:
                 raise Refused(
-                    f"{root} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, or <class>/ "
-                    f"folders alone. Make {root / 'train'}, or name another data.root."
+                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, or <class>/ "
+                    f"folders alone. Make {printable(str(root / 'train'))}, or name another data.root."
                 )
             parts = {"train": root}
-        class_names = tuple(_class_folders(parts["train"]))
+        class_names = tuple(_class_folders(root, parts["train"]))
         if len(class_names) < 2:
             raise Refused(
-                f"{parts['train']} has {len(class_names)} class folder{'' if len(class_names) == 1 else 's'}. "
+                f"{printable(str(parts['train']))} has {len(class_names)} class folder{'' if len(class_names) == 1 else 's'}. "
                 "There must be two or more, one for each breed. Name the folder above them in data.root."
             )
         opened = {name: self._source(root, name, folder, class_names) for name, folder in parts.items()}
@@ -209,69 +212,122 @@ class Folder(Data):
             val = Split(sources["train"], val_rows)
         test = Split(sources["test"], np.arange(len(sources["test"].labels))) if "test" in sources else None
         notes = tuple(note for _, note in opened.values() if note)
-        return Dataset(root.name, class_names, Split(sources["train"], train_rows), val, test, notes)
+        return Dataset(printable(root.name), class_names, Split(sources["train"], train_rows), val, test, notes)
 
     def _root(self) -> Path:
         if self.root is None:
             raise Refused("data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos.")
-        root = Path(self.root).expanduser().resolve()
-        if not root.is_dir():
+        place = os.path.expanduser(self.root)
+        if not os.path.isdir(place):
             raise Missing(
-                f"data.root={self.root} is not a folder (looked in {root}). "
+                f"data.root={printable(self.root)} is not a folder (looked in {printable(os.path.abspath(place))}). "
                 "It must hold train/<class>/ or <class>/ folders of photos. Type data.root=path/to/photos."
             )
-        return root
+        return Path(os.path.realpath(place))
 
     def _source(self, root: Path, name: str, folder: Path, class_names: tuple[str, ...]) -> tuple[Source, str]:
-        strangers = [found for found in _class_folders(folder) if found not in class_names]
+        strangers = [found for found in _class_folders(root, folder) if found not in class_names]
         if strangers:
             raise Refused(
-                f"{folder / strangers[0]} is a class that train does not have{f' (and {len(strangers) - 1} more)' if strangers[1:] else ''}. "
+                f"{printable(str(folder / strangers[0]))} is a class that train does not have{f' (and {len(strangers) - 1} more)' if strangers[1:] else ''}. "
                 f"Classes of {name} must be among those of train. Add its photos to train, or remove the folder."
             )
-        paths, labels = [], []
+        files: list[os.DirEntry[str]] = []
+        labels = []
         for label, class_name in enumerate(class_names):
-            found = _photos_below(folder / class_name)
-            if not found and (name == "train" or (folder / class_name).is_dir()):
+            there = (folder / class_name).is_dir()
+            found = _photos_below(folder / class_name) if there else []
+            if there and not found:
                 raise Refused(
-                    f"{folder / class_name} has no photos. Every class folder needs files ending in {', '.join(SUFFIXES)}. "
+                    f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in {', '.join(SUFFIXES)}. "
                     "Add photos, or remove the folder."
                 )
-            paths += found
+            files += found
             labels += [label] * len(found)
-        return self._readable(root, name, paths, labels)
+        return self._readable(root, name, files, labels)
 
-    def _readable(self, root: Path, name: str, paths: list[str], labels: list[int]) -> tuple[Source, str]:
-        found = examine(paths)
+    def _readable(self, root: Path, name: str, files: "list[os.DirEntry[str]]", labels: list[int]) -> tuple[Source, str]:
+        found = examine_below(root, files)
         bad = [digest for digest in found if isinstance(digest, Unreadable)]
         if bad and self.on_corrupt == "stop":
             raise bad[0]
-        self.check_skipped(len(bad), len(paths), name)
-        kept = [row for row, digest in enumerate(found) if isinstance(digest, str)]
-        ids = tuple(paths[row][len(f"{root}{os.sep}") :].replace(os.sep, "/") for row in kept)
-        described = [f"{labels[row]} {identity} {found[row]}" for row, identity in zip(kept, ids, strict=True)]
-        chosen = tuple(paths[row] for row in kept)
+        self.check_skipped(len(bad), len(files), name)
+        kept = [(file.path, label, digest) for file, label, digest in zip(files, labels, found, strict=True) if isinstance(digest, str)]
+        chosen = tuple((path, digest) for path, _, digest in kept)
+        ids = tuple(printable(path[len(str(root)) :].lstrip(os.sep)) for path, _ in chosen)
+        described = [f"{label} {identity} {digest}" for (_, label, digest), identity in zip(kept, ids, strict=True)]
         source = Source(
             name,
-            np.asarray([labels[row] for row in kept], dtype=np.int32),
+            np.asarray([label for _, label, _ in kept], dtype=np.int32),
             ids,
-            tuple(str(found[row]) for row in kept),
+            tuple(digest for _, digest in chosen),
             digest("\n".join(described).encode()),
-            lambda: (functools.partial(decode_file, path) for path in chosen),
+            lambda: (functools.partial(decode_file, path, digest) for path, digest in chosen),
         )
-        note = f"{len(bad)} of {len(paths):,} photos of {name} skipped: {bad[0].args[0].split('. ')[0]}" if bad else ""
+        note = f"{len(bad)} of {len(files):,} photos of {name} skipped: {bad[0].args[0].split('. ')[0]}" if bad else ""
         return source, note
 
 
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | Unreadable]:
+    """`examine` of files below a folder, where a link that leads out of it is `Unreadable`."""
+    outside = {file.path: _outside(root, file.path) for file in files if file.is_symlink() and not _is_within(root, file.path)}
+    inside = [file.path for file in files if file.path not in outside]
+    found = {**outside, **dict(zip(inside, examine(inside), strict=True))}
+    return [found[file.path] for file in files]
 
 
-def _photos_below(folder: Path) -> list[str]:
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return sorted(found)
+def _is_within(root: Path, path: str) -> bool:
+    return os.path.commonpath([root, os.path.realpath(path)]) == str(root)
+
+
+def _outside(root: Path, path: str) -> Unreadable:
+    return Unreadable(
+        f"{printable(path)} is a link to {printable(os.path.realpath(path))}, out of data.root={printable(str(root))}. "
+        "Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip.",
+        OUTSIDE,
+    )
+
+
+def _class_folders(root: Path, folder: Path) -> list[str]:
+    found = [entry for entry in _listed(folder) if not entry.name.startswith(".") and _is_folder(root, entry.path)]
+    for entry in found:
+        if ODD.search(entry.name):
+            raise Refused(
+                f"{printable(entry.path)} has a name that is not UTF-8 or has control characters. "
+                "A class folder's name is what the model will call its photos. Rename the folder."
+            )
+    return sorted(entry.name for entry in found)
+
+
+def _is_folder(root: Path, path: str) -> bool:
+    """Whether there is a folder at a path; `Refused` where a link there leads to one out of the root, or nowhere."""
+    if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and _is_within(root, path)):
+        raise Refused(
+            f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below data.root={printable(str(root))}. "
+            "Folders of photos must lie below it. Put the folder itself there, remove the link, or name another data.root."
+        )
+    return os.path.isdir(path)
+
+
+def _photos_below(folder: Path) -> "list[os.DirEntry[str]]":
+    found, folders = [], [str(folder)]
+    while folders:
+        for entry in _listed(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+                found.append(entry)
+    return sorted(found, key=lambda entry: entry.path)
+
+
+def _listed(folder: str | Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(str(folder)) as entries:
+            return list(entries)
+    except OSError as error:
+        raise Refused(
+            f"{printable(str(folder))} cannot be listed ({error.strerror}). Folders of photos must be ones that you may read. Mend or remove it."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,13 +385,19 @@ def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
 
     def read() -> Iterator[Photo]:
         for row in rows():
-            yield functools.partial(decode, row["image"], row["image/filename"].decode())
+            yield functools.partial(decode, row["image"], _identity(row["image/filename"]))
 
     labels, ids, digests = [], [], []
     whole = hashlib.blake2b(digest_size=16)
     for row in rows():
         labels.append(int(row["label"]))
-        ids.append(row["image/filename"].decode())
+        ids.append(_identity(row["image/filename"]))
         digests.append(digest(row["image"]))
         whole.update(f"{labels[-1]} {ids[-1]} {digests[-1]}\n".encode())
     return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), tuple(digests), whole.hexdigest(), read)
+
+
+def _identity(filename: bytes) -> str:
+    """A photo's name in an archive that anybody may have made: printable, and no path that leads out of a folder."""
+    name = printable(filename.decode("utf-8", "surrogateescape"))
+    return _LEADING_OUT.sub(lambda found: "".join(f"\\x{ord(letter):02x}" for letter in found[0]), name)

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import zlib
 from collections import deque
@@ -22,6 +23,8 @@ from dogbreeds.terminal import progress
 if TYPE_CHECKING:
     from dogbreeds.augment import Augment
     from dogbreeds.network import Prefix
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 32  # photos that one thread decodes at a time
 _AHEAD = 64  # chunks decoded ahead of the computation
@@ -65,7 +68,7 @@ class Photos:
     def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Any]:
         return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8", self._produce
 
-    def batches(self, batch: int, start: int = 0) -> Iterator[np.ndarray]:
+    def batches(self, batch: int, start: int = 0) -> Generator[np.ndarray, None, None]:
         """[b, size, size, 3] uint8 in the source's order, from row `start` on."""
         return self.store.stream(*self._array, batch=batch, start=start)
 
@@ -80,6 +83,7 @@ class Photos:
     def _produce(self, rows: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
         from dogbreeds.resize import resizer
 
+        _say_where(f"photos of {self.source.name}", start, len(rows))
         resize = resizer(self.size, self.data.resize)
         skipped: list[int] = notes.setdefault("skipped", [])
         photos = itertools.islice(self.source.read(), start, None)
@@ -93,6 +97,7 @@ class Photos:
                     if self.data.on_corrupt == "stop":
                         raise
                     bad.append(row)
+                    rows[row] = 0  # a process that was cut off may have left something there
             return bad
 
         with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
@@ -156,7 +161,8 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
     def produce(rows: np.ndarray, start: int, _: dict[str, Any]) -> Generator[int, None, None]:
         run, done = prefix.compiled, start
         what = f"features of {photos.source.name}{f', view {view.number}' if view else ''}"
-        with progress(what, total - start, "images") as advance, contextlib.closing(batches(start)) as shown:
+        _say_where(what, start, total)
+        with progress(what, total, "images", before=start) as advance, contextlib.closing(batches(start)) as shown:
             for pixels in shown:
                 rows[done : done + len(pixels)] = run(pixels)
                 done += len(pixels)
@@ -164,6 +170,12 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
                 yield done
 
     return store.array("features", identity, (total, *prefix.shape), features.dtype, produce, step=batch).rows
+
+
+def _say_where(what: str, start: int, total: int) -> None:
+    """Says from where an array is gone on with that an earlier process has begun."""
+    if start:
+        log.info("%s: going on from %s of %s", what, f"{start:,}", f"{total:,}")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Arrays kept on disk under what they were computed from, so that no attempt computes again what another one has.
 
 An entry is a folder `<kind>-<digest of its identity>/` with `rows.npy` and `entry.json` (identity, checksum). It is written beside
-its place, in `<its name>.part/`, and renamed, so that it is whole or absent. A part knows how many of its rows are done, and their checksum:
-where a process was cut off, the next one goes on. A lock file an entry lets one process compute while others wait, and keeps what is in use
-from being evicted.
+its place, in `<its name>.part/`, and renamed, so that it is whole or absent. A part's `progress.json` says how many of its rows are done, and
+their checksum: where a process was cut off, the next one goes on. A lock file an entry lets one process compute while others wait, and keeps
+what is in use from being evicted.
 """
 
 import contextlib
+import copy
 import fcntl
 import hashlib
 import itertools
@@ -14,11 +15,13 @@ import json
 import logging
 import mmap
 import os
+import re
 import shutil
 import time
+import tokenize
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,12 +33,18 @@ from dogbreeds.spec import Refused
 log = logging.getLogger(__name__)
 
 Identity = dict[str, Any]  # plain values only
-# Fills the array from a row on and yields the number of rows done, in steps of so many rows; notes are plain values that it may add to.
+# Fills an array from a row on, and yields the number of rows done. It may add plain values to its notes, which are those of an earlier process
+# where it goes on: whenever it yields, they must be of the rows that are done.
 Produce = Callable[[np.ndarray, int, dict[str, Any]], Generator[int, None, None]]
 
-_PART = ".part"
-_PROGRESS_SECONDS = 1.0  # between two notes of how far a part has come
 _WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
+_PROGRESS_SECONDS = 1.0  # between two notes of how far an array has come
+_PART = ".part"
+_NAME = re.compile(r"\.?([a-z_]+-[0-9a-f]{24})(\.part(?:-[0-9a-f]{8})?)?")  # an entry's, or a part's; earlier versions hid theirs
+
+
+class Unwritable(Refused):
+    """What is kept cannot be written. What has been computed stays: with a disk that can be, it is gone on with."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Entry:
     Attributes:
         folder: where it is.
         rows: the array, memory-mapped and read-only.
-        notes: what its producer noted.
+        notes: its producer's.
     """
 
     folder: Path
@@ -53,15 +62,23 @@ class Entry:
     notes: dict[str, Any]
 
 
-@dataclass
-class _Progress:
-    """How far a part has come: the first `done` rows, with this checksum. `step` is how many rows its producer does at a time."""
+@dataclass(frozen=True)
+class Listed:
+    """What is known of an array on disk without reading it.
 
+    Attributes:
+        name: of its folder.
+        size: bytes of its rows.
+        used: time of last use, or of the last progress where it is unfinished.
+        identity: empty where it cannot be read.
+        unfinished: rows done and in all; None where it is whole.
+    """
+
+    name: str
+    size: int
+    used: float
     identity: Identity
-    step: int
-    done: int = 0
-    crc32: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    unfinished: tuple[int, int] | None
 
 
 def digest(identity: Identity) -> str:
@@ -84,54 +101,73 @@ class Store:
         self.root, self.max_bytes = root, max_bytes
 
     def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1) -> Entry:
-        """The whole array, computed as far as it is not there.
+        """The whole array, computed if it is not there.
 
         Args:
-            step: rows that are computed together, where that may touch the last bits of the result: what was cut off is gone on with in the
-                same steps only.
+            kind: the first half of its name.
+            identity: what it is computed from.
+            shape: rows first.
+            dtype: of its values.
+            produce: computes it, or what an earlier process left of it.
+            step: rows that are computed together, where the bits of each may depend on the others. What was begun in other steps is begun anew.
         """
         row_bytes = max(1, int(np.prod(shape[1:])) * np.dtype(dtype).itemsize)
-        for _ in self.stream(kind, identity, shape, dtype, produce, max(1, _WINDOW_BYTES // row_bytes), step=step):
-            pass
-        entry = self._open(self._folder(kind, identity))
+        batch = max(1, _WINDOW_BYTES // row_bytes)
+        with contextlib.closing(self.stream(kind, identity, shape, dtype, produce, batch, step=step)) as pieces:
+            for _ in pieces:
+                pass
+        folder = self._folder(kind, identity)
+        entry = self._open(folder, identity, shape, dtype)
         if entry is None:
             raise Refused(
-                f"{self._folder(kind, identity)} went away while it was being used. Kept arrays must be left alone while an attempt runs. "
-                "Run the same command again."
+                f"{folder} went away while it was being used. Kept arrays must be left alone while an attempt runs. Run the same command again."
             )
         return entry
 
     def stream(
-        self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int, start: int = 0, step: int = 1
-    ) -> Iterator[np.ndarray]:
-        """The array's rows from `start` on, in order, batch by batch, while they are being computed if they are not there yet."""
+        self,
+        kind: str,
+        identity: Identity,
+        shape: tuple[int, ...],
+        dtype: str,
+        produce: Produce,
+        batch: int,
+        start: int = 0,
+        step: int = 1,
+    ) -> Generator[np.ndarray, None, None]:
+        """The array's rows in order, batch by batch from a row on, while they are being computed if they are not there yet.
+
+        Who does not take them all must close it: that keeps what is done, and lets others go on.
+        """
         folder = self._folder(kind, identity)
-        with self._written(), self._locked(folder):
-            entry = self._open(folder)
+        with _writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with self._locked(folder):
+            entry = self._open(folder, identity, shape, dtype)
             if entry is None:
-                with contextlib.closing(self._compute(folder, _Progress(identity, step), shape, dtype, produce, batch, start)) as pieces:
-                    yield from pieces
+                part = _Part(folder.with_name(f"{folder.name}{_PART}"), _Progress(identity, step), shape, dtype)
+                yield from _computed(part, produce, batch, start)
+                part.finish(folder)
+                self._verified.add(_stamp(folder))  # its checksum is of what was written just now
                 self._use(folder)
                 self._evict()
                 return
             self._use(folder)
-        yield from _pieces(entry.rows[start:], batch)
+        yield from _pieces(entry.rows, batch, start)
 
-    def entries(self) -> list[tuple[str, int, float, dict[str, Any]]]:
-        """Folder name, bytes, time of last use and identity of each entry and part, the most recently used first."""
+    def entries(self) -> list[Listed]:
+        """What is kept, whole or unfinished, the most recently used first."""
         if not self.root.is_dir():
             return []
         found = []
         for folder in self.root.iterdir():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another process may be evicting it
-                about = folder / ("progress.json" if folder.name.endswith(_PART) else "entry.json")
-                size = sum(file.stat().st_size for file in folder.iterdir())
-                found.append((folder.name, size, about.stat().st_mtime, json.loads(about.read_text())["identity"]))
-        return sorted(found, key=lambda entry: -entry[2])
+                found.append(_listed(folder))
+        return sorted((listed for listed in found if listed is not None), key=lambda listed: -listed.used)
 
     def clear(self) -> tuple[int, int]:
         """Removes all that is not in use. Returns how many entries went and how many stayed."""
-        gone = sum(self._remove(name) for name, *_ in self.entries())
+        gone = sum(self._remove(listed.name) for listed in self.entries())
         return gone, len(self.entries())
 
     @classmethod
@@ -146,157 +182,242 @@ class Store:
     def _folder(self, kind: str, identity: Identity) -> Path:
         return self.root / f"{kind}-{digest(identity)}"
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        """Makes the root; where it or what is in it cannot be written, that is said."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            yield
-        except Refused:
-            raise
-        except OSError as error:
-            raise Refused(
-                f"{self.root} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room. "
-                "Type features.dir=<folder>."
-            ) from error
-
     def _lock_file(self, folder: Path) -> Path:
         return self.root / f".{folder.name}.lock"
 
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
-        # A process that holds the entry in use has it whole: it must not wait for itself.
-        if folder in self._in_use:
-            yield
-            return
-        with open(self._lock_file(folder), "ab") as file:
+        path = self._lock_file(folder)
+        with _writing(path):
+            file = path.open("ab")
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _use(self, folder: Path) -> None:
-        if folder not in self._in_use:
-            # A second file, because the lock file is held exclusively by another handle of this very process.
-            file = open(self.root / f".{folder.name}.use", "ab")  # noqa: SIM115 - held until release
-            fcntl.flock(file, fcntl.LOCK_SH)
-            self._in_use[folder] = file
-        os.utime(folder / "entry.json")
+        with _writing(folder):
+            if folder not in self._in_use:
+                # A second file, because the lock file is held exclusively by another handle of this very process.
+                file = open(self.root / f".{folder.name}.use", "ab")  # noqa: SIM115 - held until release
+                fcntl.flock(file, fcntl.LOCK_SH)
+                self._in_use[folder] = file
+            os.utime(folder / "entry.json")
 
-    def _open(self, folder: Path) -> Entry | None:
-        about = folder / "entry.json"
-        if not about.is_file():
+    def _open(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> Entry | None:
+        if not folder.exists():
             return None
-        stamp = (str(folder), about.stat().st_ino)
-        try:
-            meta = json.loads(about.read_text())
-            rows = np.load(folder / "rows.npy", mmap_mode="r")
-            whole = stamp in self._verified or _checksum(rows) == meta["crc32"]
-        except (ValueError, KeyError, OSError):
-            whole = False
-        if not whole:
+        found = _read(folder / "entry.json", identity, shape, dtype)
+        if found is None or not (_stamp(folder) in self._verified or _checksum(found[0]) == found[1].crc32):
             log.warning("%s was damaged and is computed anew", folder)
-            shutil.rmtree(folder)
+            with _writing(folder):
+                shutil.rmtree(folder)
             return None
-        self._verified.add(stamp)
-        return Entry(folder, rows, meta["notes"])
-
-    def _compute(
-        self, folder: Path, new: _Progress, shape: tuple[int, ...], dtype: str, produce: Produce, batch: int, start: int
-    ) -> Generator[np.ndarray, None, None]:
-        part = folder.with_name(f"{folder.name}{_PART}")
-        rows, progress = self._begun(part, new, shape, dtype) or self._begin(part, new, shape, dtype)
-        given, row_bytes, noted = start, max(1, rows[:1].nbytes), time.monotonic()
-        try:
-            with contextlib.closing(produce(rows, progress.done, progress.notes)) as producing:
-                for done in itertools.chain([progress.done], producing):
-                    if done * row_bytes // _WINDOW_BYTES > progress.done * row_bytes // _WINDOW_BYTES:
-                        _let_go(rows)
-                    with interruption.held():  # the two belong together
-                        progress.crc32 = zlib.crc32(np.ascontiguousarray(rows[progress.done : done]).data, progress.crc32)
-                        progress.done = done
-                    while given < done and (done - given >= batch or done == shape[0]):
-                        piece = rows[given : min(given + batch, done)]
-                        given += len(piece)
-                        yield piece
-                    if time.monotonic() - noted >= _PROGRESS_SECONDS:
-                        noted = time.monotonic()
-                        _write_aside(part / "progress.json", asdict(progress))
-            rows.flush()
-            _write_aside(part / "entry.json", {"identity": progress.identity, "crc32": progress.crc32, "notes": progress.notes})
-            part.replace(folder)
-            (folder / "progress.json").unlink()
-        except Refused:  # the user has to put something right, which makes it another array
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _write_aside(part / "progress.json", asdict(progress))
-            raise
-
-    def _begin(self, part: Path, new: _Progress, shape: tuple[int, ...], dtype: str) -> tuple[np.memmap, _Progress]:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
-            rows = np.lib.format.open_memmap(part / "rows.npy", mode="w+", dtype=dtype, shape=shape)
-            self._reserve(part / "rows.npy")
-            _write_aside(part / "progress.json", asdict(new))
-        except (Refused, OSError):
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        return rows, new
-
-    def _begun(self, part: Path, new: _Progress, shape: tuple[int, ...], dtype: str) -> tuple[np.memmap, _Progress] | None:
-        """What an earlier process has done of an array, if it can be gone on with."""
-        if not (part / "progress.json").is_file():
-            return None
-        try:
-            progress = _Progress(**json.loads((part / "progress.json").read_text()))
-            rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
-            whole = (rows.shape, rows.dtype) == (shape, np.dtype(dtype)) and _checksum(rows[: progress.done]) == progress.crc32
-        except (ValueError, KeyError, TypeError, OSError):
-            whole = False
-        if not whole:
-            log.warning("%s was damaged and is computed anew", part)
-            return None
-        if progress.step != new.step:
-            log.info("%s was computed %d at a time, not %d: it is computed anew", part.name, progress.step, new.step)
-            return None
-        if progress.done:
-            log.info("%s: going on from %s of %s", part.name.removesuffix(_PART), f"{progress.done:,}", f"{shape[0]:,}")
-        return rows, progress
-
-    def _reserve(self, path: Path) -> None:
-        """Takes the disk space at once: running out of it later, while a mapped file is written, would kill the process."""
-        with path.open("r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                raise Refused(
-                    f"{self.root} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a disk that does. "
-                    "Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
-                ) from error
+        self._verified.add(_stamp(folder))
+        return Entry(folder, found[0], found[1].notes)
 
     def _evict(self) -> None:
         entries = self.entries()
-        total = sum(size for _, size, *_ in entries)
-        for name, size, *_ in reversed(entries):
+        total = sum(listed.size for listed in entries)
+        for listed in reversed(entries):
             if total <= self.max_bytes:
                 return
-            total -= size if self._remove(name) else 0
+            with contextlib.suppress(Unwritable):  # another user's: what was computed is of use all the same
+                total -= listed.size if self._remove(listed.name) else 0
 
     def _remove(self, name: str) -> bool:
-        """Removes an entry unless some process uses it, or is about to."""
-        folder, entry = self.root / name, self.root / name.removesuffix(_PART)
-        if folder in self._in_use:
+        """Removes an entry or a part unless some process uses it, is about to, or is computing it."""
+        named = _NAME.fullmatch(name)
+        entry = self.root / (named[1] if named else name)
+        if entry in self._in_use:
             return False
-        with open(self._lock_file(entry), "ab") as lock, open(self.root / f".{entry.name}.use", "ab") as use:
+        with _writing(self.root / name), open(self._lock_file(entry), "ab") as lock, open(self.root / f".{entry.name}.use", "ab") as use:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                shutil.rmtree(self.root / name)
         return True
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far an array has come: rows that are done, `step` of them at a time, their checksum, and what their producer noted."""
+
+    identity: Identity
+    step: int
+    done: int = 0
+    crc32: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class _Part:
+    """An array on its way; what an earlier process has done of it is gone on with. The entry's lock must be held.
+
+    Attributes:
+        rows: the array at its full size, memory-mapped.
+        notes: for its producer.
+    """
+
+    def __init__(self, folder: Path, new: _Progress, shape: tuple[int, ...], dtype: str):
+        self._folder, self._file = folder, folder / "progress.json"
+        self._progress = self._begun(new, shape, dtype) or self._begin(new, shape, dtype)
+        self._noted = time.monotonic()
+        self.rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r+")
+        self.notes = copy.deepcopy(self._progress.notes)
+
+    @property
+    def done(self) -> int:
+        """Rows that are done."""
+        return self._progress.done
+
+    def advance(self, done: int) -> None:
+        """Takes note of the rows that are done, once a second on disk too."""
+        before, window = self._progress, max(1, _WINDOW_BYTES // max(1, self.rows[:1].nbytes))
+        crc = zlib.crc32(np.ascontiguousarray(self.rows[before.done : done]).data, before.crc32)
+        self._progress = replace(before, done=done, crc32=crc, notes=copy.deepcopy(self.notes))  # at once: an interruption finds all or nothing of it
+        if done // window > before.done // window:
+            _let_go(self.rows)
+        if time.monotonic() - self._noted >= _PROGRESS_SECONDS:
+            self._note()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """However the block is cut off, what is done stays; unless there is nothing, or the user must put something right, which makes it another
+        array."""
+        try:
+            yield
+        except BaseException as end:
+            with interruption.held(), contextlib.suppress(Unwritable):  # the last note stays, and what has ended the block is said
+                if self.done == 0 or (isinstance(end, Refused) and not isinstance(end, Unwritable)):
+                    shutil.rmtree(self._folder, ignore_errors=True)
+                else:
+                    self._note()
+            raise
+
+    def finish(self, place: Path) -> None:
+        """Makes it an entry."""
+        if self.done != len(self.rows):
+            raise RuntimeError(f"the producer of {place} ended after {self.done} of {len(self.rows)} rows")
+        self._note()
+        about = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
+        with _writing(place):
+            self.rows.flush()
+            _write_aside(self._folder / "entry.json", about)
+            _sync(self._folder / "entry.json")
+            self._folder.replace(place)
+            (place / self._file.name).unlink()
+
+    def _begun(self, new: _Progress, shape: tuple[int, ...], dtype: str) -> _Progress | None:
+        """How far an earlier process came, if that can be gone on with."""
+        if not self._folder.exists():
+            return None
+        found = _read(self._file, new.identity, shape, dtype)
+        if found is None or _checksum(found[0][: found[1].done]) != found[1].crc32:
+            log.warning("%s was damaged and is computed anew", self._folder)
+        elif found[1].step != new.step:
+            log.warning("%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step)
+        else:
+            return found[1]
+        with _writing(self._folder):
+            shutil.rmtree(self._folder)
+        return None
+
+    def _begin(self, new: _Progress, shape: tuple[int, ...], dtype: str) -> _Progress:
+        self._progress = new
+        try:
+            with _writing(self._folder):
+                self._folder.mkdir()
+                np.lib.format.open_memmap(self._folder / "rows.npy", mode="w+", dtype=dtype, shape=shape)
+            _reserve(self._folder / "rows.npy")
+            self._note()
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        return new
+
+    def _note(self) -> None:
+        with _writing(self._file):
+            _write_aside(self._file, asdict(self._progress))
+        self._noted = time.monotonic()
+
+
+def _computed(part: _Part, produce: Produce, batch: int, start: int) -> Generator[np.ndarray, None, None]:
+    """A part's rows from a row on, in order, batch by batch: those that are done, then the others while they are being computed."""
+    given, total = start, len(part.rows)
+    with part.kept(), contextlib.closing(produce(part.rows, part.done, part.notes)) as producing:
+        for done in itertools.chain([part.done], producing if part.done < total else ()):
+            part.advance(done)
+            while given < done and (done - given >= batch or done == total):
+                first, given = given, min(given + batch, done)
+                yield part.rows[first:given]
+
+
+def _read(file: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, _Progress] | None:
+    """The rows beside a file, read-only, and what it says of them; None where they are damaged, as far as is seen without reading them all."""
+    try:
+        rows = _mapped(file.with_name("rows.npy"))
+        said = _Progress(**{"step": 1, "done": len(rows)} | json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    same = (rows.shape, rows.dtype, said.identity) == (shape, np.dtype(dtype), json.loads(json.dumps(identity)))
+    plausible = isinstance(said.done, int) and 0 <= said.done <= len(rows) and isinstance(said.notes, dict)
+    return (rows, said) if same and plausible and rows.flags.c_contiguous else None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """An array on disk, read-only. Raises `OSError` or `ValueError` where there is none."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (SyntaxError, tokenize.TokenError) as error:  # of NumPy, where a header is damaged
+        raise ValueError(str(error)) from error
+
+
+def _listed(folder: Path) -> Listed | None:
+    """What is known of a folder; None where it is not one of ours. It may go away meanwhile."""
+    named = _NAME.fullmatch(folder.name)
+    if named is None or not folder.is_dir():
+        return None
+    about, rows = folder / ("progress.json" if named[2] else "entry.json"), folder / "rows.npy"
+    used = (about if about.exists() else folder).stat().st_mtime
+    size = rows.stat().st_size if rows.exists() else 0
+    try:
+        said = json.loads(about.read_text())
+        unfinished = (said["done"], len(_mapped(rows))) if named[2] else None
+        return Listed(folder.name, size, used, said["identity"], unfinished)
+    except (OSError, ValueError, KeyError, TypeError):
+        return Listed(folder.name, size, used, {}, (0, 0) if named[2] else None)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says that a path cannot be written. No rows may be given away within: what happens to who takes them is another matter."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(
+            f"{path} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room; once there is, the same "
+            "command goes on from what is done. Type features.dir=<folder>."
+        ) from error
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk space at once: running out of it later, while a mapped file is written, would kill the process."""
+    with path.open("r+b") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise Unwritable(
+                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a disk that does. "
+                "Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
+            ) from error
+
+
+def _stamp(folder: Path) -> tuple[str, int]:
+    """Of an entry: another one in its place has another."""
+    return str(folder), (folder / "entry.json").stat().st_ino
 
 
 def _checksum(rows: np.ndarray) -> int:
@@ -306,11 +427,11 @@ def _checksum(rows: np.ndarray) -> int:
     return crc
 
 
-def _pieces(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
-    """An array's rows in order, without holding more of it in memory than a window."""
+def _pieces(rows: np.ndarray, batch: int, start: int = 0) -> Iterator[np.ndarray]:
+    """An array's rows in order, from a row on, without holding more of it in memory than a window."""
     held = 0
-    for start in range(0, len(rows), batch):
-        piece = rows[start : start + batch]
+    for first in range(start, len(rows), batch):
+        piece = rows[first : first + batch]
         yield piece
         held += piece.nbytes
         if held > _WINDOW_BYTES:
@@ -327,9 +448,15 @@ def _let_go(rows: np.ndarray) -> None:
 
 def _write_aside(path: Path, about: dict[str, Any]) -> None:
     """Writes a JSON file beside its place and renames it."""
-    aside = path.with_suffix(".aside")
-    with aside.open("w") as file:
-        json.dump(about, file, indent=1)
-        file.flush()
+    aside = path.with_name("aside")
+    try:
+        with aside.open("w") as file:
+            json.dump(about, file, indent=1)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    aside.replace(path)

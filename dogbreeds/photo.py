@@ -1,13 +1,20 @@
-"""One photo: from a file's bytes to pixels, or to a sentence that says why not."""
+"""One photo: from a file's bytes to pixels, or to a sentence that says why not.
+
+Nobody vouches for a photo. What one may cost is bounded before anything of it is decoded: its bytes, the pixels that its header declares, and how
+often it goes over them. Whatever a file turns out to be, it ends in pixels or in `Unreadable`.
+"""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import re
+import stat
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,11 +26,34 @@ if TYPE_CHECKING:
 Photo = Callable[[], np.ndarray]  # -> [h, w, 3] uint8 RGB; raises Unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_BYTES = 128 << 20
+MAX_PIXELS = 100_000_000
+MAX_SCANS = 100  # of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
 _FORMATS = ("JPEG", "PNG", "WEBP")
+_BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
+
+NOT_A_PHOTO, DAMAGED, NOT_A_FILE, OUTSIDE = "not a photo", "cut off or damaged", "not a readable file", "out of the root"
+TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS = "too many bytes", "too many pixels", "too many scans"
+REASONS = (NOT_A_PHOTO, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE)
+
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, ends of lines, and bytes that are not UTF-8
 
 
 class Unreadable(Refused):
-    """A photo that cannot be decoded."""
+    """A photo that `data.on_corrupt=skip` passes over.
+
+    Attributes:
+        reason: one of `REASONS`, to count by.
+    """
+
+    def __init__(self, said: str, reason: str = DAMAGED):
+        super().__init__(said)
+        self.reason = reason
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be printed, saved and compared: what is `ODD` in it is escaped, so that two names stay two."""
+    return ODD.sub(lambda found: found[0].encode("unicode_escape").decode(), name.replace("\\", "\\\\"))
 
 
 def digest(content: bytes) -> str:
@@ -35,19 +65,44 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     """A photo's file as pixels, upright.
 
     Args:
-        encoded: JPEG, PNG or WebP; grey-scale, palette, CMYK and transparent ones become RGB.
-        name: what to call it in an error.
+        encoded: JPEG, PNG or WebP; grey-scale, palette, CMYK and transparent ones become RGB, and of a moving one the first picture.
+        name: what to call it in an error, printable.
 
     Returns:
         [h, w, 3] uint8 RGB.
 
     Raises:
-        Unreadable: where it is not such a file, or is cut off.
+        Unreadable: where it is not such a file, is cut off, or is too large.
     """
-    from PIL import ImageOps
-
     with _opened(encoded, name) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        # First, because a PNG may have its EXIF behind its pixels.
+        pixels = _rgb(image)
+        return _TURNED.get(image.getexif().get(_ORIENTATION), _as_it_is)(pixels)
+
+
+def _rgb(image: "Image.Image") -> np.ndarray:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    image.load()
+    image.info.pop("transparency", None)  # it changes no colour, and Pillow trips over one that has no palette
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _as_it_is(pixels: np.ndarray) -> np.ndarray:
+    return pixels
+
+
+# What makes a photo upright, by its orientation. Not Pillow's `exif_transpose`, which writes the other tags anew and fails where one is damaged.
+_ORIENTATION = 0x0112
+_TURNED: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
 
 
 @contextlib.contextmanager
@@ -55,37 +110,145 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
     """A photo of which only the beginning has been read; whatever goes wrong with it in the body is `Unreadable`."""
     from PIL import Image
 
+    _check_bytes(len(encoded), name)
+    if _scans(encoded) > MAX_SCANS:
+        raise _too_large(f"{name} goes over its pixels more than {MAX_SCANS} times", "A JPEG may do so that often", TOO_MANY_SCANS)
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _check_pixels(image.width, image.height, name)
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Unreadable:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(f"{name} declares far more than {MAX_PIXELS // 10**6} megapixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # each of which Pillow's readers raise
+        begins = _BEGINNINGS.match(encoded) is not None
         raise Unreadable(
-            f"{name} cannot be read as a photo ({' '.join(str(error).split())[:120]}). "
-            "Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip."
+            f"{name} cannot be read as a photo ({_why(error) if begins else 'it does not begin as one'}). "
+            "Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip.",
+            DAMAGED if begins else NOT_A_PHOTO,
         ) from error
 
 
-_EXAMINED: dict[tuple[str, int, int], "str | Unreadable"] = {}
+def _why(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # whose own text is an object's address
+        return "its header is damaged"
+    return ODD.sub("?", " ".join(str(error).split()))[:120] or type(error).__name__
+
+
+def _check_bytes(count: int, name: str) -> None:
+    if count > MAX_BYTES:
+        raise _too_large(f"{name} has {count / 2**20:,.0f} MiB", f"A photo may have {MAX_BYTES >> 20}", TOO_MANY_BYTES)
+
+
+def _check_pixels(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise _too_many_pixels(f"{name} declares {width:,} x {height:,} pixels")
+
+
+def _too_many_pixels(received: str) -> Unreadable:
+    return _too_large(received, f"A photo may have {MAX_PIXELS // 10**6} megapixels", TOO_MANY_PIXELS)
+
+
+def _too_large(received: str, allowed: str, reason: str) -> Unreadable:
+    return Unreadable(f"{received}. {allowed}, and no more. Save it smaller, or type data.on_corrupt=skip.", reason)
+
+
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment that has a length, or of the end
+
+
+def _scans(encoded: bytes) -> int:
+    """How often a JPEG goes over its pixels, counted up to one more than is allowed; 0 for other files."""
+    scans = 0
+    found = _MARKER.search(encoded, 2) if encoded.startswith(b"\xff\xd8") else None
+    while found and found[0] != b"\xff\xd9" and scans <= MAX_SCANS:
+        scans += found[0] == b"\xff\xda"
+        found = _MARKER.search(encoded, found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big"))
+    return scans
+
+
+# --- on disk ------------------------------------------------------------------------------------------------------------
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's, so that no photo must be skipped for it
+_Stamp = tuple[int, int, int]
+
+_EXAMINED: "dict[tuple[str, _Stamp | None], str | Unreadable]" = {}
 
 
 def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
-    """The digest of each file's content, or what is wrong with its beginning; remembered while its size and time stay as they are."""
-    keys = [(path, status.st_size, status.st_mtime_ns) for path, status in zip(paths, map(os.stat, paths), strict=True)]
+    """The digest of each file's content, or what is wrong with its beginning; remembered while its size and times stay as they are."""
+    keys = [(path, _stamp(path)) for path in paths]
     new = [key for key in keys if key not in _EXAMINED]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        _EXAMINED.update(zip(new, pool.map(_examine, [path for path, *_ in new]), strict=True))
+        _EXAMINED.update(zip(new, pool.map(_examine, [path for path, _ in new]), strict=True))
     return [_EXAMINED[key] for key in keys]
 
 
-def _examine(path: str) -> "str | Unreadable":
-    encoded = Path(path).read_bytes()
+def _stamp(path: str) -> _Stamp | None:
     try:
-        with _opened(encoded, path):
+        status = os.stat(path)
+    except OSError:  # which `_read` puts into words
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _examine(path: str) -> "str | Unreadable":
+    try:
+        encoded = _read(path)
+        with _opened(encoded, printable(path)):
             return digest(encoded)
     except Unreadable as error:
         return error
 
 
-def decode_file(path: str) -> np.ndarray:
-    """`decode` of the file at a path."""
-    return decode(Path(path).read_bytes(), path)
+def decode_file(path: str, expected: str) -> np.ndarray:
+    """`decode` of the file at a path.
+
+    Args:
+        path: of a file that was examined.
+        expected: the digest that it had then, under which its pixels will be kept.
+
+    Raises:
+        Unreadable: as `decode`.
+        Refused: where its content is another by now; no setting skips that, since what was kept would be of no known photos.
+    """
+    try:
+        encoded = _read(path)
+    except Unreadable as error:
+        raise _changed(path) from error
+    if digest(encoded) != expected:
+        raise _changed(path)
+    return decode(encoded, printable(path))
+
+
+def _changed(path: str) -> Refused:
+    return Refused(f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again.")
+
+
+def _read(path: str) -> bytes:
+    """A file's content: never a pipe's or a device's, which might have no end."""
+    name = printable(path)
+    try:
+        _check_file(os.stat(path), name)  # before it is opened: that alone has effects on some devices
+        # Not waiting, because opening a pipe waits for a writer, and looked at again, because it may have become one.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            _check_file(status, name)
+            return file.read(status.st_size)
+    except OSError as error:
+        if error.errno in _NOT_ITS_FAULT:
+            raise
+        raise Unreadable(
+            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove it, or type data.on_corrupt=skip.",
+            NOT_A_FILE,
+        ) from error
+
+
+def _check_file(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
+        raise Unreadable(f"{name} is {kind}. Photos must be files. Remove it, or type data.on_corrupt=skip.", NOT_A_FILE)
+    _check_bytes(status.st_size, name)

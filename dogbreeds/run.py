@@ -3,11 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +27,7 @@ from dogbreeds.unfreeze import Unfreeze
 
 # What does not decide a result, but for the features' precision.
 _ELSEWHERE = ("tracking", "features", "preflight", "checkpoint_steps", "checkpoint_dir", "rerun")
+_HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +112,11 @@ def part(config: DictConfig, name: str) -> Any:
     Raises:
         Refused: as `from_config`.
     """
-    group = _plain(config)[name]
+    group = _plain(config).get(name)
     _check_target(name, group)
-    try:
-        return instantiate(group, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, Refused):
-            raise error.__cause__ from None
-        raise
+    settings = {key: value for key, value in group.items() if key != "_target_"}
+    # Hydra sees the class alone: it would resolve the settings once more, and what they then came to name was not there to be checked.
+    return instantiate({"_target_": group["_target_"], "_partial_": True})(**settings)
 
 
 def _plain(config: DictConfig) -> Any:
@@ -132,17 +130,48 @@ def _plain(config: DictConfig) -> Any:
 
 
 def _check_target(name: str, group: Any) -> None:
-    """Refuses a group whose target is not one of ours, or whose keys are not its target's."""
+    """Refuses a group whose target is not one of ours, whose keys are not its target's, or that names a target further in."""
     target = group.get("_target_") if isinstance(group, dict) else None
-    if not isinstance(target, str) or not target.startswith(f"dogbreeds.{name}."):
+    kind = _spec(name, target)
+    if kind is None:
         raise Refused(
             f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, as in the files of conf/{name}/. "
             f"Type {name}=<option>; python -m dogbreeds.train --help lists them."
         )
-    known = {field.name for field in dataclasses.fields(get_class(target))}
-    for key in group:
+    known = {field.name for field in dataclasses.fields(kind)}
+    for key, value in group.items():
         if key != "_target_" and key not in known:
             raise Refused(
-                f"{name}.{key} is not a setting of {target.rsplit('.', 1)[1]}. It has {', '.join(sorted(known))}. "
+                f"{name}.{key} is not a setting of {kind.__name__}. It has {', '.join(sorted(known))}. "
                 "Type one of those, or leave out the attempt that sets it."
             )
+        _check_value(f"{name}.{key}", value)
+    missing = sorted(known - group.keys())
+    if missing:
+        raise Refused(
+            f"{name}.{missing[0]} was not given. {kind.__name__} has {', '.join(sorted(known))}, and needs them all. "
+            f"Type {name}=<option>, whose file gives them; python -m dogbreeds.train --help lists the options."
+        )
+
+
+def _spec(name: str, target: Any) -> type[Spec] | None:
+    """The class that a target names, where it is a spec of that very group and module."""
+    module, _, last = target.rpartition(".") if isinstance(target, str) else ("", "", "")
+    found = vars(sys.modules[module]).get(last) if module == f"dogbreeds.{name}" else None
+    ours = isinstance(found, type) and issubclass(found, Spec) and found.__module__ == module and found.group == name
+    return found if ours else None
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Refuses what Hydra would call, however deep it lies."""
+    if isinstance(value, dict):
+        for inner in value:
+            if inner in _HYDRAS:
+                raise Refused(
+                    f"{key} has a key {inner} ({value[inner]!r}). Only a group itself names a class, and its settings are plain values. "
+                    f"Type {key}=<value>."
+                )
+            _check_value(f"{key}.{inner}", value[inner])
+    elif isinstance(value, list):
+        for inner in value:
+            _check_value(key, inner)

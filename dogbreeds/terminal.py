@@ -24,21 +24,22 @@ def alongside(number: int) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of units just done.
 
     Args:
         what: the work's name, a few words.
         total: units to do.
         unit: their name, in the plural.
+        before: units that were done before: they are of the total, and no part of the rate.
     """
-    shown = _bar(what, total, unit) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit)
+    shown = _bar(what, total, unit, before) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit, before)
     with shown as advance:
         yield advance
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -50,12 +51,12 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
-        task = bars.add_task(what, total=total)
+        task = bars.add_task(what, total=total, completed=before)
         yield lambda done: bars.advance(task, done)
 
 
 @contextlib.contextmanager
-def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
     started = said = time.monotonic()
     done = 0
 
@@ -63,10 +64,10 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         nonlocal done, said
         done += more
         now = time.monotonic()
-        if now - said >= _QUIET_SECONDS and done < total:
+        if now - said >= _QUIET_SECONDS and before + done < total:
             said = now
-            rate = done / (now - started)
-            log.info("%s: %s of %s, %.0f %s/s, %.0f s left", what, f"{done:,}", f"{total:,}", rate, unit, (total - done) / rate)
+            rate, left = done / (now - started), total - before - done
+            log.info("%s: %s of %s, %.0f %s/s, %.0f s left", what, f"{before + done:,}", f"{total:,}", rate, unit, left / rate)
 
     yield advance
     seconds = time.monotonic() - started

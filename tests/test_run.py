@@ -78,7 +78,13 @@ def test_zero_is_a_seed_and_less_is_not(composed) -> None:
         composed("seed=-1")
 
 
-@pytest.mark.parametrize("target", ["os.system", "dogbreeds.spec.Spec", "dogbreeds.command.main", "builtins.eval", "dogbreeds_evil.Adam"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "dogbreeds.spec.Spec", "dogbreeds.command.main", "builtins.eval", "dogbreeds_evil.Adam", "dogbreeds.optimizer.Nope",
+        "dogbreeds.optimizer.Spec", "dogbreeds.optimizer.Adam.group", "dogbreeds.head.Linear",
+    ],
+)  # fmt: skip
 def test_no_target_outside_the_group_s_module_is_instantiated(composed, target: str) -> None:
     with pytest.raises(Refused, match=r"optimizer\._target_ was .* must be a class of dogbreeds\.optimizer"):
         composed(f"optimizer._target_={target}")

@@ -1,0 +1,557 @@
+"""Photos, names and folders that nobody vouches for: each ends in pixels or in a sentence, and nothing outside the root is read."""
+
+import io
+import os
+import pickle
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from bench import fuzz
+from PIL import Image
+
+from dogbreeds import data, photo
+from dogbreeds.data import Folder
+from dogbreeds.features import Photos
+from dogbreeds.kept import Store
+from dogbreeds.photo import MAX_BYTES, REASONS, Unreadable, decode, decode_file, digest, examine, printable
+from dogbreeds.resize import resizer
+from dogbreeds.spec import Missing, Refused
+
+COMMON = {"resize": "stretch", "val_fraction": 0.2, "split_seed": 0}
+
+
+def strict(root: Path) -> Folder:
+    return Folder(root=str(root), on_corrupt="stop", max_corrupt_fraction=0.01, **COMMON)
+
+
+def lenient(root: Path) -> Folder:
+    return Folder(root=str(root), on_corrupt="skip", max_corrupt_fraction=0.5, **COMMON)
+
+
+def encoded(shade: int = 90, size: tuple[int, int] = (8, 6), kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (shade, shade, shade)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two breeds of three photos each, which all differ."""
+    for number, name in enumerate(("a/0", "a/1", "a/2", "b/0", "b/1", "b/2")):
+        path = tmp_path / "photos" / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(40 * number))
+    return tmp_path / "photos"
+
+
+# --- too large --------------------------------------------------------------------------------------------------------------
+
+
+def declaring(kind: str, width: int, height: int) -> bytes:
+    return fuzz._sized(encoded(kind=kind), width, height)
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height", "said"),
+    [
+        ("PNG", 12_000, 12_000, "declares 12,000 x 12,000 pixels"),
+        ("PNG", 100_000_001, 1, "declares 100,000,001 x 1 pixels"),
+        ("PNG", 60_000, 60_000, "declares far more than 100 megapixels"),
+        ("PNG", 2**31 - 1, 2**31 - 1, "declares far more than 100 megapixels"),
+        ("JPEG", 10_001, 10_000, "declares 10,001 x 10,000 pixels"),
+        ("JPEG", 65_535, 65_535, "declares far more than 100 megapixels"),
+        ("WEBP", 16_383, 16_383, "declares far more than 100 megapixels"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_by_its_header(kind: str, width: int, height: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(Unreadable) as refusal:
+        decode(declaring(kind, width, height), "bomb")
+    assert str(refusal.value) == f"bomb {said}. A photo may have 100 megapixels, and no more. Save it smaller, or type data.on_corrupt=skip."
+    assert refusal.value.reason == "too many pixels"
+
+
+def test_the_limit_of_pixels_is_the_last_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photo, "MAX_PIXELS", 48)
+    assert decode(encoded(size=(8, 6)), "photo").shape == (6, 8, 3)
+    with pytest.raises(Unreadable, match="declares 7 x 7 pixels"):
+        decode(encoded(size=(7, 7)), "photo")
+
+
+def test_a_file_that_is_too_large_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(encoded())
+    os.truncate(path, MAX_BYTES + (9 << 20))
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("it was opened"))
+    [found] = examine([str(path)])
+    assert isinstance(found, Unreadable)
+    assert str(found) == f"{path} has 137 MiB. A photo may have 128, and no more. Save it smaller, or type data.on_corrupt=skip."
+    assert found.reason == "too many bytes"
+
+
+def test_bytes_from_an_archive_have_the_same_limit() -> None:
+    with pytest.raises(Unreadable, match=r"^row 3 has 129 MiB\. A photo may have 128") as refusal:
+        decode(bytes(129 << 20), "row 3")
+    assert refusal.value.reason == "too many bytes"
+
+
+def test_a_jpeg_that_goes_over_its_pixels_thousands_of_times_takes_no_time() -> None:
+    progressive = encoded(size=(4000, 4000), progressive=True)
+    last = progressive.rfind(b"\xff\xda")
+    bomb = progressive[:-2] + progressive[last:-2] * 3000 + progressive[-2:]
+    started = time.perf_counter()
+    with pytest.raises(Unreadable) as refusal:
+        decode(bomb, "bomb")
+    assert time.perf_counter() - started < 0.5  # decoded, it takes half a minute
+    assert str(refusal.value).startswith("bomb goes over its pixels more than 100 times. A JPEG may do so that often, and no more. ")
+    assert refusal.value.reason == "too many scans"
+    assert decode(progressive, "photo").shape == (4000, 4000, 3)
+
+
+def test_what_looks_like_a_scan_beside_the_pixels_is_none() -> None:
+    scans = b"\xff\xda\0\2" * 300
+    assert decode(encoded(comment=scans) + scans, "photo").shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("tag", [b"zTXt", b"iTXt", b"iCCP"])
+def test_what_swells_beside_the_pixels_is_not_let(tag: bytes) -> None:
+    with pytest.raises(Unreadable, match="Decompressed data too large|cannot be read as a photo") as refusal:
+        decode(fuzz._swollen(tag), "bomb")
+    assert refusal.value.reason == "cut off or damaged"
+
+
+# --- no photo ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "said"),
+    [
+        (b"", "not a photo", "(it does not begin as one)"),
+        (b"not a photo", "not a photo", "(it does not begin as one)"),
+        (b"GIF89a\1\0\1\0\0\0\0;", "not a photo", "(it does not begin as one)"),
+        (encoded()[:30], "cut off or damaged", "(its header is damaged)"),
+        (encoded()[:-200], "cut off or damaged", "(image file is truncated"),
+        (encoded(kind="PNG")[:-30], "cut off or damaged", "("),
+        (encoded(kind="WEBP")[:-20], "cut off or damaged", "("),
+    ],
+)
+def test_what_is_no_whole_photo_says_why(content: bytes, reason: str, said: str) -> None:
+    with pytest.raises(Unreadable) as refusal:
+        decode(content, "1.jpg")
+    assert refusal.value.reason == reason
+    assert str(refusal.value).startswith(f"1.jpg cannot be read as a photo {said}")
+    assert str(refusal.value).endswith("). Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip.")
+
+
+def chunk(tag: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # Each of these once ended in a traceback out of Pillow.
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)) + chunk(b"tRNS", b"\0\7")
+        + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b""),
+        encoded(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\1\0\6\0\0\x01\x0f\0\x05\0\0\0\1\0\0\0\2"),
+        encoded(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x04\0\0\0\0\0\0\0\0"),
+        encoded(kind="PNG", exif=b"MM\0*\0\0\0\x08\xff\xff\x01\x12"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_pillow_trips_over_is_read_or_refused(content: bytes) -> None:
+    try:
+        assert decode(content, "photo").dtype == np.uint8
+    except Unreadable as error:
+        assert error.reason == "cut off or damaged"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright_whatever_the_other_tags_hold(orientation: int) -> None:
+    from PIL import ImageOps
+
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(file, "PNG", exif=exif)
+    with Image.open(file) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(file.getvalue(), "photo"), expected)
+
+
+def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 0x1234, 0x8000, 0xFFFF]], np.uint16)).save(file, "PNG")
+    assert decode(file.getvalue(), "photo").tolist() == [[[0] * 3, [0x12] * 3, [0x80] * 3, [0xFF] * 3]]
+
+
+def test_unreadable_comes_through_another_process_with_its_reason() -> None:
+    error = pickle.loads(pickle.dumps(Unreadable("a. b. c.", "too many bytes")))
+    assert (str(error), error.reason) == ("a. b. c.", "too many bytes")
+
+
+@pytest.mark.parametrize("how", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 60_000), (60_000, 1)])
+def test_the_thinnest_photos_are_resized(size: tuple[int, int], how: str) -> None:
+    pixels = decode(encoded(77, size, "PNG"), "photo")
+    assert pixels.shape == (size[1], size[0], 3)
+    small = resizer(32, how)(pixels)
+    assert small.shape == (32, 32, 3)
+    assert (small == 77).all()
+
+
+# --- no file ----------------------------------------------------------------------------------------------------------------
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def unix_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def nowhere(path: Path) -> None:
+    path.symlink_to("gone.jpg")
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def absent(path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (pipe, "is a pipe. Photos must be files. Remove it,"),
+        (unix_socket, "is a socket. Photos must be files."),
+        (Path.mkdir, "is a folder. Photos must be files."),
+        (device, "is a device. Photos must be files."),
+        (loop, "cannot be opened (Too many levels of symbolic links). Photos must be files that you may read. Mend or remove it,"),
+        (nowhere, "cannot be opened (No such file or directory). Photos must be files that you may read."),
+        (absent, "cannot be opened (No such file or directory). Photos must be files that you may read."),
+    ],
+)
+def test_what_is_no_file_neither_hangs_nor_raises(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+    path = tmp_path / "1.jpg"
+    make(path)
+    [found] = examine([str(path)])
+    assert isinstance(found, Unreadable)
+    assert str(found).startswith(f"{path} {said}")
+    assert str(found).endswith(" or type data.on_corrupt=skip.")
+    assert found.reason == "not a readable file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read(root: Path) -> None:
+    (root / "a/0.jpg").chmod(0)
+    with pytest.raises(Unreadable, match=r"a/0\.jpg cannot be opened \(Permission denied\)"):
+        strict(root).open()
+    (root / "a").chmod(0)
+    with pytest.raises(Refused, match=r"photos/a cannot be listed \(Permission denied\)"):
+        strict(root).open()
+
+
+def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
+    with pytest.raises(Refused, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
+        data._photos_below(root / "gone")
+
+
+def test_a_machine_out_of_open_files_blames_no_photo(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object, **__: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        lenient(root).open()
+
+
+def test_a_pipe_among_photos_stops_or_is_skipped(root: Path) -> None:
+    os.mkfifo(root / "a/3.jpg")
+    with pytest.raises(Unreadable, match=r"a/3\.jpg is a pipe\."):
+        strict(root).open()
+    dataset = lenient(root).open()
+    assert dataset.train.source.ids == ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg")
+    assert dataset.notes == (f"1 of 7 photos of train skipped: {root}/a/3.jpg is a pipe",)
+
+
+def test_a_folder_named_as_a_photo_is_a_folder(root: Path) -> None:
+    (root / "a/x.jpg").mkdir()
+    (root / "a/x.jpg/4.jpg").write_bytes(encoded(250))
+    assert strict(root).open().train.source.ids[3:5] == ("a/x.jpg/4.jpg", "b/0.jpg")
+
+
+# --- changed ----------------------------------------------------------------------------------------------------------------
+
+
+def another(path: Path) -> None:
+    path.write_bytes(encoded(200))
+
+
+def same_size_and_time(path: Path) -> None:
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def grown(path: Path) -> None:
+    os.truncate(path, MAX_BYTES + 1)
+
+
+@pytest.mark.parametrize("change", [another, same_size_and_time, replaced_by_a_pipe, grown, Path.unlink])
+def test_a_photo_that_changed_since_it_was_examined_stops_the_attempt(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    settings = lenient(root)
+    source = settings.open().train.source
+    change(root / "b/1.jpg")
+    with pytest.raises(Refused) as refusal:
+        Photos(source, settings, 8, Store(tmp_path / "kept", 10**9)).rows()
+    assert str(refusal.value) == (
+        f"{root}/b/1.jpg changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again."
+    )
+    assert not isinstance(refusal.value, Unreadable)
+    assert not list((tmp_path / "kept").glob("photos-*"))  # nothing is kept under a wrong fingerprint
+
+
+def test_what_was_examined_is_examined_again_once_it_changed(root: Path) -> None:
+    path = root / "a/0.jpg"
+    [before] = examine([str(path)])
+    same_size_and_time(path)
+    [after] = examine([str(path)])
+    assert before != after == digest(path.read_bytes())
+    assert decode_file(str(path), after).shape == (6, 8, 3)
+
+
+# --- links ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder beside the root, with a photo in it."""
+    folder = tmp_path / "photos_elsewhere"  # whose path begins as the root's does
+    folder.mkdir()
+    (folder / "secret.jpg").write_bytes(encoded(123))
+    return folder
+
+
+@pytest.mark.parametrize("target", ["{elsewhere}/secret.jpg", "../../photos_elsewhere/secret.jpg", "chain.jpg", "{elsewhere}/gone.jpg"])
+def test_a_photo_that_is_a_link_out_of_the_root(root: Path, elsewhere: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a/chain.jpg").symlink_to(elsewhere / "secret.jpg")
+    (root / "a/3.jpg").symlink_to(target.format(elsewhere=elsewhere))
+    (root / "a/.kept").symlink_to(elsewhere)
+    if target != "chain.jpg":
+        (root / "a/chain.jpg").unlink()
+    secret = str(elsewhere)
+    opened = os.open
+    monkeypatch.setattr(os, "open", lambda path, *more: pytest.fail(path) if os.path.realpath(path).startswith(secret) else opened(path, *more))
+    with pytest.raises(Unreadable) as refusal:
+        strict(root).open()
+    assert refusal.value.reason == "out of the root"
+    assert str(refusal.value).startswith(f"{root}/a/3.jpg is a link to {elsewhere}/")
+    assert str(refusal.value).endswith(f", out of data.root={root}. Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip.")
+    assert lenient(root).open().train.source.ids == ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg")
+
+
+def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    plain = strict(root).open()
+    assert strict(tmp_path / "link").open().fingerprint == plain.fingerprint
+    (root / ".pool").mkdir()
+    (root / ".pool/9.jpg").write_bytes(encoded(222))
+    (root / "a/9.jpg").symlink_to("../.pool/9.jpg")
+    (root / "c").symlink_to("b")
+    linked = strict(tmp_path / "link").open()
+    assert linked.class_names == ("a", "b", "c")
+    assert linked.train.source.ids[2:4] == ("a/2.jpg", "a/9.jpg")
+    assert linked.train.source.ids[-1] == "c/2.jpg"
+    assert int(list(linked.train.source.read())[3]().mean()) == 222
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("c", "{elsewhere}"),
+        ("c", "../photos_elsewhere"),
+        ("c", ".."),
+        ("c", "/"),
+        ("c", "gone"),
+        ("c", "c"),
+        ("train", "{elsewhere}"),
+        ("val", "{elsewhere}"),
+        ("test", "gone"),
+    ],
+)
+def test_a_folder_that_is_a_link_out_of_the_root_is_refused(root: Path, elsewhere: Path, link: str, target: str) -> None:
+    (root / link).symlink_to(target.format(elsewhere=elsewhere))
+    with pytest.raises(Refused) as refusal:
+        lenient(root).open()
+    assert not isinstance(refusal.value, Unreadable)
+    assert str(refusal.value).startswith(f"{root}/{link} is a link to /")
+    assert str(refusal.value).endswith(
+        f", which is no folder below data.root={root}. Folders of photos must lie below it. "
+        "Put the folder itself there, remove the link, or name another data.root."
+    )
+
+
+def test_a_class_that_is_a_link_to_the_root_is_gone_through_once(root: Path) -> None:
+    (root / "c").symlink_to(".")
+    assert len(strict(root).open().train.source.ids) == 6 + 6
+
+
+def test_a_root_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "photos").symlink_to("photos")
+    with pytest.raises(Missing, match="is not a folder"):
+        strict(tmp_path / "photos").open()
+    with pytest.raises(Missing, match=r"^data\.root=~nobody-of-that-name/photos is not a folder"):
+        strict(Path("~nobody-of-that-name/photos")).open()
+
+
+def test_only_links_are_followed_to_where_they_lead(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "a/9.jpg").symlink_to("0.jpg")
+    followed, realpath = [], os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **more: (followed.append(str(path)), realpath(path, **more))[1])
+    strict(root).open()
+    assert followed == [str(root), f"{root}/a/9.jpg"]
+
+
+# --- names ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [
+        (b"\xff\xfe.jpg", r"\udcff\udcfe.jpg"),
+        ("Bärli ü.jpg".encode(), "Bärli ü.jpg"),
+        (b"a\nb.jpg", r"a\nb.jpg"),
+        (b"\x1b[2J.jpg", r"\x1b[2J.jpg"),
+        (b"a\\nb.jpg", r"a\\nb.jpg"),
+        ("line\u2028end.jpg".encode(), r"line\u2028end.jpg"),
+        (b"a..jpg", "a..jpg"),
+        (b"deep\xff/1.jpg", r"deep\udcff/1.jpg"),
+    ],
+)
+def test_any_file_name_is_a_photo_s(root: Path, name: bytes, identity: str) -> None:
+    path = os.path.join(os.fsencode(root / "b"), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(encoded(231))
+    source = strict(root).open().train.source
+    [row] = [row for row, found in enumerate(source.digests) if found == digest(encoded(231))]
+    assert source.ids[row] == f"b/{identity}"
+    assert list(source.read())[row]().shape == (6, 8, 3)
+    source.fingerprint.encode()
+    with open(path, "wb") as file:
+        file.write(b"no photo")
+    with pytest.raises(Unreadable) as refusal:
+        strict(root).open()
+    assert str(refusal.value).startswith(f"{root}/b/{identity} cannot be read as a photo")
+    assert str(refusal.value).isprintable()
+
+
+def test_two_names_stay_two() -> None:
+    names = ["\udcff", "\\udcff", "\\\\udcff", "\n", "\\n", "\u2028", "\\u2028", "\x85", "\udc85"]
+    assert len({printable(name) for name in names}) == len(names)
+    assert all(printable(name).isprintable() for name in names)
+
+
+@pytest.mark.parametrize("name", [b"c\xff", b"c\nd", b"c\x1b[31m", "c\u2028".encode(), b"c\x7f"])
+def test_a_class_folder_must_have_a_name_that_can_be_said(root: Path, name: bytes) -> None:
+    os.mkdir(os.path.join(os.fsencode(root), name))
+    with pytest.raises(Refused) as refusal:
+        lenient(root).open()
+    assert str(refusal.value) == (
+        f"{root}/{printable(os.fsdecode(name))} has a name that is not UTF-8 or has control characters. "
+        "A class folder's name is what the model will call its photos. Rename the folder."
+    )
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"),
+    [
+        (b"n02085620-Chihuahua/n02085620_7.jpg", "n02085620-Chihuahua/n02085620_7.jpg"),
+        (b"\xff.jpg", r"\udcff.jpg"),
+        (b"../../etc/passwd", r"\x2e\x2e/\x2e\x2e/etc/passwd"),
+        (b"/etc/passwd", r"\x2fetc/passwd"),
+        (b"//etc/./x..jpg", r"\x2f/etc/\x2e/x..jpg"),
+        (b"/..", r"\x2f\x2e\x2e"),
+        (b"..\n", r"..\n"),
+        (b"", ""),
+    ],
+)
+def test_names_in_an_archive_are_names_only(name: bytes, identity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
+    rows = [{"image": encoded(5), "label": 1, "image/filename": name}, {"image": b"cut", "label": 0, "image/filename": name}]
+    features = {"label": tfds.features.ClassLabel(num_classes=2)}
+    source = data._tfds_source(SimpleNamespace(info=SimpleNamespace(features=features), as_dataset=lambda **_: iter(rows)), "train")
+    assert source.ids == (identity, identity)
+    assert source.labels.tolist() == [1, 0]
+    assert ".." not in identity.split("/")
+    first, second = source.read()
+    assert first().shape == (6, 8, 3)
+    with pytest.raises(Unreadable) as refusal:
+        second()
+    assert str(refusal.value).startswith(f"{identity} cannot be read as a photo (it does not begin as one).")
+
+
+# --- at random --------------------------------------------------------------------------------------------------------------
+
+
+def test_some_hundred_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    report = fuzz.here(304, seed=3, root=(tmp_path / "root").resolve())
+    assert report.crashes == []
+    assert report.read + report.refused == 304
+    assert all(report.outcomes[kind]["read"] == 16 for kind in ("as it is", "wrong suffix", "garbage behind"))
+    assert set(report.total) >= {"read", "changed", *REASONS} - {"too many scans"}
+
+
+def misbehaving(root: Path, this: fuzz.Case) -> str:
+    """What a decoder might do that the fuzz test is there to see."""
+    if this.number == 2:
+        os.abort()
+    if this.number == 4:
+        time.sleep(60)
+    if this.number == 6:
+        (root / "written").write_text("by a decoder")
+    return "escaped: KeyError: 7" if this.number == 7 else "read"
+
+
+def test_a_crash_a_hang_and_a_write_are_counted_and_named(tmp_path: Path) -> None:
+    report = fuzz.watched(9, 0, tmp_path, misbehaving, patience=15)
+    assert report.crashes == ["file 2: the process ended with -6", "file 7: escaped: KeyError: 7"]
+    assert report.hangs == [4]
+    assert len(report.writes) == 1
+    assert report.writes[0].startswith("file 6: open (")
+    assert (report.read, report.refused) == (6, 0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    report = fuzz.watched(10_000, 0, (tmp_path / "root").resolve())
+    assert (report.crashes, report.hangs, report.writes) == ([], [], [])
+    assert report.read + report.refused == 10_000
+    assert all(report.total[reason] > 0 for reason in ("read", "changed", *REASONS))
