@@ -192,8 +192,8 @@ class Folder(Data):
         if "train" not in parts:
             if parts:
                 raise Refused(
-                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, or <class>/ "
-                    f"folders alone. Make {printable(str(root / 'train'))}, or name another data.root."
+                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, "
+                    f"or <class>/ folders alone. Make {printable(str(root / 'train'))}, or name another data.root."
                 )
             parts = {"train": root}
         class_names = tuple(_class_folders(root, parts["train"]))
@@ -228,8 +228,9 @@ class Folder(Data):
     def _source(self, root: Path, name: str, folder: Path, class_names: tuple[str, ...]) -> tuple[Source, str]:
         strangers = [found for found in _class_folders(root, folder) if found not in class_names]
         if strangers:
+            more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
             raise Refused(
-                f"{printable(str(folder / strangers[0]))} is a class that train does not have{f' (and {len(strangers) - 1} more)' if strangers[1:] else ''}. "
+                f"{printable(str(folder / strangers[0]))} is a class that train does not have{more}. "
                 f"Classes of {name} must be among those of train. Add its photos to train, or remove the folder."
             )
         files: list[os.DirEntry[str]] = []

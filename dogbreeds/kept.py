@@ -146,8 +146,9 @@ class Store:
             entry = self._open(folder, identity, shape, dtype)
             if entry is None:
                 part = _Part(folder.with_name(f"{folder.name}{_PART}"), _Progress(identity, step), shape, dtype)
-                yield from _computed(part, produce, batch, start)
-                part.finish(folder)
+                with part.kept():
+                    yield from _computed(part, produce, batch, start)
+                    part.finish(folder)
                 self._verified.add(_stamp(folder))  # its checksum is of what was written just now
                 self._use(folder)
                 self._evict()
@@ -314,7 +315,9 @@ class _Part:
         if not self._folder.exists():
             return None
         found = _read(self._file, new.identity, shape, dtype)
-        if found is None or _checksum(found[0][: found[1].done]) != found[1].crc32:
+        if not self._file.exists():  # cut off before the first note of it
+            log.warning("%s does not say what of it is done: it is computed anew", self._folder)
+        elif found is None or _checksum(found[0][: found[1].done]) != found[1].crc32:
             log.warning("%s was damaged and is computed anew", self._folder)
         elif found[1].step != new.step:
             log.warning("%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step)
@@ -346,7 +349,7 @@ class _Part:
 def _computed(part: _Part, produce: Produce, batch: int, start: int) -> Generator[np.ndarray, None, None]:
     """A part's rows from a row on, in order, batch by batch: those that are done, then the others while they are being computed."""
     given, total = start, len(part.rows)
-    with part.kept(), contextlib.closing(produce(part.rows, part.done, part.notes)) as producing:
+    with contextlib.closing(produce(part.rows, part.done, part.notes)) as producing:
         for done in itertools.chain([part.done], producing if part.done < total else ()):
             part.advance(done)
             while given < done and (done - given >= batch or done == total):

@@ -1,3 +1,4 @@
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,26 @@ def test_hidden_files_and_other_suffixes_are_passed_over(tmp_path: Path) -> None
     files: dict[str, bytes | None] = {f"{breed}/{number}.jpg": None for breed in "ab" for number in range(2)}
     root = write(tmp_path / "photos", files | {".cache/1.jpg": b"", "a/.DS_Store": b"", "a/notes.txt": b"", "a/._1.jpg": b"", "a/deep/9.JPEG": None})
     assert folder(root).open().train.source.ids == ("a/0.jpg", "a/1.jpg", "a/deep/9.JPEG", "b/0.jpg", "b/1.jpg")
+
+
+@pytest.mark.parametrize("make", [[], ["a", "b"], ["val"], ["train/a", "train/b", "val/c"]])
+def test_a_root_of_an_odd_name_is_named_so_that_it_can_be_printed(tmp_path: Path, make: list[str]) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9\n")
+    odd.mkdir()
+    for place in make:
+        (odd / place).mkdir(parents=True)
+    with pytest.raises(Refused) as refusal:
+        folder(odd).open()
+    assert r"/caf\udce9\n" in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(("named", "shown"), [("a\0b", r"a\x00b"), ("no\udcff", r"no\udcff"), ("a\nb", r"a\nb"), ("x" * 5000, "x" * 5000)])
+def test_a_root_that_is_not_there_is_named_as_it_was_given(named: str, shown: str) -> None:
+    with pytest.raises(Missing) as refusal:
+        folder(named).open()
+    assert str(refusal.value).startswith(f"data.root={shown} is not a folder (looked in /")
+    assert str(refusal.value).isprintable()
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------

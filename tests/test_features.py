@@ -1,9 +1,18 @@
-from collections.abc import Callable
+import functools
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dogbreeds import kept as kept_arrays
+from dogbreeds import terminal
 from dogbreeds.augment import Guide, Plain
 from dogbreeds.data import Folder, Miniature, Source
 from dogbreeds.features import Features, Photos, View, compute
@@ -114,3 +123,242 @@ def test_a_photo_that_is_cut_off(photos: Callable[..., Path], features: Features
     strict = Folder(root=str(root), val_fraction=0.2, split_seed=0, resize="pad", on_corrupt="skip", max_corrupt_fraction=0.01)
     with pytest.raises(Refused, match=r"1 of 60 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\."):
         compute(prefix(), Photos(source, strict, 64, features.store()), features)
+
+
+# --- what was cut off, on photos and a prefix of plain NumPy, so that a process can be killed and begun again in milliseconds ----------------
+
+PHOTOS = 150
+BAD = (40, 77, 141)
+SKIPPING = Miniature(breeds=10, train_per_breed=15, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="skip", max_corrupt_fraction=0.1)
+
+
+class Counted:
+    """A source and a prefix that write down what they are asked for; each output depends on all photos of its batch, to the last bit."""
+
+    def __init__(self, at: Callable[[str, int], None] = lambda kind, row: None, bad: tuple[int, ...] = BAD) -> None:
+        self.decoded: list[int] = []
+        self.batches: list[int] = []
+        self.at, self.bad = at, bad
+        self.shape, self.fingerprint = (12,), "plain"
+        ids = tuple(str(row) for row in range(PHOTOS))
+        self.source = Source("train", np.zeros(PHOTOS, np.int32), ids, ids, "drawn", self._read)
+
+    def _read(self) -> Iterator[Callable[[], np.ndarray]]:
+        return (functools.partial(self._decode, row) for row in range(PHOTOS))
+
+    def _decode(self, row: int) -> np.ndarray:
+        self.at("photo", row)
+        self.decoded.append(row)
+        if row in self.bad:
+            raise Unreadable(f"{row} cannot be read as a photo. Photos must be whole. Replace it.")
+        return np.random.default_rng(row).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+
+    def compiled(self, pixels: np.ndarray) -> np.ndarray:
+        self.at("batch", len(self.batches))
+        self.batches.append(len(pixels))
+        flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+        return flat[:, :12] * flat.mean()
+
+    def batch_size(self) -> int:
+        return 16
+
+    def compute(self, place: Path, batch: int | None = None, view: View | None = None) -> np.ndarray:
+        features = Features(dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch)
+        return compute(self, self.photos(place), features, view)  # type: ignore[arg-type]
+
+    def photos(self, place: Path, data: Miniature = SKIPPING) -> Photos:
+        return Photos(self.source, data, 4, Store(place, 10**9))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Photos are taken as they are, and each step of a computation is written down, not only each second."""
+    monkeypatch.setattr("dogbreeds.resize.resizer", lambda size, how: lambda photo: photo)
+    monkeypatch.setattr(kept_arrays, "_PROGRESS_SECONDS", 0.0)
+    yield
+    Store.release()
+
+
+def contents(place: Path) -> dict[str, bytes]:
+    """All files of all entries."""
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in sorted(place.glob("*/*"))}
+
+
+def left(place: Path) -> dict[str, int]:
+    """How far each unfinished array is, by its kind."""
+    listed = Store(place, 1).entries()
+    return {entry.name.split("-")[0]: entry.unfinished[0] for entry in listed if entry.unfinished is not None}
+
+
+def _killed_at(place: Path, moment: int, kinds: tuple[str, ...]) -> None:
+    """Computes, and ends with SIGKILL at the so-manieth moment of these kinds."""
+    passed = itertools.count(1)
+
+    def at(kind: str, _: int = 0) -> None:
+        if kind in kinds and next(passed) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    real_replace, real_dump = Path.replace, json.dump
+
+    def replace(self: Path, target: Path) -> None:
+        at("rename")
+        real_replace(self, target)
+        at("renamed")
+
+    def dump(about: dict, file, **named: int) -> None:
+        file.write("{")
+        file.flush()
+        at("note")
+        file.seek(0)
+        real_dump(about, file, **named)
+
+    Path.replace, json.dump = replace, dump  # type: ignore[method-assign,assignment]
+    Counted(at).compute(place)
+    os._exit(7)
+
+
+def killed(place: Path, moment: int, kinds: tuple[str, ...] = ("photo", "batch", "note", "rename", "renamed")) -> bool:
+    """Whether it came to that moment."""
+    worker = multiprocessing.get_context("fork").Process(target=_killed_at, args=(place, moment, kinds))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode in (7, -signal.SIGKILL)
+    return worker.exitcode != 7
+
+
+def test_killed_at_any_moment_photos_and_features_end_with_the_same_bytes(plain: None, tmp_path: Path) -> None:
+    Counted().compute(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    assert {(name.split("-")[0], Path(name).name) for name in expected} == {
+        (kind, name) for kind in ("photos", "features") for name in ("entry.json", "rows.npy")
+    }
+    saved = []
+    for moment in itertools.count(1, 13):
+        place = tmp_path / str(moment)
+        if not killed(place, moment):
+            break
+        before, again = left(place), Counted()
+        decoded = PHOTOS if list(place.glob("photos-*[0-9a-f]/entry.json")) else before.get("photos", 0)
+        again.compute(place)
+        assert contents(place) == expected
+        assert len(again.decoded) == PHOTOS - decoded
+        assert sum(again.batches) == PHOTOS - before["features"]
+        assert again.photos(place).skipped() == set(BAD)
+        saved.append(before["features"])
+        Store.release()
+    assert len(saved) > 20
+    assert {0, 16, 64, 128} < set(saved)
+
+
+def test_killed_again_and_again_it_comes_to_an_end(plain: None, tmp_path: Path) -> None:
+    Counted().compute(tmp_path / "whole")
+    place, before, kills = tmp_path / "killed", -1, 0
+    while killed(place, 25, ("batch", "note", "rename", "renamed")):
+        assert left(place)["features"] > before
+        before, kills = left(place)["features"], kills + 1
+    assert kills > 2
+    assert contents(place) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["photo", "batch"])
+def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(kept_arrays, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
+
+    def at(what: str, row: int) -> None:
+        if what == kind and row == {"photo": 100, "batch": 5}[kind]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Counted(at).compute(tmp_path / "cut")
+    assert left(tmp_path / "cut") == ({"photos": 96, "features": 96} if kind == "photo" else {"photos": 96, "features": 80})
+    again = Counted()
+    with caplog.at_level(logging.INFO):
+        again.compute(tmp_path / "cut")
+    assert sorted(again.decoded) == list(range(96, PHOTOS))
+    assert again.batches == ([16] * 3 + [6] if kind == "photo" else [16] * 4 + [6])
+    assert f"photos of train: going on from 96 of {PHOTOS}" in caplog.messages
+    assert f"features of train: going on from {96 if kind == 'photo' else 80} of {PHOTOS}" in caplog.messages
+    Counted().compute(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def interrupted(place: Path, batch: int | None = None) -> None:
+    """Leaves five batches of features."""
+
+    def at(what: str, row: int) -> None:
+        if what == "batch" and row == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Counted(at).compute(place, batch)
+
+
+def test_batches_are_not_mixed(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    interrupted(tmp_path / "cut", 8)
+    again = Counted()
+    again.compute(tmp_path / "cut", 20)
+    assert again.batches == [20] * 7 + [10]
+    assert min(again.decoded) == 64  # photos do not depend on batches
+    assert [message.split(" was ")[1] for message in caplog.messages if " was " in message] == ["computed 8 at a time, not 20: it is computed anew"]
+    Counted().compute(tmp_path / "whole", 20)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_photos_that_went_away_are_decoded_again_where_features_go_on(plain: None, tmp_path: Path) -> None:
+    interrupted(tmp_path / "cut")
+    (part,) = (tmp_path / "cut").glob("photos-*.part")
+    (part / "rows.npy").write_bytes(b"")
+    again = Counted()
+    again.compute(tmp_path / "cut")
+    assert sorted(again.decoded) == list(range(PHOTOS))
+    assert sum(again.batches) == PHOTOS - 80
+    Counted().compute(tmp_path / "whole")
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_view_that_was_cut_off_is_gone_on_with(plain: None, tmp_path: Path) -> None:
+    view = View(Plain(), 0, 7, np.arange(0, PHOTOS, 2))
+
+    def at(what: str, row: int) -> None:
+        if what == "batch" and row == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Counted(at).compute(tmp_path / "cut", view=view)
+    again = Counted()
+    again.compute(tmp_path / "cut", view=view)
+    assert (again.decoded, again.batches) == ([], [16, 16, 11])
+    Counted().compute(tmp_path / "whole", view=view)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_an_unreadable_photo_leaves_nothing_of_either(plain: None, tmp_path: Path) -> None:
+    broken = Counted(bad=(100,))
+    features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
+    strict = Miniature(
+        breeds=10, train_per_breed=15, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="stop", max_corrupt_fraction=0.1
+    )
+    with pytest.raises(Unreadable, match=r"^100 cannot be read as a photo"):
+        compute(broken, broken.photos(tmp_path, strict), features)  # type: ignore[arg-type]
+    assert sum(broken.batches) > 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_row_that_cannot_be_read_is_black_whatever_was_left_there(plain: None, tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    (part,) = tmp_path.glob("photos-*.part")
+    rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
+    rows[BAD[-1]] = 9  # beyond what is done
+    rows.flush()
+    Counted().compute(tmp_path)
+    assert not Counted().photos(tmp_path).rows()[BAD[-1]].any()
+
+
+def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 20)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: False, raising=False)
+    with caplog.at_level(logging.INFO), terminal.progress("features", 1_000, "images", before=600) as advance:
+        advance(100)
+        advance(300)
+    assert caplog.messages == ["features: 700 of 1,000, 5 images/s, 60 s left", "features: 400 in 60.0 s, 7 images/s"]

@@ -1,20 +1,24 @@
+import contextlib
 import itertools
 import json
 import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dogbreeds import kept
-from dogbreeds.kept import Entry, Store
-from dogbreeds.spec import Refused
+from dogbreeds.kept import Entry, Store, Unwritable
+from dogbreeds.spec import Missing, Refused
 
 SHAPE = (100, 4)
 
@@ -28,9 +32,19 @@ def counting(calls: list[int], delay: float = 0.0, fail_at: int | None = None, e
             if first == fail_at:
                 raise error("interrupted")
             rows[first : first + 10] = np.arange(first, first + 10)[:, None]
-            notes["computed"] = [*notes.get("computed", []), first]
+            notes.setdefault("computed", []).append(first)
             time.sleep(delay)
             yield first + 10
+
+    return produce
+
+
+def from_where(started: list[int]):
+    """The same, which writes down from which row it starts."""
+
+    def produce(rows, start, notes):
+        started.append(start)
+        yield from counting([])(rows, start, notes)
 
     return produce
 
@@ -87,19 +101,43 @@ def test_what_was_interrupted_is_gone_on_with(store: Store, tmp_path: Path, erro
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
     (part,) = parts(store)
     assert json.loads((part / "progress.json").read_text())["done"] == 50
-    assert [name for name, *_ in store.entries()] == [part.name]
+    assert [(listed.name, listed.identity, listed.unfinished) for listed in store.entries()] == [(part.name, {}, (50, 100))]
     started: list[int] = []
-
-    def produce(rows, start, notes):
-        started.append(start)
-        yield from counting([])(rows, start, notes)
-
-    with caplog.at_level(logging.INFO):
-        entry = store.array("features", {}, SHAPE, "float32", produce)
+    entry = store.array("features", {}, SHAPE, "float32", from_where(started))
     assert started == [50]
-    assert caplog.messages == [f"{entry.folder.name}: going on from 50 of 100"]
+    assert caplog.messages == []
     assert content(entry) == expected
     assert parts(store) == []
+
+
+def test_notes_are_of_the_rows_that_are_done(store: Store) -> None:
+    def produce(rows, start, notes):
+        yield from counting([], fail_at=50)(rows[:50], start, notes)
+        notes["computed"].append(50)  # and then, before the row is done
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.array("features", {}, SHAPE, "float32", produce)
+    assert store.array("features", {}, SHAPE, "float32", counting([])).notes == {"computed": list(range(0, 100, 10))}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Refused, Unwritable])
+def test_where_nothing_is_done_nothing_stays(store: Store, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=0, error=error))
+    assert parts(store) == []
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, Missing])
+def test_what_a_producer_says_is_passed_on_as_it_is(store: Store, error: type[OSError]) -> None:
+    with pytest.raises(error, match=r"^interrupted$"):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
+
+
+def test_a_producer_that_ends_early_makes_no_entry(store: Store) -> None:
+    with pytest.raises(RuntimeError, match=r"the producer of .*/features-\w+ ended after 50 of 100 rows"):
+        store.array("features", {}, SHAPE, "float32", lambda rows, start, notes: counting([])(rows[:50], start, notes))
+    assert [listed.unfinished for listed in store.entries()] == [(50, 100)]
 
 
 def test_a_reader_who_leaves_loses_nothing(store: Store) -> None:
@@ -107,16 +145,23 @@ def test_a_reader_who_leaves_loses_nothing(store: Store) -> None:
     next(stream)
     next(stream)
     stream.close()
-    started = []
-
-    def produce(rows, start, notes):
-        started.append(start)
-        yield from counting([])(rows, start, notes)
-
-    pieces = list(store.stream("features", {}, SHAPE, "float32", produce, batch=30, start=20))
+    started: list[int] = []
+    pieces = list(store.stream("features", {}, SHAPE, "float32", from_where(started), batch=30, start=20))
     assert started == [40]
     assert [len(piece) for piece in pieces] == [30, 30, 20]
     assert np.concatenate(pieces)[:, 0].tolist() == list(range(20, 100))
+    again = list(store.stream("features", {}, SHAPE, "float32", from_where(started), batch=30, start=20))
+    assert [piece.tolist() for piece in again] == [piece.tolist() for piece in pieces]
+    assert started == [40]
+
+
+def test_a_reader_may_begin_beyond_what_is_done(store: Store) -> None:
+    with pytest.raises(RuntimeError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
+    started: list[int] = []
+    pieces = list(store.stream("features", {}, SHAPE, "float32", from_where(started), batch=15, start=75))
+    assert started == [50]
+    assert np.concatenate(pieces)[:, 0].tolist() == list(range(75, 100))
 
 
 def test_what_the_user_must_put_right_leaves_nothing(store: Store) -> None:
@@ -125,7 +170,7 @@ def test_what_the_user_must_put_right_leaves_nothing(store: Store) -> None:
     assert parts(store) == []
 
 
-@pytest.mark.parametrize("damage", ["rows", "progress", "no progress", "another step", "another shape"])
+@pytest.mark.parametrize("damage", ["rows", "an end", "progress", "no progress", "too many", "another identity", "another step", "another shape"])
 def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50), step=10)
@@ -134,17 +179,24 @@ def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, 
         rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
         rows[49, 3] += 1
         rows.flush()
+    elif damage == "an end":
+        (part / "rows.npy").write_bytes((part / "rows.npy").read_bytes()[:-1])
     elif damage == "progress":
         (part / "progress.json").write_text('{"done": 5')
     elif damage == "no progress":
         (part / "progress.json").unlink()
+    elif damage in ("too many", "another identity"):
+        said = json.loads((part / "progress.json").read_text())
+        (part / "progress.json").write_text(json.dumps(said | ({"done": 500} if damage == "too many" else {"identity": {"a": 1}})))
     step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         entry = store.array("features", {}, shape, "float32", counting([]), step=step)
     assert entry.notes["computed"] == list(range(0, shape[0], 10))
     if damage == "another step":
         assert caplog.messages == [f"{part.name} was computed 10 at a time, not 20: it is computed anew"]
-    elif damage != "no progress":
+    elif damage == "no progress":
+        assert caplog.messages == [f"{part} does not say what of it is done: it is computed anew"]
+    else:
         assert caplog.messages == [f"{part} was damaged and is computed anew"]
     assert np.array_equal(entry.rows[:, 0], np.arange(shape[0]))
 
@@ -194,17 +246,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         if worker.exitcode == 7:
             break
         assert worker.exitcode == -signal.SIGKILL
-
-        def produce(rows, start, notes):
-            began.append(start)
-            yield from counting([])(rows, start, notes)
-
-        entry = Store(root, 10**9).array("features", {}, SHAPE, "float32", produce, step=10)
+        entry = Store(root, 10**9).array("features", {}, SHAPE, "float32", from_where(began), step=10)
         assert content(entry) == expected
         assert parts(Store(root, 10**9)) == []
     assert at > 40
     assert began == sorted(began)  # the later it was killed, the less had to be done again
-    assert set(began) == set(range(0, 101, 10))
+    assert set(began) == set(range(0, 100, 10))  # and where all was done but the last rename, nothing
+    Store.release()
 
 
 def _hang(root: Path, ready) -> None:
@@ -228,9 +276,28 @@ def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_a
     store = Store(tmp_path, 10**9)
     assert store.clear() == (0, 1)  # somebody is at work on it
     threading.Timer(0.3, worker.kill).start()
-    entry = store.array("features", {}, SHAPE, "float32", counting([]))
+    started: list[int] = []
+    entry = store.array("features", {}, SHAPE, "float32", from_where(started))
     worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+    assert started == [50]
     assert entry.notes == {"computed": list(range(0, 100, 10))}
+    Store.release()
+
+
+def test_an_array_that_went_away_while_it_was_in_use_is_computed_by_one_process_all_the_same(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path, 10**9), list[int]()
+    shutil.rmtree(store.array("features", {}, SHAPE, "float32", counting([])).folder)
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("i", 0)
+    worker = context.Process(target=_compute, args=(tmp_path, counter))
+    worker.start()
+    while not parts(store):
+        time.sleep(0.01)
+    entry = store.array("features", {}, SHAPE, "float32", counting(calls))
+    worker.join(30)
+    assert (worker.exitcode, counter.value, calls) == (0, 1, [])
+    assert entry.rows[:, 0].tolist() == list(range(100))
     Store.release()
 
 
@@ -241,10 +308,38 @@ def test_parts_are_cleared_and_evicted_like_entries(tmp_path: Path) -> None:
     assert store.clear() == (1, 0)
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
-    small = Store(tmp_path, 2000)
+    small = Store(tmp_path, 1000)
     small.array("features", {"another": 1}, (10, 4), "float32", counting([]))
-    assert [name for name in small.root.iterdir() if name.name.endswith(".part")] == []
+    assert parts(small) == []
+    assert [listed.identity for listed in small.entries()] == [{"another": 1}]
     Store.release()
+
+
+def test_the_part_that_was_left_last_is_evicted_last(tmp_path: Path) -> None:
+    store = Store(tmp_path, 10**9)
+    for name in "abc":
+        with pytest.raises(RuntimeError):
+            store.array("features", {"n": name}, SHAPE, "float32", counting([], fail_at=50))
+        time.sleep(0.02)
+    Store(tmp_path, 4000).array("features", {"n": "d"}, (10, 4), "float32", counting([]))
+    assert [listed.identity["n"] for listed in store.entries()] == ["d", "c", "b"]
+    Store.release()
+
+
+def test_what_is_left_of_a_part_is_listed_and_cleared_and_what_is_not_ours_stays(store: Store) -> None:
+    for name in ("features-" + 24 * "a" + ".part", ".features-" + 24 * "b" + ".part-0123abcd", "photos-" + 24 * "c", "film.part", "notes"):
+        (store.root / name).mkdir(parents=True)
+        (store.root / name / "rows.npy").write_bytes(b"x" * 1000)
+    (store.root / ("features-" + 24 * "a" + ".part") / "progress.json").write_text('{"identity"')
+    (store.root / "notes/entry.json").write_text("{}")
+    listed = {listed.name: (listed.size, listed.identity, listed.unfinished) for listed in store.entries()}
+    assert listed == {
+        "features-" + 24 * "a" + ".part": (1000, {}, (0, 0)),
+        ".features-" + 24 * "b" + ".part-0123abcd": (1000, {}, (0, 0)),
+        "photos-" + 24 * "c": (1000, {}, None),
+    }
+    assert store.clear() == (3, 0)
+    assert sorted(path.name for path in store.root.iterdir() if path.is_dir()) == ["film.part", "notes"]
 
 
 def test_without_room_for_a_note_it_says_so(store: Store) -> None:
@@ -256,28 +351,111 @@ def test_without_room_for_a_note_it_says_so(store: Store) -> None:
         yield len(rows)
 
     try:
-        with pytest.raises(Refused, match=r"cannot be written \(File too large\)\. .* on a disk with room\. Type features\.dir=<folder>\."):
+        with pytest.raises(Refused, match=r"progress\.json cannot be written \(File too large\)\. .* on a disk with room; .*\. Type features\.dir="):
             store.array("features", {}, SHAPE, "float32", produce)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [sorted(file.name for file in part.iterdir()) for part in parts(store)] == [["progress.json", "rows.npy"]]
     assert store.array("features", {}, SHAPE, "float32", counting([])).notes["computed"][-1] == 90
 
 
-@pytest.mark.parametrize("damage", ["a bit", "an end", "entry.json"])
-def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str) -> None:
+def test_without_room_what_is_done_stays_even_of_what_needed_the_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def produce(rows, start, notes):
+        for done in counting([])(rows, start, notes):
+            if done == 60:
+                monkeypatch.setattr("os.posix_fallocate", full)
+                store.array("photos", {}, SHAPE, "float32", counting([]))
+            yield done
+
+    with pytest.raises(Refused, match=r"has no room for 0\.0 GB of features"):
+        store.array("features", {}, SHAPE, "float32", produce)
+    assert [(listed.name.split("-")[0], listed.unfinished) for listed in store.entries()] == [("features", (50, 100))]
+
+
+@contextlib.contextmanager
+def _as_nobody() -> Iterator[None]:
+    """Without the rights of an administrator, who may write everywhere."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder that may be read and not written, and what is above it may be passed."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        os.chmod(name, 0o755)
+        Store.release()
+
+
+def test_a_place_that_may_only_be_read_is_refused(closed: Path) -> None:
+    calls: list[int] = []
+    closed.chmod(0o555)
+    with (
+        _as_nobody(),
+        pytest.raises(Refused, match=r"/\.features-\w+\.lock cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+    ):
+        Store(closed, 1).array("features", {}, SHAPE, "float32", counting(calls))
+    assert calls == []
+    closed.chmod(0o755)
+    Store(closed, 10**9).array("features", {}, SHAPE, "float32", counting(calls))
+    Store.release()
+    closed.chmod(0o555)
+    for file in closed.glob(".*"):
+        file.chmod(0o444)
+    with _as_nobody():
+        assert [listed.unfinished for listed in Store(closed, 1).entries()] == [None]
+        with pytest.raises(Refused, match=r"/features-\w+ cannot be written \(Permission denied\)\. "):
+            Store(closed, 1).clear()
+    assert calls == [1]
+
+
+def test_an_entry_whose_time_cannot_be_set_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.utime", denied)
+    with pytest.raises(
+        Refused, match=r"/features-\w+ cannot be written \(Operation not permitted\)\. Features need .*\. Type features\.dir=<folder>\."
+    ):
+        store.array("features", {}, SHAPE, "float32", counting([]))
+
+
+@pytest.mark.parametrize("damage", ["a bit", "an end", "all", "byte order", "header", "entry.json", "a list", "no entry.json", "no rows"])
+def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", counting(calls))
+    expected = content(entry)
     Store.release()
     Store._verified.clear()  # as in another process
-    damaged = bytearray((entry.folder / "rows.npy").read_bytes())
-    damaged[-3] ^= 1
-    if damage == "entry.json":
-        (entry.folder / "entry.json").write_text("{")
+    rows, about = entry.folder / "rows.npy", entry.folder / "entry.json"
+    whole = rows.read_bytes()
+    damaged = {
+        "a bit": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        "an end": whole[:-100],
+        "all": b"",
+        "byte order": whole.replace(b"<f4", b">f4"),
+        "header": whole.replace(b"shape': (", b"shape': ["),
+    }
+    if damage in damaged:
+        rows.write_bytes(damaged[damage])
+    elif damage in ("entry.json", "a list"):
+        about.write_text("{" if damage == "entry.json" else "[]")
     else:
-        (entry.folder / "rows.npy").write_bytes(damaged if damage == "a bit" else damaged[:-100])
-    again = store.array("features", {}, SHAPE, "float32", counting(calls))
+        (rows if damage == "no rows" else about).unlink()  # as by a process that was killed while it removed it
+    with caplog.at_level(logging.WARNING):
+        again = store.array("features", {}, SHAPE, "float32", counting(calls))
+    assert caplog.messages == [f"{entry.folder} was damaged and is computed anew"]
     assert len(calls) == 2
-    assert again.rows[99, 0] == 99
+    assert content(again) == expected
 
 
 def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: Path) -> None:
@@ -289,7 +467,7 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: P
         yield len(rows)
 
     def names() -> set[str]:
-        return {identity["n"] for *_, identity in store.entries()}
+        return {listed.identity["n"] for listed in store.entries()}
 
     for name in "ab":
         store.array("features", {"n": name}, big, "float32", produce)

@@ -1,10 +1,13 @@
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from dogbreeds import data, model, optimizer, phase, tracking, unfreeze
-from dogbreeds.run import ALONE, Run
+from dogbreeds.run import ALONE, Run, part
 from dogbreeds.spec import Refused, home
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in (home() / "conf").glob("*/*.yaml") if path.parent.name not in ("hydra", "attempt"))
@@ -100,3 +103,72 @@ def test_tracking_names_an_absolute_store(composed, tmp_path: Path) -> None:
     run = composed()
     assert isinstance(run.tracking, tracking.Mlflow)
     assert run.tracking.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+# --- configs that would call something ---------------------------------------------------------------------------------
+
+MLP = {"_target_": "dogbreeds.head.MLP", "widths": [8], "dropout": 0.1}
+FOLDER = {"_target_": "dogbreeds.data.Folder"}
+
+
+def touch(path: Path) -> dict[str, object]:
+    """What Hydra would call, to make a file."""
+    return {"_target_": "os.system", "_args_": [f"touch '{path}'"]}
+
+
+NO_CLASSES = {
+    "of another module": ("head", lambda path: touch(path)),
+    "imported by the module": ("data", lambda path: touch(path) | {"_target_": "dogbreeds.data.os.system"}),
+    "imported by name": ("data", lambda path: {"_target_": "dogbreeds.data.Path", "_args_": [str(path)]}),
+    "no spec": ("data", lambda path: {"_target_": "dogbreeds.data.Source", "name": "x"}),
+    "a function": ("data", lambda path: {"_target_": "dogbreeds.data.hold_out"}),
+    "a constant": ("data", lambda path: {"_target_": "dogbreeds.data.OUTSIDE"}),
+    "a spec of another module": ("data", lambda path: {"_target_": "dogbreeds.data.Spec"}),
+    "another group's": ("head", lambda path: FOLDER),
+    "a method": ("data", lambda path: {"_target_": "dogbreeds.data.Folder.open"}),
+    "unknown": ("head", lambda path: {"_target_": "dogbreeds.head.Nope"}),
+    "with a dot more": ("head", lambda path: {"_target_": "dogbreeds.head..MLP"}),
+    "of a module that is not there": ("head", lambda path: {"_target_": "dogbreeds.nope.Nope"}),
+    "no text": ("head", lambda path: {"_target_": 7}),
+    "a class in a class": ("head", lambda path: {"_target_": touch(path)}),
+    "a text for a group": ("head", lambda path: "dogbreeds.head.MLP"),
+    "a list for a group": ("head", lambda path: [touch(path)]),
+    "null for a group": ("head", lambda path: None),
+}
+
+
+@pytest.mark.parametrize("what", NO_CLASSES)
+def test_only_a_group_s_own_classes_are_built(tmp_path: Path, what: str) -> None:
+    name, group = NO_CLASSES[what]
+    with pytest.raises(Refused) as refusal:
+        part(OmegaConf.create({name: group(tmp_path / "made")}), name)
+    said = rf"{name}\._target_ was .*\. It must be a class of dogbreeds\.{name}, as in the files of conf/{name}/\. Type {name}=<option>; python -m"
+    assert re.match(said, str(refusal.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["_target_", "_args_", "_partial_", "_convert_", "_recursive_"])
+@pytest.mark.parametrize("deep", [lambda call: call, lambda call: [8, call], lambda call: {"a": {"b": call}}, lambda call: [[{"a": [call]}]]])
+def test_nothing_within_a_setting_is_called(tmp_path: Path, key: str, deep: Callable[[object], object]) -> None:
+    call = touch(tmp_path / "made") if key == "_target_" else {key: True}
+    with pytest.raises(
+        Refused, match=rf"^head\.widths.* has a key {key} \(.*\)\. Only a group itself names a class, and its settings are plain values\. "
+    ):
+        part(OmegaConf.create({"head": MLP | {"widths": deep(call)}}), "head")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_would_resolve_to_a_call_stays_a_text(tmp_path: Path) -> None:
+    elsewhere = {"head": MLP | {"widths": "${call}"}, "call": touch(tmp_path / "made")}
+    with pytest.raises(Refused, match=r"^head\.widths has a key _target_ "):
+        part(OmegaConf.create(elsewhere), "head")
+    with pytest.raises(Refused, match=r"^head\.widths was "):
+        part(OmegaConf.create({"head": MLP | {"widths": "\\${call}"}, "call": touch(tmp_path / "made")}), "head")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_left_out_is_named() -> None:
+    said = r"^head\.widths was not given\. MLP has dropout, widths, and needs them all\. Type head=<option>, whose file gives them; "
+    with pytest.raises(Refused, match=said):
+        part(OmegaConf.create({"head": {key: value for key, value in MLP.items() if key != "widths"}}), "head")
+    assert part(OmegaConf.create({"head": MLP}), "head").widths == (8,)

@@ -446,6 +446,7 @@ def _read_all(connection: Connection, reading: Reading, seed: int, numbers: rang
     sys.dont_write_bytecode = True
     warnings.simplefilter("ignore")
     sys.addaudithook(watch)
+    connection.send("ready")
     for number in numbers:
         this = case(seed, number)
         writes.clear()  # of making it
@@ -474,6 +475,7 @@ def _watch(report: Report, reading: Reading, seed: int, numbers: range, root: Pa
     process.start()
     sending.close()
     try:
+        receiving.recv()  # the patience is with files, not with a process that starts
         for done, number in enumerate(numbers, 1):
             if not receiving.poll(patience):
                 report.hangs.append(number)
