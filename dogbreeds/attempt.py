@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +100,12 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done:
         with checkpoints.locked():
             known = run.tracking.known(run.key, identity)
             if known.finished is not None and SWEEP in os.environ and not run.rerun:
-                return _done(run, known.finished)
+                return _done(run, known.finished, composition)
             unfinished = _unfinished(run, known, checkpoints)
             prepared = _prepare(run, dataset, checkpoints, unfinished, started)
             with run.tracking.open(composition, unfinished) as tracker:
                 result = _execute(prepared, tracker)
-            if isinstance(result, Range) or not result.outcome.diverged:
-                checkpoints.remove()
+            checkpoints.remove()
             return result
     finally:
         Store.release()
@@ -121,19 +121,19 @@ def _execute(prepared: _Prepared, tracker: Tracker) -> Result | Range:
     return _train(prepared, prepared.run.phase, shown, tracker)
 
 
-def _done(run: Run, record: Record) -> Done:
+def _done(run: Run, record: Record, composition: Composition) -> Done:
     """Says that a job of a sweep was finished before."""
     objective = record.metrics.get("suggested/lr" if isinstance(run.phase, LrRange) else RANKING, 0.0)
     verdict_said = f", {record.tags['verdict']}" if "verdict" in record.tags else ""
     log.info("already there: run %s '%s'%s; rerun=true runs it again", short(record.run_id), record.name, verdict_said)
-    run.tracking.reuse(record)
+    run.tracking.reuse(record, composition)
     return Done(record.run_id, objective)
 
 
 def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | None:
     """The recorded attempt to go on with, if any; says what is passed over."""
-    if run.rerun:
-        checkpoints.remove()
+    if run.rerun or (known.finished is not None and known.unfinished is None):
+        checkpoints.remove()  # of a run that had all but ended
         return None
     if known.others and known.finished is None and known.unfinished is None:
         log.warning(
@@ -200,7 +200,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
 
     def save(progress: Progress) -> None:
         about, arrays = progress.packed()
-        prepared.checkpoints.save(about | {"parent": _parent_id(prepared)}, arrays)
+        prepared.checkpoints.save(about | _setting(prepared), arrays)
 
     outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
     if outcome.diverged:
@@ -218,9 +218,6 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
                 pairs[split] = predictions.beside(prepared.parent.predictions[split], split)
         best = outcome.best
         tracker.picture(lambda: curves.draw(outcome.epochs, best.number, tracker.name), "curves.png")
-        tracker.model(lambda: network.whole(dataset.class_names, run.data.resize), best.val.accuracy.value)
-        if network.suffix is None:
-            tracker.head(network.head)
     # The best epoch was chosen on val, so that only test is a fair judge of it, where there is one.
     pair = pairs.get("test", pairs.get("val"))
     setting = Setting(len(dataset.class_names), run.optimizer.lr, prepared.native, pair, outcome.ended if outcome.diverged else "")
@@ -229,6 +226,10 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     tracker.metrics(_final_metrics(result) | _paired_metrics(pairs))
     tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice})
     tracker.describe(str(judged))
+    if outcome.best is not None:  # after the metrics, by which a sweep's jobs find out whose network is the best
+        tracker.model(lambda: network.whole(dataset.class_names, run.data.resize), outcome.best.val.accuracy.value)
+        if network.suffix is None:
+            tracker.head(network.head)
     for line in _summary(result, tracker):
         log.info(line)
     return result
@@ -239,8 +240,9 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress
     kept = prepared.checkpoints.load()
     if kept is None:
         return None
-    if kept[0]["parent"] != _parent_id(prepared):
-        log.warning("the checkpoint that is there goes on from another frozen attempt: this one begins anew")
+    different = [name for name, value in _setting(prepared).items() if kept[0].get(name) != value]
+    if different:
+        log.warning("the checkpoint that is there is of %s: this attempt begins anew", " and ".join(f"another {name}" for name in different))
         return None
     progress = Progress.unpacked(*kept)
     for epoch in progress.outcome.epochs:
@@ -251,18 +253,19 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress
     return progress
 
 
-def _parent_id(prepared: _Prepared) -> str | None:
-    return prepared.parent.run_id if prepared.parent else None
+def _setting(prepared: _Prepared) -> dict[str, str | None]:
+    """What a checkpoint must have in common with the attempt that goes on from it, beside the identity."""
+    return {"parent": prepared.parent.run_id if prepared.parent else None} | {package: version(package) for package in ("keras", "tensorflow")}
 
 
 def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:
     """Of training that diverged: its last good state stays."""
-    newest = checkpoints.newest
-    if newest is None:
+    kept = checkpoints.set_aside(f"diverged-{tracker.run_id or checkpoints.folder.name}.npz")
+    if kept is None:
         log.info("no epoch was finished before: there is no checkpoint to keep")
         return
-    tracker.tags({"checkpoint": str(newest)})
-    log.info("the last state in which all was finite is kept: %s", newest)
+    tracker.tags({"checkpoint": str(kept)})
+    log.info("the last state in which all was finite is kept: %s", kept)
 
 
 def _range_test(prepared: _Prepared, phase: LrRange, shown: Shown, tracker: Tracker) -> Range:

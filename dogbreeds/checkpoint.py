@@ -58,8 +58,9 @@ class Checkpoints:
             except BlockingIOError:
                 log.info("another process is at work on this very run: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    return file
             file.close()
 
     def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -99,6 +100,16 @@ class Checkpoints:
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 log.warning("the checkpoint %s is damaged and is passed over", file)
         return None
+
+    def set_aside(self, name: str) -> Path | None:
+        """Takes the newest out of the folder, where nothing goes on from it, and forgets the others; None where there is none."""
+        newest = self.newest
+        if newest is None:
+            return None
+        place = self.folder.with_name(name)
+        newest.replace(place)
+        self.remove()
+        return place
 
     @property
     def newest(self) -> Path | None:

@@ -58,6 +58,7 @@ def main(task: Callable[[], Any], name: str) -> None:
             raise
         sys.exit(f"error: {sentences(error, name)}")
     except KeyboardInterrupt as stop:
+        interruption.ignore()
         status = "KILLED"
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))

@@ -308,8 +308,9 @@ def fit(
 
 
 def _assign(variables: "list[keras.Variable]", values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=False):
-        variable.assign(value)
+    if values:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
 
 def _fault(measured: np.ndarray) -> str:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+import psutil
+
 _GRACE_SECONDS = 3.0  # for the processes of parallel jobs, to write down how far they have come
 
 
@@ -39,6 +41,12 @@ def held() -> Iterator[None]:
     _raise_what_arrived()
 
 
+def ignore() -> None:
+    """From now on both signals do nothing: the process is ending already."""
+    for number in _RAISED:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def exit_code(interruption: KeyboardInterrupt) -> int:
     """The shell's code for a process that the signal ended."""
     return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
@@ -62,8 +70,6 @@ def _raise_what_arrived() -> None:
 
 def _tell_jobs(number: int) -> None:
     """Passes the signal on to jobs that run in processes of their own: a launcher would kill them without a word."""
-    import psutil
-
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -72,7 +78,7 @@ def _tell_jobs(number: int) -> None:
         time.sleep(_GRACE_SECONDS)
 
 
-def _is_job(process) -> bool:
+def _is_job(process: psutil.Process) -> bool:
     """Whether a child process has our handler of SIGTERM or another: what has none, such as git, or ignores it, is left alone."""
     try:
         with open(f"/proc/{process.pid}/status") as file:

@@ -40,6 +40,7 @@ Produce = Callable[[np.ndarray, int, dict[str, Any]], Generator[int, None, None]
 _WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
 _PROGRESS_SECONDS = 1.0  # between two notes of how far an array has come
 _PART = ".part"
+_PROGRESS = "progress.json"
 _NAME = re.compile(r"\.?([a-z_]+-[0-9a-f]{24})(\.part(?:-[0-9a-f]{8})?)?")  # an entry's, or a part's; earlier versions hid theirs
 
 
@@ -160,9 +161,11 @@ class Store:
         """What is kept, whole or unfinished, the most recently used first."""
         if not self.root.is_dir():
             return []
+        with _writing(self.root):
+            folders = list(self.root.iterdir())
         found = []
-        for folder in self.root.iterdir():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # another process may be evicting it
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # another process evicts it, or another user hides it
                 found.append(_listed(folder))
         return sorted((listed for listed in found if listed is not None), key=lambda listed: -listed.used)
 
@@ -189,10 +192,9 @@ class Store:
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         path = self._lock_file(folder)
-        with _writing(path):
-            file = path.open("ab")
-        with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as opened:
+            with _writing(path):
+                fcntl.flock(opened.enter_context(path.open("ab")), fcntl.LOCK_EX)
             yield
 
     def _use(self, folder: Path) -> None:
@@ -203,6 +205,7 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._in_use[folder] = file
             os.utime(folder / "entry.json")
+            (folder / _PROGRESS).unlink(missing_ok=True)  # it was of use until the entry was in its place
 
     def _open(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> Entry | None:
         if not folder.exists():
@@ -262,10 +265,11 @@ class _Part:
     """
 
     def __init__(self, folder: Path, new: _Progress, shape: tuple[int, ...], dtype: str):
-        self._folder, self._file = folder, folder / "progress.json"
-        self._progress = self._begun(new, shape, dtype) or self._begin(new, shape, dtype)
+        self._folder, self._file = folder, folder / _PROGRESS
+        with _writing(folder):
+            self._progress = self._begun(new, shape, dtype) or self._begin(new, shape, dtype)
+            self.rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r+")
         self._noted = time.monotonic()
-        self.rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r+")
         self.notes = copy.deepcopy(self._progress.notes)
 
     @property
@@ -308,7 +312,6 @@ class _Part:
             _write_aside(self._folder / "entry.json", about)
             _sync(self._folder / "entry.json")
             self._folder.replace(place)
-            (place / self._file.name).unlink()
 
     def _begun(self, new: _Progress, shape: tuple[int, ...], dtype: str) -> _Progress | None:
         """How far an earlier process came, if that can be gone on with."""
@@ -323,16 +326,14 @@ class _Part:
             log.warning("%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step)
         else:
             return found[1]
-        with _writing(self._folder):
-            shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder)
         return None
 
     def _begin(self, new: _Progress, shape: tuple[int, ...], dtype: str) -> _Progress:
         self._progress = new
         try:
-            with _writing(self._folder):
-                self._folder.mkdir()
-                np.lib.format.open_memmap(self._folder / "rows.npy", mode="w+", dtype=dtype, shape=shape)
+            self._folder.mkdir()
+            np.lib.format.open_memmap(self._folder / "rows.npy", mode="w+", dtype=dtype, shape=shape)
             _reserve(self._folder / "rows.npy")
             self._note()
         except BaseException:
@@ -362,7 +363,7 @@ def _read(file: Path, identity: Identity, shape: tuple[int, ...], dtype: str) ->
     try:
         rows = _mapped(file.with_name("rows.npy"))
         said = _Progress(**{"step": 1, "done": len(rows)} | json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):  # the last of brackets without end
         return None
     same = (rows.shape, rows.dtype, said.identity) == (shape, np.dtype(dtype), json.loads(json.dumps(identity)))
     plausible = isinstance(said.done, int) and 0 <= said.done <= len(rows) and isinstance(said.notes, dict)
@@ -382,14 +383,14 @@ def _listed(folder: Path) -> Listed | None:
     named = _NAME.fullmatch(folder.name)
     if named is None or not folder.is_dir():
         return None
-    about, rows = folder / ("progress.json" if named[2] else "entry.json"), folder / "rows.npy"
+    about, rows = folder / (_PROGRESS if named[2] else "entry.json"), folder / "rows.npy"
     used = (about if about.exists() else folder).stat().st_mtime
     size = rows.stat().st_size if rows.exists() else 0
     try:
         said = json.loads(about.read_text())
         unfinished = (said["done"], len(_mapped(rows))) if named[2] else None
         return Listed(folder.name, size, used, said["identity"], unfinished)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return Listed(folder.name, size, used, {}, (0, 0) if named[2] else None)
 
 

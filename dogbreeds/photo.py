@@ -28,6 +28,7 @@ Photo = Callable[[], np.ndarray]  # -> [h, w, 3] uint8 RGB; raises Unreadable
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 16_384  # padding to a square, of single floats, must stay possible
 MAX_SCANS = 100  # of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
@@ -144,12 +145,12 @@ def _check_bytes(count: int, name: str) -> None:
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise _too_many_pixels(f"{name} declares {width:,} x {height:,} pixels")
 
 
 def _too_many_pixels(received: str) -> Unreadable:
-    return _too_large(received, f"A photo may have {MAX_PIXELS // 10**6} megapixels", TOO_MANY_PIXELS)
+    return _too_large(received, f"A photo may have {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side", TOO_MANY_PIXELS)
 
 
 def _too_large(received: str, allowed: str, reason: str) -> Unreadable:

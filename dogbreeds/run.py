@@ -75,7 +75,8 @@ class Run:
         return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def identity(self, data_fingerprint: str) -> str:
-        """A digest of all that decides the result: the settings, the photos, the backbone's weights. The same identity gives the same numbers.
+        """A digest of all that decides the result: the settings, the photos, the backbone's weights. The same identity gives the same numbers;
+        a fine-tune's with the same parent.
 
         Args:
             data_fingerprint: of the opened data.
@@ -103,6 +104,9 @@ def from_config(config: DictConfig) -> Run:
     """
     parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE}
     whole = _plain(config)
+    missing = [name for name in ALONE if name not in whole]
+    if missing:
+        raise Refused(f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out ~{missing[0]}.")
     return Run(**parts, **dataclasses.asdict(_Alone(**{name: whole[name] for name in ALONE})))
 
 

@@ -38,11 +38,8 @@ class Sweep(Callback):
         overrides = tuple(config.hydra.overrides.task)
         name = f"sweep {' '.join(overrides)}"[:250]
         yaml = OmegaConf.to_yaml(shown)
-        identity = "" if "rerun=true" in overrides else digest(f"{yaml}{overrides}".encode())
+        identity = "" if shown.rerun else digest(f"{yaml}{overrides}".encode())
         Sweep.open(tracking, Composition(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
-
-    def on_multirun_end(self, config: "DictConfig", **_: Any) -> None:
-        Sweep.close("FINISHED")
 
     @classmethod
     def open(cls, tracking: Mlflow, composition: Composition) -> str:
@@ -60,11 +57,20 @@ class Sweep(Callback):
 
     @classmethod
     def close(cls, status: str) -> None:
-        """Ends the sweep's run, if one is open, with what its best job measured."""
+        """Ends the sweep's run, if one is open."""
         if cls._open is None:
             return
         (tracking, client, run_id, alive), cls._open = cls._open, None
         os.environ.pop(SWEEP)
+        try:
+            failed = cls._sum_up(tracking, client, run_id)
+        finally:
+            alive.close()
+        client.set_terminated(run_id, "FAILED" if failed and status == "FINISHED" else status)
+
+    @staticmethod
+    def _sum_up(tracking: Mlflow, client: "mlflow.MlflowClient", run_id: str) -> bool:
+        """Records what the best job measured, and all curves; gives whether a job has failed."""
         run = client.get_run(run_id)
         close_gone(client, run.info.experiment_id)
         jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
@@ -73,14 +79,12 @@ class Sweep(Callback):
         names = distinct([job.data.params["overrides"] for job in measured])
         histories = {name: [tracking.history(job.info.run_id, "val/accuracy")] for name, job in zip(names, measured, strict=True)}
         if histories:
-            best = max(jobs, key=lambda job: job.data.metrics.get(RANKING, -1.0))
-            client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
+            best = max(measured, key=lambda job: job.data.metrics[RANKING])
+            if run.data.metrics.get(RANKING) != best.data.metrics[RANKING]:  # it may have been opened again for nothing
+                client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
             client.set_tag(run_id, "best_run", best.info.run_id)
             client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
-        if any(job.info.status == "FAILED" for job in jobs) and status == "FINISHED":
-            status = "FAILED"
-        alive.close()
-        client.set_terminated(run_id, status)
+        return any(job.info.status == "FAILED" for job in jobs)
 
 
 def distinct(overrides: Sequence[str]) -> list[str]:

@@ -209,8 +209,8 @@ class Tracking(Spec):
         """
         return Known()
 
-    def reuse(self, record: Record) -> None:
-        """Tells the sweep, if there is one, that a job's result was there already."""
+    def reuse(self, record: Record, composition: Composition) -> None:
+        """Takes over a recorded attempt as the result of another command, and tells the sweep, if there is one."""
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         """Finds the frozen attempt that a fine-tune goes on from.
@@ -250,19 +250,28 @@ class Mlflow(Tracking):
         client, experiment_id = self.connect()
         above = os.environ.get(SWEEP)
         run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
-        with _ended(client, run.info.run_id), _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds):
+        sampled = _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds, unfinished is not None)
+        with _ended(client, run.info.run_id), sampled:
             yield _MlflowTracker(self, client, run)
 
     def known(self, key: str, identity: str) -> Known:
         client, experiment_id = self.connect()
         close_gone(client, experiment_id)
         same = [_record(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
-        finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity]
+        finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)]
         unfinished = [record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity]
         others = tuple(short(record.run_id) for record in same if record.tags["identity"] != identity)
         return Known(next(iter(finished), None), next(iter(unfinished), None), others)
 
-    def reuse(self, record: Record) -> None:
+    def _lacks(self, record: Record) -> bool:
+        """Whether a frozen attempt did not keep the head that a fine-tune would go on from, and should have."""
+        frozen = (record.params.get("phase"), record.params.get("unfreeze")) == ("Frozen", "Nothing")
+        return self.model != "none" and frozen and record.tags.get("head") != "kept"
+
+    def reuse(self, record: Record, composition: Composition) -> None:
+        for name, value in _choices(composition).items():
+            if name not in record.tags:  # it may have been run under no attempt's name
+                self._client().set_tag(record.run_id, name, value)
         above = os.environ.get(SWEEP)
         if above is not None and record.tags.get("mlflow.parentRunId") != above:
             self._client().set_tag(above, f"{REUSED}{record.run_id}", record.name)
@@ -525,10 +534,7 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
         "key": composition.key,
         "identity": composition.identity,
     }
-    tags |= _whereabouts(composition, above)
-    tags |= {f"choice.{group}": option for group, option in composition.choices.items()}
-    if composition.changed:
-        tags["attempt.changed"] = " ".join(composition.changed)
+    tags |= _whereabouts(composition, above) | _choices(composition)
     if commit != "none":
         tags["mlflow.source.git.commit"] = commit
     tags |= {f"version.{package}": version(package) for package in _PACKAGES}
@@ -546,11 +552,21 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
 
 def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":
     """Opens a run again that was cut off."""
+    from mlflow.entities import RunTag
+
+    before = client.get_run(run_id).data.tags
+    new = {name: value for name, value in _choices(composition).items() if name not in before}
+    new |= _whereabouts(composition, above) | {"resumed": str(int(before.get("resumed", 0)) + 1)}
+    # At once, and before the status: another process would take it for one whose process is gone.
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
     client.update_run(run_id, status="RUNNING")
-    times = int(client.get_run(run_id).data.tags.get("resumed", 0)) + 1
-    for name, value in {**_whereabouts(composition, above), "resumed": str(times)}.items():
-        client.set_tag(run_id, name, value)
     return client.get_run(run_id)
+
+
+def _choices(composition: Composition) -> dict[str, str]:
+    """By which names a run is looked for."""
+    tags = {f"choice.{group}": option for group, option in composition.choices.items()}
+    return tags | ({"attempt.changed": " ".join(composition.changed)} if composition.changed else {})
 
 
 def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
@@ -641,14 +657,14 @@ class _Client:
 
 
 @contextlib.contextmanager
-def _system_metrics(run_id: str, uri: str, seconds: float) -> Iterator[None]:
+def _system_metrics(run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
     """Processor, memory and disk use, sampled; 0 seconds turns it off."""
     if not seconds:
         yield
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, tracking_uri=uri)
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=goes_on, tracking_uri=uri)
     monitor.start()
     try:
         yield

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dogbreeds.kept import Store
 from dogbreeds.spec import home
 
 _PROBE = (
@@ -65,3 +68,20 @@ def test_what_is_kept_is_listed_and_cleared(command) -> None:
     refused = command("cache", "clear=perhaps")
     assert refused.returncode == 1
     assert "error: clear was 'perhaps'. It must be true or false." in refused.stderr
+
+
+def test_what_is_unfinished_or_damaged_is_listed_as_such(command, tmp_path: Path) -> None:
+    def produce(rows: np.ndarray, start: int, notes: dict):
+        yield from (1_000, 2_048)
+        raise KeyboardInterrupt
+
+    place = tmp_path / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        Store(place, 10**9).array("features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce)
+    (place / f"photos-{24 * 'a'}").mkdir()
+    listed = command("cache").stdout.splitlines()
+    assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == ["64 px, pad, float16, unfinished: 2,048 of 4,800 rows"]
+    assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
+    assert listed[-1] == f"2 kept arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
+    assert command("cache", "clear=true").stdout == f"2 kept arrays removed from {place}\n"
+    assert [path.name for path in place.iterdir() if path.is_dir()] == []

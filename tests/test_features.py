@@ -1,4 +1,5 @@
 import functools
+import io
 import itertools
 import json
 import logging
@@ -190,6 +191,14 @@ def left(place: Path) -> dict[str, int]:
     return {entry.name.split("-")[0]: entry.unfinished[0] for entry in listed if entry.unfinished is not None}
 
 
+def done(place: Path, kind: str) -> int:
+    """Rows of an array that are done."""
+    return PHOTOS if list(place.glob(f"{kind}-*[0-9a-f]")) else left(place).get(kind, 0)
+
+
+WRITING = ("batch", "note", "rename", "renamed")  # moments other than the decoding of a photo
+
+
 def _killed_at(place: Path, moment: int, kinds: tuple[str, ...]) -> None:
     """Computes, and ends with SIGKILL at the so-manieth moment of these kinds."""
     passed = itertools.count(1)
@@ -217,7 +226,7 @@ def _killed_at(place: Path, moment: int, kinds: tuple[str, ...]) -> None:
     os._exit(7)
 
 
-def killed(place: Path, moment: int, kinds: tuple[str, ...] = ("photo", "batch", "note", "rename", "renamed")) -> bool:
+def killed(place: Path, moment: int, kinds: tuple[str, ...]) -> bool:
     """Whether it came to that moment."""
     worker = multiprocessing.get_context("fork").Process(target=_killed_at, args=(place, moment, kinds))
     worker.start()
@@ -232,30 +241,29 @@ def test_killed_at_any_moment_photos_and_features_end_with_the_same_bytes(plain:
     assert {(name.split("-")[0], Path(name).name) for name in expected} == {
         (kind, name) for kind in ("photos", "features") for name in ("entry.json", "rows.npy")
     }
-    saved = []
-    for moment in itertools.count(1, 13):
-        place = tmp_path / str(moment)
-        if not killed(place, moment):
+    saved = {kind: set() for kind in ("photos", "features")}
+    for kinds, moment in itertools.chain(((("photo",), at) for at in range(1, PHOTOS, 37)), ((WRITING, at) for at in itertools.count(1, 3))):
+        place = tmp_path / f"{kinds[0]}-{moment}"
+        if not killed(place, moment, kinds):
             break
-        before, again = left(place), Counted()
-        decoded = PHOTOS if list(place.glob("photos-*[0-9a-f]/entry.json")) else before.get("photos", 0)
+        before, again = {kind: done(place, kind) for kind in saved}, Counted()
         again.compute(place)
-        assert contents(place) == expected
-        assert len(again.decoded) == PHOTOS - decoded
-        assert sum(again.batches) == PHOTOS - before["features"]
         assert again.photos(place).skipped() == set(BAD)
-        saved.append(before["features"])
+        assert contents(place) == expected
+        assert (len(again.decoded), sum(again.batches)) == (PHOTOS - before["photos"], PHOTOS - before["features"])
+        for kind in saved:
+            saved[kind].add(before[kind])
         Store.release()
-    assert len(saved) > 20
-    assert {0, 16, 64, 128} < set(saved)
+    assert moment > 60
+    assert saved == {"photos": {0, 32, 64, 96, 128, 150}, "features": {*range(0, 150, 16), 150}}
 
 
 def test_killed_again_and_again_it_comes_to_an_end(plain: None, tmp_path: Path) -> None:
     Counted().compute(tmp_path / "whole")
     place, before, kills = tmp_path / "killed", -1, 0
-    while killed(place, 25, ("batch", "note", "rename", "renamed")):
-        assert left(place)["features"] > before
-        before, kills = left(place)["features"], kills + 1
+    while killed(place, 25, WRITING):
+        assert done(place, "features") > before
+        before, kills = done(place, "features"), kills + 1
     assert kills > 2
     assert contents(place) == contents(tmp_path / "whole")
 
@@ -268,16 +276,20 @@ def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path
         if what == kind and row == {"photo": 100, "batch": 5}[kind]:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interruption:
         Counted(at).compute(tmp_path / "cut")
+    assert interruption.tb is not None  # what is said of where it was holds on to all that was going on
     assert left(tmp_path / "cut") == ({"photos": 96, "features": 96} if kind == "photo" else {"photos": 96, "features": 80})
     again = Counted()
+    monkeypatch.setattr(terminal, "_QUIET_SECONDS", -1.0)
     with caplog.at_level(logging.INFO):
         again.compute(tmp_path / "cut")
     assert sorted(again.decoded) == list(range(96, PHOTOS))
     assert again.batches == ([16] * 3 + [6] if kind == "photo" else [16] * 4 + [6])
     assert f"photos of train: going on from 96 of {PHOTOS}" in caplog.messages
     assert f"features of train: going on from {96 if kind == 'photo' else 80} of {PHOTOS}" in caplog.messages
+    (first, *_) = [message for message in caplog.messages if " images/s, " in message]
+    assert first.startswith(f"features of train: {112 if kind == 'photo' else 96} of {PHOTOS}, ")
     Counted().compute(tmp_path / "whole")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -362,3 +374,15 @@ def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(caplog: pytest
         advance(100)
         advance(300)
     assert caplog.messages == ["features: 700 of 1,000, 5 images/s, 60 s left", "features: 400 in 60.0 s, 7 images/s"]
+
+
+def test_a_bar_begins_with_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(terminal.sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    with terminal.progress("features", 1_000, "images", before=600) as advance:
+        advance(400)
+    assert "600/1000" in screen.getvalue()
+    assert "1000/1000" in screen.getvalue()
+    assert "400/1000" not in screen.getvalue()

@@ -170,7 +170,9 @@ def test_what_the_user_must_put_right_leaves_nothing(store: Store) -> None:
     assert parts(store) == []
 
 
-@pytest.mark.parametrize("damage", ["rows", "an end", "progress", "no progress", "too many", "another identity", "another step", "another shape"])
+@pytest.mark.parametrize(
+    "damage", ["rows", "an end", "progress", "brackets", "no progress", "too many", "another identity", "another step", "another shape"]
+)
 def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50), step=10)
@@ -183,11 +185,15 @@ def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, 
         (part / "rows.npy").write_bytes((part / "rows.npy").read_bytes()[:-1])
     elif damage == "progress":
         (part / "progress.json").write_text('{"done": 5')
+    elif damage == "brackets":
+        (part / "progress.json").write_text("[" * 100_000)
+        assert [(listed.identity, listed.unfinished) for listed in store.entries()] == [({}, (0, 0))]
     elif damage == "no progress":
         (part / "progress.json").unlink()
     elif damage in ("too many", "another identity"):
         said = json.loads((part / "progress.json").read_text())
-        (part / "progress.json").write_text(json.dumps(said | ({"done": 500} if damage == "too many" else {"identity": {"a": 1}})))
+        too_many = {"done": 500, "crc32": kept._checksum(np.load(part / "rows.npy"))}
+        (part / "progress.json").write_text(json.dumps(said | (too_many if damage == "too many" else {"identity": {"a": 1}})))
     step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
     with caplog.at_level(logging.WARNING):
         entry = store.array("features", {}, shape, "float32", counting([]), step=step)
@@ -429,6 +435,49 @@ def test_an_entry_whose_time_cannot_be_set_is_refused(store: Store, monkeypatch:
         store.array("features", {}, SHAPE, "float32", counting([]))
 
 
+def test_a_part_that_another_user_left_is_refused_and_stays(closed: Path) -> None:
+    store = Store(closed, 10**9)
+    with pytest.raises(RuntimeError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
+    (part,) = parts(store)
+    for path in (closed, *closed.glob(".*")):
+        path.chmod(0o777)
+    (part / "rows.npy").chmod(0o444)
+    with (
+        _as_nobody(),
+        pytest.raises(Refused, match=r"/features-\w+\.part cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+    ):
+        store.array("features", {}, SHAPE, "float32", counting([]))
+    assert [listed.unfinished for listed in store.entries()] == [(50, 100)]
+
+
+def test_what_another_user_hides_is_passed_over(closed: Path) -> None:
+    store = Store(closed, max_bytes=1)
+    with pytest.raises(RuntimeError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
+    (part,) = parts(store)
+    part.chmod(0)
+    closed.chmod(0o777)
+    with _as_nobody():
+        assert store.entries() == []
+        store.array("features", {"mine": 1}, SHAPE, "float32", counting([]))  # and evicts what it can
+        assert [listed.identity for listed in store.entries()] == [{"mine": 1}]
+    part.chmod(0o755)
+    assert (part / "progress.json").exists()
+
+
+def test_a_disk_without_locks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with pytest.raises(
+        Refused, match=r"/\.features-\w+\.lock cannot be written \(No locks available\)\. Features need .*\. Type features\.dir=<folder>\."
+    ):
+        store.array("features", {}, SHAPE, "float32", counting([]))
+    assert parts(store) == []
+
+
 @pytest.mark.parametrize("damage", ["a bit", "an end", "all", "byte order", "header", "entry.json", "a list", "no entry.json", "no rows"])
 def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
@@ -443,7 +492,7 @@ def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str,
         "an end": whole[:-100],
         "all": b"",
         "byte order": whole.replace(b"<f4", b">f4"),
-        "header": whole.replace(b"shape': (", b"shape': ["),
+        "header": whole.replace(b"}", b" ", 1),
     }
     if damage in damaged:
         rows.write_bytes(damaged[damage])

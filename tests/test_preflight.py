@@ -158,7 +158,7 @@ def test_wrong_pixels_are_refused_and_what_was_measured_is_kept(composed, tmp_pa
         assert text.startswith(f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember raw pixels: {mode} is ")
         assert "Type preprocessing=native, or preflight=warn to train on all the same." in text
         assert three_sentences(text)
-        assert [name.split("-")[0] for name, *_ in run.features.store().entries()] == ["preflight"]  # once for all, and nothing else was spent
+        assert [listed.name.split("-")[0] for listed in run.features.store().entries()] == ["preflight"]  # once for all, and nothing else was spent
     client, experiment = run.tracking.connect()
     assert client.search_runs([experiment]) == []
     attempted(composed(*SMALL, "preprocessing=torch", "preflight=warn"), tmp_path)
