@@ -24,10 +24,10 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 	$(BIN)/python -m dogbreeds.train --multirun attempt=$(ATTEMPTS) seed=$(SEEDS) $(SETUP) $(OPTIONS)
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: setup ## the tests, about 6 minutes on 2 cores
+test: setup ## the tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, some minutes more
+test-slow: setup ## whole commands as a user runs them, killed and gone on with; about 10 minutes more
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
