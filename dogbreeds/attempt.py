@@ -135,7 +135,7 @@ def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | No
     if run.rerun or (known.finished is not None and known.unfinished is None):
         checkpoints.remove()  # of a run that had all but ended
         return None
-    if known.others and known.finished is None and known.unfinished is None:
+    if known.others and known.unfinished is None:
         log.warning(
             "run %s has the same settings, but its photos, class names or weights were others: its results are not used, all is computed anew",
             known.others[0],
@@ -149,7 +149,6 @@ def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | No
 
 def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float) -> _Prepared:
     """Builds the network; what can be refused before anything is spent is refused here, the cheapest first."""
-    run.model.weights_file()
     for note in dataset.notes:
         log.warning(note)
     log.info(_headline(run, dataset))

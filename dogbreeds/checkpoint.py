@@ -74,7 +74,7 @@ class Checkpoints:
             Refused: where it cannot be written; the checkpoints that are there stay as they are.
         """
         files = self._files()
-        number = self._number(files[-1]) + 1 if files else 1
+        number = int(files[-1].stem) + 1 if files else 1
         aside = self.folder / "aside"
         said = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         with self._written("written"):
@@ -123,10 +123,6 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.npz"))
-
-    @staticmethod
-    def _number(file: Path) -> int:
-        return int(file.stem)
 
     @contextlib.contextmanager
     def _written(self, what: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import psutil
 
 from dogbreeds import interruption
 from dogbreeds.metrics import Pair
@@ -571,8 +572,6 @@ def _choices(composition: Composition) -> dict[str, str]:
 
 def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
     """Which process is at work on a run, and for which sweep."""
-    import psutil
-
     tags = {
         "host": platform.node(),
         "process": str(os.getpid()),
@@ -594,8 +593,6 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str) -> None:
 
 def _is_gone(tags: Mapping[str, str]) -> bool:
     """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
-    import psutil
-
     if tags["host"] != platform.node():
         return time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
     try:
