@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from dogbreeds.unfreeze import Plan
 
 
+def photos_at_once(size: int) -> int:
+    """Enough photos of `size` pixels a side to fill the cores, or the GPU, few enough that memory stays in bounds."""
+    import tensorflow as tf
+
+    at_224 = 256 if tf.config.list_physical_devices("GPU") else 16 * min(8, os.cpu_count() or 1)
+    return int(np.clip(at_224 * (224 / size) ** 2, 4, 256))
+
+
+def folded(graph: "keras.Model") -> Callable[[np.ndarray], np.ndarray]:
+    """A function from a batch of photos to a graph's output in inference mode, its weights folded in as constants: faster on a CPU."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    signature = tf.TensorSpec(graph.input.shape, tf.float32)
+    concrete = tf.function(lambda photos: graph(photos, training=False)).get_concrete_function(signature)
+    constant = convert_variables_to_constants_v2(concrete)
+    return lambda photos: constant(tf.cast(photos, tf.float32))[0].numpy()
+
+
 @dataclass(frozen=True)
 class Prefix:
     """The frozen part: photos at the backbone's size -> what leaves the cut, pooled where nothing of the backbone trains.
@@ -34,22 +53,13 @@ class Prefix:
         return tuple(self.graph.output.shape[1:])
 
     def batch_size(self) -> int:
-        """Photos at a time: enough to fill the cores, or the GPU, few enough that memory stays in bounds at any image size."""
-        import tensorflow as tf
-
-        at_224 = 256 if tf.config.list_physical_devices("GPU") else 16 * min(8, os.cpu_count() or 1)
-        return int(np.clip(at_224 * (224 / self.graph.input.shape[1]) ** 2, 4, 256))
+        """Photos at a time that suit this machine."""
+        return photos_at_once(self.graph.input.shape[1])
 
     @cached_property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from a batch of photos to their outputs: one graph, its weights folded in as constants."""
-        import tensorflow as tf
-        from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-        signature = tf.TensorSpec(self.graph.input.shape, tf.float32)
-        concrete = tf.function(lambda photos: self.graph(photos, training=False)).get_concrete_function(signature)
-        folded = convert_variables_to_constants_v2(concrete)
-        return lambda photos: folded(tf.cast(photos, tf.float32))[0].numpy()
+        """A function from a batch of photos to their outputs."""
+        return folded(self.graph)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 from dogbreeds import command, rendering
 from dogbreeds.comparison import Table, not_run, tables
 from dogbreeds.run import part
+from dogbreeds.runs import Only
 from dogbreeds.spec import Refused, Spec, home, one_of, text
-from dogbreeds.tracking import Mlflow, Record
+from dogbreeds.tracking import Mlflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,24 +26,6 @@ class Wanted(Spec):
     runs: str = one_of("newest", "all")
     format: str = one_of("text", "markdown", "csv", "html")
     output: str | None = text(example="table.md", optional=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Only(Spec):
-    """Which runs are in it."""
-
-    group = "only"
-    model: str | None = text(example="effnetb0", optional=True)
-    data: str | None = text(example="stanford_dogs", optional=True)
-
-    def holds(self, record: Record) -> bool:
-        """Whether a run is wanted; a model and data go by the name of their option or by their own."""
-        model = {record.params["model.architecture"].lower(), record.tags.get("choice.model", "")}
-        data = {record.params["data.name"].lower(), record.tags.get("choice.data", "")}
-        return (self.model is None or self.model.lower() in model) and (self.data is None or self.data.lower() in data)
-
-    def __str__(self) -> str:
-        return " ".join(f"only.{name}={value}" for name, value in (("model", self.model), ("data", self.data)) if value)
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="table")

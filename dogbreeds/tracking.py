@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
-_MODEL_FOLDER, _PREDICTIONS, _HEAD = "model", "predictions", "head/head.weights.h5"
+_MODEL_FOLDER, _MODEL_FILE, _PREDICTIONS, _HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
+CONFIG = "config/config.yaml"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 _PARAMETERS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one call
 RANKING = "best/val_accuracy"
@@ -348,6 +349,36 @@ class Mlflow(Tracking):
         """What is recorded under an id."""
         return _record(self._client().get_run(run_id))
 
+    def named(self, beginning: str) -> list[Record]:
+        """The experiment's runs whose ids begin so, whatever became of them."""
+        client, experiment_id = self._look()
+        if experiment_id is None:
+            return []
+        found, token = [], None
+        while True:
+            page = client.search_runs([experiment_id], "", max_results=1000, page_token=token)
+            found += [_record(run) for run in page if run.info.run_id.startswith(beginning)]
+            token = page.token
+            if not token:
+                return found
+
+    def config(self, run_id: str) -> str:
+        """The composed config of a run, as YAML."""
+        with tempfile.TemporaryDirectory() as folder:
+            return Path(self._client().download_artifacts(run_id, CONFIG, folder)).read_text()
+
+    def network(self, run_id: str, folder: Path) -> Path:
+        """The file of a run's trained network, put into a folder; the run must have kept one."""
+        return Path(self._client().download_artifacts(run_id, f"{_MODEL_FOLDER}/{_MODEL_FILE}", str(folder)))
+
+    def add(self, run_id: str, folder: Path, place: str, metrics: dict[str, float]) -> None:
+        """Adds a folder's files and numbers to a run that has finished; what was there under the same names is replaced."""
+        client = self._client()
+        client.log_artifacts(run_id, str(folder), place)
+        for name, value in metrics.items():
+            if np.isfinite(value):
+                client.log_metric(run_id, name, value)
+
     def note(self, run_id: str, name: str, text: str, metrics: dict[str, float]) -> None:
         """Adds a text and numbers to a run."""
         client = self._client()
@@ -384,9 +415,16 @@ class Mlflow(Tracking):
             )
         best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
         head = client.download_artifacts(best.info.run_id, _HEAD, str(folder))
-        said = Path(client.download_artifacts(best.info.run_id, _PREDICTIONS, str(folder)))
-        predictions = {file.stem: _read(file) for file in said.glob("*.npz")}
-        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], predictions)
+        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], self.predictions(best.info.run_id))
+
+    def predictions(self, run_id: str) -> "dict[str, Predictions]":
+        """What a run's best weights said of each photo, by split; empty where it finished no epoch."""
+        client = self._client()
+        with tempfile.TemporaryDirectory() as folder:
+            if not client.list_artifacts(run_id, _PREDICTIONS):
+                return {}
+            said = Path(client.download_artifacts(run_id, _PREDICTIONS, folder))
+            return {file.stem: _read(file) for file in said.glob("*.npz")}
 
 
 def _record(run: "MlflowRun") -> Record:
@@ -483,7 +521,7 @@ class _MlflowTracker(Tracker):
         if self._tracking.model == "best" and not self._beats_its_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
-            whole().save(Path(folder) / "model.keras")
+            whole().save(Path(folder) / _MODEL_FILE)
             self._client.log_artifacts(self.run_id, folder, _MODEL_FOLDER)
         self.tags({"model": "kept"})
 
@@ -542,7 +580,7 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     with interruption.held():
         run_id = client.create_run(experiment_id, tags=tags).info.run_id
         try:
-            client.log_text(run_id, composition.yaml, "config/config.yaml")
+            client.log_text(run_id, composition.yaml, CONFIG)
             client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
             client.log_param(run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
         except Refused:

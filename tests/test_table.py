@@ -7,7 +7,7 @@ import pytest
 
 from dogbreeds.comparison import not_run, tables
 from dogbreeds.rendering import as_csv, as_html, as_markdown, as_text
-from dogbreeds.table import Only
+from dogbreeds.runs import Only
 from dogbreeds.tracking import Record
 
 CURVES = {"torch_pixels": [0.008, 0.006], "lr_collapse": [0.354, 0.22, 0.05], "frozen": [0.787, 0.919, 0.912], "finetune_50": [0.92, 0.927]}

@@ -1,0 +1,141 @@
+"""Which recorded attempt, or saved file, a command is about."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dogbreeds.run import part
+from dogbreeds.spec import Missing, Refused, Spec, text
+from dogbreeds.tracking import RANKING, Mlflow, Record, short
+
+if TYPE_CHECKING:
+    from dogbreeds.classifier import Classifier
+
+LATEST, BEST = "latest", "best"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Only(Spec):
+    """Which runs are in it."""
+
+    group = "only"
+    model: str | None = text(example="effnetb0", optional=True)
+    data: str | None = text(example="stanford_dogs", optional=True)
+
+    def holds(self, record: Record) -> bool:
+        """Whether a run is wanted; a model and data go by the name of their option or by their own."""
+        model = {record.params["model.architecture"].lower(), record.tags.get("choice.model", "")}
+        data = {record.params["data.name"].lower(), record.tags.get("choice.data", "")}
+        return (self.model is None or self.model.lower() in model) and (self.data is None or self.data.lower() in data)
+
+    def __str__(self) -> str:
+        return " ".join(f"only.{name}={value}" for name, value in (("model", self.model), ("data", self.data)) if value)
+
+
+def store(config: DictConfig, why: str) -> Mlflow:
+    """Where a command's config says that attempts are recorded.
+
+    Args:
+        config: with the group `tracking`.
+        why: what the command needs it for, as a sentence.
+
+    Raises:
+        Refused: with tracking=none.
+    """
+    tracking = part(config, "tracking")
+    if not isinstance(tracking, Mlflow):
+        raise Refused(f"tracking=none was chosen. {why} Type tracking=mlflow.")
+    return tracking
+
+
+def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: bool = True) -> Record:
+    """The attempt that a word names.
+
+    Args:
+        tracking: where attempts are recorded.
+        wanted: `latest`, `best` (by validation accuracy), or the beginning of a run's id.
+        only: among which attempts `latest` and `best` are sought.
+        key: of the setting that holds the word, for errors.
+        network: whether the attempt must have kept its network.
+
+    Raises:
+        Refused: where it names no finished attempt, several, or one without what is needed.
+    """
+    if wanted not in (LATEST, BEST):
+        return _by_id(tracking, wanted, key, network)
+    records = [record for record in tracking.records() if only.holds(record) and (_kept(record) or not network)]
+    if not records:
+        which = f"{' that kept its network' if network else ''}{f' with {only}' if str(only) else ''}"
+        raise Refused(
+            f"Experiment '{tracking.experiment}' has no finished attempt{which}. {key}={wanted} is one of those. "
+            "Type python -m dogbreeds.train first, or name a saved network by its file."
+        )
+    if wanted == LATEST:
+        return records[0]
+    data = sorted({record.params["data.name"] for record in records})
+    if len(data) > 1:  # accuracies on different photos say nothing about which is better
+        raise Refused(
+            f"{key}=best was asked for, and experiment '{tracking.experiment}' has attempts on {' and '.join(data)}. The best is among those on the "
+            f"same photos. Type only.data={records[0].params['data.name']}, for example."
+        )
+    return max(records, key=lambda record: record.metrics.get(RANKING, 0.0))
+
+
+def _kept(record: Record) -> bool:
+    return record.tags.get("model") == "kept"
+
+
+def _by_id(tracking: Mlflow, wanted: str, key: str, network: bool) -> Record:
+    found = tracking.named(wanted)
+    if len(found) != 1:
+        newest = [short(record.run_id) for record in tracking.records() if _kept(record) or not network][:3]
+        there = f"; the newest are {', '.join(newest)}" if newest else ""
+        raise Refused(
+            f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment '{tracking.experiment}'. It must be latest, "
+            f"best, or the beginning of one run's id{there}. Type {key}=latest, for example."
+        )
+    (record,) = found
+    if record.status != "FINISHED" or "verdict" not in record.tags:
+        state = f"has not finished ({record.status})" if record.status != "FINISHED" else "is no training: it has no verdict"
+        raise Refused(f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for example.")
+    if network and not _kept(record):
+        why = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
+        raise Refused(
+            f"{key}={wanted} kept no network ({why}). There must be one. Type {key}=best, or run it by itself: "
+            "python -m dogbreeds.train with its overrides."
+        )
+    return record
+
+
+@contextlib.contextmanager
+def opened(tracking: Mlflow, wanted: str, only: Only) -> "Iterator[tuple[Record | None, Classifier, Path]]":
+    """The attempt that a word names, its trained network, and the network's file while the body runs; of a saved file there is no attempt."""
+    from dogbreeds.classifier import load
+
+    place = Path(wanted).expanduser()
+    if is_file(wanted):
+        if not place.is_file():
+            raise Missing(f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest, for example.")
+        yield None, load(place), place
+        return
+    record = find(tracking, wanted, only)
+    with tempfile.TemporaryDirectory() as folder:
+        file = tracking.network(record.run_id, Path(folder))
+        yield record, load(file), file
+
+
+def is_file(wanted: str) -> bool:
+    """Whether a word names a saved network, and not a run."""
+    return wanted.endswith((".keras", ".h5")) or "/" in wanted
+
+
+def said(record: Record) -> str:
+    """A run in a few words, for people."""
+    accuracy = record.metrics.get(RANKING)
+    measured = f", {100 * accuracy:.1f} % on validation" if accuracy is not None else ""
+    return f"run {short(record.run_id)}, {record.params['model.architecture']} on {record.params['data.name']}{measured}"
