@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from dogbreeds import baseline
 from dogbreeds.claims import CLAIMS, NOT_TESTED, Tested, number_claim, verdict_claim
 from dogbreeds.metrics import Proportion
 from dogbreeds.tracking import RANKING, Record
@@ -119,7 +120,8 @@ class Table:
         return [[_HEADINGS.get(column, column) for column in columns], *([row[column] for column in columns] for row in cells)]
 
     def notes(self) -> list[str]:
-        """What became of each claim, in a sentence; of the guide's numbers, once where none could be tested for the same reason."""
+        """What became of each claim, in a sentence; of the guide's numbers, once where none could be tested for the same reason; and what the
+        results must be held against."""
         notes = []
         for row in self.rows:
             if row.claim is not None:
@@ -130,7 +132,7 @@ class Table:
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
             tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
-        return notes + tested
+        return notes + tested + baseline.note([record for row in self.rows for record in row.records])
 
     def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
         found: dict[str, tuple[tuple[float, ...], ...]] = {}
@@ -198,7 +200,19 @@ def _one_a_seed(records: Sequence[Record]) -> list[Record]:
 def _alike(record: Record, newest: Record) -> bool:
     """Whether two runs of an attempt differ in nothing but the seed, so that they may be averaged."""
     different = {key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)}
-    own = ("seed", "key", "overrides", "data.fingerprint", "data.split_seed", "tracking.", "features.", "preflight", "checkpoint_", "rerun")
+    own = (
+        "seed",
+        "key",
+        "overrides",
+        "data.fingerprint",
+        "data.split_seed",
+        "tracking.",
+        "features.",
+        "preflight",
+        "baseline",
+        "checkpoint_",
+        "rerun",
+    )
     return all(key.startswith(own) for key in different)
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
 _LEGEND = 12  # curves that can still be told apart by name
+_NAME = 48  # letters of a name that a legend has room for
 
 
 def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
@@ -31,7 +32,7 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
         colour = colours(0.85 * index / max(1, len(histories) - 1))
         best = sum(max(values, default=0) for values in seeds) / len(seeds)
         for number, values in enumerate(seeds):
-            label = "_" if number else f"{name}: best {100 * best:.1f} %"  # Matplotlib leaves _ out of the legend
+            label = "_" if number else f"{_shortened(name)}: best {100 * best:.1f} %"  # Matplotlib leaves _ out of the legend
             axes.plot(range(1, len(values) + 1), [100 * value for value in values], color=colour, marker="o", ms=3, lw=1.2, label=label)
     axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
     _dress(axes)
@@ -40,6 +41,11 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _shortened(name: str) -> str:
+    """A name that a legend has room for: runs that are named by what was typed differ at its end, mostly."""
+    return name if len(name) <= _NAME else f"{name[: _NAME // 3].strip()} … {name[-2 * _NAME // 3 :].strip()}"
 
 
 def _dress(axes: "Axes") -> None:

@@ -1,4 +1,4 @@
-"""Where attempts are recorded. The only place that knows of MLflow; it is imported when a run begins, not before."""
+"""Where attempts are recorded. With `registry` the only place that knows of MLflow; it is imported when a run begins, not before."""
 
 import contextlib
 import json
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -94,12 +95,16 @@ class Parent:
         head: file of its head's best weights.
         accuracy: its best validation accuracy.
         predictions: what it said of each photo, by split.
+        baseline: the metrics of its zero-training baseline; empty where it has none.
+        baseline_said: what that is, or why there is none; empty where it was not recorded, as by earlier versions.
     """
 
     run_id: str
     head: Path
     accuracy: float
     predictions: "dict[str, Predictions]"
+    baseline: dict[str, float] = field(default_factory=dict)
+    baseline_said: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class Record:
         started: seconds since 1970.
         status: as MLflow has it.
         params, metrics, tags: by name.
+        experiment_id: of the experiment that it belongs to.
     """
 
     run_id: str
@@ -121,6 +127,7 @@ class Record:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    experiment_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,13 @@ class Predictions:
         ids: a name for each photo.
         labels: [n] int.
         logits: [n, classes] float.
+        class_names: in the order of the logits; empty where they were not recorded, as by earlier versions.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     logits: np.ndarray
+    class_names: tuple[str, ...] = ()
 
     def beside(self, other: "Predictions", split: str) -> Pair:
         """This network, photo by photo beside another one, whose photos must be these."""
@@ -289,13 +298,13 @@ class Mlflow(Tracking):
             return client, known
         served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
         place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
-        with self._reached():
+        with self.reached():
             return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
 
     def _look(self) -> "tuple[mlflow.MlflowClient, str | None]":
         """A client, and the experiment's id if there is one."""
         client = self._client()
-        with self._reached():
+        with self.reached():
             known = client.get_experiment_by_name(self.experiment)
         return client, known.experiment_id if known is not None else None
 
@@ -306,14 +315,15 @@ class Mlflow(Tracking):
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
 
-        with self._reached():
+        with self.reached():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self.uri)
-            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self.uri), self._reached))
+            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self.uri), self.reached))
 
     @contextlib.contextmanager
-    def _reached(self) -> Iterator[None]:
+    def reached(self) -> Iterator[None]:
+        """Turns what goes wrong with the store in the body into `Refused`."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError  # of a damaged database, which MLflow lets through
 
@@ -361,6 +371,22 @@ class Mlflow(Tracking):
             token = page.token
             if not token:
                 return found
+
+    def page(self, record: Record, ui: str) -> str:
+        """The address of MLflow's page of a run: of the server that records it, or, of a local store, of the one that shows it.
+
+        Args:
+            record: the run.
+            ui: where `make ui` or another server shows a local store.
+
+        Raises:
+            Refused: where that is no address.
+        """
+        parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
+        host = parts.netloc.rpartition("@")[2]  # a name and password that stand in the address are for nobody else's eyes
+        if parts.scheme not in ("http", "https") or not host:
+            raise Refused(f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type ui=http://127.0.0.1:5000.")
+        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
 
     def config(self, run_id: str) -> str:
         """The composed config of a run, as YAML."""
@@ -415,7 +441,9 @@ class Mlflow(Tracking):
             )
         best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
         head = client.download_artifacts(best.info.run_id, _HEAD, str(folder))
-        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], self.predictions(best.info.run_id))
+        baseline = {name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")}
+        predictions = self.predictions(best.info.run_id)
+        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], predictions, baseline, best.data.tags.get("baseline", ""))
 
     def predictions(self, run_id: str) -> "dict[str, Predictions]":
         """What a run's best weights said of each photo, by split; empty where it finished no epoch."""
@@ -429,12 +457,13 @@ class Mlflow(Tracking):
 
 def _record(run: "MlflowRun") -> Record:
     info, data = run.info, run.data
-    return Record(info.run_id, info.run_name, info.start_time / 1000, info.status, data.params, data.metrics, data.tags)
+    return Record(info.run_id, info.run_name, info.start_time / 1000, info.status, data.params, data.metrics, data.tags, info.experiment_id)
 
 
 def _read(file: Path) -> Predictions:
     with np.load(file) as stored:
-        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"])
+        names = stored["class_names"].tolist() if "class_names" in stored.files else ()
+        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(names))
 
 
 def short(run_id: str) -> str:
@@ -512,7 +541,8 @@ class _MlflowTracker(Tracker):
     def predictions(self, split: str, said: Predictions) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{split}.npz"
-            np.savez_compressed(path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits)
+            names = np.asarray(said.class_names, dtype=np.str_)
+            np.savez_compressed(path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits, class_names=names)
             self._client.log_artifact(self.run_id, str(path), _PREDICTIONS)
 
     def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
@@ -679,13 +709,13 @@ class _Client:
     """MLflow's client, whose failures become sentences."""
 
     def __init__(self, client: "mlflow.MlflowClient", reached: "Callable[[], contextlib.AbstractContextManager[None]]"):
-        self._client, self._reached = client, reached
+        self._client, self.reached = client, reached
 
     def __getattr__(self, name: str) -> "Callable[..., Any]":
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self._reached():
+            with self.reached():
                 return method(*arguments, **named)
 
         return call

@@ -2,13 +2,16 @@
 
 import csv
 import io
+import re
+from dataclasses import replace
 
 import pytest
 
 from dogbreeds.comparison import not_run, tables
 from dogbreeds.rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.runs import Only
-from dogbreeds.tracking import Record
+from dogbreeds.spec import Refused
+from dogbreeds.tracking import Mlflow, Record
 
 CURVES = {"torch_pixels": [0.008, 0.006], "lr_collapse": [0.354, 0.22, 0.05], "frozen": [0.787, 0.919, 0.912], "finetune_50": [0.92, 0.927]}
 VERDICTS = {"torch_pixels": "never_learned", "lr_collapse": "collapsed", "frozen": "learned", "finetune_50": "better_than_frozen"}
@@ -41,7 +44,12 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
         params,
         {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000},
         tags,
+        "7",
     )
+
+
+def address(of: Record) -> str:
+    return f"http://mlflow/#/experiments/{of.experiment_id}/runs/{of.run_id}"
 
 
 def history(run_id: str) -> list[float]:
@@ -136,7 +144,7 @@ def test_every_run_s_curve_is_drawn() -> None:
 def test_claims_that_stand_in_no_table_are_named_once(table) -> None:
     said = "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun attempt="
     assert not_run([table]) == f"{said}resnet50_frozen,resnet50_finetune_50."
-    assert as_html([table, table]).count("Not tested here: resnet50_frozen") == 1
+    assert as_html([table, table], address).count("Not tested here: resnet50_frozen") == 1
 
 
 def test_models_have_tables_of_their_own_and_filters() -> None:
@@ -152,27 +160,72 @@ def test_models_have_tables_of_their_own_and_filters() -> None:
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_text_keeps_to_the_terminal_s_width(table, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, width))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    shown = as_text(table, width, address)
+    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", shown)
+    assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= width
-    assert ("layers" in text) == (width >= 130)
-    assert "lr_collapse" in text
+    assert ("layers" in text) == (width >= 150)
+    assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)  # no name is broken
+    assert (f"{address(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in shown) == (width >= 80)  # the first digits of the id lead to the run
+
+
+def test_each_seed_s_run_is_linked() -> None:
+    (table,) = tables([record("frozen", 1, started=2), record("frozen", 0, started=1)], history)
+    markdown = as_markdown(table, address)
+    assert "| [frozen-1](http://mlflow/#/experiments/7/runs/frozen-1-2), [frozen-0](http://mlflow/#/experiments/7/runs/frozen-0-1) |" in markdown
+    rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
+    assert rows[2]["links"] == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
+    page = as_html([table], address)
+    assert [re.findall(r'<td class=run><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
+        [(rows[2]["links"].split()[0], "frozen-1", rows[2]["links"].split()[1], "frozen-0")]
+    ]
+    lines = as_text(table, None, address).splitlines()
+    assert [line.split()[-1] for line in lines if "frozen-" in line] == ["frozen-1", "frozen-0"]
+
+
+def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> None:
+    named = replace(record("frozen"), name="effnetb0 frozen data.root=/somewhere/else/photos optimizer.lr=0.001")
+    named.tags.pop("choice.attempt")
+    (table,) = tables([named], history, each=True)
+    names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 80, address)).splitlines()]
+    start = names.index("effnetb0")
+    assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], address)  # the picture's legend
+    assert names[start : start + 6] == ["effnetb0", "frozen", "data.root=…/p", "hotos", "optimizer.lr=", "0.001"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "ui", "begins"),
+    [
+        ("sqlite:///mlflow.db", "http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0"),
+        ("sqlite:///mlflow.db", "https://lab.example/mlflow/", "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0"),
+        ("https://me:secret@lab.example:8443", "http://127.0.0.1:5000", "https://lab.example:8443/#/experiments/7/runs/frozen-0-0"),
+    ],
+)
+def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_shown(uri: str, ui: str, begins: str) -> None:
+    tracking = Mlflow(uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0)
+    assert tracking.page(record("frozen"), ui) == begins
+    with pytest.raises(
+        Refused, match=re.escape("ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui=")
+    ):
+        replace(tracking, uri="sqlite:///mlflow.db").page(record("frozen"), "javascript:x")
 
 
 def test_markdown_csv_and_html_say_the_same(table) -> None:
-    markdown = as_markdown(table)
+    markdown = as_markdown(table, address)
     assert (
-        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14 % | reproduced |" in markdown
+        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14 % | reproduced | [lr_colla]("
+        in markdown
     )
-    rows = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
     assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
     assert rows[1]["result"] == "35.4 → 5.0 %"
     assert rows[1]["runs"] == "lr_collapse-0-0"
-    page = as_html([table])
+    page = as_html([table], address)
     assert page.count("<svg") == 1
     assert "35.4 → 5.0 %" in page
-    assert "src=" not in page and 'href="http' not in page.replace('xlink:href="#', "")
+    assert "src=" not in page
+    assert set(re.findall(r'href="(http[^"]*)"', page)) == {address(row.records[0]) for row in table.rows if row.records}
     assert "finetune_50: best 92.7 %" in page
 
 
@@ -188,11 +241,13 @@ def test_the_command_reads_what_was_recorded(command, tmp_path) -> None:
     assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "reproduced")
     assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "reproduced")
     assert rows["finetune_20"]["claim"] == "not tested here"
+    assert rows["frozen"]["links"] == f"http://127.0.0.1:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
     page = command("table", "format=html", f"output={tmp_path}/out/page.html")
     assert page.stdout.strip() == f"{tmp_path}/out/page.html"
     assert "reproduced" in (tmp_path / "out/page.html").read_text()
     for arguments, said in (
         (["only.model=effnetb4"], "has no finished attempt with only.model=effnetb4."),
+        (["ui=here", "format=csv"], "ui was 'here'. It must be the address where MLflow shows runs"),
         (["format=pdf"], "format was 'pdf'. It must be one of text, markdown, csv, html. Type format=text"),
         (["output=/proc/none/x", "format=csv"], "cannot be written"),
         (["model=effnetb4"], "model is not a setting. Near it there are only.model, only.data."),
