@@ -214,6 +214,21 @@ class Folder(Data):
         notes = tuple(note for _, note in opened.values() if note)
         return Dataset(printable(root.name), class_names, Split(sources["train"], train_rows), val, test, notes)
 
+    def labelled(self, class_names: tuple[str, ...]) -> tuple[Split, str]:
+        """All photos of `root/<class>/…` as one split, and what was passed over.
+
+        Args:
+            class_names: those of a network; the folder may lack some of them, and have no others.
+        """
+        root = self._root()
+        if not _class_folders(root, root):
+            raise Refused(
+                f"{printable(str(root))} has no class folders. It must hold <class>/ folders of photos, named as the network's classes are. "
+                f"Make {printable(str(root / class_names[0]))}, for example, or name another folder; photos without labels are for predict."
+            )
+        source, note = self._source(root, root.name, root, class_names, "the network")
+        return Split(source, np.arange(len(source.labels))), note
+
     def _root(self) -> Path:
         if self.root is None:
             raise Refused("data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos.")
@@ -225,19 +240,24 @@ class Folder(Data):
             )
         return Path(os.path.realpath(place))
 
-    def _source(self, root: Path, name: str, folder: Path, class_names: tuple[str, ...]) -> tuple[Source, str]:
+    def _source(self, root: Path, name: str, folder: Path, class_names: tuple[str, ...], known: str = "train") -> tuple[Source, str]:
         strangers = [found for found in _class_folders(root, folder) if found not in class_names]
         if strangers:
             more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
+            fix = (
+                "Add its photos to train, or remove the folder."
+                if known == "train"
+                else "Name the folder right above the class folders, or remove it."
+            )
             raise Refused(
-                f"{printable(str(folder / strangers[0]))} is a class that train does not have{more}. "
-                f"Classes of {name} must be among those of train. Add its photos to train, or remove the folder."
+                f"{printable(str(folder / strangers[0]))} is a class that {known} does not have{more}. "
+                f"Classes of {name} must be among those of {known}. {fix}"
             )
         files: list[os.DirEntry[str]] = []
         labels = []
         for label, class_name in enumerate(class_names):
             there = (folder / class_name).is_dir()
-            found = _photos_below(folder / class_name) if there else []
+            found = photos_below(folder / class_name) if there else []
             if there and not found:
                 raise Refused(
                     f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in {', '.join(SUFFIXES)}. "
@@ -271,13 +291,14 @@ class Folder(Data):
 
 def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | Unreadable]:
     """`examine` of files below a folder, where a link that leads out of it is `Unreadable`."""
-    outside = {file.path: _outside(root, file.path) for file in files if file.is_symlink() and not _is_within(root, file.path)}
+    outside = {file.path: _outside(root, file.path) for file in files if file.is_symlink() and not is_within(root, file.path)}
     inside = [file.path for file in files if file.path not in outside]
     found = {**outside, **dict(zip(inside, examine(inside), strict=True))}
     return [found[file.path] for file in files]
 
 
-def _is_within(root: Path, path: str) -> bool:
+def is_within(root: Path, path: str) -> bool:
+    """Whether what a path leads to, links and all, lies below a folder that is no link itself."""
     return os.path.commonpath([root, os.path.realpath(path)]) == str(root)
 
 
@@ -302,7 +323,7 @@ def _class_folders(root: Path, folder: Path) -> list[str]:
 
 def _is_folder(root: Path, path: str) -> bool:
     """Whether there is a folder at a path; `Refused` where a link there leads to one out of the root, or nowhere."""
-    if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and _is_within(root, path)):
+    if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and is_within(root, path)):
         raise Refused(
             f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below data.root={printable(str(root))}. "
             "Folders of photos must lie below it. Put the folder itself there, remove the link, or name another data.root."
@@ -310,7 +331,12 @@ def _is_folder(root: Path, path: str) -> bool:
     return os.path.isdir(path)
 
 
-def _photos_below(folder: Path) -> "list[os.DirEntry[str]]":
+def photos_below(folder: Path) -> "list[os.DirEntry[str]]":
+    """All files below a folder that are named as photos are, sorted; links to folders are not gone into.
+
+    Raises:
+        Refused: where a folder may not be listed.
+    """
     found, folders = [], [str(folder)]
     while folders:
         for entry in _listed(folders.pop()):

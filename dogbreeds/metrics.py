@@ -34,6 +34,13 @@ class Proportion:
         return f"{100 * self.value:.1f} % (95 % interval {100 * low:.1f}–{100 * high:.1f}, n = {self.n:,})"
 
 
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """[n, classes] logits -> [n, classes] float64, each row adding up to 1."""
+    wide = logits.astype(np.float64) / temperature
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class Scores:
     """A split's results.

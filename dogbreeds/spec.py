@@ -68,12 +68,15 @@ def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
     return _declared(check)
 
 
-def one_of(*choices: str) -> Any:
-    """A field that holds one of these words."""
+def one_of(*choices: str, optional: bool = False) -> Any:
+    """A field that holds one of these words, or null where `optional`."""
 
-    def check(key: str, value: Any) -> str:
+    def check(key: str, value: Any) -> str | None:
+        if value is None and optional:
+            return None
         if value not in choices:
-            raise Refused(f"{key} was {value!r}. It must be one of {', '.join(choices)}. Type {key}={choices[0]}, for example.")
+            null = ", or null" if optional else ""
+            raise Refused(f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for example.")
         return str(value)
 
     return _declared(check)
@@ -91,11 +94,13 @@ def boolean() -> Any:
 
 
 def text(*, example: str, optional: bool = False) -> Any:
-    """A field that holds a non-empty text, such as a path or an address, or null where `optional`."""
+    """A field that holds a non-empty text, such as a path or an address, or null where `optional`; a whole number is taken as it was typed."""
 
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
             return None
+        if type(value) is int:  # a folder's name, or the beginning of a run's id, may be all digits; none that begin with 0 come as a number
+            value = str(value)
         if not isinstance(value, str) or not value:
             raise Refused(f"{key} was {value!r}. It must be a text. Type {key}={example}, for example.")
         return value

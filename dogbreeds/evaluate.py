@@ -1,0 +1,236 @@
+"""The command `python -m dogbreeds.evaluate`: how good a trained network is, and what it gets wrong."""
+
+import dataclasses
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig
+
+from dogbreeds import baseline, calibration, command, evaluation, output, tta
+from dogbreeds.data import Data, Folder, Split
+from dogbreeds.evaluation import Evaluation
+from dogbreeds.features import Photos
+from dogbreeds.kept import Store
+from dogbreeds.metrics import probabilities
+from dogbreeds.photo import printable
+from dogbreeds.pictures import Mistake
+from dogbreeds.report import Report, augmented_said, score_lines
+from dogbreeds.run import part
+from dogbreeds.runs import Only, dataset, is_file, opened, said, store
+from dogbreeds.spec import Missing, Refused, Spec, home, integer, one_of, text
+from dogbreeds.terminal import progress
+from dogbreeds.tracking import Mlflow, Record, short
+from dogbreeds.tta import Tta
+
+if TYPE_CHECKING:
+    from dogbreeds.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Spec):
+    """What is evaluated on what."""
+
+    group = ""
+    run: str = text(example="latest")
+    split: str | None = one_of(*_SPLITS, optional=True)
+    photos: str | None = text(example="path/to/photos", optional=True)
+    on_corrupt: str = one_of("stop", "skip")
+    mistakes: int = integer(at_least=0, example=24)
+    seed: int = integer(at_least=0, example=0)
+    output: str | None = text(example="evaluation", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.photos is not None and self.split is not None:
+            raise Refused(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
+        if self.photos is None and is_file(self.run):
+            raise Refused(
+                f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named. Type photos=path/to/photos, too."
+            )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The photos that a network is evaluated on.
+
+    Attributes:
+        place: a word for them: the split's name, or the folder's.
+        ids: a name for each.
+        labels: [n] int32.
+        array: [m, size, size, 3] uint8, memory-mapped, at the network's size.
+        rows: [n] which of the array they are.
+        about: how many of what, in words.
+    """
+
+    place: str
+    ids: Sequence[str]
+    labels: np.ndarray
+    array: np.ndarray
+    rows: np.ndarray
+    about: str
+
+
+@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="evaluate")
+def task(config: DictConfig) -> None:
+    """Evaluates, writes the report, and adds it to the run."""
+    wanted = Wanted(**{field.name: config[field.name] for field in dataclasses.fields(Wanted)})
+    views, only = Tta(**config["tta"]).views, Only(**config["only"])
+    tracking = store(config, "A network is found through MLflow, which kept it.")
+    arrays = part(config, "features").store()
+    with opened(tracking, wanted.run, only) as (record, classifier, file):
+        name = said(record) if record else str(file)
+        log.info("%s: %d breeds, %d px", name, len(classifier.class_names), classifier.size)
+        subject = _subject(wanted, config["data"]["root"], tracking, record, classifier, arrays)
+        own = home() / "multirun/evaluation" / (short(record.run_id) if record else file.stem) / subject.place
+        place = Path(wanted.output).expanduser() if wanted.output else own
+        with output.folder(place) as folder:  # made first: that it cannot be written must not be found out at the end
+            found, logits = _evaluate(wanted, views, tracking, record, classifier, subject)
+            about = _about(tracking, record, name, subject, logits)
+            title = f"{'Run ' + short(record.run_id) if record else file.name} on {subject.place}"
+            shown = _mistakes(classifier, subject, logits, wanted.mistakes)
+            facts = _facts(record, file, subject)
+            Report(title, about, facts, found, classifier.class_names, subject.ids, subject.labels, logits, shown).write(folder)
+            if record is not None:
+                numbers = {f"evaluation/{subject.place}/{key}": value for key, value in found.metrics().items()}
+                tracking.add(record.run_id, folder, f"evaluation/{subject.place}", numbers)
+    Store.release()
+    _print(found, about, place)
+
+
+def _subject(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None, classifier: "Classifier", arrays: Store) -> Subject:
+    if wanted.photos is not None:
+        if not Path(wanted.photos).expanduser().is_dir():
+            raise Missing(
+                f"photos={printable(wanted.photos)} is not a folder. It must hold <class>/ folders of photos, named as the network's classes are. "
+                "Type photos=path/to/photos."
+            )
+        data: Data = Folder(
+            root=wanted.photos, val_fraction=0.2, split_seed=0, resize=classifier.resize, on_corrupt=wanted.on_corrupt, max_corrupt_fraction=1.0
+        )
+        split, note = cast(Folder, data).labelled(classifier.class_names)
+        place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(wanted.photos).expanduser().resolve().name)}"
+    else:
+        data, whole = dataset(tracking, cast(Record, record), root)
+        place, note = wanted.split or ("test" if whole.test is not None else "val"), " ".join(whole.notes)
+        if place not in whole.splits:
+            raise Refused(
+                f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type split=val, for example."
+            )
+        split = whole.splits[place]
+    if note:
+        log.warning(note)
+    return _shown(place, split, data, classifier, arrays)
+
+
+def _shown(place: str, split: Split, data: Data, classifier: "Classifier", arrays: Store) -> Subject:
+    """A split's photos at the network's size, as training saw them, without those that cannot be read."""
+    photos = Photos(split.source, data, classifier.size, arrays)
+    array = photos.rows()
+    split = split.without(photos.skipped())
+    if not len(split.rows):
+        raise Refused(f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder.")
+    about = f"{len(split.rows):,} photos of {len(np.unique(split.labels))} breeds"
+    return Subject(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)
+
+
+def _evaluate(
+    wanted: Wanted, views: int, tracking: Mlflow, record: Record | None, classifier: "Classifier", subject: Subject
+) -> tuple[Evaluation, np.ndarray]:
+    logits, seconds = _logits(classifier, subject, 0)
+    if not np.isfinite(logits).all():
+        raise Refused("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
+    fitted = _temperature(tracking, record, subject.place)
+    found = evaluation.evaluate(logits, subject.labels, classifier.class_names, fitted, wanted.seed)
+    if views == 1:
+        return found, logits
+    shares, all_seconds = probabilities(logits), seconds
+    for number in range(1, views):
+        seen, more = _logits(classifier, subject, number)
+        shares, all_seconds = shares + probabilities(seen), all_seconds + more
+    gained = evaluation.augmented(logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, wanted.seed)
+    return replace(found, augmented=gained), logits
+
+
+def _logits(classifier: "Classifier", subject: Subject, number: int) -> tuple[np.ndarray, float]:
+    """[n, classes] logits of a view of the photos, and the seconds that they took."""
+    batch, found = classifier.batch_size(), []
+    classifier.logits(subject.array[subject.rows[:1]])  # compiled before the time is taken
+    what = f"view {number} of {subject.place}" if number else subject.place
+    started = time.perf_counter()
+    with progress(what, len(subject.rows), "photos") as advance:
+        for start in range(0, len(subject.rows), batch):
+            photos = tta.view(subject.array[subject.rows[start : start + batch]], number)
+            found.append(classifier.logits(photos))
+            advance(len(photos))
+    return np.concatenate(found), time.perf_counter() - started
+
+
+def _temperature(tracking: Mlflow, record: Record | None, place: str) -> tuple[float, str] | None:
+    """A temperature from the run's validation photos, for others; None where there are none that the answers do not come from."""
+    if record is None or place == "val":
+        return None
+    val = tracking.predictions(record.run_id).get("val")
+    return (calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos") if val is not None else None
+
+
+def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
+    from dogbreeds.classifier import spoken
+
+    shares, called = probabilities(logits), logits.argmax(axis=1)
+    confidence = np.where(called == subject.labels, -1, shares.max(axis=1))
+    worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]
+    names = [spoken(name) for name in classifier.class_names]
+    return tuple(
+        Mistake(np.array(subject.array[subject.rows[at]]), names[subject.labels[at]], names[called[at]], float(confidence[at])) for at in worst
+    )
+
+
+def _about(tracking: Mlflow, record: Record | None, name: str, subject: Subject, logits: np.ndarray) -> tuple[str, ...]:
+    """What a reader must know first."""
+    sentences = [f"{name[0].upper()}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
+    if record is None:
+        return (*sentences, "What it was trained on is not known here: photos that it has seen flatter it.")
+    sentences.append(f"{record.tags['verdict'].replace('_', ' ').capitalize()}: {record.tags.get('verdict.reason', '')}.".replace("..", "."))
+    if subject.place == "train":
+        sentences.append("It was trained on these very photos: that flatters it, and says nothing about others.")
+    if subject.place == "val":
+        sentences.append("Its best epoch was chosen on these photos, which flatters it a little.")
+    before = tracking.predictions(record.run_id).get(subject.place)
+    if before is not None and list(before.ids) == list(subject.ids):
+        apart = np.abs(probabilities(before.logits) - probabilities(logits)).max()
+        sentences.append(f"The saved network gives the probabilities that training measured, to within {apart:.0e}.")
+    return (*sentences, baseline.said(record, subject.place, len(subject.ids)))
+
+
+def _facts(record: Record | None, file: Path, subject: Subject) -> dict[str, str]:
+    facts = {"photos": f"{subject.about}, {subject.place}"}
+    if record is None:
+        return facts | {"network": str(file)}
+    kept = ("model.architecture", "model.weights", "model.image_size", "preprocessing.mode", "head", "phase", "unfreeze.plan", "optimizer.lr", "seed")
+    facts |= {"run": record.run_id, "name": record.name, "data": record.params["data.name"]}
+    facts |= {key: record.params[key] for key in kept if key in record.params}
+    return facts | {key: record.tags[key] for key in ("git.commit", "version.keras", "version.tensorflow") if key in record.tags}
+
+
+def _print(found: Evaluation, about: Sequence[str], place: Path) -> None:
+    lines = score_lines(found)
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    for name, value, interval, n in lines:
+        print(f"{name:{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}  n = {n}")
+    print("\n".join(filter(None, (found.calibration.said, augmented_said(found), *about[1:]))))
+    print(f"report  {place / 'report.html'}")
+
+
+if __name__ == "__main__":
+    command.main(task, "evaluate")
