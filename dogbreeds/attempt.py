@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dogbreeds import curves, interruption, preflight, verdict
+from dogbreeds.baseline import Nothing, Untrained
 from dogbreeds.checkpoint import Checkpoints
 from dogbreeds.data import Dataset, Split
 from dogbreeds.fit import Epoch, Outcome, Progress, Rows, fit, predict
@@ -19,6 +20,7 @@ from dogbreeds.kept import Store
 from dogbreeds.lr_range import Range, range_test
 from dogbreeds.memory import Fit
 from dogbreeds.metrics import Pair, Scores, score
+from dogbreeds.model import Backbone
 from dogbreeds.network import Network, assemble
 from dogbreeds.phase import Finetune, LrRange, Training
 from dogbreeds.run import Run
@@ -39,6 +41,7 @@ class Result:
     run_id: str
     outcome: Outcome
     test: Scores | None
+    untrained: Untrained
     verdict: Verdict
     feature_seconds: float
     seconds: float
@@ -72,6 +75,7 @@ class _Prepared:
     network: Network
     facts: dict[str, str]
     parent: Parent | None
+    untrained: Untrained
     fit: Fit | None
     findings: list[preflight.Finding]
     started: float
@@ -92,6 +96,7 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done:
     """
     interruption.handle()  # here too: a launcher may have brought the job to a process of its own
     started = time.perf_counter()
+    run.baseline.weights_file()
     dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
     identity = run.identity(dataset.fingerprint)
     composition = replace(composition, key=run.key, identity=identity)
@@ -161,7 +166,6 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
 
         for gpu in tf.config.list_physical_devices("GPU"):  # looked for now, while remarks on their absence are held back
             tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of retracing, which a sweep's jobs are meant to do
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
@@ -181,7 +185,16 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     if isinstance(run.phase, Finetune):
         wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
         parent = _go_on_from_parent(run, wanted, facts, network)
-    return _Prepared(run, dataset, checkpoints, network, facts, parent, fit, findings, started)
+    untrained = _untrained(run, backbone, network, parent, dataset.class_names)
+    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, fit, findings, started)
+
+
+def _untrained(run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]) -> Untrained:
+    """The zero-training baseline, yet to be measured, or a fine-tune's, which its frozen attempt has measured."""
+    if parent is not None:
+        return run.baseline.inherit(parent, class_names)
+    wanted = run.baseline if isinstance(run.phase, Training) else Nothing()  # a range test has no result that could be held against it
+    return wanted.build(run.model, backbone, run.preprocessing, network, class_names)
 
 
 def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
@@ -206,10 +219,10 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
         _keep_checkpoint(prepared.checkpoints, tracker)
     test, pairs = None, {}
     if outcome.best is not None and outcome.best_logits is not None:
-        said = {"val": Predictions(_ids(dataset.val, val), val.labels, outcome.best_logits)}
+        said = {"val": Predictions(_ids(dataset.val, val), val.labels, outcome.best_logits, dataset.class_names)}
         if dataset.test is not None:
             rows = shown.rows(dataset.test)
-            said["test"] = Predictions(_ids(dataset.test, rows), rows.labels, predict(network, rows))
+            said["test"] = Predictions(_ids(dataset.test, rows), rows.labels, predict(network, rows), dataset.class_names)
             test = score(said["test"].logits, rows.labels)
         for split, predictions in said.items():
             tracker.predictions(split, predictions)
@@ -221,9 +234,10 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     pair = pairs.get("test", pairs.get("val"))
     setting = Setting(len(dataset.class_names), run.optimizer.lr, prepared.native, pair, outcome.ended if outcome.diverged else "")
     judged = verdict.judge(outcome.epochs, setting)
-    result = Result(tracker.run_id, outcome, test, judged, feature_seconds, time.perf_counter() - prepared.started)
-    tracker.metrics(_final_metrics(result) | _paired_metrics(pairs))
-    tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice})
+    untrained = _measure_untrained(prepared, test is not None)
+    result = Result(tracker.run_id, outcome, test, untrained, judged, feature_seconds, time.perf_counter() - prepared.started)
+    tracker.metrics(_final_metrics(result) | untrained.metrics() | _paired_metrics(pairs))
+    tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice} | untrained.tags())
     tracker.describe(str(judged))
     if outcome.best is not None:  # after the metrics, by which a sweep's jobs find out whose network is the best
         tracker.model(lambda: network.whole(dataset.class_names, run.data.resize), outcome.best.val.accuracy.value)
@@ -232,6 +246,18 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     for line in _summary(result, tracker):
         log.info(line)
     return result
+
+
+def _measure_untrained(prepared: _Prepared, tested: bool) -> Untrained:
+    """The zero-training baseline on validation, and where the attempt was tested, on test; what a fine-tune inherits was measured before."""
+    dataset, network = prepared.dataset, prepared.untrained.network
+    if network is None:
+        return prepared.untrained
+    shown, splits = Shown(prepared.run, dataset, network), {"val": dataset.val}
+    if tested and dataset.test is not None:
+        splits["test"] = dataset.test
+    rows = {name: shown.rows(split) for name, split in splits.items()}
+    return replace(prepared.untrained, accuracies={name: score(predict(network, those), those.labels).accuracy for name, those in rows.items()})
 
 
 def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress | None:
@@ -397,6 +423,7 @@ def _summary(result: Result, tracker: Tracker) -> list[str]:
     ]
     if result.test is not None:
         lines.append(f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best epoch")
+    lines += result.untrained.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.where()}")
     lines.append(f"{result.verdict}")

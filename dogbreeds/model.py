@@ -43,6 +43,8 @@ _STEM, _TOP = "stem", "top"
 # second division by its square root is due. Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
 _IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
+UNFIT = (ValueError, KeyError, OSError, TypeError, UserWarning)  # by which Keras says that a weight file is not the network's
+
 
 @dataclass(frozen=True)
 class Block:
@@ -111,16 +113,22 @@ class Model(Spec):
         """
         return _build(self, seed if self.weights is None else 0)
 
-    def construct(self, weights: str | None) -> "keras.Model":
+    def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         """The bare network.
 
         Args:
             weights: what Keras' own builder takes, `imagenet` or None.
+            top: whether ImageNet's classifier is on it: [b, 1000] logits, and Keras' own image size, since it has those weights at no other.
         """
         import keras
 
-        builder = getattr(keras.applications, self.architecture)
-        return builder(include_top=False, weights=weights, input_shape=(self.image_size, self.image_size, 3))
+        return getattr(keras.applications, self.architecture)(weights=weights, **self._end(top))
+
+    def _end(self, top: bool) -> dict[str, object]:
+        """What Keras' builders are told of a network's end, and of its beginning, which they allow to be chosen without a top only."""
+        if top:
+            return {"include_top": True, "classifier_activation": None}
+        return {"include_top": False, "input_shape": (self.image_size, self.image_size, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +137,17 @@ class MobileNetV2(Model):
 
     alpha: float = number(above=0, example=0.35)
 
-    def construct(self, weights: str | None) -> "keras.Model":
+    def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         import keras
 
-        shape = (self.image_size, self.image_size, 3)
-        return keras.applications.MobileNetV2(alpha=self.alpha, include_top=False, weights=weights, input_shape=shape)
+        return keras.applications.MobileNetV2(alpha=self.alpha, weights=weights, **self._end(top))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Miniature(Model):
     """EfficientNet at half the width and 0.6 of the depth of B0: 192 layers."""
 
-    def construct(self, weights: str | None) -> "keras.Model":
+    def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         # Keras exports its named sizes only; the general builder under them is the published architecture.
         from keras.src.applications.efficientnet import EfficientNet
 
@@ -154,9 +161,8 @@ class Miniature(Model):
             depth_coefficient=0.6,
             default_size=self.image_size,
             name="miniature",
-            include_top=False,
             weights=None,
-            input_shape=(self.image_size, self.image_size, 3),
+            **self._end(top),
         )
 
 
@@ -166,7 +172,7 @@ def _build(model: Model, seed: int) -> Backbone:
 
     file = model.weights_file()
     keras.utils.set_random_seed(seed)
-    network = _downloaded(model) if model.weights == "imagenet" else model.construct(None)
+    network = downloaded(model) if model.weights == "imagenet" else model.construct(None)
     if file is not None:
         network = _load(network, file, model)
     content = hashlib.blake2b(digest_size=16)
@@ -175,11 +181,20 @@ def _build(model: Model, seed: int) -> Backbone:
     return Backbone(network, find_blocks(network), f"{model.architecture}:{content.hexdigest()}")
 
 
-def _downloaded(model: Model) -> "keras.Model":
+def downloaded(model: Model, top: bool = False) -> "keras.Model":
+    """A network with the ImageNet weights that Keras downloads, once, and keeps.
+
+    Args:
+        model: which one.
+        top: as in `construct`.
+
+    Raises:
+        Missing: where they cannot be downloaded.
+    """
     import keras
 
     try:
-        return model.construct("imagenet")
+        return model.construct("imagenet", top)
     except Exception as error:
         # Keras reports a failed download as a bare Exception; whatever has a type of its own is not that.
         if type(error) is not Exception:
@@ -192,14 +207,19 @@ def _downloaded(model: Model) -> "keras.Model":
         ) from error
 
 
+def load_all(network: "keras.Model", file: Path) -> None:
+    """Gives every layer its weights from a file; what is wrong with that is one of `UNFIT`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it leaves as they were
+        network.load_weights(file)
+
+
 def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     import keras
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it leaves as they were
-            network.load_weights(file)
-    except (ValueError, KeyError, OSError, TypeError, UserWarning) as error:
+        load_all(network, file)
+    except UNFIT as error:
         raise Refused(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). "
             f"It must hold the weights of keras.applications.{model.architecture}(include_top=False) in the same size"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.augment import Augment
+from dogbreeds.baseline import Baseline
 from dogbreeds.data import Data
 from dogbreeds.features import Features
 from dogbreeds.head import Head
@@ -26,7 +27,7 @@ from dogbreeds.tracking import Tracking
 from dogbreeds.unfreeze import Unfreeze
 
 # What does not decide a result, but for the features' precision.
-_ELSEWHERE = ("tracking", "features", "preflight", "checkpoint_steps", "checkpoint_dir", "rerun")
+ELSEWHERE = ("tracking", "features", "preflight", "baseline", "checkpoint_steps", "checkpoint_dir", "rerun")
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -59,6 +60,7 @@ class Run:
     optimizer: Optimizer
     schedule: Schedule
     preflight: Preflight
+    baseline: Baseline
     features: Features
     tracking: Tracking
     seed: int
@@ -70,7 +72,7 @@ class Run:
     @property
     def key(self) -> str:
         """A digest of what decides the result: the same key is the same attempt."""
-        deciding = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in _ELSEWHERE}
+        deciding = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in ELSEWHERE}
         deciding["features.dtype"] = self.features.dtype
         return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
 

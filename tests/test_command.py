@@ -33,6 +33,7 @@ _PROBE = (
         ("data=folder", "data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos."),
         ("data=folder data.root=/not/there", "data.root=/not/there is not a folder (looked in /not/there). It must hold "),
         ("model.weights=/not/there.h5", "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or"),
+        ("baseline.weights=/not/there.h5", "baseline.weights=/not/there.h5 is not a file. It must be a Keras weight file of the model with"),
         ("optimizer.lr=${nothing}", "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must"),
         ("data.breeds=241", "data.breeds was 241. There are 240 drawn breeds. Type data.breeds=240, for example."),
     ],
