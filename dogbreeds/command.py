@@ -35,7 +35,7 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         everyone.hydra = running
 
 
-def main(task: Callable[[], Any], name: str) -> None:
+def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
     """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
 
     Ctrl-C and SIGTERM end it with the shell's codes, 130 and 143.
@@ -43,6 +43,7 @@ def main(task: Callable[[], Any], name: str) -> None:
     Args:
         task: a function that `hydra.main` decorates.
         name: the command's, which is its config's too.
+        goes_on: whether the same command, after it was interrupted, takes up what was done.
     """
     traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -60,7 +61,7 @@ def main(task: Callable[[], Any], name: str) -> None:
     except KeyboardInterrupt as stop:
         interruption.ignore()
         status = "KILLED"
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
     except OSError as error:
         if traced or error.errno not in _NO_WRITING:

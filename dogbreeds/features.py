@@ -3,17 +3,15 @@
 import contextlib
 import itertools
 import logging
-import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dogbreeds import lookahead
 from dogbreeds.data import Data, Source
 from dogbreeds.kept import Identity, Store
 from dogbreeds.photo import Photo, Unreadable
@@ -88,9 +86,10 @@ class Photos:
         skipped: list[int] = notes.setdefault("skipped", [])
         photos = itertools.islice(self.source.read(), start, None)
 
-        def fill(start: int, photos: list[Photo]) -> list[int]:
+        def fill(chunk: tuple[int, list[Photo]]) -> tuple[int, list[int]]:
+            first, chosen = chunk
             bad = []
-            for row, photo in enumerate(photos, start):
+            for row, photo in enumerate(chosen, first):
                 try:
                     rows[row] = resize(photo())
                 except Unreadable:
@@ -98,38 +97,20 @@ class Photos:
                         raise
                     bad.append(row)
                     rows[row] = 0  # a process that was cut off may have left something there
-            return bad
+            return first + len(chosen), bad
 
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode") as pool:
-            running: deque[tuple[int, Future[list[int]]]] = deque()
-            try:
-                for end, future in _submit(pool, fill, photos, start, running):
-                    skipped += future.result()
-                    self.data.check_skipped(len(skipped), len(rows), self.source.name)
-                    yield end
-            finally:
-                for _, future in running:
-                    future.cancel()
+        with contextlib.closing(lookahead.mapped(fill, _chunks(photos, start), _AHEAD)) as filled:
+            for end, bad in filled:
+                skipped += bad
+                self.data.check_skipped(len(skipped), len(rows), self.source.name)
+                yield end
 
 
-def _submit(
-    pool: ThreadPoolExecutor,
-    fill: Callable[[int, list[Photo]], list[int]],
-    photos: Iterator[Photo],
-    start: int,
-    running: deque[tuple[int, Future[list[int]]]],
-) -> Iterator[tuple[int, Future[list[int]]]]:
-    """Hands chunks of photos to the pool, `_AHEAD` at a time, and gives each with the row after its last, in order; the first is row `start`."""
-    while True:
-        while len(running) < _AHEAD:
-            chunk = list(itertools.islice(photos, _CHUNK))
-            if not chunk:
-                break
-            running.append((start + len(chunk), pool.submit(fill, start, chunk)))
-            start += len(chunk)
-        if not running:
-            return
-        yield running.popleft()
+def _chunks(photos: Iterator[Photo], start: int) -> Iterator[tuple[int, list[Photo]]]:
+    """Photos a few at a time, each time with the row of the first; that of the very first is `start`."""
+    while chunk := list(itertools.islice(photos, _CHUNK)):
+        yield start, chunk
+        start += len(chunk)
 
 
 def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | None" = None) -> np.ndarray:

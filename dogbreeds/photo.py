@@ -31,13 +31,14 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 16_384  # padding to a square, of single floats, must stay possible
 MAX_SCANS = 100  # of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
 _FORMATS = ("JPEG", "PNG", "WEBP")
-_BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
+BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
 NOT_A_PHOTO, DAMAGED, NOT_A_FILE, OUTSIDE = "not a photo", "cut off or damaged", "not a readable file", "out of the root"
 TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS = "too many bytes", "too many pixels", "too many scans"
 REASONS = (NOT_A_PHOTO, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE)
 
 ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, ends of lines, and bytes that are not UTF-8
+_OR_SKIP = ", or type data.on_corrupt=skip."
 
 
 class Unreadable(Refused):
@@ -50,6 +51,11 @@ class Unreadable(Refused):
     def __init__(self, said: str, reason: str = DAMAGED):
         super().__init__(said)
         self.reason = reason
+
+    @property
+    def plain(self) -> str:
+        """Its sentences for a command that has no such setting."""
+        return str(self).replace(_OR_SKIP, ".")
 
 
 def printable(name: str) -> str:
@@ -123,10 +129,10 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(f"{name} declares far more than {MAX_PIXELS // 10**6} megapixels") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # each of which Pillow's readers raise
-        begins = _BEGINNINGS.match(encoded) is not None
+        begins = BEGINNINGS.match(encoded) is not None
         raise Unreadable(
             f"{name} cannot be read as a photo ({_why(error) if begins else 'it does not begin as one'}). "
-            "Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip.",
+            f"Photos must be whole JPEG, PNG or WebP files. Replace the file{_OR_SKIP}",
             DAMAGED if begins else NOT_A_PHOTO,
         ) from error
 
@@ -154,7 +160,7 @@ def _too_many_pixels(received: str) -> Unreadable:
 
 
 def _too_large(received: str, allowed: str, reason: str) -> Unreadable:
-    return Unreadable(f"{received}. {allowed}, and no more. Save it smaller, or type data.on_corrupt=skip.", reason)
+    return Unreadable(f"{received}. {allowed}, and no more. Save it smaller{_OR_SKIP}", reason)
 
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment that has a length, or of the end
@@ -191,14 +197,14 @@ def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
 def _stamp(path: str) -> _Stamp | None:
     try:
         status = os.stat(path)
-    except OSError:  # which `_read` puts into words
+    except OSError:  # which `read` puts into words
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _examine(path: str) -> "str | Unreadable":
     try:
-        encoded = _read(path)
+        encoded = read(path)
         with _opened(encoded, printable(path)):
             return digest(encoded)
     except Unreadable as error:
@@ -217,7 +223,7 @@ def decode_file(path: str, expected: str) -> np.ndarray:
         Refused: where its content is another by now; no setting skips that, since what was kept would be of no known photos.
     """
     try:
-        encoded = _read(path)
+        encoded = read(path)
     except Unreadable as error:
         raise _changed(path) from error
     if digest(encoded) != expected:
@@ -229,7 +235,7 @@ def _changed(path: str) -> Refused:
     return Refused(f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again.")
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
     """A file's content: never a pipe's or a device's, which might have no end."""
     name = printable(path)
     try:
@@ -243,7 +249,7 @@ def _read(path: str) -> bytes:
         if error.errno in _NOT_ITS_FAULT:
             raise
         raise Unreadable(
-            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove it, or type data.on_corrupt=skip.",
+            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove it{_OR_SKIP}",
             NOT_A_FILE,
         ) from error
 
@@ -251,5 +257,5 @@ def _read(path: str) -> bytes:
 def _check_file(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise Unreadable(f"{name} is {kind}. Photos must be files. Remove it, or type data.on_corrupt=skip.", NOT_A_FILE)
+        raise Unreadable(f"{name} is {kind}. Photos must be files. Remove it{_OR_SKIP}", NOT_A_FILE)
     _check_bytes(status.st_size, name)

@@ -281,7 +281,7 @@ def test_a_file_that_may_not_be_read(root: Path) -> None:
 
 def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
     with pytest.raises(Refused, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
-        data._photos_below(root / "gone")
+        data.photos_below(root / "gone")
 
 
 def test_a_machine_out_of_open_files_blames_no_photo(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

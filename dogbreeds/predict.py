@@ -1,0 +1,169 @@
+"""The command `python -m dogbreeds.predict run=… images=…`: what breeds a trained network sees in photos, and in what of them."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from dogbreeds import command, images
+from dogbreeds.answer import Csv, JsonLines, Table
+from dogbreeds.prediction import answers, network
+from dogbreeds.run import part
+from dogbreeds.runs import Only, is_file, opened, said, store
+from dogbreeds.spec import Refused, Spec, boolean, home, integer, one_of, text
+from dogbreeds.terminal import progress
+
+if TYPE_CHECKING:
+    from dogbreeds.classifier import Classifier
+    from dogbreeds.explain import Overlays
+
+log = logging.getLogger(__name__)
+
+_SOME_UNREAD = 2  # exit code
+_SHOWN_SECONDS = 0.2  # between two steps of the bar: answers come a batch at a time, and each by itself would look like haste
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Spec):
+    """What is said of the photos, and how."""
+
+    group = ""
+    run: str = text(example="latest")
+    top: int = integer(at_least=1, example=3)
+    format: str = one_of("table", "jsonl", "csv")
+    batch_size: int | None = integer(at_least=1, example=32, optional=True)
+    explain: bool = boolean()
+    explain_dir: str = text(example="explained")
+    output: str | None = text(example="breeds.csv", optional=True)
+
+
+@dataclass
+class Tally:
+    """How many photos were read, and how many could not be."""
+
+    read: int = 0
+    unread: int = 0
+
+
+@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="predict")
+def task(config: DictConfig) -> None:
+    """Says what each photo shows."""
+    wanted = Wanted(**{field.name: config[field.name] for field in dataclasses.fields(Wanted)})
+    only = Only(**config["only"])
+    plain: Any = OmegaConf.to_container(config)
+    typed = images.typed(plain["images"])
+    file = is_file(wanted.run)  # which MLflow has nothing to do with
+    tracking = part(config, "tracking") if file else store(config, "A run's network is found through MLflow, which kept it.")
+    found = images.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
+    with _sink(wanted.output) as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
+        log.info("%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size)
+        tally = _predict(classifier, found, wanted, sink)
+    if wanted.output is not None:
+        print(wanted.output)
+    if tally.unread:
+        sys.exit(_SOME_UNREAD)
+
+
+def _predict(classifier: "Classifier", found: images.Images, wanted: Wanted, sink: TextIO) -> Tally:
+    """Writes an answer a photo as soon as its batch is done, and says at the end how it went."""
+    overlays = _overlays(classifier, wanted) if wanted.explain else None
+    run = network(classifier, wanted.explain)
+    batch, top = wanted.batch_size or classifier.batch_size(), min(wanted.top, len(classifier.class_names))
+    lines, tally, started = _lines(classifier, wanted, top, sink), Tally(), time.monotonic()
+    with _bar(found.total, sink) as advance, contextlib.closing(answers(classifier, run, found.photos, batch, top, overlays)) as told:
+        sink.write(lines.heading)
+        for answer in told:
+            if answer.error:
+                print(answer.error, file=sys.stderr, flush=True)
+            tally.unread += bool(answer.error)
+            tally.read += not answer.error
+            sink.write(lines(answer))
+            sink.flush()
+            advance(1)
+    seconds = time.monotonic() - started
+    unread = f"; {tally.unread:,} could not be read" if tally.unread else ""
+    where = f"; overlays in {overlays.folder}" if overlays is not None and tally.read else ""
+    count = f"{tally.read:,} photo{'' if tally.read == 1 else 's'}"
+    log.info("%s in %.1f s, %.0f images/s%s%s", count, seconds, tally.read / max(seconds, 1e-9), unread, where)
+    return tally
+
+
+def _overlays(classifier: "Classifier", wanted: Wanted) -> "Overlays":
+    from dogbreeds.explain import Overlays
+
+    overlays = Overlays(Path(wanted.explain_dir).expanduser(), classifier.resize)
+    overlays.prepare()
+    return overlays
+
+
+def _lines(classifier: "Classifier", wanted: Wanted, top: int, sink: TextIO) -> JsonLines | Csv | Table:
+    if wanted.format == "jsonl":
+        return JsonLines()
+    if wanted.format == "csv":
+        return Csv(top, wanted.explain)
+    width = (os.get_terminal_size(sink.fileno()).columns or 80) if sink.isatty() else None
+    coloured = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Table(classifier.class_names, top, width, coloured)
+
+
+@contextlib.contextmanager
+def _sink(output: str | None) -> Iterator[TextIO]:
+    """The standard output, whose reader may leave early, as `head` does; or a file, which takes its place when all is written."""
+    if output is None:
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
+            sys.exit(0)
+        return
+    path = Path(os.path.realpath(Path(output).expanduser()))
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "it is no file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = aside.open("w", encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{path} cannot be written ({error.strerror}). output must be a file. Type output=breeds.csv, for example.") from error
+    try:
+        with file:
+            yield file
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _bar(total: int | None, sink: TextIO) -> Iterator[Callable[[int], None]]:
+    """A bar, where it does not stand among the answers."""
+    if total is None or sink.isatty() or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    with progress("photos", total, "images") as advance:
+        waiting, shown = 0, time.monotonic()
+
+        def add(done: int) -> None:
+            nonlocal waiting, shown
+            waiting += done
+            if time.monotonic() - shown >= _SHOWN_SECONDS:
+                advance(waiting)
+                waiting, shown = 0, time.monotonic()
+
+        yield add
+        advance(waiting)
+
+
+if __name__ == "__main__":
+    command.main(task, "predict", goes_on=False)
