@@ -5,10 +5,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from dogbreeds.data import Data, Dataset
 from dogbreeds.run import part
 from dogbreeds.spec import Missing, Refused, Spec, text
 from dogbreeds.tracking import RANKING, Mlflow, Record, short
@@ -73,7 +74,7 @@ def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: b
         which = f"{' that kept its network' if network else ''}{f' with {only}' if str(only) else ''}"
         raise Refused(
             f"Experiment '{tracking.experiment}' has no finished attempt{which}. {key}={wanted} is one of those. "
-            "Type python -m dogbreeds.train first, or name a saved network by its file."
+            f"Type python -m dogbreeds.train first{', or name a saved network by its file' if network else ''}."
         )
     if wanted == LATEST:
         return records[0]
@@ -127,6 +128,40 @@ def opened(tracking: Mlflow, wanted: str, only: Only) -> "Iterator[tuple[Record 
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.network(record.run_id, Path(folder))
         yield record, load(file), file
+
+
+def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, Dataset]:
+    """The photos that an attempt was trained and measured on, opened again: numbers on any others would not be beside its own.
+
+    Args:
+        tracking: where it is recorded.
+        record: the attempt.
+        root: the folder that holds the photos now; None for the one that held them then.
+
+    Returns:
+        How the photos are read, and the photos in their splits.
+
+    Raises:
+        Missing: where they are not there any more.
+        Refused: where they are others.
+    """
+    config = cast(DictConfig, OmegaConf.create(tracking.config(record.run_id)))
+    if root is not None:
+        if "root" not in config["data"]:
+            raise Refused(
+                f"data.root={root} was given, and the photos of run {short(record.run_id)} are drawn. Only photos that lie somewhere have a root. "
+                "Type the command without data.root."
+            )
+        config["data"]["root"] = root
+    data: Data = part(config, "data")
+    opened = data.open()
+    if opened.fingerprint != record.params["data.fingerprint"]:
+        place = f" at {root or config['data']['root']}" if "root" in config["data"] else ""
+        raise Refused(
+            f"The photos{place} are others than run {short(record.run_id)} had, or stand in other splits. They must be the same files, none more and "
+            "none less. Type data.root=<folder> with those, or train on these first."
+        )
+    return data, opened
 
 
 def is_file(wanted: str) -> bool:

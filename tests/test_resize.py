@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.resize import resized, resizer
+from dogbreeds.resize import resized, resized_in_steps, resizer
 
 
 def disc(height: int, width: int) -> np.ndarray:
@@ -48,3 +48,17 @@ def test_training_and_the_saved_graph_resize_alike(rng: np.random.Generator) -> 
     for how in ("stretch", "pad", "crop"):
         graph = keras.Model(entrance, resized(entrance, 32, how))
         assert np.array_equal(np.asarray(graph(photo[None]))[0], resizer(32, how)(photo))
+
+
+@pytest.mark.parametrize("how", ["stretch", "pad", "crop"])
+@pytest.mark.parametrize("size", [64, 97, 224])
+def test_what_goes_into_other_formats_resizes_to_the_same_levels(how: str, size: int, rng: np.random.Generator) -> None:
+    import tensorflow as tf
+
+    graph = tf.function(lambda photos: resized_in_steps(photos, size, how), input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    sides = [(1, 1), (37, 91), (size, size), (size - 1, size + 1), (200, 3), (448, 336), (500, 333), (300, 450)]
+    for height, width in sides:
+        photos = rng.integers(0, 256, size=(2, height, width, 3), dtype=np.uint8)
+        expected = np.asarray(resized(photos, size, how))
+        assert np.array_equal(graph(photos).numpy(), expected), (height, width)
+        assert np.array_equal(resized_in_steps(tf.constant(photos), size, how).numpy(), expected), (height, width)

@@ -1,0 +1,251 @@
+"""The command `python -m dogbreeds.export`: hands a trained network over, in formats that are checked, and by MLflow."""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from dogbreeds import command, formats, gate, output, registry, runs, sample
+from dogbreeds.agreement import Agreement, compare, with_odd_sizes
+from dogbreeds.card import card
+from dogbreeds.formats import FORMATS
+from dogbreeds.photo import Photo
+from dogbreeds.runs import Only
+from dogbreeds.spec import Refused, Spec, home, integer, number, text, texts
+from dogbreeds.terminal import progress
+from dogbreeds.tracking import Mlflow, Record, short
+
+if TYPE_CHECKING:
+    from dogbreeds.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # of a registered model, and of an alias: what MLflow takes, and addresses need not quote
+_TAKEN = re.compile(r"latest|v\d+", re.IGNORECASE)  # MLflow's own words for versions
+_NARROW = 90  # columns of a terminal that has room for file names
+_WIDE = 120  # of what is not shown in a terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Spec):
+    """What is handed over, and where to."""
+
+    group = ""
+    run: str = text(example="latest")
+    formats: tuple[str, ...] = texts(example="[keras,onnx]")
+    photos: int = integer(at_least=1, example=200)
+    photos_from: str | None = text(example="path/to/photos", optional=True)
+    output: str | None = text(example="exported", optional=True)
+    register: str | None = text(example="dogbreeds", optional=True)
+    alias: str = text(example="champion")
+    alpha: float = number(above=0, below=1, example=0.05)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        formats.check_installed(self.formats)
+        for key, name in (("register", self.register), ("alias", self.alias)):
+            if name is not None and (not _NAME.fullmatch(name) or (key == "alias" and _TAKEN.fullmatch(name))):
+                raise Refused(
+                    f"{key} was {name!r}. It must be a name of letters, digits, - and _ that begins with a letter, and no alias of MLflow's own, "
+                    f"such as latest. Type {key}={'dogs' if key == 'register' else 'champion'}, for example."
+                )
+        if runs.is_file(self.run) and self.photos_from is None:
+            raise Refused(
+                f"run={self.run} is a file, which does not know its photos. Each format is checked on photos, so that some must be named. "
+                "Type photos_from=path/to/photos, too."
+            )
+        if runs.is_file(self.run) and self.register is not None:
+            raise Refused(
+                f"register={self.register} was asked for with run={self.run}, which is a file. What is registered must have been measured, in a run. "
+                "Type run=<a run's id>, or leave out register."
+            )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A format that was written and checked."""
+
+    name: str
+    size: int  # bytes
+    agreement: Agreement
+
+    @property
+    def agrees(self) -> bool:
+        return self.agreement.within(FORMATS[self.name].allowed)
+
+
+@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="export")
+def task(config: DictConfig) -> None:
+    """Writes and checks each format, keeps them with the run, and registers what passes the gate."""
+    given: Any = OmegaConf.to_container(config, resolve=True)
+    wanted = Wanted(**{field.name: given[field.name] for field in dataclasses.fields(Wanted)})
+    tracking = runs.store(config, "A network is found through MLflow, which kept it.")
+    with runs.opened(tracking, wanted.run, Only(**config["only"])) as (record, classifier, file):
+        log.info("%s: %d breeds, %d px", runs.said(record) if record else file, len(classifier.class_names), classifier.size)
+        photos = with_odd_sizes(_photos(wanted, config["data"]["root"], tracking, record))  # not opened yet
+        place = Path(wanted.output).expanduser() if wanted.output else home() / "multirun/exported" / (short(record.run_id) if record else file.stem)
+        with output.folder(place) as folder:
+            found = _export(wanted.formats, classifier, photos, folder)
+            _describe(folder, found, tracking, record, classifier, file)
+            model_id = _keep(tracking, record, folder, file, photos[0]) if record is not None else None
+        _remove_stale(place, found)
+        print(_table(found), end="")
+        print(place)
+    _check_all_agree(found)
+    if record is not None and model_id is not None:
+        uri = "<tracking.uri>" if "@" in tracking.uri else tracking.uri  # a password may stand in it
+        print(f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{model_id} --env-manager local")
+        if wanted.register is not None:
+            print(_register(wanted.register, wanted, tracking, record, model_id))
+
+
+def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None) -> list[Photo]:
+    """Photos to check on, spread over all that there are: of a folder, or of those that the run was tested on."""
+    if wanted.photos_from is not None or record is None:
+        return sample.of_folder(wanted.photos_from or "", wanted.photos)
+    data, dataset = runs.dataset(tracking, record, root)
+    return sample.of_split(dataset.test or dataset.val, wanted.photos, data.on_corrupt == "skip")
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------------
+
+
+def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Photo], folder: Path) -> list[Exported]:
+    """Writes each format and asks it; what does not agree with the trained network is removed again."""
+    asks = {}
+    for name in names:
+        started = time.perf_counter()
+        asks[name] = formats.opened(name, formats.write(name, classifier, folder))
+        log.info("%s: written in %.1f s", name, time.perf_counter() - started)
+    with progress("checking", len(photos), "photos") as advance:
+        agreements = compare(asks, formats.ask_keras(classifier.whole), (photo() for photo in photos), advance)
+    found = [Exported(name, _size(folder / FORMATS[name].file), agreement) for name, agreement in agreements.items()]
+    for each in found:
+        if not each.agrees:
+            _remove(folder / FORMATS[each.name].file)
+    return found
+
+
+def _size(place: Path) -> int:
+    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else place.stat().st_size
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def _remove_stale(place: Path, found: Sequence[Exported]) -> None:
+    """Removes what an earlier export left in formats that this one does not have: it may be of another network."""
+    there = {each.name for each in found if each.agrees}
+    for name, kind in FORMATS.items():
+        if name not in there:
+            _remove(place / kind.file)
+
+
+def _check_all_agree(found: Sequence[Exported]) -> None:
+    wrong = [each for each in found if not each.agrees]
+    if wrong:
+        name, agreement = wrong[0].name, wrong[0].agreement
+        more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
+        raise Refused(
+            f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}. {FORMATS[name].allowed:g} is "
+            "allowed, so that its file was removed and nothing was registered. Type formats=[…] without it; the others are good."
+        )
+
+
+# --- what goes with them ----------------------------------------------------------------------------------------------------
+
+
+def _describe(folder: Path, found: Sequence[Exported], tracking: Mlflow, record: Record | None, classifier: "Classifier", file: Path) -> None:
+    title = f"{record.params['model.architecture']} on {record.params['data.name']}" if record is not None else file.stem
+    said = tracking.predictions(record.run_id) if record is not None else {}
+    there = [each.name for each in found if each.agrees]
+    text = card(title, record, said, classifier.class_names, classifier.size, classifier.resize, there)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "breeds.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
+    checks = {
+        each.name: {"bytes": each.size, "allowed": FORMATS[each.name].allowed, "agrees": each.agrees} | dataclasses.asdict(each.agreement)
+        for each in found
+    }
+    (folder / "checks.json").write_text(json.dumps(checks, indent=2) + "\n", encoding="utf-8")
+
+
+def _keep(tracking: Mlflow, record: Record, folder: Path, file: Path, photo: Photo) -> str:
+    """Keeps all with the run; gives the id of the model that MLflow can serve."""
+    from PIL import Image
+
+    started = time.perf_counter()
+    registry.attach(tracking, record, folder)
+    small = Image.fromarray(photo())
+    small.thumbnail((224, 224))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG")
+    model_id = registry.log(tracking, record, file, encoded.getvalue())
+    log.info("kept with run %s in %.1f s", short(record.run_id), time.perf_counter() - started)
+    return model_id
+
+
+def _table(found: Sequence[Exported]) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+    wide = (width or _WIDE) >= _NARROW
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("format", no_wrap=True)
+    for heading in (*(("file",) if wide else ()), "MB", "max |difference|", "allowed", "same first breed", "agrees"):
+        table.add_column(heading, justify="left" if heading in ("file", "agrees") else "right")
+    for each in found:
+        kind, agreement = FORMATS[each.name], each.agreement
+        cells = [f"{each.size / 1e6:.1f}", f"{agreement.difference:.1e}", f"{kind.allowed:g}", f"{agreement.same:,} of {agreement.n:,}"]
+        verdict = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
+        table.add_row(each.name, *((kind.file,) if wide else ()), *cells, verdict)
+    with io.StringIO() as file:
+        no_color = "NO_COLOR" in os.environ or width is None
+        Console(file=file, width=width or _WIDE, force_terminal=width is not None, no_color=no_color).print(table)
+        return "".join(f"{line.rstrip()}\n" for line in file.getvalue().strip("\n").splitlines() if line.strip())
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------------
+
+
+def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model_id: str) -> str:
+    """Registers a run's model if it passes; says what became of it."""
+    target = f"{name}@{wanted.alias}"
+    mine = tracking.predictions(record.run_id)
+    current = registry.champion(tracking, name, wanted.alias)
+    if current is not None and current.run_id == record.run_id:
+        return f"{target} is run {short(record.run_id)} already, as version {current.number}: nothing was registered."
+    gate.check_verdict(record, target)
+    tags = {"run": record.run_id, "verdict": record.tags["verdict"]}
+    tags |= {metric: f"{record.metrics[metric]:.4f}" for metric in ("test/accuracy", "best/val_accuracy") if metric in record.metrics}
+    beaten = "there was none before"
+    if current is not None:
+        other = tracking.record(current.run_id)
+        pair = gate.beside(record, other, mine, tracking.predictions(other.run_id), target)
+        gate.check_better(record, other, pair, wanted.alpha, target)
+        beaten = f"beside version {current.number}, run {short(other.run_id)}, it has {pair}"
+        tags |= {"beaten": other.run_id, "pair": str(pair)}
+    made = registry.crown(tracking, name, wanted.alias, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
+    return f"{target} is version {made.number} now, run {short(record.run_id)}: {beaten}."
+
+
+if __name__ == "__main__":
+    command.main(task, "export")

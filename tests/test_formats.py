@@ -1,0 +1,144 @@
+"""Each format, written and asked, beside the network that it is of."""
+
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dogbreeds import formats, miniature
+from dogbreeds.agreement import Agreement, compare, with_odd_sizes
+from dogbreeds.classifier import Classifier, load
+from dogbreeds.formats import FORMATS, LABELS
+from dogbreeds.spec import Refused
+from dogbreeds.unfreeze import Nothing
+from tests.test_network import FROZEN, NAMES, build
+
+ABSENT = [name for name, kind in FORMATS.items() if any(importlib.util.find_spec(module) is None for module in kind.needs)]
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Classifier]:
+    """The miniature with a head that sets breeds apart, by how it resizes."""
+    folder = tmp_path_factory.mktemp("networks")
+    network = build(Nothing(**FROZEN))
+    for variable in network.head.trainable_variables:
+        variable.assign(variable * 3)
+    for how in ("stretch", "pad", "crop"):
+        network.whole(NAMES, how).save(folder / f"{how}.keras")
+    return {how: load(folder / f"{how}.keras") for how in ("stretch", "pad", "crop")}
+
+
+def photos(count: int = 6) -> list[np.ndarray]:
+    drawn = [lambda breed=breed: miniature.draw("test", breed, 0) for breed in range(count)]
+    return [photo() for photo in with_odd_sizes(drawn)]
+
+
+_SLOW = [("savedmodel", "pad"), ("tflite_float16", "crop"), ("onnx", "crop"), ("onnx", "pad"), ("tflite", "stretch")]
+
+
+@pytest.mark.parametrize(("name", "how"), [("keras", "stretch"), ("tflite", "pad"), *(pytest.param(*each, marks=pytest.mark.slow) for each in _SLOW)])
+def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+    if name in ABSENT:
+        pytest.skip(f"{name} needs dogbreeds[export]")
+    classifier = classifiers[how]
+    place = formats.write(name, classifier, tmp_path)
+    assert place == tmp_path / FORMATS[name].file
+    trained = formats.ask_keras(classifier.whole)
+    found = compare({name: formats.opened(name, place)}, trained, photos(), lambda done: None)[name]
+    assert (found.n, found.same) == (10, 10)
+    assert found.difference <= (2e-5 if FORMATS[name].allowed == formats.EXACT else 5e-3)
+    assert found.difference > 0 or name == "keras"
+    answers = [trained(photo[None]) for photo in photos()]
+    assert len({breed for _, (breed,) in answers}) > 1  # else any network would agree
+    assert max(scores.max() for scores, _ in answers) > 1.5 / len(NAMES)
+
+
+@pytest.mark.slow
+def test_names_travel_with_a_file(classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+    if "tflite" in ABSENT or "onnx" in ABSENT:
+        pytest.skip("needs dogbreeds[export]")
+    import onnx
+
+    lite = formats.write("tflite", classifiers["stretch"], tmp_path)
+    with zipfile.ZipFile(lite) as end:
+        assert end.read(LABELS).decode().split("\n") == list(NAMES)
+    model = onnx.load(str(formats.write("onnx", classifiers["stretch"], tmp_path)))
+    assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == {"class_names": list(NAMES)}
+    sides = [[side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim] for end in [*model.graph.input, *model.graph.output]]
+    assert [end.name for end in [*model.graph.input, *model.graph.output]] == ["photo", "probabilities", "breed"]
+    assert sides == [["b", "h", "w", 3], ["b", len(NAMES)], ["b"]]
+
+
+@pytest.mark.slow
+def test_half_precision_halves_a_file(classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+    if "tflite_float16" in ABSENT:
+        pytest.skip("needs dogbreeds[export]")
+    whole, half = (formats.write(name, classifiers["stretch"], tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
+    assert 0.5 < half / whole < 0.7  # a third of this small network's weights lies in kernels that are small or depthwise
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["keras", "coreml"],
+            "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type 'formats=[keras,onnx]'",
+        ),
+        ([], "formats was empty. It must be a list of keras"),
+    ],
+)
+def test_an_unknown_format_is_refused(names: list[str], said: str) -> None:
+    with pytest.raises(Refused) as refused:
+        formats.check_installed(names)
+    assert str(refused.value).startswith(said)
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda module: None)
+    formats.check_installed(["keras", "savedmodel"])
+    with pytest.raises(
+        Refused, match=r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install 'dogbreeds\[export\]'"
+    ):
+        formats.check_installed(["keras", "onnx"])
+
+
+def test_another_network_does_not_agree() -> None:
+    shown = [np.full((8, 8, 3), level, np.uint8) for level in (0, 100, 200)]
+
+    def trained(batch: np.ndarray) -> formats.Answers:
+        first = batch[:, 0, 0, 0] / 255
+        return np.stack([first, 1 - first], axis=1), ["a" if each > 0.5 else "b" for each in first]
+
+    def off(by: float) -> formats.Ask:
+        return lambda batch: (trained(batch)[0] + np.float64(by) * (batch[0, 0, 0, 0] == 200), ["b"] * len(batch))
+
+    advanced: list[int] = []
+    found = compare({"near": off(5e-5), "far": off(2e-4), "broken": off(np.nan)}, trained, shown, advanced.append)
+    assert sum(advanced) == 3
+    assert (found["near"].n, found["near"].same) == (3, 2)
+    assert found["near"].difference == 0  # all three are of one size, and so in one batch, which begins with 0
+    found = compare({"near": off(5e-5), "far": off(2e-4), "broken": off(np.nan)}, trained, [shown[2], shown[0][:4], shown[1]], advanced.append)
+    assert {name: agreement.within(1e-4) for name, agreement in found.items()} == {"near": True, "far": False, "broken": False}
+    assert found["far"].difference == pytest.approx(2e-4)
+
+
+def test_fewer_probabilities_are_no_agreement() -> None:
+    found = compare(
+        {"less": lambda batch: (np.zeros((1, 2)), ["a"])}, lambda batch: (np.zeros((1, 3)), ["a"]), [np.zeros((2, 2, 3), np.uint8)], print
+    )
+    assert found["less"] == Agreement(np.inf, 1, 1)
+
+
+def test_large_photos_are_asked_about_one_by_one() -> None:
+    sizes: list[int] = []
+
+    def ask(batch: np.ndarray) -> formats.Answers:
+        sizes.append(len(batch))
+        return np.zeros((len(batch), 2)), ["a"] * len(batch)
+
+    small, large = np.zeros((224, 224, 3), np.uint8), np.zeros((2000, 2000, 3), np.uint8)
+    compare({}, ask, [*[small] * 40, large, large], lambda done: None)
+    assert sizes == [32, 8, 1, 1]
