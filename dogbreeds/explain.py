@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogbreeds import output
 from dogbreeds.images import Named
 from dogbreeds.network import folded
 from dogbreeds.photo import digest
@@ -171,14 +172,11 @@ class Overlays:
             Refused: where the picture cannot be written.
         """
         place, picture = self.place(photo), overlay(photo.pixels(), heat, self.how, caption)
-        aside = place.with_name(f".{place.name}.{os.getpid()}")
         try:
-            picture.save(aside, "JPEG", quality=90)
-            aside.replace(place)
+            with output.aside(place) as written:
+                picture.save(written, "JPEG", quality=90)
         except OSError as error:
             raise _refused(place, error.strerror) from error
-        finally:
-            aside.unlink(missing_ok=True)
         return place
 
 

@@ -206,7 +206,7 @@ def _table(found: Sequence[Exported]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    width = os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+    width = output.columns(sys.stdout)
     wide = (width or _WIDE) >= _NARROW
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import io
 import logging
 import os
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command, images
+from dogbreeds import command, images, output
 from dogbreeds.answer import Csv, JsonLines, Table
 from dogbreeds.prediction import answers, network
 from dogbreeds.run import part
 from dogbreeds.runs import Only, is_file, opened, said, store
-from dogbreeds.spec import Refused, Spec, boolean, home, integer, one_of, text
+from dogbreeds.spec import Spec, boolean, home, integer, one_of, text
 from dogbreeds.terminal import progress
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def task(config: DictConfig) -> None:
     file = is_file(wanted.run)  # which MLflow has nothing to do with
     tracking = part(config, "tracking") if file else store(config, "A run's network is found through MLflow, which kept it.")
     found = images.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
-    with _sink(wanted.output) as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
+    with output.sink(wanted.output, "breeds.csv") as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
         log.info("%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size)
         tally = _predict(classifier, found, wanted, sink)
     if wanted.output is not None:
@@ -112,37 +111,9 @@ def _lines(classifier: "Classifier", wanted: Wanted, top: int, sink: TextIO) -> 
         return JsonLines()
     if wanted.format == "csv":
         return Csv(top, wanted.explain)
-    width = (os.get_terminal_size(sink.fileno()).columns or 80) if sink.isatty() else None
+    width = output.columns(sink)
     coloured = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Table(classifier.class_names, top, width, coloured)
-
-
-@contextlib.contextmanager
-def _sink(output: str | None) -> Iterator[TextIO]:
-    """The standard output, whose reader may leave early, as `head` does; or a file, which takes its place when all is written."""
-    if output is None:
-        try:
-            yield sys.stdout
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
-            sys.exit(0)
-        return
-    path = Path(os.path.realpath(Path(output).expanduser()))
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EEXIST, "it is no file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = aside.open("w", encoding="utf-8")
-    except OSError as error:
-        raise Refused(f"{path} cannot be written ({error.strerror}). output must be a file. Type output=breeds.csv, for example.") from error
-    try:
-        with file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -709,13 +709,13 @@ class _Client:
     """MLflow's client, whose failures become sentences."""
 
     def __init__(self, client: "mlflow.MlflowClient", reached: "Callable[[], contextlib.AbstractContextManager[None]]"):
-        self._client, self.reached = client, reached
+        self._client, self._reached = client, reached
 
     def __getattr__(self, name: str) -> "Callable[..., Any]":
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self.reached():
+            with self._reached():
                 return method(*arguments, **named)
 
         return call

@@ -1,6 +1,6 @@
 import pytest
 
-from dogbreeds.output import folder
+from dogbreeds.output import folder, sink
 from dogbreeds.spec import Refused
 
 
@@ -36,5 +36,27 @@ def test_a_place_that_cannot_be_is_refused(tmp_path) -> None:
     with (
         pytest.raises(Refused, match=r"file cannot be made \(File exists\). output must be a folder that you may write to. Type output=<folder>."),
         folder(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_a_file_is_whole_or_absent(tmp_path) -> None:
+    place = tmp_path / "deep/answers.csv"
+    with pytest.raises(KeyboardInterrupt), sink(str(place), "breeds.csv") as stream:
+        stream.write("half")
+        raise KeyboardInterrupt
+    assert list(place.parent.iterdir()) == []
+    with sink(str(place), "breeds.csv") as stream:
+        stream.write("photo,breed\n")
+        assert not place.exists()
+    assert place.read_text() == "photo,breed\n"
+    assert [path.name for path in place.parent.iterdir()] == ["answers.csv"]
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc", "/proc/none/x"])
+def test_a_place_that_is_no_file_is_refused(place: str) -> None:
+    with (
+        pytest.raises(Refused, match=f"{place} cannot be written .* output must be a file. Type output=breeds.csv, for example."),
+        sink(place, "breeds.csv"),
     ):
         pass
