@@ -23,10 +23,11 @@ from dogbreeds.metrics import Pair, Scores, score
 from dogbreeds.model import Backbone
 from dogbreeds.network import Network, assemble
 from dogbreeds.phase import Finetune, LrRange, Training
+from dogbreeds.record import RANKING, SWEEP, Composition, Known, Parent, Predictions, Record, short
 from dogbreeds.run import Run
 from dogbreeds.shown import Shown
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import RANKING, SWEEP, Composition, Known, Parent, Predictions, Record, Tracker, short
+from dogbreeds.tracking import Tracker
 from dogbreeds.verdict import Setting, Verdict
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from dogbreeds.metrics import Proportion
 from dogbreeds.model import UNFIT, Backbone, MobileNetV2, Model, downloaded, in_order, load_all
 from dogbreeds.network import Network, Prefix
 from dogbreeds.preprocessing import Preprocessing
+from dogbreeds.record import Parent, Record
 from dogbreeds.spec import Missing, Refused, Spec, text
-from dogbreeds.tracking import Parent, Record
 from dogbreeds.wordnet import is_numbered, outputs
 
 if TYPE_CHECKING:

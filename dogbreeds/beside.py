@@ -12,7 +12,7 @@ from dogbreeds.classifier import spoken
 from dogbreeds.difference import Difference
 from dogbreeds.page import cell, link, page, svg, table
 from dogbreeds.paired import Change
-from dogbreeds.tracking import Record, short
+from dogbreeds.record import Record, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

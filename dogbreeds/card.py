@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dogbreeds.formats import FORMATS
 from dogbreeds.metrics import score
-from dogbreeds.tracking import Predictions, Record
+from dogbreeds.record import Predictions, Record
 
 _IMAGENET = (
     "Weights that descend from ImageNet have seen photos of Stanford Dogs before, which is drawn from it: accuracies on that data flatter them, and "

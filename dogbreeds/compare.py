@@ -8,9 +8,10 @@ from omegaconf import DictConfig
 from dogbreeds import beside, command, paired
 from dogbreeds.difference import Difference
 from dogbreeds.output import Output
+from dogbreeds.record import Predictions, Record, short
 from dogbreeds.runs import Only, find, store
 from dogbreeds.spec import Refused, home, integer, number, one_of, text
-from dogbreeds.tracking import Mlflow, Predictions, Record, short
+from dogbreeds.tracking import Mlflow
 
 
 @dataclass(frozen=True, kw_only=True)

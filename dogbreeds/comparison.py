@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dogbreeds import baseline
 from dogbreeds.claims import CLAIMS, NOT_TESTED, Tested, number_claim, verdict_claim
 from dogbreeds.metrics import Proportion
-from dogbreeds.tracking import RANKING, Record
+from dogbreeds.record import RANKING, Record
 
 _GUIDE = tuple(name for name in CLAIMS if not name.startswith("resnet50"))
 

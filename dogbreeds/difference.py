@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from dogbreeds.classifier import spoken
 from dogbreeds.paired import Change, Comparison, Confusion
+from dogbreeds.record import Record, short
 from dogbreeds.run import ELSEWHERE
-from dogbreeds.tracking import Record, short
 
 _NAMED = 5  # breeds or confusions in a sentence
 _SPLIT = ("data.split", "data.split_seed", "data.val_fraction", "data.guide_seed")  # by which the same files have another fingerprint

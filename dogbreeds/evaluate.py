@@ -21,12 +21,13 @@ from dogbreeds.kept import Store
 from dogbreeds.metrics import probabilities
 from dogbreeds.photo import printable
 from dogbreeds.pictures import Mistake
+from dogbreeds.record import Record, short
 from dogbreeds.report import Report, augmented_said, score_lines
 from dogbreeds.run import part
 from dogbreeds.runs import Only, dataset, is_file, opened, said, store
 from dogbreeds.spec import Missing, Refused, Spec, home, integer, one_of, text
 from dogbreeds.terminal import progress
-from dogbreeds.tracking import Mlflow, Record, short
+from dogbreeds.tracking import Mlflow
 from dogbreeds.tta import Tta
 
 if TYPE_CHECKING:

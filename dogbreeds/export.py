@@ -22,10 +22,11 @@ from dogbreeds.agreement import Agreement, compare, with_odd_sizes
 from dogbreeds.card import card
 from dogbreeds.formats import FORMATS
 from dogbreeds.photo import Photo
+from dogbreeds.record import Record, short
 from dogbreeds.runs import Only
 from dogbreeds.spec import Refused, Spec, home, integer, number, text, texts
 from dogbreeds.terminal import progress
-from dogbreeds.tracking import Mlflow, Record, short
+from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
     from dogbreeds.classifier import Classifier

@@ -5,8 +5,8 @@ chance would give. A better number alone is not better: of two equal networks on
 """
 
 from dogbreeds.metrics import Pair
+from dogbreeds.record import Predictions, Record, short
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Predictions, Record, short
 
 SPLIT = "test"  # validation chose the best epoch, so that it is no fair judge
 WORTHY = ("learned", "better_than_frozen", "no_better_than_frozen")

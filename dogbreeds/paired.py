@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from dogbreeds.metrics import Pair, Proportion
+from dogbreeds.record import Predictions
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Predictions
 
 _REPEATED = 2  # photos of one breed that are called the same other one: a single one says little
 

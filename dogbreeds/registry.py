@@ -1,6 +1,6 @@
 """Networks that are handed over by MLflow: logged so that it can serve them, and registered under a name whose alias points to the best.
 
-Beside `tracking` the only place that knows of MLflow.
+With `tracking` and `lifecycle` all that knows of MLflow.
 """
 
 import contextlib
@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.record import Record
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import Mlflow, Record
+from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
     import mlflow

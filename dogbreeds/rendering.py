@@ -14,7 +14,7 @@ from dogbreeds.claims import NOT_TESTED, REFUTED, REPRODUCED
 from dogbreeds.comparison import COLUMNS, Row, Table, not_run
 from dogbreeds.page import cell, link, page, svg
 from dogbreeds.page import table as grid
-from dogbreeds.tracking import Record, short
+from dogbreeds.record import Record, short
 
 if TYPE_CHECKING:
     from rich.text import Text

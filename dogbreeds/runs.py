@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.data import Data, Dataset
+from dogbreeds.record import RANKING, Record, short
 from dogbreeds.run import part
 from dogbreeds.spec import Missing, Refused, Spec, text
-from dogbreeds.tracking import RANKING, Mlflow, Record, short
+from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
     from dogbreeds.classifier import Classifier

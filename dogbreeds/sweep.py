@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.experimental.callback import Callback
 
 from dogbreeds import curves
+from dogbreeds.lifecycle import beating, begin, close_gone, go_on
 from dogbreeds.photo import digest
+from dogbreeds.record import RANKING, REUSED, SWEEP, Composition
 from dogbreeds.run import part
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import RANKING, REUSED, SWEEP, Composition, Mlflow, beating, begin, close_gone, go_on
+from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
     import mlflow

@@ -9,9 +9,9 @@ from omegaconf import DictConfig
 from dogbreeds import command, rendering
 from dogbreeds.comparison import Table, not_run, tables
 from dogbreeds.output import Output
+from dogbreeds.record import Record
 from dogbreeds.runs import Only, store
 from dogbreeds.spec import Refused, home, one_of, text
-from dogbreeds.tracking import Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,22 @@
-"""Where attempts are recorded. With `registry` the only place that knows of MLflow; it is imported when a run begins, not before."""
+"""Where attempts are recorded. With `lifecycle` and `registry` all that knows of MLflow, which is imported when a run begins, not before."""
 
 import contextlib
 import json
 import logging
 import os
-import platform
-import re
-import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
-import psutil
 
-from dogbreeds import interruption
-from dogbreeds.metrics import Pair
-from dogbreeds.spec import Refused, Spec, home, number, one_of, text
+from dogbreeds.lifecycle import CONFIG, begin, choices, close_gone, ended, go_on, system_metrics
+from dogbreeds.record import RANKING, REUSED, SWEEP, Composition, Known, Parent, Predictions, Record, short
+from dogbreeds.spec import Refused, Spec, number, one_of, text
 
 if TYPE_CHECKING:
     import keras
@@ -34,124 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
-_PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _MODEL_FOLDER, _MODEL_FILE, _PREDICTIONS, _HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
-CONFIG = "config/config.yaml"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 _PARAMETERS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000  # MLflow's limits of one call
-RANKING = "best/val_accuracy"
-REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
-_HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
-
-
-@dataclass(frozen=True)
-class Composition:
-    """How Hydra came to a run.
-
-    Attributes:
-        yaml: the config.
-        overrides: what was typed.
-        name: for people.
-        folder: where Hydra's own files are.
-        choices: the option chosen of groups that are looked for by it: attempt, model, data.
-        changed: what differs from the attempt that was named, such as `optimizer.lr=0.1`; empty where nothing does.
-        key: of the settings.
-        identity: of settings, photos and weights.
-    """
-
-    yaml: str
-    overrides: tuple[str, ...]
-    name: str
-    folder: Path
-    choices: Mapping[str, str] = field(default_factory=dict)
-    changed: tuple[str, ...] = ()
-    key: str = ""
-    identity: str = ""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is recorded of attempts with the same settings as one that is about to run.
-
-    Attributes:
-        finished: the newest that ended with the same identity.
-        unfinished: the newest with the same identity that was cut off.
-        others: short ids of those with the same settings on other photos or weights.
-    """
-
-    finished: "Record | None" = None
-    unfinished: "Record | None" = None
-    others: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The frozen attempt that a fine-tune goes on from.
-
-    Attributes:
-        run_id: its MLflow run.
-        head: file of its head's best weights.
-        accuracy: its best validation accuracy.
-        predictions: what it said of each photo, by split.
-        baseline: the metrics of its zero-training baseline; empty where it has none.
-        baseline_said: what that is, or why there is none; empty where it was not recorded, as by earlier versions.
-    """
-
-    run_id: str
-    head: Path
-    accuracy: float
-    predictions: "dict[str, Predictions]"
-    baseline: dict[str, float] = field(default_factory=dict)
-    baseline_said: str = ""
-
-
-@dataclass(frozen=True)
-class Record:
-    """An attempt, as it was recorded.
-
-    Attributes:
-        run_id: its MLflow run.
-        name: for people.
-        started: seconds since 1970.
-        status: as MLflow has it.
-        params, metrics, tags: by name.
-        experiment_id: of the experiment that it belongs to.
-    """
-
-    run_id: str
-    name: str
-    started: float
-    status: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
-    experiment_id: str = ""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a network said of a split's photos.
-
-    Attributes:
-        ids: a name for each photo.
-        labels: [n] int.
-        logits: [n, classes] float.
-        class_names: in the order of the logits; empty where they were not recorded, as by earlier versions.
-    """
-
-    ids: Sequence[str]
-    labels: np.ndarray
-    logits: np.ndarray
-    class_names: tuple[str, ...] = ()
-
-    def beside(self, other: "Predictions", split: str) -> Pair:
-        """This network, photo by photo beside another one, whose photos must be these."""
-        theirs = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
-        before = np.array([theirs[name] for name in self.ids])
-        now = self.logits.argmax(axis=1) == self.labels
-        return Pair(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
 
 
 class Tracker:
@@ -261,8 +141,8 @@ class Mlflow(Tracking):
         client, experiment_id = self.connect()
         above = os.environ.get(SWEEP)
         run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
-        sampled = _system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds, unfinished is not None)
-        with _ended(client, run.info.run_id), sampled:
+        sampled = system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds, unfinished is not None)
+        with ended(client, run.info.run_id), sampled:
             yield _MlflowTracker(self, client, run)
 
     def known(self, key: str, identity: str) -> Known:
@@ -280,7 +160,7 @@ class Mlflow(Tracking):
         return self.model != "none" and frozen and record.tags.get("head") != "kept"
 
     def reuse(self, record: Record, composition: Composition) -> None:
-        for name, value in _choices(composition).items():
+        for name, value in choices(composition).items():
             if name not in record.tags:  # it may have been run under no attempt's name
                 self._client().set_tag(record.run_id, name, value)
         above = os.environ.get(SWEEP)
@@ -466,14 +346,6 @@ def _read(file: Path) -> Predictions:
         return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(names))
 
 
-def short(run_id: str) -> str:
-    """The beginning of a run's id, for people: at least 8 digits, and more where Hydra would read them as a number when they are typed."""
-    length = 8
-    while length < len(run_id) and re.fullmatch(r"\d+(e\d+)?", run_id[:length]):
-        length += 1
-    return run_id[:length]
-
-
 def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
     return [name for name, value in expected.items() if record.data.params.get(name) != value]
 
@@ -586,125 +458,6 @@ class _MlflowTracker(Tracker):
         return f"MLflow experiment '{self._tracking.experiment}', run {short(self.run_id)} '{self._run.info.run_name}'"
 
 
-def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Composition, above: str | None) -> "MlflowRun":
-    """Makes a run and records what it was started with.
-
-    Args:
-        above: the sweep's run.
-    """
-    commit, dirty = _git()
-    tags = {
-        "mlflow.runName": composition.name,
-        "mlflow.source.name": "dogbreeds.train",
-        "mlflow.source.type": "LOCAL",
-        "git.commit": commit,
-        "git.dirty": dirty,
-        "python": platform.python_version(),
-        "key": composition.key,
-        "identity": composition.identity,
-    }
-    tags |= _whereabouts(composition, above) | _choices(composition)
-    if commit != "none":
-        tags["mlflow.source.git.commit"] = commit
-    tags |= {f"version.{package}": version(package) for package in _PACKAGES}
-    with interruption.held():
-        run_id = client.create_run(experiment_id, tags=tags).info.run_id
-        try:
-            client.log_text(run_id, composition.yaml, CONFIG)
-            client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
-            client.log_param(run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
-        except Refused:
-            client.set_terminated(run_id, "FAILED")
-            raise
-    return client.get_run(run_id)
-
-
-def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":
-    """Opens a run again that was cut off."""
-    from mlflow.entities import RunTag
-
-    before = client.get_run(run_id).data.tags
-    new = {name: value for name, value in _choices(composition).items() if name not in before}
-    new |= _whereabouts(composition, above) | {"resumed": str(int(before.get("resumed", 0)) + 1)}
-    # At once, and before the status: another process would take it for one whose process is gone.
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
-    client.update_run(run_id, status="RUNNING")
-    return client.get_run(run_id)
-
-
-def _choices(composition: Composition) -> dict[str, str]:
-    """By which names a run is looked for."""
-    tags = {f"choice.{group}": option for group, option in composition.choices.items()}
-    return tags | ({"attempt.changed": " ".join(composition.changed)} if composition.changed else {})
-
-
-def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
-    """Which process is at work on a run, and for which sweep."""
-    tags = {
-        "host": platform.node(),
-        "process": str(os.getpid()),
-        "process.started": str(psutil.Process().create_time()),
-        "heartbeat": str(time.time()),
-        "hydra.folder": str(composition.folder),
-    }
-    return tags | ({"mlflow.parentRunId": above} if above is not None else {})
-
-
-def close_gone(client: "mlflow.MlflowClient", experiment_id: str) -> None:
-    """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost."""
-    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
-    for run in running:
-        if _is_gone(run.data.tags):
-            log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _is_gone(tags: Mapping[str, str]) -> bool:
-    """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
-    if tags["host"] != platform.node():
-        return time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
-    try:
-        process = psutil.Process(int(tags["process"]))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(tags["process.started"])) > 1
-    except psutil.NoSuchProcess:
-        return True
-
-
-@contextlib.contextmanager
-def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
-    """Shows that somebody works on a run while the body runs."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(_HEARTBEAT_SECONDS):
-            with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
-                client.set_tag(run_id, "heartbeat", str(time.time()))
-
-    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    heart.start()
-    try:
-        yield
-    finally:
-        over.set()
-        heart.join()
-
-
-@contextlib.contextmanager
-def _ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
-    """Ends a run with how its body ended."""
-    status = "FAILED"
-    try:
-        with beating(client, run_id):
-            yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        with interruption.held():
-            client.set_terminated(run_id, status)
-
-
 class _Client:
     """MLflow's client, whose failures become sentences."""
 
@@ -719,34 +472,6 @@ class _Client:
                 return method(*arguments, **named)
 
         return call
-
-
-@contextlib.contextmanager
-def _system_metrics(run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
-    """Processor, memory and disk use, sampled; 0 seconds turns it off."""
-    if not seconds:
-        yield
-        return
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=goes_on, tracking_uri=uri)
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
-
-
-def _git() -> tuple[str, str]:
-    """The checkout's commit and whether it has changes, or `none` twice."""
-    try:
-        answers = [
-            subprocess.run(["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return "none", "none"
-    return answers[0], str(bool(answers[1])).lower()
 
 
 def _plain(value: Any) -> str:

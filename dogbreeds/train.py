@@ -8,10 +8,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import command
+from dogbreeds.record import Composition
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
 from dogbreeds.terminal import alongside
-from dogbreeds.tracking import Composition
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")

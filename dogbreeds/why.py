@@ -19,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import command
 from dogbreeds.knobs import Cell, cells, effects, report
 from dogbreeds.phase import Finetune, LrRange
+from dogbreeds.record import RANKING, Composition, Record
 from dogbreeds.run import from_config
 from dogbreeds.spec import Refused, home
 from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import RANKING, Composition, Mlflow, Record
+from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
     from dogbreeds.attempt import Done, Result

@@ -9,9 +9,10 @@ import pytest
 
 from dogbreeds.attempt import execute
 from dogbreeds.metrics import Pair
+from dogbreeds.record import SWEEP, Composition, short
 from dogbreeds.spec import Refused
 from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import SWEEP, Composition, Mlflow, short
+from dogbreeds.tracking import Mlflow
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 

@@ -6,8 +6,8 @@ import pytest
 
 from dogbreeds.attempt import execute
 from dogbreeds.phase import Finetune, Frozen
+from dogbreeds.record import Composition
 from dogbreeds.spec import home
-from dogbreeds.tracking import Composition
 
 ATTEMPTS = {  # name: (phase, what its file states)
     "frozen": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preflight.action": "stop"}),

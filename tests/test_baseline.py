@@ -14,8 +14,8 @@ from dogbreeds.metrics import Proportion
 from dogbreeds.model import MobileNetV2, Model
 from dogbreeds.network import Network, assemble
 from dogbreeds.preprocessing import Preprocessing
+from dogbreeds.record import Composition, Record
 from dogbreeds.spec import Missing, Refused
-from dogbreeds.tracking import Composition, Record
 from dogbreeds.unfreeze import Blocks, Unfreeze
 from dogbreeds.unfreeze import Nothing as Frozen
 from dogbreeds.wordnet import is_numbered, outputs

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dogbreeds.compare import Wanted
+from dogbreeds.record import Composition, Predictions
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Composition, Predictions
 
 WANTED = {"first": "best", "second": "latest", "split": None, "alpha": 0.05, "breeds": 10, "ui": "http://x", "format": "text", "output": None}
 

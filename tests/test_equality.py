@@ -9,8 +9,8 @@ from dogbreeds.attempt import _head_seed, execute
 from dogbreeds.augment import Augment
 from dogbreeds.fit import Step, order
 from dogbreeds.network import Network
+from dogbreeds.record import Composition
 from dogbreeds.run import Run
-from dogbreeds.tracking import Composition
 
 SIZE, BREEDS, EACH, BATCH = 64, 3, 8, 6
 

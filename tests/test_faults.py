@@ -13,9 +13,9 @@ import pytest
 
 from dogbreeds.attempt import Done, Result, execute
 from dogbreeds.kept import Store
+from dogbreeds.record import SWEEP, Composition
 from dogbreeds.run import Run
 from dogbreeds.spec import Missing, Refused
-from dogbreeds.tracking import SWEEP, Composition
 
 pytestmark = pytest.mark.slow
 

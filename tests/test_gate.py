@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dogbreeds import gate
+from dogbreeds.record import Predictions, Record
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Predictions, Record
 
 
 def record(run_id: str, verdict: str = "learned") -> Record:

@@ -6,8 +6,8 @@ import pytest
 
 from dogbreeds.attempt import execute
 from dogbreeds.lr_range import Range, suggest
+from dogbreeds.record import Composition
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Composition
 
 LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]  # twenty a decade
 

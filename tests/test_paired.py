@@ -11,8 +11,8 @@ from dogbreeds import beside
 from dogbreeds.difference import Difference
 from dogbreeds.metrics import Pair
 from dogbreeds.paired import Comparison, Confusion, adjust, compare
+from dogbreeds.record import Predictions, Record
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Predictions, Record
 
 NAMES = ("n02085620-Chihuahua", "beagle", "border_collie")
 

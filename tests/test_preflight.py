@@ -16,8 +16,8 @@ from dogbreeds.memory import Fit, divergence
 from dogbreeds.model import Backbone
 from dogbreeds.preflight import Finding, Preflight, initial_loss, judge, said
 from dogbreeds.preprocessing import MODES
+from dogbreeds.record import Composition
 from dogbreeds.spec import Refused
-from dogbreeds.tracking import Composition
 
 SMALL = ("data.breeds=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
 RAW = {"raw": 0.002, "caffe": 0.29, "torch": 1.54, "unit": 1.54, "tf": 1.55}  # nats, of the miniature

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dogbreeds.attempt import execute
-from dogbreeds.tracking import Composition
+from dogbreeds.record import Composition
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif("DOGBREEDS_REAL_DATA" not in os.environ, reason="DOGBREEDS_REAL_DATA names no folder")]
 

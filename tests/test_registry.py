@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from dogbreeds import registry
-from dogbreeds.tracking import Mlflow, Record
+from dogbreeds.record import Record
+from dogbreeds.tracking import Mlflow
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dogbreeds.tracking import Composition, Known
+from dogbreeds.record import Composition, Known
 
 
 def composition(folder: Path, identity: str = "i", key: str = "k") -> Composition:

@@ -27,9 +27,10 @@ from dogbreeds import command, data, head, miniature, preflight
 from dogbreeds.attempt import Result, execute
 from dogbreeds.metrics import Proportion
 from dogbreeds.preprocessing import MODES
+from dogbreeds.record import Composition, Parent, Predictions
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
-from dogbreeds.tracking import Composition, Parent, Predictions, Tracker, Tracking
+from dogbreeds.tracking import Tracker, Tracking
 
 EACH = 20  # attempts of a kind in each half
 COMPOSITION = Composition("", (), "fault", Path())

@@ -26,10 +26,10 @@ from dogbreeds.attempt import Result, execute
 from dogbreeds.features import Photos
 from dogbreeds.kept import Store
 from dogbreeds.network import assemble
+from dogbreeds.record import Composition
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
 from dogbreeds.terminal import hushed
-from dogbreeds.tracking import Composition
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 EPOCHS = 6

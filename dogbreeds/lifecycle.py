@@ -1,0 +1,175 @@
+"""A run's life in MLflow: it is begun or gone on with, shows that somebody works on it, and is ended, by another process if its own is gone."""
+
+import contextlib
+import logging
+import os
+import platform
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import psutil
+
+from dogbreeds import interruption
+from dogbreeds.record import Composition, short
+from dogbreeds.spec import Refused, home
+
+if TYPE_CHECKING:
+    import mlflow
+    from mlflow.entities import Run as MlflowRun
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config/config.yaml"
+_PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
+_HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
+
+
+def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+    """Makes a run and records what it was started with.
+
+    Args:
+        above: the sweep's run.
+    """
+    commit, dirty = _git()
+    tags = {
+        "mlflow.runName": composition.name,
+        "mlflow.source.name": "dogbreeds.train",
+        "mlflow.source.type": "LOCAL",
+        "git.commit": commit,
+        "git.dirty": dirty,
+        "python": platform.python_version(),
+        "key": composition.key,
+        "identity": composition.identity,
+    }
+    tags |= _whereabouts(composition, above) | choices(composition)
+    if commit != "none":
+        tags["mlflow.source.git.commit"] = commit
+    tags |= {f"version.{package}": version(package) for package in _PACKAGES}
+    with interruption.held():
+        run_id = client.create_run(experiment_id, tags=tags).info.run_id
+        try:
+            client.log_text(run_id, composition.yaml, CONFIG)
+            client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
+            client.log_param(run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
+        except Refused:
+            client.set_terminated(run_id, "FAILED")
+            raise
+    return client.get_run(run_id)
+
+
+def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+    """Opens a run again that was cut off."""
+    from mlflow.entities import RunTag
+
+    before = client.get_run(run_id).data.tags
+    new = {name: value for name, value in choices(composition).items() if name not in before}
+    new |= _whereabouts(composition, above) | {"resumed": str(int(before.get("resumed", 0)) + 1)}
+    # At once, and before the status: another process would take it for one whose process is gone.
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
+    client.update_run(run_id, status="RUNNING")
+    return client.get_run(run_id)
+
+
+def choices(composition: Composition) -> dict[str, str]:
+    """By which names a run is looked for."""
+    tags = {f"choice.{group}": option for group, option in composition.choices.items()}
+    return tags | ({"attempt.changed": " ".join(composition.changed)} if composition.changed else {})
+
+
+def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
+    """Which process is at work on a run, and for which sweep."""
+    tags = {
+        "host": platform.node(),
+        "process": str(os.getpid()),
+        "process.started": str(psutil.Process().create_time()),
+        "heartbeat": str(time.time()),
+        "hydra.folder": str(composition.folder),
+    }
+    return tags | ({"mlflow.parentRunId": above} if above is not None else {})
+
+
+def close_gone(client: "mlflow.MlflowClient", experiment_id: str) -> None:
+    """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost."""
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
+    for run in running:
+        if _is_gone(run.data.tags):
+            log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_gone(tags: Mapping[str, str]) -> bool:
+    """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
+    if tags["host"] != platform.node():
+        return time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
+    try:
+        process = psutil.Process(int(tags["process"]))
+        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(tags["process.started"])) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextlib.contextmanager
+def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
+    """Shows that somebody works on a run while the body runs."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(_HEARTBEAT_SECONDS):
+            with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
+                client.set_tag(run_id, "heartbeat", str(time.time()))
+
+    heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
+
+
+@contextlib.contextmanager
+def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
+    """Ends a run with how its body ended."""
+    status = "FAILED"
+    try:
+        with beating(client, run_id):
+            yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        with interruption.held():
+            client.set_terminated(run_id, status)
+
+
+@contextlib.contextmanager
+def system_metrics(run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
+    """Processor, memory and disk use, sampled; 0 seconds turns it off."""
+    if not seconds:
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=goes_on, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _git() -> tuple[str, str]:
+    """The checkout's commit and whether it has changes, or `none` twice."""
+    try:
+        answers = [
+            subprocess.run(["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "none", "none"
+    return answers[0], str(bool(answers[1])).lower()
