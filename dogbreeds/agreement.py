@@ -8,6 +8,7 @@ import numpy as np
 
 from dogbreeds.formats import Ask
 from dogbreeds.photo import Photo
+from dogbreeds.spec import Refused
 
 ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))  # height and width: the resize inside each format has work to do, both ways
 _PIXELS_AT_ONCE = 32 * 224 * 224  # photos that are alike in size are asked about together, up to so many pixels
@@ -44,6 +45,8 @@ def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray],
     found = {name: Agreement() for name in asks}
     for batch in _alike(photos):  # [b, h, w, 3]
         expected, breeds = trained(batch)
+        if not np.isfinite(expected).all():
+            raise Refused("The network's answers are not numbers. A network must give some to be handed over. Type run=best, for example.")
         for name, ask in asks.items():
             said, named = ask(batch)
             agreement = found[name]

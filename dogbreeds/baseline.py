@@ -230,7 +230,7 @@ def said(record: Record, split: str, n: int) -> str:
         split: `val` or `test`; for other photos nothing is recorded.
         n: photos of the split.
     """
-    holds = f" {_HOLDS}: weights pretrained on it have seen them, which flatters every result on them." if _is_descended(record) else ""
+    holds = f" {_HOLDS}: weights pretrained on it have seen them, which flatters every result on them." if is_descended(record) else ""
     name, why = f"baseline/{split}_accuracy", record.tags.get("baseline", "")
     if name in record.metrics:
         accuracy = Proportion(round(record.metrics[name] * n), n)
@@ -240,7 +240,7 @@ def said(record: Record, split: str, n: int) -> str:
     return f"No zero-training baseline: {why}.{holds}" if why else f"No zero-training baseline was recorded.{holds}"
 
 
-def _is_descended(record: Record) -> bool:
+def is_descended(record: Record) -> bool:
     """Whether its photos' classes are ImageNet's, as far as that was recorded."""
     return record.params.get("data.name", "").startswith("stanford_dogs") or int(record.tags.get("data.imagenet_classes", 0)) > 0
 

@@ -12,6 +12,7 @@ from dogbreeds.classifier import spoken
 from dogbreeds.difference import Difference
 from dogbreeds.page import cell, link, page, svg, table
 from dogbreeds.paired import Change
+from dogbreeds.pictures import literal
 from dogbreeds.record import Record, short
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def draw(found: Difference) -> "Figure":
         breeds.plot(before, row, "o", color="white", mec=colour, ms=6, label="first" if row == 0 else "_")
         breeds.plot(after, row, "o", color=colour, ms=6, label="second" if row == 0 else "_")
     breeds.set(xlim=(-3, 103), xlabel=f"photos of {found.comparison.split} that are right (%)", ylim=(len(named) - 0.4, -0.6))
-    breeds.set_yticks(range(len(named)), [spoken(change.name) for change in named])
+    breeds.set_yticks(range(len(named)), [literal(spoken(change.name)) for change in named])
     breeds.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     counts = Counter(change.net for change in found.comparison.changes)
     all_of_them.bar(list(counts), list(counts.values()), color=[_colour(net) for net in counts])

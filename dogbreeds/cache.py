@@ -14,6 +14,7 @@ _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
+@command.alone
 def task(config: DictConfig) -> None:
     """Prints what is kept and where, the most recently used first, or clears it."""
     clear = config["clear"]

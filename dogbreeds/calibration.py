@@ -10,6 +10,7 @@ import numpy as np
 from dogbreeds.metrics import probabilities
 
 BINS = 15  # the paper's
+_FEWEST = 10  # photos in a half to fit a temperature on
 _LOG_TEMPERATURES = (-3.0, 3.0)  # 0.05 to 20: beyond, confidence means nothing
 
 
@@ -65,8 +66,10 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.
     """Scales each half of the photos by the temperature of the other one, for want of photos that it could be fitted on alone.
 
     Returns:
-        [n, classes] probabilities, and the geometric mean of both temperatures.
+        [n, classes] probabilities, and the geometric mean of both temperatures; of fewer than 20 photos, unscaled ones, and 1.
     """
+    if len(labels) < 2 * _FEWEST:
+        return probabilities(logits), 1.0
     order = np.random.default_rng(seed).permutation(len(labels))
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     scaled, found = np.empty(logits.shape, np.float64), []

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from dogbreeds import baseline
 from dogbreeds.formats import FORMATS
 from dogbreeds.metrics import score
 from dogbreeds.record import Predictions, Record
@@ -52,4 +53,5 @@ def _measured(record: Record | None, said: Mapping[str, Predictions]) -> list[st
     lines = [f"- {score(said[split].logits, said[split].labels).accuracy} on {words}" for split, words in splits.items() if split in said]
     data = record.params["data.name"]
     origin = f"MLflow run `{record.run_id}`, {record.params['model.architecture']} trained on `{data}` ({record.params['data.photos.train']} photos)."
-    return ["\n".join(lines), origin, _DRAWN if record.params["data"] == "Miniature" else _IMAGENET]
+    zero = [baseline.said(record, split, len(said[split].ids)) for split in splits if split in said and baseline.is_descended(record)][:1]
+    return ["\n".join(lines), *zero, origin, _DRAWN if record.params["data"] == "Miniature" else _IMAGENET]

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +20,7 @@ from dogbreeds import interruption
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.sweep import Sweep
 
+_traced = os.environ.get("HYDRA_FULL_ERROR") == "1"  # by the user, before `main` sets it
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
@@ -35,7 +38,7 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         everyone.hydra = running
 
 
-def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
+def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
     """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
 
     Ctrl-C and SIGTERM end it with the shell's codes, 130 and 143.
@@ -45,7 +48,6 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
         name: the command's, which is its config's too.
         goes_on: whether the same command, after it was interrupted, takes up what was done.
     """
-    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that the sentences can be ours
     status = "FAILED"
@@ -55,7 +57,7 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
         status = "FINISHED"
         Sweep.close(status)
     except (Refused, Missing, HydraException, OmegaConfBaseException) as error:
-        if traced:
+        if _traced:
             raise
         sys.exit(f"error: {sentences(error, name)}")
     except KeyboardInterrupt as stop:
@@ -64,7 +66,7 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
         print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
     except OSError as error:
-        if traced or error.errno not in _NO_WRITING:
+        if _traced or error.errno not in _NO_WRITING:
             raise
         sys.exit(
             f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept features need a disk with room "
@@ -73,6 +75,32 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = True) -> None:
     finally:
         with interruption.held(), contextlib.suppress(Refused, OSError):  # what ended the command has been said already
             Sweep.close(status)
+
+
+def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """A command's task that is no job of a sweep. What ends it passes Hydra by, which would add a line of its own to the sentences; and so does a
+    reader of its results who leaves early, as `head` does: that is no error."""
+
+    @functools.wraps(task)
+    def run(config: DictConfig) -> None:
+        try:
+            task(config)
+            sys.stdout.flush()
+        except (Refused, Missing) as error:
+            if _traced:
+                raise
+            sys.exit(f"error: {error}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
+            sys.exit(0)
+
+    return run
+
+
+def word(config: DictConfig, key: str) -> Any:
+    """A setting as it was typed, where Hydra read a number: the beginning of a run's id may look like one, such as 3801e552."""
+    typed = [override.split("=", 1)[1] for override in HydraConfig.get().overrides.task if override.startswith(f"{key}=")]
+    return typed[-1] if isinstance(config[key], float) and typed else config[key]
 
 
 def sentences(error: Exception, name: str) -> str:

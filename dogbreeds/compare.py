@@ -21,23 +21,17 @@ class Wanted(Output):
     first: str | None = text(example="best", optional=True)
     second: str | None = text(example="latest", optional=True)
     split: str | None = one_of("val", "test", optional=True)
-    alpha: float = number(above=0, below=1, example=0.05)
+    alpha: float = number(above=0, below=1, example=0.01)
     breeds: int = integer(at_least=1, example=10)
     ui: str = text(example="http://127.0.0.1:5000")
 
-    def __post_init__(self) -> None:
-        for key in ("first", "second"):
-            value = getattr(self, key)
-            if isinstance(value, int):  # Hydra takes an id that has no letter in it for a number
-                object.__setattr__(self, key, str(value))
-        super().__post_init__()
-
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="compare")
+@command.alone
 def task(config: DictConfig) -> None:
     """Compares, and prints or writes what is found."""
     names = ("first", "second", "split", "alpha", "breeds", "ui", "format", "output")
-    wanted, only = Wanted(**{name: config[name] for name in names}), Only(**config["only"])
+    wanted, only = Wanted(**{name: command.word(config, name) for name in names}), Only(**config["only"])
     tracking = store(config, "Two attempts are compared by what MLflow keeps of them.")
     first, second = (_found(tracking, getattr(wanted, key), only, key) for key in ("first", "second"))
     split, ours, theirs = _predictions(tracking, first, second, wanted.split)
@@ -62,8 +56,8 @@ def _predictions(tracking: Mlflow, first: Record, second: Record, wanted: str | 
     for key, record, said in (("first", first, ours), ("second", second, theirs)):
         if not said:
             raise Refused(
-                f"{key}, run {short(record.run_id)}, finished no epoch and called no photo ({record.tags['verdict'].replace('_', ' ')}). "
-                f"Both must have. Type {key}=<another run>."
+                f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions: it finished no epoch, or they "
+                f"were removed. Both must have some. Type {key}=<another run>."
             )
     both = sorted(ours.keys() & theirs.keys())
     split = wanted or ("test" if "test" in both else "val")

@@ -109,6 +109,7 @@ class Table:
     model: str
     data: str
     rows: tuple[Row, ...]
+    others: int = 0  # finished runs that stand in none of the rows
 
     @property
     def title(self) -> str:
@@ -132,6 +133,9 @@ class Table:
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
             tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
+        if self.others:
+            runs = "1 other run is" if self.others == 1 else f"{self.others} other runs are"
+            tested.append(f"{runs} not among these: older ones, and those of no attempt's name. Type python -m dogbreeds.table runs=all.")
         return notes + tested + baseline.note([record for row in self.rows for record in row.records])
 
     def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
@@ -160,7 +164,7 @@ def tables(records: Sequence[Record], history: Callable[[str], Sequence[float]],
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         found.setdefault(tuple(record.params.get(key, "") for key in _SETUP), []).append(record)
-    return [Table(those[0].params["model.architecture"], _data(those[0]), _rows(those, history, each)) for those in found.values()]
+    return [Table(those[0].params["model.architecture"], _data(those[0]), *_rows_and_others(those, history, each)) for those in found.values()]
 
 
 def _data(record: Record) -> str:
@@ -172,6 +176,11 @@ def _as_typed(record: Record) -> str:
     values = {group: record.tags.get(f"choice.{group}", "") for group in ("model", "data")}
     values |= {key: record.params.get(key, "null") for key in ("data.root", "model.weights")}
     return " ".join(f"{key}={value}" for key, value in values.items() if value not in ("", "null", "shipped", "imagenet"))
+
+
+def _rows_and_others(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[tuple[Row, ...], int]:
+    rows = _rows(records, history, each)
+    return rows, len(records) - sum(len(row.records) for row in rows)
 
 
 def _rows(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[Row, ...]:

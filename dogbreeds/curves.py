@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dogbreeds.pictures import literal
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -39,7 +41,7 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
     if len(histories) <= _LEGEND:
         axes.legend(loc="center right", frameon=False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
@@ -84,7 +86,7 @@ def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     loss.set_ylim(bottom=0)
     for axes in (accuracy, loss):
         _dress(axes)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(literal(title), fontsize=11)
     return figure
 
 
@@ -104,5 +106,5 @@ def lr_range(found: "Range", title: str) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(literal(title), fontsize=11)
     return figure

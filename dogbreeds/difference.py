@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dogbreeds import baseline
 from dogbreeds.classifier import spoken
 from dogbreeds.paired import Change, Comparison, Confusion
 from dogbreeds.record import Record, short
@@ -61,6 +62,8 @@ class Difference:
             found.append("Each network's best epoch was chosen on its val: on these photos both look a little better than they are.")
         if self._differs("data.fingerprint") and not any(map(self._differs, _SPLIT)):
             found.append("The two had not quite the same files: photos of the same name are taken for the same.")
+        if baseline.is_descended(self.second):
+            found.append(baseline.said(self.second, self.comparison.split, self.comparison.photos[1]))
         if self.first.run_id != self.second.run_id:
             found.append("The test is of these two networks: another seed moves an accuracy too. Compare several before a setting is preferred.")
         return found

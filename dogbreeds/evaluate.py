@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ from dogbreeds.evaluation import Evaluation
 from dogbreeds.features import Photos
 from dogbreeds.kept import Store
 from dogbreeds.metrics import probabilities
-from dogbreeds.photo import printable
+from dogbreeds.photo import digest, printable
 from dogbreeds.pictures import Mistake
 from dogbreeds.record import Record, short
-from dogbreeds.report import Report, augmented_said, score_lines
+from dogbreeds.report import FILES, Report, augmented_said, score_lines
 from dogbreeds.run import part
-from dogbreeds.runs import Only, dataset, is_file, opened, said, store
+from dogbreeds.runs import Only, dataset, folder_name, is_file, opened, said, store
 from dogbreeds.spec import Missing, Refused, Spec, home, integer, one_of, text
 from dogbreeds.terminal import progress
 from dogbreeds.tracking import Mlflow
@@ -83,19 +84,20 @@ class Subject:
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="evaluate")
+@command.alone
 def task(config: DictConfig) -> None:
     """Evaluates, writes the report, and adds it to the run."""
-    wanted = Wanted(**{field.name: config[field.name] for field in dataclasses.fields(Wanted)})
+    wanted = Wanted(**{field.name: command.word(config, field.name) for field in dataclasses.fields(Wanted)})
     views, only = Tta(**config["tta"]).views, Only(**config["only"])
-    tracking = store(config, "A network is found through MLflow, which kept it.")
+    tracking = store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
     arrays = part(config, "features").store()
     with opened(tracking, wanted.run, only) as (record, classifier, file):
         name = said(record) if record else str(file)
         log.info("%s: %d breeds, %d px", name, len(classifier.class_names), classifier.size)
         subject = _subject(wanted, config["data"]["root"], tracking, record, classifier, arrays)
-        own = home() / "multirun/evaluation" / (short(record.run_id) if record else file.stem) / subject.place
+        own = home() / "multirun/evaluation" / folder_name(record, file) / subject.place
         place = Path(wanted.output).expanduser() if wanted.output else own
-        with output.folder(place) as folder:  # made first: that it cannot be written must not be found out at the end
+        with output.folder(place, FILES) as folder:  # made first: that it cannot be written must not be found out at the end
             found, logits = _evaluate(wanted, views, tracking, record, classifier, subject)
             about = _about(tracking, record, name, subject, logits)
             title = f"{'Run ' + short(record.run_id) if record else file.name} on {subject.place}"
@@ -120,7 +122,8 @@ def _subject(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record 
             root=wanted.photos, val_fraction=0.2, split_seed=0, resize=classifier.resize, on_corrupt=wanted.on_corrupt, max_corrupt_fraction=1.0
         )
         split, note = cast(Folder, data).labelled(classifier.class_names)
-        place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(wanted.photos).expanduser().resolve().name)}"
+        root_path = Path(wanted.photos).expanduser().resolve()
+        place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', root_path.name)[:40]}-{digest(os.fsencode(root_path))[:6]}"  # others are called alike
     else:
         data, whole = dataset(tracking, cast(Record, record), root)
         place, note = wanted.split or ("test" if whole.test is not None else "val"), " ".join(whole.notes)
@@ -199,10 +202,10 @@ def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, co
 
 def _about(tracking: Mlflow, record: Record | None, name: str, subject: Subject, logits: np.ndarray) -> tuple[str, ...]:
     """What a reader must know first."""
-    sentences = [f"{name[0].upper()}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
+    sentences = [f"{name[0].upper() if record else name[0]}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
     if record is None:
         return (*sentences, "What it was trained on is not known here: photos that it has seen flatter it.")
-    sentences.append(f"{record.tags['verdict'].replace('_', ' ').capitalize()}: {record.tags.get('verdict.reason', '')}.".replace("..", "."))
+    sentences.append(f"{record.tags['verdict'].replace('_', ' ').capitalize()}: {record.tags.get('verdict.reason', '').rstrip('.')}.")
     if subject.place == "train":
         sentences.append("It was trained on these very photos: that flatters it, and says nothing about others.")
     if subject.place == "val":

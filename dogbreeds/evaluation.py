@@ -1,7 +1,9 @@
 """What a network's answers to some photos are worth, in numbers: pure functions of logits and labels.
 
-Every number carries its n and a 95 % interval: Wilson's for shares, bootstrapped for the others, where photos are drawn again breed by breed,
-so that each breed keeps its number of photos.
+Every number carries its n and a 95 % interval: Wilson's for shares, bootstrapped for the others. Photos are drawn again from all of them, since
+drawing within each breed left out what another photo of a breed would have changed: of 2 photos a breed, such an interval held the true log loss in
+79 of 100 cases, and of one photo never. Intervals are mirrored at the estimate (the basic bootstrap), because a draw's macro F1 is too low and its
+calibration error too high by about as much as the photos' own are. With 2 to 20 photos a breed, that of F1 held the truth in 91 to 94 of 100 cases.
 """
 
 import math
@@ -136,7 +138,8 @@ class Evaluation:
         if self.augmented is not None:
             pair = self.augmented.pair
             found |= {"tta/accuracy": self.augmented.accuracy.value, "tta/difference": pair.difference, "tta/p_value": pair.p_value}
-            found |= {"tta/views": self.augmented.views, "tta/cost": self.augmented.cost}
+            found["tta/cost"] = self.augmented.cost
+        found["tta/views"] = self.augmented.views if self.augmented is not None else 1  # an earlier evaluation of the run may have had more
         return found
 
 
@@ -161,7 +164,7 @@ def evaluate(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], fitte
     else:
         temperature, fitted_on = fitted
         scaled = probabilities(logits, temperature)
-    draws = _draws(labels, seed)
+    draws = _draws(len(labels), seed)
     matrix = np.bincount(labels * len(names) + called, minlength=len(names) ** 2).reshape(len(names), len(names))
     right = called == labels
     found = Calibration(
@@ -190,7 +193,7 @@ def augmented(plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views
     """
     before, now = plain.argmax(axis=1) == labels, averaged.argmax(axis=1) == labels
     pair = Pair(int((now & ~before).sum()), int((before & ~now).sum()), len(labels), split)
-    return Augmented(views, Proportion(int(now.sum()), len(labels)), log_loss(averaged, labels, _draws(labels, seed)), pair, cost)
+    return Augmented(views, Proportion(int(now.sum()), len(labels)), log_loss(averaged, labels, _draws(len(labels), seed)), pair, cost)
 
 
 def log_loss(shares: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Measure:
@@ -237,39 +240,35 @@ def confusions(matrix: np.ndarray, names: Sequence[str]) -> list[Confusion]:
     ]
 
 
-def _draws(labels: np.ndarray, seed: int) -> np.ndarray:
-    """[draws, n] rows, drawn with replacement within each breed."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    starts, sizes = np.repeat(np.cumsum(counts) - counts, counts), np.repeat(counts, counts)
-    chances = np.random.default_rng(seed).random((_DRAWS, len(labels)))
-    return order[starts + (chances * sizes).astype(int)]
+def _draws(n: int, seed: int) -> np.ndarray:
+    """[draws, n] rows, drawn with replacement."""
+    return np.random.default_rng(seed).integers(0, n, (_DRAWS, n))
 
 
 def _bootstrapped(statistic: Callable[[np.ndarray], float], draws: np.ndarray) -> Measure:
+    """Of a statistic that is never below 0."""
+    (found,) = _mirrored(lambda rows: [statistic(rows)], draws)
+    return _positive(found)
+
+
+def _mirrored(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray) -> list[Measure]:
+    """Several statistics of the same draws; a draw that falls 1 below the estimate puts the interval's upper end 1 above it."""
     n = draws.shape[1]
-    drawn = [statistic(rows) for rows in draws]
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return Measure(statistic(np.arange(n)), low, high, n)
+    values, drawn = np.array(statistics(np.arange(n))), np.array([statistics(rows) for rows in draws])
+    low, high = 2 * values - np.quantile(drawn, [0.975, 0.025], axis=0)
+    return [Measure(value, least, most, n) for value, least, most in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
 
 
 def _calibration_errors(plain: np.ndarray, scaled: np.ndarray, right: np.ndarray, draws: np.ndarray) -> tuple[Measure, Measure, Measure]:
-    """The errors of both confidences, and by how much the second is lower.
-
-    A draw's error is too large by about as much as the photos' own is, since both hold noise: so the intervals are mirrored at the estimate.
-    """
-    n = len(right)
+    """The errors of both confidences, and by how much the second is lower."""
 
     def errors(rows: np.ndarray) -> list[float]:
         before, after = (calibration.calibration_error(which[rows], right[rows]) for which in (plain, scaled))
         return [before, after, before - after]
 
-    values, drawn = np.array(errors(np.arange(n))), np.array([errors(rows) for rows in draws])
-    low, high = 2 * values - np.quantile(drawn, [0.975, 0.025], axis=0)
-    found = zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
-    before, after, gain = (Measure(value, least, most, n) for value, least, most in found)
+    before, after, gain = _mirrored(errors, draws)
     return _positive(before), _positive(after), gain
 
 
 def _positive(measure: Measure) -> Measure:
-    return Measure(measure.value, max(0.0, measure.low), max(measure.value, measure.high), measure.n)
+    return Measure(measure.value, max(0.0, measure.low), measure.high, measure.n)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command, formats, gate, output, registry, runs, sample
+from dogbreeds import command, formats, gate, interruption, output, registry, runs, sample
 from dogbreeds.agreement import Agreement, compare, with_odd_sizes
 from dogbreeds.card import card
 from dogbreeds.formats import FORMATS
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # of a registered model, and of an alias: what MLflow takes, and addresses need not quote
 _TAKEN = re.compile(r"latest|v\d+", re.IGNORECASE)  # MLflow's own words for versions
+_OWN = ("checks.json", "README.md", "breeds.txt", *(kind.file for kind in FORMATS.values()))  # all that an export writes
 _NARROW = 90  # columns of a terminal that has room for file names
 _WIDE = 120  # of what is not shown in a terminal
 
@@ -51,7 +53,7 @@ class Wanted(Spec):
     output: str | None = text(example="exported", optional=True)
     register: str | None = text(example="dogbreeds", optional=True)
     alias: str = text(example="champion")
-    alpha: float = number(above=0, below=1, example=0.05)
+    alpha: float = number(above=0, below=1, example=0.01)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,28 +90,39 @@ class Exported:
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="export")
+@command.alone
 def task(config: DictConfig) -> None:
     """Writes and checks each format, keeps them with the run, and registers what passes the gate."""
     given: Any = OmegaConf.to_container(config, resolve=True)
-    wanted = Wanted(**{field.name: given[field.name] for field in dataclasses.fields(Wanted)})
-    tracking = runs.store(config, "A network is found through MLflow, which kept it.")
+    wanted = Wanted(**{field.name: given[field.name] for field in dataclasses.fields(Wanted)} | {"run": command.word(config, "run")})
+    tracking = runs.store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
     with runs.opened(tracking, wanted.run, Only(**config["only"])) as (record, classifier, file):
         log.info("%s: %d breeds, %d px", runs.said(record) if record else file, len(classifier.class_names), classifier.size)
         photos = with_odd_sizes(_photos(wanted, config["data"]["root"], tracking, record))  # not opened yet
-        place = Path(wanted.output).expanduser() if wanted.output else home() / "multirun/exported" / (short(record.run_id) if record else file.stem)
-        with output.folder(place) as folder:
+        place = Path(wanted.output).expanduser() if wanted.output else home() / "multirun/exported" / runs.folder_name(record, file)
+        _check_apart(place, file)
+        with output.folder(place, _OWN) as folder:
             found = _export(wanted.formats, classifier, photos, folder)
             _describe(folder, found, tracking, record, classifier, file)
             model_id = _keep(tracking, record, folder, file, photos[0]) if record is not None else None
-        _remove_stale(place, found)
-        print(_table(found), end="")
-        print(place)
-    _check_all_agree(found)
-    if record is not None and model_id is not None:
-        uri = "<tracking.uri>" if "@" in tracking.uri else tracking.uri  # a password may stand in it
-        print(f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{model_id} --env-manager local")
-        if wanted.register is not None:
-            print(_register(wanted.register, wanted, tracking, record, model_id))
+    registered = ""
+    try:
+        _check_all_agree(found)
+        if record is not None and model_id is not None and wanted.register is not None:
+            registered = _register(wanted.register, wanted, tracking, record, model_id)
+    finally:  # after all has been done: whoever reads this may leave before the end
+        print(f"{_table(found)}{place}")
+        if model_id is not None:
+            uri = "<tracking.uri>" if "@" in tracking.uri else shlex.quote(tracking.uri)  # a password may stand in it
+            print(f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{model_id} --env-manager local")
+        if registered:
+            print(registered)
+
+
+def _check_apart(place: Path, file: Path) -> None:
+    """Raises `Refused` where what is exported lies in the folder that it is exported to, and would be replaced."""
+    if place.resolve() in file.resolve().parents:
+        raise Refused(f"{file} lies in {place}, which the export goes to. It must go to another folder. Type output=<folder>.")
 
 
 def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None) -> list[Photo]:
@@ -128,7 +141,8 @@ def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Pho
     asks = {}
     for name in names:
         started = time.perf_counter()
-        asks[name] = formats.opened(name, formats.write(name, classifier, folder))
+        with interruption.held():  # the converters' native code must not be cut in two
+            asks[name] = formats.opened(name, formats.write(name, classifier, folder))
         log.info("%s: written in %.1f s", name, time.perf_counter() - started)
     with progress("checking", len(photos), "photos") as advance:
         agreements = compare(asks, formats.ask_keras(classifier.whole), (photo() for photo in photos), advance)
@@ -150,14 +164,6 @@ def _remove(place: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-def _remove_stale(place: Path, found: Sequence[Exported]) -> None:
-    """Removes what an earlier export left in formats that this one does not have: it may be of another network."""
-    there = {each.name for each in found if each.agrees}
-    for name, kind in FORMATS.items():
-        if name not in there:
-            _remove(place / kind.file)
-
-
 def _check_all_agree(found: Sequence[Exported]) -> None:
     wrong = [each for each in found if not each.agrees]
     if wrong:
@@ -165,7 +171,7 @@ def _check_all_agree(found: Sequence[Exported]) -> None:
         more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
         raise Refused(
             f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}. {FORMATS[name].allowed:g} is "
-            "allowed, so that its file was removed and nothing was registered. Type formats=[…] without it; the others are good."
+            "allowed, so that its file was removed and nothing was registered. Type formats=[…] with those that agree."
         )
 
 
@@ -191,7 +197,7 @@ def _keep(tracking: Mlflow, record: Record, folder: Path, file: Path, photo: Pho
     from PIL import Image
 
     started = time.perf_counter()
-    registry.attach(tracking, record, folder)
+    tracking.add(record.run_id, folder, registry.FOLDER, {})
     small = Image.fromarray(photo())
     small.thumbnail((224, 224))
     encoded = io.BytesIO()
@@ -232,6 +238,11 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
     target = f"{name}@{wanted.alias}"
     mine = tracking.predictions(record.run_id)
     current = registry.champion(tracking, name, wanted.alias)
+    if current is not None and not current.run_id:
+        raise Refused(
+            f"Run {short(record.run_id)} was not registered: {target}, version {current.number}, comes from no run. It must come from one, to be "
+            "compared with. Type another name, such as register=other."
+        )
     if current is not None and current.run_id == record.run_id:
         return f"{target} is run {short(record.run_id)} already, as version {current.number}: nothing was registered."
     gate.check_verdict(record, target)
@@ -244,7 +255,7 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
         gate.check_better(record, other, pair, wanted.alpha, target)
         beaten = f"beside version {current.number}, run {short(other.run_id)}, it has {pair}"
         tags |= {"beaten": other.run_id, "pair": str(pair)}
-    made = registry.crown(tracking, name, wanted.alias, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
+    made = registry.crown(tracking, name, wanted.alias, current, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
     return f"{target} is version {made.number} now, run {short(record.run_id)}: {beaten}."
 
 

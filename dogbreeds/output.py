@@ -3,13 +3,15 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from dogbreeds.spec import Refused, Spec, home, one_of, text
 
@@ -53,7 +55,7 @@ def columns(stream: TextIO) -> int | None:
 
 @contextlib.contextmanager
 def sink(place: str | None, example: str) -> Iterator[TextIO]:
-    """Where a result is written to: the standard output, whose reader may leave early, as `head` does; or a file, whole or not at all.
+    """Where a result is written to: the standard output, or a file, whole or not at all.
 
     Args:
         place: the file; None for the standard output.
@@ -63,12 +65,7 @@ def sink(place: str | None, example: str) -> Iterator[TextIO]:
         Refused: where there can be no such file.
     """
     if place is None:
-        try:
-            yield sys.stdout
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
-            sys.exit(0)
+        yield sys.stdout
         return
     path = Path(os.path.realpath(Path(place).expanduser()))
     with contextlib.ExitStack() as opened:
@@ -94,25 +91,52 @@ def aside(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder(place: Path) -> Iterator[Path]:
-    """A folder to write into, beside its place; once the body is done, each file and folder in it takes the place of the one of its name.
+def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
+    """A folder to write into, beside its place; once the body is done, what it wrote takes the place of what an earlier command had there.
 
-    Whatever cuts the body off, the place stays as it was. Other files that lie there are left alone.
+    Whatever cuts the body off, the place stays as it was. Files of other names that lie there are left alone.
+
+    Args:
+        place: a new folder, an empty one, or one of an earlier command.
+        own: names of all that a command may write there. Those that it does not write go, and the first, which it always writes, tells that a
+            folder is one of its own.
 
     Raises:
-        Refused: where there can be no such folder.
+        Refused: where there can be no such folder, or where it holds other things.
     """
+    new = not place.exists()
     try:
         place.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=place))
+        there = [item.name for item in place.iterdir() if not _PART.fullmatch(item.name)]
+        if there and own[0] not in there:
+            raise Refused(f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an earlier result. {_TYPE}")
+        for item in place.iterdir():
+            if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):  # by a process that was killed
+                shutil.rmtree(item)
+        written = place / f".{os.getpid()}.part"
+        written.mkdir()
     except OSError as error:
-        raise Refused(f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. Type output=<folder>.") from error
+        raise Refused(f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}") from error
     try:
         yield written
-        for item in sorted(written.iterdir()):
-            target = place / item.name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            item.replace(target)
+        for name in own:
+            _move(written / name, place / name)
     finally:
         shutil.rmtree(written, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty
+                place.rmdir()
+
+
+_PART = re.compile(r"\.(\d+)\.part")
+_TYPE = "Type output=<folder>."
+
+
+def _move(item: Path, target: Path) -> None:
+    """Puts a file or folder in the place of another, or of none; where it is not there, the other goes."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    elif not item.exists():
+        target.unlink(missing_ok=True)
+    if item.exists():
+        item.replace(target)

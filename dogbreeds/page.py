@@ -81,7 +81,7 @@ _FRAME = """<!doctype html>
 <style>
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1c1c1c; background: #fff }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } a { color: #1f5fa8 }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+.wide { overflow-x: auto } table { border-collapse: collapse; min-width: 45% }
 th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } th { font-weight: 600 }
 td.result, td.number, td.run, td.not { white-space: nowrap } td.attempt { min-width: 8rem; overflow-wrap: anywhere }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums }

@@ -36,6 +36,11 @@ class Mistake:
     probability: float
 
 
+def literal(text: str) -> str:
+    """A text that Matplotlib shows as it is: it would read what stands between two $ as a formula."""
+    return text.replace("$", r"\$")
+
+
 def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
     """Photos with what they are and what they were called, in rows; at least one."""
     import textwrap
@@ -47,9 +52,9 @@ def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
     places = np.ravel(figure.subplots(rows, _ACROSS, squeeze=False))
     for axes, mistake in zip(places, mistakes, strict=False):
         axes.imshow(mistake.photo)
-        called = textwrap.fill(f"{mistake.called} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%", _LINE)
+        called = textwrap.fill(f"{literal(mistake.called)} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%", _LINE)
         axes.set_title(called, fontsize=8, color=_WRONG, loc="left", pad=3)
-        axes.text(0, -0.03, textwrap.fill(f"is {mistake.breed}", _LINE), fontsize=8, color=_RIGHT, va="top", transform=axes.transAxes)
+        axes.text(0, -0.03, textwrap.fill(f"is {literal(mistake.breed)}", _LINE), fontsize=8, color=_RIGHT, va="top", transform=axes.transAxes)
     for axes in places:
         axes.set_axis_off()
     return figure
@@ -65,15 +70,15 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    there = np.flatnonzero(matrix.sum(axis=1))
+    there = np.flatnonzero(matrix.sum(axis=1) + matrix.sum(axis=0))  # also those that only some photo was called
     order = there[_alike(matrix[np.ix_(there, there)])]
-    shares = matrix[np.ix_(order, order)] / matrix[order].sum(axis=1, keepdims=True)
+    shares = matrix[np.ix_(order, order)] / np.maximum(1, matrix[order].sum(axis=1, keepdims=True))
     side = 3 + 0.105 * min(len(order), _NAMED)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none")
     if len(order) <= _NAMED:
-        said = [names[index] for index in order]
+        said = [literal(names[index]) for index in order]
         size = 5.5 if len(order) > 40 else 8
         axes.set_xticks(range(len(order)), said, rotation=90, fontsize=size)
         axes.set_yticks(range(len(order)), said, fontsize=size)
@@ -106,7 +111,7 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    (left, right), counts = figure.subplots(2, 2, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+    (left, right), counts = figure.subplots(2, 2, sharex=True, sharey="row", gridspec_kw={"height_ratios": [4, 1]})
     for axes, below, bins, title in ((left, counts[0], before, "as trained"), (right, counts[1], after, f"temperature {temperature:.2f}")):
         _reliability(axes, bins)
         axes.set_title(title, fontsize=10, loc="left")
@@ -126,6 +131,6 @@ def _reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
         axes.plot([bin.confidence, bin.confidence], [bin.confidence, bin.accuracy], color=_WRONG, lw=3, alpha=0.35, solid_capstyle="butt")
         axes.plot([bin.confidence] * 2, Proportion(round(bin.accuracy * bin.n), bin.n).interval, color="#1f5fa8", lw=1)
     axes.plot([bin.confidence for bin in bins], [bin.accuracy for bin in bins], color="#1f5fa8", marker="o", ms=4, lw=0)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

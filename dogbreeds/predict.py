@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import command, images, output
 from dogbreeds.answer import Csv, JsonLines, Table
 from dogbreeds.prediction import answers, network
-from dogbreeds.run import part
-from dogbreeds.runs import Only, is_file, opened, said, store
+from dogbreeds.runs import Only, opened, said, store
 from dogbreeds.spec import Spec, boolean, home, integer, one_of, text
 from dogbreeds.terminal import progress
 
@@ -56,14 +55,14 @@ class Tally:
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="predict")
+@command.alone
 def task(config: DictConfig) -> None:
     """Says what each photo shows."""
-    wanted = Wanted(**{field.name: config[field.name] for field in dataclasses.fields(Wanted)})
+    wanted = Wanted(**{field.name: command.word(config, field.name) for field in dataclasses.fields(Wanted)})
     only = Only(**config["only"])
     plain: Any = OmegaConf.to_container(config)
     typed = images.typed(plain["images"])
-    file = is_file(wanted.run)  # which MLflow has nothing to do with
-    tracking = part(config, "tracking") if file else store(config, "A run's network is found through MLflow, which kept it.")
+    tracking = store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
     found = images.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
     with output.sink(wanted.output, "breeds.csv") as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
         log.info("%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size)
@@ -137,4 +136,4 @@ def _bar(total: int | None, sink: TextIO) -> Iterator[Callable[[int], None]]:
 
 
 if __name__ == "__main__":
-    command.main(task, "predict", goes_on=False)
+    command.main(task, "predict")

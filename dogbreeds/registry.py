@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogbreeds.record import Record
+from dogbreeds.spec import Refused
 from dogbreeds.terminal import hushed
 from dogbreeds.tracking import Mlflow
 
@@ -39,18 +40,6 @@ class Version:
     name: str
     number: str
     run_id: str
-
-
-def attach(tracking: Mlflow, record: Record, folder: Path) -> None:
-    """Keeps an export's files with its run, in the place of those of an earlier export."""
-    client = _client(tracking)
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    with tracking.reached():
-        kept = get_artifact_repository(client.get_run(record.run_id).info.artifact_uri)
-        if kept.list_artifacts(FOLDER):
-            kept.delete_artifacts(FOLDER)
-    client.log_artifacts(record.run_id, str(folder), FOLDER)
 
 
 def log(tracking: Mlflow, record: Record, network: Path, example: bytes) -> str:
@@ -130,10 +119,16 @@ def champion(tracking: Mlflow, name: str, alias: str) -> Version | None:
     return None
 
 
-def crown(tracking: Mlflow, name: str, alias: str, record: Record, model_id: str, tags: dict[str, str]) -> Version:
+def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, record: Record, model_id: str, tags: dict[str, str]) -> Version:
     """Registers a logged model and points the alias to it; that comes last, so that whatever cuts this off leaves the alias where it was.
 
     A version that an earlier command made, and did not come to point to, is taken.
+
+    Args:
+        before: what the alias pointed to when the model was found good enough.
+
+    Raises:
+        Refused: where it points to another by now.
     """
     client = _client(tracking)
     if not client.search_registered_models(f"name = '{name}'"):
@@ -143,6 +138,10 @@ def crown(tracking: Mlflow, name: str, alias: str, record: Record, model_id: str
     number = str(made[0].version if made else client.create_model_version(name, source, record.run_id, model_id=model_id).version)
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
+    if champion(tracking, name, alias) != before:
+        raise Refused(
+            f"{name}@{alias} came to point to another version meanwhile. A model must beat the one that it points to. Run the same command again."
+        )
     client.set_registered_model_alias(name, alias, number)
     return Version(name, number, record.run_id)
 

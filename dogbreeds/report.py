@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,15 @@ import numpy as np
 
 from dogbreeds import page, pictures
 from dogbreeds.classifier import spoken
-from dogbreeds.evaluation import Breed, Evaluation, Measure
+from dogbreeds.evaluation import Breed, Confusion, Evaluation, Measure
 from dogbreeds.metrics import Proportion, probabilities
 from dogbreeds.pictures import Mistake
+from dogbreeds.verdict import PAIRED_LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+FILES = ("scores.json", "report.html", "reliability.png", "confusion.png", "mistakes.jpg", "breeds.csv", "confusions.csv", "photos.csv")
 _PAIRS = 15  # of the most confused breeds
 _DPI = 130
 
@@ -64,7 +66,7 @@ class Report:
         numbers = found.metrics()
         (folder / "scores.json").write_text(json.dumps({name: numbers[name] for name in sorted(numbers)}, indent=1) + "\n")
         _write_csv(folder / "breeds.csv", self._breed_rows())
-        _write_csv(folder / "confusions.csv", [asdict(confusion) for confusion in found.confusions])
+        _write_csv(folder / "confusions.csv", [asdict(confusion) for confusion in found.confusions], [field.name for field in fields(Confusion)])
         _write_csv(folder / "photos.csv", self._photo_rows())
         (folder / "report.html").write_text(self._page(folder, drawn), encoding="utf-8")
 
@@ -101,12 +103,10 @@ class Report:
         parts.append(f"<figure>{page.svg(drawn['reliability.png'], 'accuracy over confidence, before and after scaling')}</figure>")
         parts += ["<h2>Which breeds are taken for each other?</h2>", self._pairs()]
         parts.append(f"<figure>{page.svg(drawn['confusion.png'], 'confusion matrix')}</figure>")
-        parts.append("<h2>The most confident mistakes</h2>")
         if self.mistakes:
+            parts.append("<h2>The most confident mistakes</h2>")
             alt = "; ".join(f"{mistake.breed} called {mistake.called}" for mistake in self.mistakes)
             parts.append(f"<p>{_HOW_MISTAKEN}</p><figure>{page.image((folder / 'mistakes.jpg').read_bytes(), 'jpeg', alt)}</figure>")
-        else:
-            parts.append("<p>There are none.</p>")
         parts += ["<h2>Breed by breed, the worst first</h2>", page.table(_BREED_HEADINGS, map(_breed_cells, found.breeds))]
         parts += [
             "<h2>What this is of</h2>",
@@ -120,7 +120,7 @@ class Report:
     def _pairs(self) -> str:
         pairs = self.evaluation.confusions[:_PAIRS]
         if not pairs:
-            return "<p>None.</p>"
+            return "<p>None: every photo was called what it is.</p>"
         rows = (
             [
                 page.cell(escape(spoken(pair.first))),
@@ -164,7 +164,7 @@ def augmented_said(found: Evaluation) -> str:
     if found.augmented is None:
         return ""
     pair, views = found.augmented.pair, found.augmented.views
-    shown = "a difference that these photos show" if pair.p_value < 0.05 else "no difference that these photos show"
+    shown = f"{'a' if pair.p_value < PAIRED_LEVEL else 'no'} difference that these photos show at the level of {PAIRED_LEVEL:g}"
     return f"{views} views of each photo change the accuracy by {pair}: {shown}. They take {found.augmented.cost:.1f} times as long."
 
 
@@ -186,8 +186,8 @@ def _breed_cells(breed: Breed) -> list[str]:
     return [page.cell(escape(spoken(breed.name))), *(page.cell(said, "number") for said in cells), page.cell(escape(called))]
 
 
-def _write_csv(file: Path, rows: Sequence[dict[str, object]]) -> None:
+def _write_csv(file: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] = ()) -> None:
     with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]) if rows else [], lineterminator="\n")
+        writer = csv.DictWriter(opened, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,6 +1,7 @@
 """Which recorded attempt, or saved file, a command is about."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.data import Data, Dataset
+from dogbreeds.photo import digest
 from dogbreeds.record import RANKING, Record, short
 from dogbreeds.run import part
 from dogbreeds.spec import Missing, Refused, Spec, text
@@ -39,20 +41,21 @@ class Only(Spec):
         return " ".join(f"only.{name}={value}" for name, value in (("model", self.model), ("data", self.data)) if value)
 
 
-def store(config: DictConfig, why: str) -> Mlflow:
+def store(config: DictConfig, why: str, wanted: str = LATEST) -> Mlflow:
     """Where a command's config says that attempts are recorded.
 
     Args:
         config: with the group `tracking`.
         why: what the command needs it for, as a sentence.
+        wanted: the run, or a saved file, of which nothing is recorded: any way of recording will do then.
 
     Raises:
         Refused: with tracking=none.
     """
     tracking = part(config, "tracking")
-    if not isinstance(tracking, Mlflow):
+    if not isinstance(tracking, Mlflow) and not is_file(wanted):
         raise Refused(f"tracking=none was chosen. {why} Type tracking=mlflow.")
-    return tracking
+    return cast(Mlflow, tracking)
 
 
 def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: bool = True) -> Record:
@@ -93,10 +96,10 @@ def _kept(record: Record) -> bool:
 
 
 def _by_id(tracking: Mlflow, wanted: str, key: str, network: bool) -> Record:
-    found = tracking.named(wanted)
+    found = tracking.named(wanted.lower())
     if len(found) != 1:
-        newest = [short(record.run_id) for record in tracking.records() if _kept(record) or not network][:3]
-        there = f"; the newest are {', '.join(newest)}" if newest else ""
+        some = found or [record for record in tracking.records() if _kept(record) or not network]
+        there = f"; {'it names' if found else 'the newest are'} {', '.join(short(record.run_id) for record in some[:4])}" if some else ""
         raise Refused(
             f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment '{tracking.experiment}'. It must be latest, "
             f"best, or the beginning of one run's id{there}. Type {key}=latest, for example."
@@ -168,6 +171,11 @@ def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, D
 def is_file(wanted: str) -> bool:
     """Whether a word names a saved network, and not a run."""
     return wanted.endswith((".keras", ".h5")) or "/" in wanted
+
+
+def folder_name(record: Record | None, file: Path) -> str:
+    """What a folder of results is called: after the run, or after a saved file, of which others may be called alike."""
+    return short(record.run_id) if record is not None else f"{file.stem}-{digest(os.fsencode(file.resolve()))[:6]}"
 
 
 def said(record: Record) -> str:

@@ -43,7 +43,10 @@ def of_split(split: Split, count: int, skip: bool) -> list[Photo]:
     """
     rows = set(split.rows[_spread(len(split.rows), count)].tolist())
     chosen = [photo for row, photo in enumerate(split.source.read()) if row in rows]
-    return [photo for photo in chosen if not skip or _is_readable(photo)]
+    readable = [photo for photo in chosen if not skip or _is_readable(photo)]
+    if not readable:
+        raise Refused("None of the photos to check on can be read. Each format is checked on some. Mend them, or type photos_from=path/to/photos.")
+    return readable
 
 
 def _is_readable(photo: Photo) -> bool:

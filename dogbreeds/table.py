@@ -23,6 +23,7 @@ class Wanted(Output):
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="table")
+@command.alone
 def task(config: DictConfig) -> None:
     """Prints or writes the table."""
     wanted, only = Wanted(**{name: config[name] for name in ("runs", "ui", "format", "output")}), Only(**config["only"])

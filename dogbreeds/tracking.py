@@ -271,16 +271,40 @@ class Mlflow(Tracking):
     def config(self, run_id: str) -> str:
         """The composed config of a run, as YAML."""
         with tempfile.TemporaryDirectory() as folder:
-            return Path(self._client().download_artifacts(run_id, CONFIG, folder)).read_text()
+            return self._downloaded(run_id, CONFIG, Path(folder), "config").read_text()
 
     def network(self, run_id: str, folder: Path) -> Path:
         """The file of a run's trained network, put into a folder; the run must have kept one."""
-        return Path(self._client().download_artifacts(run_id, f"{_MODEL_FOLDER}/{_MODEL_FILE}", str(folder)))
+        return self._downloaded(run_id, f"{_MODEL_FOLDER}/{_MODEL_FILE}", folder, "network")
+
+    def _remove_left_over(self, run_id: str, folder: Path, place: str) -> None:
+        """Removes artifacts that an earlier folder had and this one has not; after the new ones are there, whatever cuts this off."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        repository = get_artifact_repository(self._client().get_run(run_id).info.artifact_uri)
+        left = [place]
+        with self.reached():
+            while left:
+                for item in repository.list_artifacts(left.pop()):
+                    if not (folder / Path(item.path).relative_to(place)).exists():
+                        repository.delete_artifacts(item.path)
+                    elif item.is_dir:
+                        left.append(item.path)
+
+    def _downloaded(self, run_id: str, place: str, folder: Path, what: str) -> Path:
+        try:
+            return Path(self._client().download_artifacts(run_id, place, str(folder)))
+        except Refused as error:
+            raise Refused(
+                f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]}). It must lie among the run's "
+                f"artifacts, as {place}. Put it back, or name another run."
+            ) from error
 
     def add(self, run_id: str, folder: Path, place: str, metrics: dict[str, float]) -> None:
-        """Adds a folder's files and numbers to a run that has finished; what was there under the same names is replaced."""
+        """Adds a folder's files and numbers to a run that has finished, in the place of those of an earlier folder."""
         client = self._client()
         client.log_artifacts(run_id, str(folder), place)
+        self._remove_left_over(run_id, folder, place)
         for name, value in metrics.items():
             if np.isfinite(value):
                 client.log_metric(run_id, name, value)

@@ -49,4 +49,4 @@ def _changed(run: Run, choices: dict[str, str]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    command.main(task, "train")
+    command.main(task, "train", goes_on=True)

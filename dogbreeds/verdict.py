@@ -31,7 +31,7 @@ _LEARNED_SHARE = 0.05  # of the way from chance to perfection
 _LEARNED_DEVIATIONS = 4.0  # standard errors above chance
 _OVERFIT_RISE = 1.15  # validation loss at the end, of its lowest
 _OVERFIT_GAP = 0.15  # training accuracy less validation accuracy, at the end
-_PAIRED_LEVEL = 0.01  # of the paired test
+PAIRED_LEVEL = 0.01  # of the paired test
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
 
 def _beside_parent(pair: Pair, setting: Setting) -> Verdict:
     lower = f"optimizer.lr={_lower(setting.lr)}"
-    name = "no_better_than_frozen" if pair.p_value >= _PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
+    name = "no_better_than_frozen" if pair.p_value >= PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     advice = {
         "no_better_than_frozen": f"No difference is shown by {pair.n:,} photos: the frozen network is cheaper, keep it.",
         "better_than_frozen": "Keep the fine-tuned network.",
         "worse_than_frozen": f"Keep the frozen network; to go on, type {lower}, or unfreeze.batchnorm=frozen if it is not.",
     }[name]
     numbers = {"difference": pair.difference, "p_value": pair.p_value, "gained": float(pair.gained), "lost": float(pair.lost)}
-    return Verdict(name, f"{pair} against the frozen parent, judged at p < {_PAIRED_LEVEL:g}", advice, numbers)
+    return Verdict(name, f"{pair} against the frozen parent, judged at p < {PAIRED_LEVEL:g}", advice, numbers)
 
 
 def _overfit(epochs: "Sequence[Epoch]") -> Verdict | None:

@@ -121,4 +121,4 @@ def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> R
 
 
 if __name__ == "__main__":
-    command.main(task, "why")
+    command.main(task, "why", goes_on=True)

@@ -31,7 +31,7 @@ def test_recorded_predictions_know_the_breeds_names_and_older_ones_can_be_read(c
 
 def test_an_id_without_letters_is_one_all_the_same() -> None:
     assert Wanted(**WANTED | {"first": 12345678}).first == "12345678"
-    with pytest.raises(Refused, match=r"alpha was 1\. It must be a finite number above 0 and below 1\. Type alpha=0.05"):
+    with pytest.raises(Refused, match=r"alpha was 1\. It must be a finite number above 0 and below 1\. Type alpha=0.01"):
         Wanted(**WANTED | {"alpha": 1})
 
 
@@ -49,7 +49,7 @@ def test_two_runs_are_compared_as_a_user_does(command, tmp_path: Path) -> None:
     shown = command("compare", f"first={untrained}", f"second={learned}")
     assert shown.returncode == 0, shown.stderr
     assert "On the 100 photos of test." in shown.stdout
-    assert "The second is better than the first, at the level of 0.05." in shown.stdout
+    assert "The second is better than the first, at the level of 0.01." in shown.stdout
     lines = [line.strip() for line in shown.stdout.splitlines()]
     row = lines.index("optimizer.lr  1e-05  0.001")
     assert (set(lines[row - 1]), lines[row + 1]) == ({"─"}, "")  # nothing else was set differently

@@ -87,7 +87,7 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
         for number in range(4):
             Image.fromarray(miniature.draw("test", breed, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
     network = tracking.network(record.run_id, tmp_path)
-    alone = command("evaluate", f"run={network}", f"photos='{own}'", "output=here", "tracking.uri=sqlite:////proc/none.db")
+    alone = command("evaluate", f"run={network}", f"photos='{own}'", "output=here", "tracking=none")
     assert alone.returncode == 0, alone.stderr
     assert "n = 12" in alone.stdout
     assert "What it was trained on is not known here: photos that it has seen flatter it." in alone.stdout
@@ -100,8 +100,10 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
         ((f"photos='{own}'",), "wolf is a class that the network does not have. Classes of other photos must be among those of the network."),
         ((f"photos='{own / 'wolf'}'",), "has no class folders. It must hold <class>/ folders of photos, named as the network's classes are."),
         (("photos=nowhere",), "photos=nowhere is not a folder. It must hold <class>/ folders of photos"),
+        (("run=3801e552",), "run=3801e552 names no run of experiment 'dogbreeds'."),
+        (("output=.", "split=val"), "holds other things, such as "),
         (("spilt=val",), "spilt is not a setting. Near it there are run, split,"),
-        (("tracking=none",), "tracking=none was chosen. A network is found through MLflow, which kept it. Type tracking=mlflow."),
+        (("tracking=none",), "tracking=none was chosen. A run's network is found through MLflow, which kept it. Type tracking=mlflow."),
     ):
         refused = command("evaluate", *arguments)
         assert refused.returncode == 1, arguments

@@ -88,10 +88,11 @@ def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, mo
     (place / "savedmodel").mkdir(parents=True)
     (place / "model.onnx").write_text("of an earlier export")
     (place / "notes.txt").write_text("the user's own")
-    with output.folder(place) as folder:
+    (place / "checks.json").write_text("{}")
+    with output.folder(place, export._OWN) as folder:
+        (folder / "checks.json").write_text("{}")
         found = export._export(["keras", "onnx"], classifier, [lambda: miniature.draw("test", 0, 0)] * 3, folder)
-    export._remove_stale(place, found)
-    assert {file.name for file in place.iterdir()} == {"model.keras", "notes.txt"}
+    assert {file.name for file in place.iterdir()} == {"model.keras", "notes.txt", "checks.json"}
     assert [each.agrees for each in found] == [True, False]
     shown = export._table(found)
     assert "no: removed" in shown
@@ -155,6 +156,11 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
         (["run=zzzz"], "run=zzzz names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's id"),
         (["data.root=/tmp"], "the photos of run"),
         ([f"output={saved}/x", "formats=[keras]"], "cannot be made (Not a directory). output must be a folder"),
+        ([f"output={tmp_path}", "formats=[keras]"], "holds other things, such as "),
+        (
+            [f"run={tmp_path}/out/model.keras", f"photos_from={root}", f"output={tmp_path}/out"],
+            "which the export goes to. It must go to another folder.",
+        ),
         (["format=onnx"], "format is not a setting."),
     ):
         refused = command("export", *arguments)
@@ -183,7 +189,7 @@ def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -
     code, said = register(alike)
     assert code == 1
     assert f"error: Run {alike} was not registered: beside dogs@champion, run {weak}, it has " in said
-    assert "with p below 0.05. Type run=" in said
+    assert "with p below 0.01. Type run=" in said
     assert (home / "multirun/exported" / alike / "model.keras").exists()
     code, said = register(strong)
     assert code == 0, said

@@ -27,10 +27,10 @@ def trained(tracking: Mlflow) -> tuple[Record, str]:
 def test_an_alias_moves_to_the_last_that_was_crowned(tracking: Mlflow) -> None:
     assert registry.champion(tracking, "dogs", "champion") is None
     (first, one), (second, two) = trained(tracking), trained(tracking)
-    assert registry.crown(tracking, "dogs", "champion", first, one, {"pair": "none"}) == registry.Version("dogs", "1", first.run_id)
+    assert registry.crown(tracking, "dogs", "champion", None, first, one, {"pair": "none"}) == registry.Version("dogs", "1", first.run_id)
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
     assert registry.champion(tracking, "dogs", "challenger") is None
-    registry.crown(tracking, "dogs", "champion", second, two, {"pair": "+1"})
+    registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
 
@@ -40,7 +40,7 @@ def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(tracking: Mlflo
     import mlflow
 
     (first, one), (second, two) = trained(tracking), trained(tracking)
-    registry.crown(tracking, "dogs", "champion", first, one, {})
+    registry.crown(tracking, "dogs", "champion", None, first, one, {})
 
     def stop(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
@@ -48,9 +48,9 @@ def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(tracking: Mlflo
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, cut, stop)
         with pytest.raises(KeyboardInterrupt):
-            registry.crown(tracking, "dogs", "champion", second, two, {"pair": "+1"})
+            registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
-    registry.crown(tracking, "dogs", "champion", second, two, {"pair": "+1"})
+    registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
     assert len(tracking.connect()[0].search_model_versions("name = 'dogs'")) == 2
 
@@ -61,7 +61,7 @@ def test_files_of_an_earlier_export_do_not_stay(tracking: Mlflow, tmp_path) -> N
         folder = tmp_path / name
         (folder / "deep").mkdir(parents=True)
         (folder / "deep" / name).write_text(name)
-        registry.attach(tracking, record, folder)
+        tracking.add(record.run_id, folder, registry.FOLDER, {})
     client, _ = tracking.connect()
     assert [file.path for file in client.list_artifacts(record.run_id, "exported/deep")] == ["exported/deep/new.onnx"]
     assert tracking.record(record.run_id).status == "FINISHED"
