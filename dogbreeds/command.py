@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -65,6 +65,8 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
         status = "KILLED"
         print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
+    except BrokenPipeError:
+        _end_unread()
     except OSError as error:
         if _traced or error.errno not in _NO_WRITING:
             raise
@@ -91,10 +93,14 @@ def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
                 raise
             sys.exit(f"error: {error}")
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
-            sys.exit(0)
+            _end_unread()
 
     return run
+
+
+def _end_unread() -> NoReturn:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
+    sys.exit(0)
 
 
 def word(config: DictConfig, key: str) -> Any:
