@@ -27,7 +27,7 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 test: setup ## the tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, killed and gone on with; about 11 minutes more
+test-slow: setup ## whole commands as a user runs them, killed, gone on with, handed over; about 15 minutes more
 	$(BIN)/python -m pytest -n 2 -m slow
 
 test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
