@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +13,17 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dogbreeds import baseline, calibration, command, evaluation, output, tta
-from dogbreeds.data import Data, Folder, Split
+from dogbreeds.classifier import spoken
 from dogbreeds.evaluation import Evaluation
-from dogbreeds.features import Photos
 from dogbreeds.kept import Store
 from dogbreeds.metrics import probabilities
-from dogbreeds.photo import digest, printable
 from dogbreeds.pictures import Mistake
 from dogbreeds.record import Record, short
 from dogbreeds.report import FILES, Report, augmented_said, score_lines
 from dogbreeds.run import part
-from dogbreeds.runs import Only, dataset, folder_name, is_file, opened, said, store
-from dogbreeds.spec import Missing, Refused, Spec, home, integer, one_of, text
+from dogbreeds.runs import Only, folder_name, is_file, opened, said, store
+from dogbreeds.spec import Refused, Spec, home, integer, one_of, text
+from dogbreeds.subject import Subject, of_folder, of_run
 from dogbreeds.terminal import progress
 from dogbreeds.tracking import Mlflow
 from dogbreeds.tta import Tta
@@ -62,27 +59,6 @@ class Wanted(Spec):
             )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The photos that a network is evaluated on.
-
-    Attributes:
-        place: a word for them: the split's name, or the folder's.
-        ids: a name for each.
-        labels: [n] int32.
-        array: [m, size, size, 3] uint8, memory-mapped, at the network's size.
-        rows: [n] which of the array they are.
-        about: how many of what, in words.
-    """
-
-    place: str
-    ids: Sequence[str]
-    labels: np.ndarray
-    array: np.ndarray
-    rows: np.ndarray
-    about: str
-
-
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="evaluate")
 @command.alone
 def task(config: DictConfig) -> None:
@@ -94,7 +70,10 @@ def task(config: DictConfig) -> None:
     with opened(tracking, wanted.run, only) as (record, classifier, file):
         name = said(record) if record else str(file)
         log.info("%s: %d breeds, %d px", name, len(classifier.class_names), classifier.size)
-        subject = _subject(wanted, config["data"]["root"], tracking, record, classifier, arrays)
+        if wanted.photos is not None:
+            subject = of_folder(wanted.photos, wanted.on_corrupt, classifier, arrays)
+        else:
+            subject = of_run(tracking, cast(Record, record), wanted.split, config["data"]["root"], classifier, arrays)
         own = home() / "multirun/evaluation" / folder_name(record, file) / subject.place
         place = Path(wanted.output).expanduser() if wanted.output else own
         with output.folder(place, FILES) as folder:  # made first: that it cannot be written must not be found out at the end
@@ -109,43 +88,6 @@ def task(config: DictConfig) -> None:
                 tracking.add(record.run_id, folder, f"evaluation/{subject.place}", numbers)
     Store.release()
     _print(found, about, place)
-
-
-def _subject(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None, classifier: "Classifier", arrays: Store) -> Subject:
-    if wanted.photos is not None:
-        if not Path(wanted.photos).expanduser().is_dir():
-            raise Missing(
-                f"photos={printable(wanted.photos)} is not a folder. It must hold <class>/ folders of photos, named as the network's classes are. "
-                "Type photos=path/to/photos."
-            )
-        data: Data = Folder(
-            root=wanted.photos, val_fraction=0.2, split_seed=0, resize=classifier.resize, on_corrupt=wanted.on_corrupt, max_corrupt_fraction=1.0
-        )
-        split, note = cast(Folder, data).labelled(classifier.class_names)
-        root_path = Path(wanted.photos).expanduser().resolve()
-        place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', root_path.name)[:40]}-{digest(os.fsencode(root_path))[:6]}"  # others are called alike
-    else:
-        data, whole = dataset(tracking, cast(Record, record), root)
-        place, note = wanted.split or ("test" if whole.test is not None else "val"), " ".join(whole.notes)
-        if place not in whole.splits:
-            raise Refused(
-                f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type split=val, for example."
-            )
-        split = whole.splits[place]
-    if note:
-        log.warning(note)
-    return _shown(place, split, data, classifier, arrays)
-
-
-def _shown(place: str, split: Split, data: Data, classifier: "Classifier", arrays: Store) -> Subject:
-    """A split's photos at the network's size, as training saw them, without those that cannot be read."""
-    photos = Photos(split.source, data, classifier.size, arrays)
-    array = photos.rows()
-    split = split.without(photos.skipped())
-    if not len(split.rows):
-        raise Refused(f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder.")
-    about = f"{len(split.rows):,} photos of {len(np.unique(split.labels))} breeds"
-    return Subject(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)
 
 
 def _evaluate(
@@ -189,8 +131,6 @@ def _temperature(tracking: Mlflow, record: Record | None, place: str) -> tuple[f
 
 
 def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
-    from dogbreeds.classifier import spoken
-
     shares, called = probabilities(logits), logits.argmax(axis=1)
     confidence = np.where(called == subject.labels, -1, shares.max(axis=1))
     worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]
