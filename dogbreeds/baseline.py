@@ -5,7 +5,6 @@ without any training is what a result must be held against. A frozen attempt has
 """
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.metrics import Proportion
-from dogbreeds.model import UNFIT, Backbone, MobileNetV2, Model, downloaded, in_order, load_all
+from dogbreeds.model import UNFIT, Backbone, MobileNetV2, Model, content, downloaded, in_order, load_all
 from dogbreeds.network import Network, Prefix
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.record import Parent, Record
@@ -186,10 +185,7 @@ def _content(begin: "keras.KerasTensor", end: "keras.KerasTensor") -> str:
     """A digest of the weights between two tensors."""
     import keras
 
-    content = hashlib.blake2b(digest_size=16)
-    for array in keras.Model(begin, end).get_weights():
-        content.update(np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()
+    return content(keras.Model(begin, end).get_weights())
 
 
 def _before_pooling(backbone: Backbone) -> "keras.KerasTensor":

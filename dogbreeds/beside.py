@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from dogbreeds import output
 from dogbreeds.classifier import spoken
 from dogbreeds.difference import Difference
 from dogbreeds.page import cell, link, page, svg, table
@@ -36,15 +36,11 @@ def as_text(found: Difference, width: int | None, address: Address) -> str:
     Args:
         width: the terminal's columns; None for what is not shown in one.
     """
-    from rich.console import Console
-
     with io.StringIO() as file:
-        console = Console(
-            file=file, width=width or _WIDE, force_terminal=width is not None, no_color="NO_COLOR" in os.environ or width is None, highlight=False
-        )
+        console = output.console(file, width, _WIDE)
 
         def say(text: "RenderableType", style: str = "") -> None:
-            console.print(text, style=style, markup=False)
+            console.print(text, style=style, markup=False, highlight=False)
 
         say(found.photos)
         say(_runs(found, address))
@@ -121,8 +117,7 @@ def as_markdown(found: Difference, address: Address) -> str:
 
 
 def _piped(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *([text.replace("|", "\\|") for text in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(output.piped, (headings, ["---"] * len(headings), *rows)))
 
 
 def as_csv(found: Difference) -> str:

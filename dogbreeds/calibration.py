@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.metrics import probabilities
+from dogbreeds.metrics import probabilities, score
 
 BINS = 15  # the paper's
 _FEWEST = 10  # photos in a half to fit a temperature on
@@ -23,6 +23,11 @@ class Bin:
     n: int
 
 
+def _numbers(confidence: np.ndarray) -> np.ndarray:
+    """Which bin each photo falls into, counted from 0; certainty is in the last."""
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
 def bins(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
     """Puts photos into bins of equal width by confidence; empty ones are left out.
 
@@ -30,7 +35,7 @@ def bins(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
         confidence: [n] in [0, 1], the first breed's probability.
         right: [n] bool.
     """
-    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    number = _numbers(confidence)
     return [
         Bin(float(confidence[here].mean()), float(right[here].mean()), int(here.sum()))
         for here in (number == bin for bin in range(BINS))
@@ -40,7 +45,7 @@ def bins(confidence: np.ndarray, right: np.ndarray) -> list[Bin]:
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """The expected calibration error: how far accuracy lies from confidence, on average over the photos."""
-    number = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    number = _numbers(confidence)
     gaps = np.bincount(number, confidence, BINS) - np.bincount(number, right, BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
@@ -54,12 +59,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    def log_loss(log_temperature: float) -> float:
-        wide = logits.astype(np.float64) / np.exp(log_temperature)
-        wide -= wide.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(wide).sum(axis=1)) - wide[np.arange(len(labels)), labels]).mean())
-
-    return float(np.exp(minimize_scalar(log_loss, bounds=_LOG_TEMPERATURES, method="bounded").x))
+    wide = logits.astype(np.float64)
+    found = minimize_scalar(lambda log: score(wide / np.exp(log), labels).loss, bounds=_LOG_TEMPERATURES, method="bounded")
+    return float(np.exp(found.x))
 
 
 def cross_fitted(logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, float]:

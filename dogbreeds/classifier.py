@@ -12,13 +12,12 @@ from dogbreeds.model import in_order
 from dogbreeds.network import folded, photos_at_once
 from dogbreeds.spec import Refused
 from dogbreeds.terminal import hushed
+from dogbreeds.wordnet import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import keras
-
-_SCIENTIFIC = "n00000000-"  # ImageNet puts such a number before a breed's name
 
 
 @dataclass(frozen=True)
@@ -117,5 +116,4 @@ def load(file: Path) -> Classifier:
 def spoken(class_name: str) -> str:
     """A class's name as people say it: `n02085620-Mexican_hairless` becomes `Mexican hairless`."""
     number, dash, name = class_name.partition("-")
-    numbered = dash and len(number) == len(_SCIENTIFIC) - 1 and number.startswith("n") and number[1:].isdigit()
-    return (name if numbered else class_name).replace("_", " ")
+    return (name if dash and is_number(number) else class_name).replace("_", " ")

@@ -8,6 +8,7 @@ from dogbreeds import baseline
 from dogbreeds.claims import CLAIMS, NOT_TESTED, Tested, number_claim, verdict_claim
 from dogbreeds.metrics import Proportion
 from dogbreeds.record import RANKING, Record
+from dogbreeds.run import ELSEWHERE
 
 _GUIDE = tuple(name for name in CLAIMS if not name.startswith("resnet50"))
 
@@ -109,7 +110,7 @@ class Table:
     model: str
     data: str
     rows: tuple[Row, ...]
-    others: int = 0  # finished runs that stand in none of the rows
+    runs: int  # that have finished; some stand in none of the rows
 
     @property
     def title(self) -> str:
@@ -133,8 +134,9 @@ class Table:
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
             tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
-        if self.others:
-            runs = "1 other run is" if self.others == 1 else f"{self.others} other runs are"
+        others = self.runs - sum(len(row.records) for row in self.rows)
+        if others:
+            runs = "1 other run is" if others == 1 else f"{others} other runs are"
             tested.append(f"{runs} not among these: older ones, and those of no attempt's name. Type python -m dogbreeds.table runs=all.")
         return notes + tested + baseline.note([record for row in self.rows for record in row.records])
 
@@ -164,7 +166,7 @@ def tables(records: Sequence[Record], history: Callable[[str], Sequence[float]],
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         found.setdefault(tuple(record.params.get(key, "") for key in _SETUP), []).append(record)
-    return [Table(those[0].params["model.architecture"], _data(those[0]), *_rows_and_others(those, history, each)) for those in found.values()]
+    return [Table(those[0].params["model.architecture"], _data(those[0]), _rows(those, history, each), len(those)) for those in found.values()]
 
 
 def _data(record: Record) -> str:
@@ -176,11 +178,6 @@ def _as_typed(record: Record) -> str:
     values = {group: record.tags.get(f"choice.{group}", "") for group in ("model", "data")}
     values |= {key: record.params.get(key, "null") for key in ("data.root", "model.weights")}
     return " ".join(f"{key}={value}" for key, value in values.items() if value not in ("", "null", "shipped", "imagenet"))
-
-
-def _rows_and_others(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[tuple[Row, ...], int]:
-    rows = _rows(records, history, each)
-    return rows, len(records) - sum(len(row.records) for row in rows)
 
 
 def _rows(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[Row, ...]:
@@ -209,20 +206,7 @@ def _one_a_seed(records: Sequence[Record]) -> list[Record]:
 def _alike(record: Record, newest: Record) -> bool:
     """Whether two runs of an attempt differ in nothing but the seed, so that they may be averaged."""
     different = {key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)}
-    own = (
-        "seed",
-        "key",
-        "overrides",
-        "data.fingerprint",
-        "data.split_seed",
-        "tracking.",
-        "features.",
-        "preflight",
-        "baseline",
-        "checkpoint_",
-        "rerun",
-    )
-    return all(key.startswith(own) for key in different)
+    return all(key.startswith(("seed", "key", "overrides", "data.fingerprint", "data.split_seed", *ELSEWHERE)) for key in different)
 
 
 def _counted(names: Iterable[str]) -> str:

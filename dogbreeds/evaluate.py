@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,14 +18,13 @@ from dogbreeds.evaluation import Evaluation
 from dogbreeds.kept import Store
 from dogbreeds.metrics import probabilities
 from dogbreeds.pictures import Mistake
-from dogbreeds.record import Record, short
+from dogbreeds.record import Predictions, Record, short
 from dogbreeds.report import FILES, Report, augmented_said, score_lines
 from dogbreeds.run import part
 from dogbreeds.runs import Only, folder_name, is_file, opened, said, store
 from dogbreeds.spec import Refused, Spec, home, integer, one_of, text
 from dogbreeds.subject import Subject, of_folder, of_run
 from dogbreeds.terminal import progress
-from dogbreeds.tracking import Mlflow
 from dogbreeds.tta import Tta
 
 if TYPE_CHECKING:
@@ -76,9 +75,10 @@ def task(config: DictConfig) -> None:
             subject = of_run(tracking, cast(Record, record), wanted.split, config["data"]["root"], classifier, arrays)
         own = home() / "multirun/evaluation" / folder_name(record, file) / subject.place
         place = Path(wanted.output).expanduser() if wanted.output else own
+        trained = tracking.predictions(record.run_id) if record else {}
         with output.folder(place, FILES) as folder:  # made first: that it cannot be written must not be found out at the end
-            found, logits = _evaluate(wanted, views, tracking, record, classifier, subject)
-            about = _about(tracking, record, name, subject, logits)
+            found, logits = _evaluate(wanted, views, trained, classifier, subject)
+            about = _about(record, trained, name, subject, logits)
             title = f"{'Run ' + short(record.run_id) if record else file.name} on {subject.place}"
             shown = _mistakes(classifier, subject, logits, wanted.mistakes)
             facts = _facts(record, file, subject)
@@ -91,12 +91,12 @@ def task(config: DictConfig) -> None:
 
 
 def _evaluate(
-    wanted: Wanted, views: int, tracking: Mlflow, record: Record | None, classifier: "Classifier", subject: Subject
+    wanted: Wanted, views: int, trained: Mapping[str, Predictions], classifier: "Classifier", subject: Subject
 ) -> tuple[Evaluation, np.ndarray]:
     logits, seconds = _logits(classifier, subject, 0)
     if not np.isfinite(logits).all():
         raise Refused("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
-    fitted = _temperature(tracking, record, subject.place)
+    fitted = _temperature(trained, subject.place)
     found = evaluation.evaluate(logits, subject.labels, classifier.class_names, fitted, wanted.seed)
     if views == 1:
         return found, logits
@@ -122,12 +122,12 @@ def _logits(classifier: "Classifier", subject: Subject, number: int) -> tuple[np
     return np.concatenate(found), time.perf_counter() - started
 
 
-def _temperature(tracking: Mlflow, record: Record | None, place: str) -> tuple[float, str] | None:
-    """A temperature from the run's validation photos, for others; None where there are none that the answers do not come from."""
-    if record is None or place == "val":
+def _temperature(trained: Mapping[str, Predictions], place: str) -> tuple[float, str] | None:
+    """A temperature from what training said of validation photos, for others; None where there are none that the answers do not come from."""
+    if place == "val" or "val" not in trained:
         return None
-    val = tracking.predictions(record.run_id).get("val")
-    return (calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos") if val is not None else None
+    val = trained["val"]
+    return calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos"
 
 
 def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
@@ -140,7 +140,7 @@ def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, co
     )
 
 
-def _about(tracking: Mlflow, record: Record | None, name: str, subject: Subject, logits: np.ndarray) -> tuple[str, ...]:
+def _about(record: Record | None, trained: Mapping[str, Predictions], name: str, subject: Subject, logits: np.ndarray) -> tuple[str, ...]:
     """What a reader must know first."""
     sentences = [f"{name[0].upper() if record else name[0]}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
     if record is None:
@@ -150,7 +150,7 @@ def _about(tracking: Mlflow, record: Record | None, name: str, subject: Subject,
         sentences.append("It was trained on these very photos: that flatters it, and says nothing about others.")
     if subject.place == "val":
         sentences.append("Its best epoch was chosen on these photos, which flatters it a little.")
-    before = tracking.predictions(record.run_id).get(subject.place)
+    before = trained.get(subject.place)
     if before is not None and list(before.ids) == list(subject.ids):
         apart = np.abs(probabilities(before.logits) - probabilities(logits)).max()
         sentences.append(f"The saved network gives the probabilities that training measured, to within {apart:.0e}.")

@@ -192,8 +192,8 @@ def augmented(plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views
         seed: of the bootstrap's draws.
     """
     before, now = plain.argmax(axis=1) == labels, averaged.argmax(axis=1) == labels
-    pair = Pair(int((now & ~before).sum()), int((before & ~now).sum()), len(labels), split)
-    return Augmented(views, Proportion(int(now.sum()), len(labels)), log_loss(averaged, labels, _draws(len(labels), seed)), pair, cost)
+    accuracy = Proportion(int(now.sum()), len(labels))
+    return Augmented(views, accuracy, log_loss(averaged, labels, _draws(len(labels), seed)), Pair.of(before, now, split), cost)
 
 
 def log_loss(shares: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Measure:

@@ -4,10 +4,8 @@ import dataclasses
 import io
 import json
 import logging
-import os
 import re
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -149,19 +147,12 @@ def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Pho
     found = [Exported(name, _size(folder / FORMATS[name].file), agreement) for name, agreement in agreements.items()]
     for each in found:
         if not each.agrees:
-            _remove(folder / FORMATS[each.name].file)
+            output.remove(folder / FORMATS[each.name].file)
     return found
 
 
 def _size(place: Path) -> int:
     return sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else place.stat().st_size
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _check_all_agree(found: Sequence[Exported]) -> None:
@@ -209,7 +200,6 @@ def _keep(tracking: Mlflow, record: Record, folder: Path, file: Path, photo: Pho
 
 def _table(found: Sequence[Exported]) -> str:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -225,8 +215,7 @@ def _table(found: Sequence[Exported]) -> str:
         verdict = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
         table.add_row(each.name, *((kind.file,) if wide else ()), *cells, verdict)
     with io.StringIO() as file:
-        no_color = "NO_COLOR" in os.environ or width is None
-        Console(file=file, width=width or _WIDE, force_terminal=width is not None, no_color=no_color).print(table)
+        output.console(file, width, _WIDE).print(table)
         return "".join(f"{line.rstrip()}\n" for line in file.getvalue().strip("\n").splitlines() if line.strip())
 
 

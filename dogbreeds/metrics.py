@@ -83,6 +83,11 @@ class Pair:
     n: int
     split: str
 
+    @classmethod
+    def of(cls, before: np.ndarray, now: np.ndarray, split: str) -> "Pair":
+        """Of [n] bool each: which photos the first got right, and which the second."""
+        return cls(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
+
     @property
     def p_value(self) -> float:
         """Of the exact two-sided McNemar test: of the photos that differ, as many are gained as lost. Source: McNemar 1947."""

@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,10 +176,16 @@ def _build(model: Model, seed: int) -> Backbone:
     network = downloaded(model) if model.weights == "imagenet" else model.construct(None)
     if file is not None:
         network = _load(network, file, model)
-    content = hashlib.blake2b(digest_size=16)
-    for array in (*network.get_weights(), *(np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)):
-        content.update(np.ascontiguousarray(array).tobytes())
-    return Backbone(network, find_blocks(network), f"{model.architecture}:{content.hexdigest()}")
+    scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
+    return Backbone(network, find_blocks(network), f"{model.architecture}:{content([*network.get_weights(), *scales])}")
+
+
+def content(arrays: Iterable[np.ndarray]) -> str:
+    """A digest of arrays, such as a network's weights, in their order."""
+    found = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def downloaded(model: Model, top: bool = False) -> "keras.Model":

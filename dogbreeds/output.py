@@ -9,11 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import psutil
 
 from dogbreeds.spec import Refused, Spec, home, one_of, text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv", "html": "html"}
 
@@ -51,6 +54,24 @@ class Output(Spec):
 def columns(stream: TextIO) -> int | None:
     """Columns of the terminal that a stream is shown in; None where it goes elsewhere."""
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
+
+
+def console(file: TextIO, width: int | None, otherwise: int) -> "Console":
+    """What lays text out for a terminal.
+
+    Args:
+        file: that it is laid out into.
+        width: columns of the terminal; None where it goes elsewhere, without colours.
+        otherwise: columns then.
+    """
+    from rich.console import Console
+
+    return Console(file=file, width=width or otherwise, force_terminal=width is not None, no_color="NO_COLOR" in os.environ or width is None)
+
+
+def piped(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
 @contextlib.contextmanager
@@ -112,7 +133,7 @@ def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
             raise Refused(f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an earlier result. {_TYPE}")
         for item in place.iterdir():
             if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):  # by a process that was killed
-                shutil.rmtree(item)
+                remove(item)
         written = place / f".{os.getpid()}.part"
         written.mkdir()
     except OSError as error:
@@ -134,9 +155,15 @@ _TYPE = "Type output=<folder>."
 
 def _move(item: Path, target: Path) -> None:
     """Puts a file or folder in the place of another, or of none; where it is not there, the other goes."""
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    elif not item.exists():
-        target.unlink(missing_ok=True)
+    if target.is_dir() or not item.exists():
+        remove(target)
     if item.exists():
         item.replace(target)
+
+
+def remove(place: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it; nothing where nothing is."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)

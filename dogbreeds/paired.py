@@ -76,8 +76,7 @@ class Comparison:
         return self._pair(np.ones(len(self.labels), bool))
 
     def _pair(self, these: np.ndarray) -> Pair:
-        before, after = (self.first == self.labels)[these], (self.second == self.labels)[these]
-        return Pair(int((after & ~before).sum()), int((before & ~after).sum()), int(these.sum()), self.split)
+        return Pair.of((self.first == self.labels)[these], (self.second == self.labels)[these], self.split)
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:

@@ -119,7 +119,7 @@ class Predictions:
         theirs = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
         before = np.array([theirs[name] for name in self.ids])
         now = self.logits.argmax(axis=1) == self.labels
-        return Pair(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
+        return Pair.of(before, now, split)
 
 
 def short(run_id: str) -> str:

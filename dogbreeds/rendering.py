@@ -3,13 +3,12 @@
 import csv
 import html
 import io
-import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds import curves
+from dogbreeds import curves, output
 from dogbreeds.claims import NOT_TESTED, REFUTED, REPRODUCED
 from dogbreeds.comparison import COLUMNS, Row, Table, not_run
 from dogbreeds.page import cell, link, page, svg
@@ -38,7 +37,6 @@ def as_text(table: Table, width: int | None, address: Address) -> str:
         width: the terminal's columns; None for what is not shown in one.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -54,7 +52,7 @@ def as_text(table: Table, width: int | None, address: Address) -> str:
         cells = [Text(_broken(row.attempt, max(_NAME, (width or _WIDE) // 6))), *(Text(text, style=_COLOURS.get(text, "")) for text in line[1:])]
         shown.add_row(*cells, *([_linked(row, address)] if with_runs else []))
     with io.StringIO() as file:
-        console = Console(file=file, width=width or _WIDE, force_terminal=width is not None, no_color="NO_COLOR" in os.environ or width is None)
+        console = output.console(file, width, _WIDE)
         console.print(shown)
         for note in table.notes():
             console.print(f"  {note}", style="dim", highlight=False, markup=False)
@@ -78,13 +76,9 @@ def _linked(row: Row, address: Address) -> "Text":
 def as_markdown(table: Table, address: Address) -> str:
     headings, *lines = table.lines()
     runs = [", ".join(f"[{short(record.run_id)}]({address(record)})" for record in row.records) or "–" for row in table.rows]
-    body = [_piped([*line, run]) for line, run in zip(lines, runs, strict=True)]
-    piped = [f"**{table.title}**", "", _piped([*headings, "run"]), _piped(["---"] * (len(COLUMNS) + 1)), *body, ""]
+    body = [output.piped([*line, run]) for line, run in zip(lines, runs, strict=True)]
+    piped = [f"**{table.title}**", "", output.piped([*headings, "run"]), output.piped(["---"] * (len(COLUMNS) + 1)), *body, ""]
     return "\n".join([*piped, *(f"- {note}" for note in table.notes()), ""])
-
-
-def _piped(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
 def as_csv(found: Sequence[Table], address: Address) -> str:

@@ -222,10 +222,13 @@ class Mlflow(Tracking):
         Args:
             where: a condition more, as MLflow's search takes it.
         """
+        return self._search(f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}")
+
+    def _search(self, condition: str) -> list[Record]:
+        """The experiment's runs for which a condition of MLflow's holds, the newest first; however many there are."""
         client, experiment_id = self._look()
         if experiment_id is None:
             return []
-        condition = f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}"
         found: list[Record] = []
         token = None
         while True:
@@ -241,16 +244,7 @@ class Mlflow(Tracking):
 
     def named(self, beginning: str) -> list[Record]:
         """The experiment's runs whose ids begin so, whatever became of them."""
-        client, experiment_id = self._look()
-        if experiment_id is None:
-            return []
-        found, token = [], None
-        while True:
-            page = client.search_runs([experiment_id], "", max_results=1000, page_token=token)
-            found += [_record(run) for run in page if run.info.run_id.startswith(beginning)]
-            token = page.token
-            if not token:
-                return found
+        return [record for record in self._search("") if record.run_id.startswith(beginning)]
 
     def page(self, record: Record, ui: str) -> str:
         """The address of MLflow's page of a run: of the server that records it, or, of a local store, of the one that shows it.

@@ -24,6 +24,11 @@ def is_numbered(class_name: str) -> bool:
     return _NUMBERED.match(class_name) is not None
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a WordNet number and nothing else."""
+    return _NUMBERED.fullmatch(text) is not None
+
+
 def outputs(class_names: Sequence[str]) -> list[int | None]:
     """The place of each class among ImageNet's 1000, by the WordNet number that its name begins with; None where it is none of its dogs."""
     found = [_NUMBERED.match(name) for name in class_names]
