@@ -1,17 +1,19 @@
 """One attempt, from its run to what it measured."""
 
+import gc
 import logging
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from dogbreeds import curves, interruption, preflight, verdict
+from dogbreeds import curves, interruption, preflight, trial, verdict
 from dogbreeds.baseline import Nothing, Untrained
 from dogbreeds.checkpoint import Checkpoints
 from dogbreeds.data import Dataset, Split
@@ -23,7 +25,7 @@ from dogbreeds.metrics import Pair, Scores, score
 from dogbreeds.model import Backbone
 from dogbreeds.network import Network, assemble
 from dogbreeds.phase import Finetune, LrRange, Training
-from dogbreeds.record import RANKING, SWEEP, Composition, Known, Parent, Predictions, Record, short
+from dogbreeds.record import RANKING, SWEEP, Composition, Known, Parent, Predictions, Pruned, Record, short
 from dogbreeds.run import Run
 from dogbreeds.shown import Shown
 from dogbreeds.terminal import hushed
@@ -32,6 +34,7 @@ from dogbreeds.verdict import Setting, Verdict
 
 log = logging.getLogger(__name__)
 
+_PRUNED = "pruned: "  # begins why training ended where a search gave it up
 _BATCHNORM = {"frozen": "stay frozen", "affine": "keep their statistics and train gamma and beta", "trainable": "train, statistics too"}
 
 
@@ -89,7 +92,18 @@ class _Prepared:
         return not any(finding.check == "pixels" and finding.clear for finding in self.findings)
 
 
-def execute(run: Run, composition: Composition) -> Result | Range | Done:
+@dataclass(frozen=True)
+class GivenUp:
+    """An attempt that a search has pruned. Asked for by itself, it goes on from its checkpoint.
+
+    Attributes:
+        objective: its best validation accuracy so far.
+    """
+
+    objective: float
+
+
+def execute(run: Run, composition: Composition) -> Result | Range | Done | GivenUp:
     """Runs an attempt and records it, or goes on with it where it was cut off; in a sweep, what has finished is not run again.
 
     Raises:
@@ -113,6 +127,8 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done:
                 result = _execute(prepared, tracker)
             checkpoints.remove()
             return result
+    except Pruned as pruned:
+        return GivenUp(pruned.best)
     finally:
         Store.release()
 
@@ -133,6 +149,7 @@ def _done(run: Run, record: Record, composition: Composition) -> Done:
     verdict_said = f", {record.tags['verdict']}" if "verdict" in record.tags else ""
     log.info("already there: run %s '%s'%s; rerun=true runs it again", short(record.run_id), record.name, verdict_said)
     run.tracking.reuse(record, composition)
+    trial.current().report(run.tracking.history(record.run_id, "val/accuracy"))
     return Done(record.run_id, objective)
 
 
@@ -161,12 +178,15 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     findings = run.preflight.check_data(dataset)
     run.preflight.report(findings)
 
+    first = "tensorflow" not in sys.modules
     with hushed():
         import keras
         import tensorflow as tf
 
         for gpu in tf.config.list_physical_devices("GPU"):  # looked for now, while remarks on their absence are held back
             tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
+    if first:
+        gc.freeze()  # what has been imported stays: looking for garbage among it took most of the time before a further job's first epoch
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
@@ -202,20 +222,28 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
     val = shown.rows(dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
-    before = _resumed(prepared, phase, tracker)
+    searched, setting = trial.current(), Setting(len(dataset.class_names), run.optimizer.lr, prepared.native)
 
     def on_epoch(epoch: Epoch) -> None:
         tracker.metrics(epoch.metrics(), epoch.number)
         log.info(_epoch_line(epoch, phase.epochs))
 
     def stop(epochs: Sequence[Epoch]) -> str | None:
-        return "stop_on_collapse" if run.stop_on_collapse and verdict.has_collapsed(epochs) else None
+        if run.stop_on_collapse and verdict.has_collapsed(epochs):
+            return "stop_on_collapse"
+        hopeless = searched.judged(epochs, setting, len(epochs) == phase.epochs)
+        return f"{_PRUNED}{hopeless}" if hopeless else None
 
     def save(progress: Progress) -> None:
         about, arrays = progress.packed()
         prepared.checkpoints.save(about | _setting(prepared), arrays)
 
+    before = _resumed(prepared, phase, tracker, stop)
     outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
+    pruned = outcome.ended.removeprefix(_PRUNED) if outcome.ended.startswith(_PRUNED) else None
+    searched.cost(len(outcome.epochs), time.perf_counter() - prepared.started, pruned)
+    if pruned is not None:
+        raise _given_up(pruned, outcome, phase, tracker)
     if outcome.diverged:
         _keep_checkpoint(prepared.checkpoints, tracker)
     test, pairs = None, {}
@@ -233,8 +261,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
         tracker.picture(lambda: curves.draw(outcome.epochs, best.number, tracker.name), "curves.png")
     # The best epoch was chosen on val, so that only test is a fair judge of it, where there is one.
     pair = pairs.get("test", pairs.get("val"))
-    setting = Setting(len(dataset.class_names), run.optimizer.lr, prepared.native, pair, outcome.ended if outcome.diverged else "")
-    judged = verdict.judge(outcome.epochs, setting)
+    judged = verdict.judge(outcome.epochs, replace(setting, pair=pair, diverged=outcome.ended if outcome.diverged else ""))
     untrained = _measure_untrained(prepared, test is not None)
     result = Result(tracker.run_id, outcome, test, untrained, judged, feature_seconds, time.perf_counter() - prepared.started)
     tracker.metrics(_final_metrics(result) | untrained.metrics() | _paired_metrics(pairs))
@@ -261,8 +288,17 @@ def _measure_untrained(prepared: _Prepared, tested: bool) -> Untrained:
     return replace(prepared.untrained, accuracies={name: score(predict(network, those), those.labels).accuracy for name, those in rows.items()})
 
 
-def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress | None:
-    """How far an earlier process came; what it did not record any more is recorded now."""
+def _given_up(why: str, outcome: Outcome, phase: Training, tracker: Tracker) -> Pruned:
+    """Records that a search has pruned an attempt."""
+    said = f"pruned after epoch {len(outcome.epochs)} of {phase.epochs}: {why}"
+    tracker.tags({"pruned": why})
+    tracker.describe(f"{said}. Asked for by itself, it goes on from there.")
+    log.info(said)
+    return Pruned(outcome.best.val.accuracy.value if outcome.best else 0.0)
+
+
+def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Callable[[Sequence[Epoch]], str | None]) -> Progress | None:
+    """How far an earlier process came; what it did not record any more is recorded now. What one search gave up, another may go on with."""
     kept = prepared.checkpoints.load()
     if kept is None:
         return None
@@ -273,6 +309,9 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress
     progress = Progress.unpacked(*kept)
     for epoch in progress.outcome.epochs:
         tracker.metrics(epoch.metrics(), epoch.number)
+    if progress.outcome.ended.startswith(_PRUNED):
+        tracker.tags({"pruned": "no: gone on with"})
+        progress.outcome.ended = stop(progress.outcome.epochs) or ""
     log.info(
         "going on after epoch %d of %d%s; rerun=true begins anew", progress.epoch, phase.epochs, f" and step {progress.step}" * (progress.step > 0)
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dogbreeds import interruption
-from dogbreeds.record import Composition, short
+from dogbreeds.record import Composition, Pruned, short
 from dogbreeds.spec import Refused, home
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
         with beating(client, run_id):
             yield
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Pruned):
         status = "KILLED"
         raise
     finally:

@@ -14,6 +14,14 @@ SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that 
 REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
 
 
+class Pruned(Exception):
+    """A search has given up an attempt, whose run stays unfinished. `best` is its best validation accuracy, in [0, 1]."""
+
+    def __init__(self, best: float):
+        super().__init__()
+        self.best = best
+
+
 @dataclass(frozen=True)
 class Composition:
     """How Hydra came to a run.

@@ -103,6 +103,10 @@ class Tracking(Spec):
     def reuse(self, record: Record, composition: Composition) -> None:
         """Takes over a recorded attempt as the result of another command, and tells the sweep, if there is one."""
 
+    def history(self, run_id: str, metric: str) -> list[float]:
+        """A metric's values in the order of their steps."""
+        return []
+
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         """Finds the frozen attempt that a fine-tune goes on from.
 
@@ -311,7 +315,6 @@ class Mlflow(Tracking):
             client.log_metric(run_id, metric, value)
 
     def history(self, run_id: str, metric: str) -> list[float]:
-        """A metric's values in the order of their steps."""
         client = self._client()
         return [point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)]
 

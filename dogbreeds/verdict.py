@@ -31,6 +31,7 @@ _LEARNED_SHARE = 0.05  # of the way from chance to perfection
 _LEARNED_DEVIATIONS = 4.0  # standard errors above chance
 _OVERFIT_RISE = 1.15  # validation loss at the end, of its lowest
 _OVERFIT_GAP = 0.15  # training accuracy less validation accuracy, at the end
+_PATIENT_EPOCHS = 3  # that an attempt is given to learn anything, as many as a collapse needs to be seen
 PAIRED_LEVEL = 0.01  # of the paired test
 
 
@@ -94,6 +95,11 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
 def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
     """Whether a running attempt has collapsed: two epochs in a row far below its peak, and training with them."""
     return _fall(epochs) is not None
+
+
+def lost(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+    """Why a running attempt is not worth going on with: it has collapsed, or has learned nothing in three epochs; None where it may be."""
+    return _fall(epochs) or (_never(epochs, setting) if len(epochs) >= _PATIENT_EPOCHS else None)
 
 
 def _fall(epochs: "Sequence[Epoch]") -> Verdict | None:

@@ -1,0 +1,112 @@
+"""A trial of a search, as the job that runs it sees it: it reports each epoch, and is told when to give up.
+
+Whether to give up is judged twice: by what the verdicts know of an attempt that is lost, and by the median of the trials before, as Optuna's
+pruner has it. What is pruned is not thrown away: asked for by itself, the attempt goes on from its checkpoint.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dogbreeds import verdict
+from dogbreeds.spec import Refused
+
+if TYPE_CHECKING:
+    import optuna
+
+    from dogbreeds.fit import Epoch
+
+log = logging.getLogger(__name__)
+
+TRIAL = "DOGBREEDS_TRIAL"  # which trial of which study a job is, for the process that runs it
+PRUNER = "pruner"  # the study's attribute that holds what the jobs' pruner is built of
+PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"  # attributes of a trial
+
+
+def storage(place: str) -> "optuna.storages.BaseStorage":
+    """Where studies are kept.
+
+    Args:
+        place: a file that is appended to, safe for several processes and on shared storage, or the address of a database.
+
+    Raises:
+        Refused: where it cannot be used.
+    """
+    import optuna
+    from optuna.storages import journal
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        if "://" in place:
+            return optuna.storages.RDBStorage(place)
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.JournalStorage(journal.JournalFileBackend(place))
+    except Exception as error:  # of the file system, of the database's driver, or of a damaged file: none has a common base
+        raise Refused(
+            f"The studies in {place} cannot be used ({' '.join(str(error).split())[:200]}). hydra.sweeper.storage must be a folder that can be "
+            "written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>."
+        ) from error
+
+
+class Trial:
+    """Of no search: nothing is reported, and nothing pruned; what belongs to one overrides this."""
+
+    def report(self, accuracies: Sequence[float]) -> None:
+        """Reports validation accuracies of the epochs so far, in [0, 1]."""
+
+    def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
+        """Reports the epochs so far, and says why the attempt is to be given up, if it is.
+
+        Args:
+            epochs: finished ones, in order.
+            setting: of the attempt.
+            last: whether these are all there will be: nothing would be saved any more.
+        """
+        return None
+
+    def cost(self, epochs: int, seconds: float, pruned: str | None) -> None:
+        """Notes what the trial took, and why it was pruned, if it was."""
+
+
+class _Searched(Trial):
+    def __init__(self, place: str, study: str, number: int):
+        import optuna
+
+        kept = storage(place)
+        loaded = optuna.load_study(study_name=study, storage=kept)
+        startup, warmup = loaded.user_attrs[PRUNER]
+        loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+        trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
+        self._trial = optuna.trial.Trial(loaded, trial_id)
+        self._reported = set(kept.get_trial(trial_id).intermediate_values)  # by an earlier process, if it goes on
+
+    def report(self, accuracies: Sequence[float]) -> None:
+        for step, accuracy in enumerate(accuracies, 1):
+            if step not in self._reported:
+                self._trial.report(accuracy, step)
+                self._reported.add(step)
+
+    def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
+        self.report([epoch.val.accuracy.value for epoch in epochs])
+        if last:
+            return None
+        lost = verdict.lost(epochs, setting)
+        if lost is not None:
+            return f"{lost.name.replace('_', ' ')}: {lost.reason}"
+        best = max(epoch.val.accuracy.value for epoch in epochs)
+        return f"its best, {100 * best:.1f} %, is below the median of the trials before" if self._trial.should_prune() else None
+
+    def cost(self, epochs: int, seconds: float, pruned: str | None) -> None:
+        self._trial.set_user_attr(EPOCHS, epochs)
+        self._trial.set_user_attr(SECONDS, seconds)
+        if pruned is not None:
+            self._trial.set_user_attr(PRUNED, pruned)
+
+
+def current() -> Trial:
+    """The trial that this process' job is, or one of no search."""
+    said = os.environ.get(TRIAL)
+    return _Searched(**json.loads(said)) if said else Trial()
