@@ -8,7 +8,7 @@ ATTEMPTS := torch_pixels,lr_collapse,frozen,finetune_50,finetune_20
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS))
 
-.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict ui kept clear pretrain clean
+.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict bench-grid ui kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench-memory: setup ## peak memory of B4 at 380 px on 300 and on 1,200 photos, s
 
 bench-predict: setup ## what predict costs beside the bare network, on 1,000 photos; some minutes
 	$(BIN)/python tests/bench/predict.py
+
+bench-grid: setup ## what a grid of attempts on B4 costs, on paper, from measured shares; some minutes
+	$(BIN)/python tests/bench/grid.py
 
 ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db

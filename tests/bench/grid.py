@@ -1,0 +1,131 @@
+"""What a grid of attempts with EfficientNet-B4 at 380 px costs, on paper. `make bench-grid` runs it.
+
+The guide gives one time: 49 minutes for 20 epochs of the frozen attempt on its GPU, each a pass over 16,508 training and 4,072 validation photos.
+What of such a pass lies above the cut of a fine-tune, and what a head costs, is measured here, on random weights, which cost the same: medians of
+rounds beside each other. From these follow passes, bytes and hours. A training step is taken for three forward ones, as is usual: one forward, two
+backward. Heads are counted as they run on this machine's cores.
+"""
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from dogbreeds import command
+from dogbreeds.network import Network, assemble
+from dogbreeds.run import Run, from_config
+from dogbreeds.terminal import hushed
+
+MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072  # the guide's
+PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)  # a pass of one photo, decoding and all, on its GPU
+ATTEMPTS = (1, 10, 100, 1000)
+BATCH, ROUNDS = 8, 5
+HEAD_PHOTOS, HEAD_BATCH, BREEDS = 4096, 32, 120
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of attempt, with the epochs that the guide's own ran for."""
+
+    name: str
+    settings: tuple[str, ...]
+    epochs: int
+
+
+KINDS = (
+    Kind("frozen", (), 20),
+    Kind("fine-tune of the top 20 layers", ("attempt=finetune_20",), 12),
+    Kind("fine-tune of the top 50 layers", ("attempt=finetune_50",), 26),
+)
+
+
+def main() -> None:
+    with hushed():
+        import tensorflow  # noqa: F401
+    print(
+        f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}: {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"
+    )
+    head = head_seconds(*built(KINDS[0]))
+    print(f"a head's step on this machine, a photo: {1000 * head:.2f} ms\n")
+    for kind in KINDS:
+        _, network = built(kind)
+        above, size = share(network), kept_bytes(network)
+        print(
+            f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; {size / 1024:.0f} KiB kept a photo, "
+            f"{size * (TRAIN + VAL) / 1e9:.2f} GB in all"
+        )
+        print(f"{'attempts':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10} {'head hours':>10} | {'ratio':>6}")
+        for attempts in ATTEMPTS:
+            print(row(kind, above, head, attempts))
+        print()
+
+
+def row(kind: Kind, above: float, head: float, attempts: int) -> str:
+    """Passes of single photos through the backbone and hours: without and with what is frozen kept.
+
+    Args:
+        kind: of attempt.
+        above: the share of a pass that lies above the cut.
+        head: seconds of its step, a photo.
+        attempts: how many.
+    """
+    shown = TRAIN + VAL
+    without = attempts * kind.epochs * (shown + 2 * TRAIN * above)
+    kept = shown * (1 - above) + attempts * kind.epochs * (shown + 2 * TRAIN) * above
+    heads = attempts * kind.epochs * TRAIN * head / 3600
+    before, after = (passes * PHOTO_SECONDS / 3600 for passes in (without, kept))
+    return f"{attempts:8,} {without:14,.0f} {before:10,.2f} | {kept:14,.0f} {after:10,.2f} {heads:10,.2f} | {(before + heads) / (after + heads):6.1f}"
+
+
+def built(kind: Kind) -> tuple[Run, Network]:
+    run = from_config(command.composed("train", ["model=effnetb4", "model.weights=null", "data=miniature", "tracking=none", *kind.settings]))
+    backbone = run.model.build(0)
+    return run, assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, BREEDS, 0))
+
+
+def kept_bytes(network: Network) -> int:
+    """A photo: float32 where it is pooled, float16 where it is not."""
+    return int(np.prod(network.prefix.shape)) * (4 if len(network.prefix.shape) == 1 else 2)
+
+
+def share(network: Network) -> float:
+    """The suffix' part of a forward pass: both in inference mode, compiled, side by side."""
+    if network.suffix is None:
+        return 0.0
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    photos = tf.constant(rng.uniform(0, 255, (BATCH, *network.prefix.graph.input.shape[1:])), tf.float32)
+    kept = tf.constant(rng.normal(size=(BATCH, *network.prefix.shape)), tf.float32)
+    below = tf.function(lambda shown: network.prefix.graph(shown, training=False))
+    above = tf.function(lambda shown: network.suffix(shown, training=False))
+    seconds = [(timed(lambda: below(photos)), timed(lambda: above(kept))) for _ in range(ROUNDS + 1)][1:]
+    return statistics.median(high / (low + high) for low, high in seconds)
+
+
+def head_seconds(run: Run, network: Network) -> float:
+    """Of a training step of the head, a photo: kept features in, weights moved."""
+    from dogbreeds.fit import Step
+
+    step, rng = Step(network, run.optimizer), np.random.default_rng(0)
+    inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)
+    labels = rng.integers(0, BREEDS, HEAD_BATCH).astype(np.int32)
+    steps = HEAD_PHOTOS // HEAD_BATCH
+    rounds = [timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)]) for _ in range(ROUNDS + 1)][1:]
+    return statistics.median(rounds) / HEAD_PHOTOS
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
