@@ -238,6 +238,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
         about, arrays = progress.packed()
         prepared.checkpoints.save(about | _setting(prepared), arrays)
 
+    tracker.tags(searched.tags)
     before = _resumed(prepared, phase, tracker, stop)
     outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
     pruned = outcome.ended.removeprefix(_PRUNED) if outcome.ended.startswith(_PRUNED) else None

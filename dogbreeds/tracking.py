@@ -415,7 +415,8 @@ class _MlflowTracker(Tracker):
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+        if values:
+            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
     def describe(self, text: str) -> None:
         self._client.set_tag(self.run_id, "mlflow.note.content", text)

@@ -52,7 +52,13 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
 
 
 class Trial:
-    """Of no search: nothing is reported, and nothing pruned; what belongs to one overrides this."""
+    """Of no search: nothing is reported, and nothing pruned; what belongs to one overrides this.
+
+    Attributes:
+        tags: by which its run is found.
+    """
+
+    tags: dict[str, str] = {}
 
     def report(self, accuracies: Sequence[float]) -> None:
         """Reports validation accuracies of the epochs so far, in [0, 1]."""
@@ -81,6 +87,7 @@ class _Searched(Trial):
         loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
         trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
         self._trial = optuna.trial.Trial(loaded, trial_id)
+        self.tags = {"search": study, "search.trial": str(number)}
         self._reported = set(kept.get_trial(trial_id).intermediate_values)  # by an earlier process, if it goes on
 
     def report(self, accuracies: Sequence[float]) -> None:

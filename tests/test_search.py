@@ -154,6 +154,7 @@ def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed
     assert "below the median" in record.data.tags["pruned"]
     assert record.data.tags["mlflow.note.content"].startswith("pruned after epoch 1 of 5: its best, ")
     assert "verdict" not in record.data.tags
+    assert record.data.tags["search.trial"] == "5"
     assert result.objective == client.get_metric_history(record.info.run_id, "val/accuracy")[0].value
     execute(run, Composition("", (), "itself", Path()))
     (record,) = client.search_runs(["1"])
