@@ -167,6 +167,7 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
 
         for gpu in tf.config.list_physical_devices("GPU"):  # looked for now, while remarks on their absence are held back
             tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
+    replicas = run.strategy.build()  # before TensorFlow begins to use the devices
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
@@ -180,7 +181,7 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
     keras.utils.set_random_seed(run.seed)  # again: whether the backbone was built just now or in an earlier job makes no difference
-    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)))
+    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)), replicas)
     facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
     parent = None
     if isinstance(run.phase, Finetune):
@@ -281,7 +282,8 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker) -> Progress
 
 def _setting(prepared: _Prepared) -> dict[str, str | None]:
     """What a checkpoint must have in common with the attempt that goes on from it, beside the identity."""
-    return {"parent": prepared.parent.run_id if prepared.parent else None} | {package: version(package) for package in ("keras", "tensorflow")}
+    versions = {package: version(package) for package in ("keras", "tensorflow")}
+    return {"parent": prepared.parent.run_id if prepared.parent else None, "strategy": prepared.network.replicas.said} | versions
 
 
 def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:

@@ -1,0 +1,244 @@
+"""Where a network trains: on one device, or on several of one machine, each with a part of every batch and the same weights.
+
+Several devices give the numbers of one, but for rounding: losses are means over the whole batch, BatchNorm sees the whole batch, and dropout
+draws for the whole batch, of which each device takes its rows.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dogbreeds.spec import Refused, Spec
+from dogbreeds.terminal import hushed
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+Mean = Callable[["tf.Tensor"], "tf.Tensor"]  # over a batch of which the tensor has all rows, or a part
+Update = Callable[["tf.Tensor", "tf.Tensor", Mean], "tf.Tensor"]  # inputs, labels, mean -> what adds up over the parts of a batch
+
+_NAME = re.compile(r"(CPU|GPU):\d+")
+_HOST = "CPU:0"
+_DRY = "'strategy.devices=[CPU:0,CPU:1]'"
+
+
+class OneDevice:
+    """All of a batch on TensorFlow's own choice of device.
+
+    Attributes:
+        devices: their names; None leaves the choice to TensorFlow.
+        said: what a checkpoint notes of it; None for one device.
+    """
+
+    devices: tuple[str | None, ...] = (None,)
+    said: str | None = None
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Within it variables are made that are to train."""
+        return contextlib.nullcontext()
+
+    def step(self, update: Update, layers: "Sequence[keras.Layer]") -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
+        """Compiles an update of the weights.
+
+        Args:
+            update: [b, *input shape], [b] int32 and a function that takes the mean over the batch -> what it measured.
+            layers: those that the update calls.
+        """
+        import tensorflow as tf
+
+        return tf.function(lambda inputs, labels: update(inputs, labels, tf.reduce_mean), reduce_retracing=True)
+
+    def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
+        """Compiles a function that treats each row by itself."""
+        import tensorflow as tf
+
+        return tf.function(function, reduce_retracing=True)
+
+
+class Replicas(OneDevice):
+    """A batch's rows in as many parts as there are devices, in their order; a batch of few rows may leave a part empty.
+
+    Args:
+        devices: their names.
+    """
+
+    def __init__(self, devices: Sequence[str]):
+        import tensorflow as tf
+
+        self.devices = tuple(devices)
+        self.said = f"mirrored over {len(devices)}"
+        with hushed():
+            self._mirrored = tf.distribute.MirroredStrategy(list(devices))
+
+    def scope(self) -> AbstractContextManager[Any]:
+        return self._mirrored.scope()
+
+    def step(self, update: Update, layers: "Sequence[keras.Layer]") -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
+        import tensorflow as tf
+
+        @tf.function(reduce_retracing=True)
+        def run(inputs, labels):
+            total = tf.shape(labels)[0]
+
+            def part():
+                with tf.device(_HOST):  # only the part travels
+                    rows, theirs = self._part(inputs), self._part(labels)
+                return update(rows, theirs, lambda values: tf.reduce_sum(values) / tf.cast(total, values.dtype))
+
+            with _as_on_one(layers, functools.partial(_dropped, total=total, part=self._part)):
+                measured = self._mirrored.run(part)
+            return self._mirrored.reduce(tf.distribute.ReduceOp.SUM, measured, axis=None)
+
+        return lambda inputs, labels: run(_on_host(inputs), _on_host(labels))
+
+    def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
+        import tensorflow as tf
+
+        @tf.function(reduce_retracing=True)
+        def run(inputs):
+            def part():
+                with tf.device(_HOST):
+                    rows = self._part(inputs)
+                return function(rows)
+
+            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)
+
+        return lambda inputs: run(_on_host(inputs))
+
+    def _part(self, batch: "tf.Tensor") -> "tf.Tensor":
+        """The rows of a whole batch that are this replica's."""
+        import tensorflow as tf
+
+        number, count = tf.distribute.get_replica_context().replica_id_in_sync_group, len(self.devices)
+        rows = tf.shape(batch)[0]
+        return batch[rows * number // count : rows * (number + 1) // count]
+
+
+def _on_host(batch: "np.ndarray") -> "tf.Tensor":
+    import tensorflow as tf
+
+    with tf.device(_HOST):
+        return tf.constant(batch)
+
+
+@contextlib.contextmanager
+def _as_on_one(layers: "Sequence[keras.Layer]", dropped: "Callable[..., tf.Tensor]") -> Iterator[None]:
+    """While an update is traced, layers that look beyond a row do as they would with the whole batch; afterwards they are Keras' own again, and
+    are saved as such."""
+    import keras
+
+    normalisations = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
+    for layer in normalisations:
+        layer.synchronized = True
+    for layer in dropouts:
+        layer.call = functools.partial(dropped, layer)
+    try:
+        yield
+    finally:
+        for layer in normalisations:
+            layer.synchronized = False
+        for layer in dropouts:
+            del layer.call
+
+
+def _dropped(
+    layer: "keras.layers.Dropout", inputs: "tf.Tensor", training: bool = False, *, total: "tf.Tensor", part: "Callable[[tf.Tensor], tf.Tensor]"
+) -> "tf.Tensor":
+    """A replica's rows, dropped as one device would drop them: all replicas draw the same for the whole batch, and take their rows of it."""
+    import keras
+    import tensorflow as tf
+
+    if not training or not layer.rate:
+        return inputs
+    sizes = layer.noise_shape or (None,) * len(inputs.shape)  # None: drawn for each
+    everything = tf.ones([total, *(known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True))])
+    return inputs * part(keras.random.dropout(everything, layer.rate, seed=layer.seed_generator))
+
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy(Spec):
+    """What the ways to place a network have in common."""
+
+    group = "strategy"
+
+    def build(self) -> OneDevice:
+        """Claims the devices.
+
+        Raises:
+            Refused: where they are not there.
+        """
+        return OneDevice()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Strategy):
+    """One device."""
+
+
+def _devices(key: str, value: Any) -> int | tuple[str, ...] | None:
+    """Null, a number, or different names of one kind."""
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    names = tuple(value) if isinstance(value, (list, tuple)) else ()
+    named = all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
+    if not names or not named or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
+        raise Refused(
+            f"{key} was {value!r}. It must be null for all GPUs, their number, or different names of one kind, such as GPU:0. "
+            f"Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
+        )
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirrored(Strategy):
+    """Several devices of this machine, each with a copy of the weights."""
+
+    devices: int | tuple[str, ...] | None = dataclasses.field(metadata={"check": _devices})
+
+    def build(self) -> OneDevice:
+        import tensorflow as tf
+
+        if isinstance(self.devices, tuple) and self.devices[0].startswith("CPU"):
+            _divide_processor(1 + max(int(name[4:]) for name in self.devices))
+            return Replicas(self.devices)
+        there = [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
+        wanted = tuple(there[: self.devices]) if isinstance(self.devices, int) else there if self.devices is None else self.devices
+        if not there:
+            raise Refused(
+                "strategy=mirrored was asked for, and TensorFlow finds no GPU here. It splits each batch over GPUs of this machine. "
+                f"Type strategy=single, or {_DRY} for a dry run on the processor."
+            )
+        if (isinstance(self.devices, int) and self.devices > len(there)) or not set(wanted) <= set(there):
+            said = self.devices if isinstance(self.devices, int) else f"[{','.join(wanted)}]"
+            raise Refused(
+                f"strategy.devices was {said}. TensorFlow finds {', '.join(there)} here. "
+                f"Type strategy.devices={len(there)}, or {'strategy=single' if len(there) == 1 else 'fewer'}."
+            )
+        return Replicas(wanted)
+
+
+def _divide_processor(count: int) -> None:
+    """Has TensorFlow show the processor as this many devices at least; it must not have begun to use it."""
+    import tensorflow as tf
+
+    (processor,) = tf.config.list_physical_devices("CPU")
+    if len(tf.config.get_logical_device_configuration(processor) or [None]) >= count:
+        return
+    try:
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError as error:
+        raise Refused(
+            f"strategy.devices names CPU:{count - 1}, and TensorFlow has begun with fewer devices. They must be made before the first job of a "
+            "process. Type a command of its own for this strategy."
+        ) from error
