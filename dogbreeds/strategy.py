@@ -7,6 +7,7 @@ draws for the whole batch, of which each device takes its rows.
 import contextlib
 import dataclasses
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
     import tensorflow as tf
+
+log = logging.getLogger(__name__)
 
 Mean = Callable[["tf.Tensor"], "tf.Tensor"]  # over a batch of which the tensor has all rows, or a part
 Update = Callable[["tf.Tensor", "tf.Tensor", Mean], "tf.Tensor"]  # inputs, labels, mean -> what adds up over the parts of a batch
@@ -74,8 +77,12 @@ class Replicas(OneDevice):
 
         self.devices = tuple(devices)
         self.said = f"mirrored over {len(devices)}"
+        # Named: the collective ops of MirroredStrategy's default break when a process has two of it, such as jobs of a sweep
+        # (tensorflow/tensorflow#62790).
+        sums = tf.distribute.NcclAllReduce() if devices[0].startswith("GPU") else tf.distribute.ReductionToOneDevice()
         with hushed():
-            self._mirrored = tf.distribute.MirroredStrategy(list(devices))
+            self._mirrored = tf.distribute.MirroredStrategy(list(devices), cross_device_ops=sums)
+        log.info("each batch is split over %s", " and ".join(devices))
 
     def scope(self) -> AbstractContextManager[Any]:
         return self._mirrored.scope()
