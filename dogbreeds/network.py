@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.strategy import OneDevice
+from dogbreeds.replicas import OneDevice
 
 if TYPE_CHECKING:
     import keras

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dogbreeds.replicas import OneDevice
 from dogbreeds.spec import Refused, home
-from dogbreeds.strategy import Mirrored, OneDevice, Single
+from dogbreeds.strategy import Mirrored, Single
 from tests.test_resume import chosen, final, train
 
 TWO = ("strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]")
