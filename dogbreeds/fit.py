@@ -202,7 +202,7 @@ class Step:
         groups = self._groups(layers)
         watched = [variable.value for group in groups.values() for variable in group]
 
-        def update(inputs, labels, mean):
+        def update(inputs, labels, mean, add):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
@@ -212,8 +212,8 @@ class Step:
             gradients = iter(gradient)
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
-            right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            among_five = tf.reduce_sum(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
+            right = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
+            among_five = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
             return tf.stack([loss, right, among_five, checked])
 
         return self._network.replicas.step(update, self._network.layers)

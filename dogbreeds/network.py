@@ -41,15 +41,14 @@ def folded(graph: "keras.Model", device: str | None = None) -> Callable[[np.ndar
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = tf.TensorSpec(graph.input.shape, tf.float32)
-
-    @tf.function
-    def infer(photos):
-        with tf.device(device):
-            return graph(photos, training=False)
-
-    concrete = infer.get_concrete_function(signature)
+    concrete = tf.function(lambda photos: graph(photos, training=False)).get_concrete_function(signature)
     constant = convert_variables_to_constants_v2(concrete)
-    return lambda photos: constant(tf.cast(photos, tf.float32))[0].numpy()
+
+    def run(photos: np.ndarray) -> np.ndarray:
+        with tf.device(device):
+            return constant(tf.cast(photos, tf.float32))[0].numpy()
+
+    return run
 
 
 @dataclass(frozen=True)

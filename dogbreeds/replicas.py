@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Mean = Callable[["tf.Tensor"], "tf.Tensor"]  # over a batch of which the tensor has all rows, or a part
-Update = Callable[["tf.Tensor", "tf.Tensor", Mean], "tf.Tensor"]  # inputs, labels, mean -> what adds up over the parts of a batch
+Over = Callable[["tf.Tensor"], "tf.Tensor"]  # the mean, or the sum, over a batch of which the tensor has all rows, or a part
+Update = Callable[["tf.Tensor", "tf.Tensor", Over, Over], "tf.Tensor"]  # inputs, labels, mean, sum -> what adds up over the parts of a batch
 
 _HOST = "CPU:0"
 
@@ -45,12 +45,12 @@ class OneDevice:
         """Compiles an update of the weights.
 
         Args:
-            update: [b, *input shape], [b] int32 and a function that takes the mean over the batch -> what it measured.
+            update: [b, *input shape], [b] int32, and functions that take the mean and the sum over the batch -> what it measured.
             layers: those that the update calls.
         """
         import tensorflow as tf
 
-        return tf.function(lambda inputs, labels: update(inputs, labels, tf.reduce_mean), reduce_retracing=True)
+        return tf.function(lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum), reduce_retracing=True)
 
     def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
         """Compiles a function that treats each row by itself."""
@@ -60,7 +60,9 @@ class OneDevice:
 
 
 class Replicas(OneDevice):
-    """A batch's rows in as many parts as there are devices, in their order; a batch of few rows may leave a part empty.
+    """A batch's rows in as many parts as there are devices, in their order.
+
+    A batch of fewer rows than devices goes to each of them whole, and counts by as much less: not all kernels can do with no rows.
 
     Args:
         devices: their names.
@@ -87,11 +89,18 @@ class Replicas(OneDevice):
         @tf.function(reduce_retracing=True)
         def run(inputs, labels):
             total = tf.shape(labels)[0]
+            share = tf.where(total < len(self.devices), 1 / len(self.devices), 1.0)
+
+            def add(values):
+                return share * tf.reduce_sum(values)
+
+            def mean(values):
+                return add(values) / tf.cast(total, values.dtype)
 
             def part():
                 with tf.device(_HOST):  # only the part travels
                     rows, theirs = self._part(inputs), self._part(labels)
-                return update(rows, theirs, lambda values: tf.reduce_sum(values) / tf.cast(total, values.dtype))
+                return update(rows, theirs, mean, add)
 
             with _as_on_one(layers, functools.partial(_dropped, total=total, part=self._part)):
                 measured = self._mirrored.run(part)
@@ -109,17 +118,18 @@ class Replicas(OneDevice):
                     rows = self._part(inputs)
                 return function(rows)
 
-            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)
+            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)[: tf.shape(inputs)[0]]
 
         return lambda inputs: run(_on_host(inputs))
 
     def _part(self, batch: "tf.Tensor") -> "tf.Tensor":
-        """The rows of a whole batch that are this replica's."""
+        """The rows of a whole batch that are this replica's: one at least."""
         import tensorflow as tf
 
         number, count = tf.distribute.get_replica_context().replica_id_in_sync_group, len(self.devices)
         rows = tf.shape(batch)[0]
-        return batch[rows * number // count : rows * (number + 1) // count]
+        few = rows < count
+        return batch[tf.where(few, 0, rows * number // count) : tf.where(few, rows, rows * (number + 1) // count)]
 
 
 def _on_host(batch: "np.ndarray") -> "tf.Tensor":

@@ -15,7 +15,7 @@ from dogbreeds.record import Composition
 from dogbreeds.run import from_config
 
 FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-# 45 photos in batches of 11: parts of 5 and 6, and at the end of each epoch a batch of one photo, which leaves a part empty.
+# 45 photos in batches of 11: parts of 5 and 6, and at the end of each epoch a batch of one photo.
 COMMON = ("tracking=none", "preflight=none", "data.breeds=5", "data.train_per_breed=9", "phase.epochs=3", "phase.batch_size=11", "rerun=true")
 TOP = ("unfreeze=blocks", "unfreeze.top=2")
 CASES = {
