@@ -187,6 +187,7 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
             tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
     if first:
         gc.freeze()  # what has been imported stays: looking for garbage among it took most of the time before a further job's first epoch
+    replicas = run.strategy.build()  # before TensorFlow begins to use the devices
     keras.backend.clear_session()  # jobs of a sweep share a process
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
@@ -200,7 +201,7 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
     keras.utils.set_random_seed(run.seed)  # again: whether the backbone was built just now or in an earlier job makes no difference
-    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)))
+    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)), replicas)
     facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
     parent = None
     if isinstance(run.phase, Finetune):
@@ -321,7 +322,8 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Calla
 
 def _setting(prepared: _Prepared) -> dict[str, str | None]:
     """What a checkpoint must have in common with the attempt that goes on from it, beside the identity."""
-    return {"parent": prepared.parent.run_id if prepared.parent else None} | {package: version(package) for package in ("keras", "tensorflow")}
+    versions = {package: version(package) for package in ("keras", "tensorflow")}
+    return {"parent": prepared.parent.run_id if prepared.parent else None, "strategy": prepared.network.replicas.said} | versions
 
 
 def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:

@@ -205,7 +205,7 @@ def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, 
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
     maps = keras.Model(backbone.network.input, pooled, name="unnormalised")(preprocessing.apply(pixels))  # [b, h, w, channels]
     features = keras.layers.GlobalAveragePooling2D(name="pool")(maps)
-    return Prefix(keras.Model(pixels, features, name="frozen"), f"{network.prefix.fingerprint}:unnormalised")
+    return replace(network.prefix, graph=keras.Model(pixels, features, name="frozen"), fingerprint=f"{network.prefix.fingerprint}:unnormalised")
 
 
 def _chosen(top: "keras.Model", chosen: Sequence[int | None]) -> "keras.Model":

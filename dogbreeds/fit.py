@@ -160,9 +160,10 @@ class Step:
     def __init__(self, network: Network, optimizer: Optimizer):
         self._network, self._decay = network, optimizer.layer_decay
         self._optimizers: dict[int, keras.Optimizer] = {}
-        for depth, variables in self._groups(network.plan.stages[-1]).items():
-            self._optimizers[depth] = optimizer.build()
-            self._optimizers[depth].build(variables)
+        with network.replicas.scope():
+            for depth, variables in self._groups(network.plan.stages[-1]).items():
+                self._optimizers[depth] = optimizer.build()
+                self._optimizers[depth].build(variables)
         self._compiled: dict[frozenset[str], Callable[..., tf.Tensor]] = {}
         self._lr = -1.0
 
@@ -176,7 +177,7 @@ class Step:
             labels: [b] int32.
 
         Returns:
-            [4]: mean cross-entropy before the update, photos right, photos right among the first five, and whether the gradient is finite.
+            [4]: mean cross-entropy before the update, photos right, photos right among the first five, and the sum of the gradient's numbers.
         """
         if lr != self._lr:
             for depth, optimizer in self._optimizers.items():
@@ -201,22 +202,21 @@ class Step:
         groups = self._groups(layers)
         watched = [variable.value for group in groups.values() for variable in group]
 
-        @tf.function(reduce_retracing=True)
-        def run(inputs, labels):
+        def update(inputs, labels, mean, add):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+                loss = mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             gradient = tape.gradient(loss, watched)
-            finite = tf.math.is_finite(tf.add_n([tf.reduce_sum(part) for part in gradient]))  # asking each number took a tenth of a step
+            checked = tf.add_n([tf.reduce_sum(part) for part in gradient])  # asking each number whether it is finite took a tenth of a step
             gradients = iter(gradient)
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
-            right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            among_five = tf.reduce_sum(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
-            return tf.stack([loss, right, among_five, tf.cast(finite, tf.float32)])
+            right = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
+            among_five = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
+            return tf.stack([loss, right, among_five, checked])
 
-        return run
+        return self._network.replicas.step(update, self._network.layers)
 
 
 def fit(
@@ -317,7 +317,7 @@ def _fault(measured: np.ndarray) -> str:
     """What of a step is not a number; nothing where all is well."""
     if not math.isfinite(measured[0]):
         return f"the loss was {measured[0]}"
-    return "" if measured[3] else "the gradient was not finite"
+    return "" if math.isfinite(measured[3]) else "the gradient was not finite"
 
 
 def _reason(outcome: Outcome, phase: Training, stop: Callable[[Sequence[Epoch]], str | None]) -> str:

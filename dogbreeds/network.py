@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from dogbreeds.replicas import OneDevice
 
 if TYPE_CHECKING:
     import keras
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from dogbreeds.model import Backbone
     from dogbreeds.preprocessing import Preprocessing
     from dogbreeds.unfreeze import Plan
+
+ONE_DEVICE = OneDevice()
 
 
 def photos_at_once(size: int) -> int:
@@ -25,15 +30,25 @@ def photos_at_once(size: int) -> int:
     return int(np.clip(at_224 * (224 / size) ** 2, 4, 256))
 
 
-def folded(graph: "keras.Model") -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a batch of photos to a graph's output in inference mode, its weights folded in as constants: faster on a CPU."""
+def folded(graph: "keras.Model", device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from a batch of photos to a graph's output in inference mode, its weights folded in as constants: faster on a CPU.
+
+    Args:
+        graph: of one input and one output.
+        device: where it runs; None leaves that to TensorFlow.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = tf.TensorSpec(graph.input.shape, tf.float32)
     concrete = tf.function(lambda photos: graph(photos, training=False)).get_concrete_function(signature)
     constant = convert_variables_to_constants_v2(concrete)
-    return lambda photos: constant(tf.cast(photos, tf.float32))[0].numpy()
+
+    def run(photos: np.ndarray) -> np.ndarray:
+        with tf.device(device):
+            return constant(tf.cast(photos, tf.float32))[0].numpy()
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -43,10 +58,12 @@ class Prefix:
     Attributes:
         graph: [b, size, size, 3] float32 in [0, 255] -> [b, *shape] float32.
         fingerprint: of what it computes: weights, cut and pixels.
+        devices: where it runs, as in `OneDevice`.
     """
 
     graph: "keras.Model"
     fingerprint: str
+    devices: tuple[str | None, ...] = ONE_DEVICE.devices
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,12 +71,21 @@ class Prefix:
 
     def batch_size(self) -> int:
         """Photos at a time that suit this machine."""
-        return photos_at_once(self.graph.input.shape[1])
+        return len(self.devices) * photos_at_once(self.graph.input.shape[1])
 
     @cached_property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from a batch of photos to their outputs."""
-        return folded(self.graph)
+        """A function from a batch of photos to their outputs; each device has a part of the batch."""
+        runs = [folded(self.graph, device) for device in self.devices]
+        if len(runs) == 1:
+            return runs[0]
+        pool = ThreadPoolExecutor(len(runs), thread_name_prefix="device")
+
+        def run(photos: np.ndarray) -> np.ndarray:
+            parts = [part for part in np.array_split(photos, len(runs)) if len(part)]
+            return np.concatenate(list(pool.map(lambda infer, part: infer(part), runs, parts)))
+
+        return run
 
 
 @dataclass(frozen=True)
@@ -71,12 +97,14 @@ class Network:
         suffix: what lies between the cut and the head, with weights of its own; None where only the head trains.
         head: [b, features] -> [b, classes] logits.
         plan: what of the suffix trains, and how.
+        replicas: where suffix and head are.
     """
 
     prefix: Prefix
     suffix: "keras.Model | None"
     head: "keras.Sequential"
     plan: "Plan"
+    replicas: OneDevice = ONE_DEVICE
 
     @property
     def keeps(self) -> bool:
@@ -100,7 +128,12 @@ class Network:
         """`forward` in inference mode, compiled."""
         import tensorflow as tf
 
-        return tf.function(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False), reduce_retracing=True)
+        return self.replicas.mapped(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False))
+
+    @property
+    def layers(self) -> "list[keras.Layer]":
+        """Those of suffix and head."""
+        return [*(self.suffix.layers if self.suffix is not None else []), *self.head.layers]
 
     def trainable(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
         """The variables that train where these layers of the suffix do: 0 is the head's depth, 1 the top block's, and so on."""
@@ -161,7 +194,13 @@ class Network:
         return keras.Model(photos, {"probabilities": probabilities, "breed": breed}, name="dogbreeds")
 
 
-def assemble(backbone: "Backbone", preprocessing: "Preprocessing", plan: "Plan", head: "Callable[[int], keras.Sequential]") -> Network:
+def assemble(
+    backbone: "Backbone",
+    preprocessing: "Preprocessing",
+    plan: "Plan",
+    head: "Callable[[int], keras.Sequential]",
+    replicas: OneDevice = ONE_DEVICE,
+) -> Network:
     """Cuts a backbone as planned and puts a head on it.
 
     Args:
@@ -169,14 +208,16 @@ def assemble(backbone: "Backbone", preprocessing: "Preprocessing", plan: "Plan",
         preprocessing: what the pixels go through first.
         plan: where to cut.
         head: builds the head for a number of features.
+        replicas: where they are to train.
     """
-    prefix = _prefix(backbone, preprocessing, plan.cut)
-    suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
-    features = (suffix or prefix.graph).output.shape[-1]
-    return Network(prefix, suffix, head(features), plan)
+    prefix = _prefix(backbone, preprocessing, plan.cut, replicas.devices)
+    with replicas.scope():
+        suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
+        features = (suffix or prefix.graph).output.shape[-1]
+        return Network(prefix, suffix, head(features), plan, replicas)
 
 
-def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int) -> Prefix:
+def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devices: tuple[str | None, ...]) -> Prefix:
     import keras
 
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
@@ -187,7 +228,7 @@ def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int) -> P
         outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
     if cut == len(backbone.blocks):
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
-    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}")
+    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices)
 
 
 def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":

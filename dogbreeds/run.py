@@ -23,11 +23,12 @@ from dogbreeds.preflight import Preflight
 from dogbreeds.preprocessing import Preprocessing
 from dogbreeds.schedule import Schedule
 from dogbreeds.spec import Refused, Spec, boolean, integer, text
+from dogbreeds.strategy import Strategy
 from dogbreeds.tracking import Tracking
 from dogbreeds.unfreeze import Unfreeze
 
 # What does not decide a result, but for the features' precision.
-ELSEWHERE = ("tracking", "features", "preflight", "baseline", "checkpoint_steps", "checkpoint_dir", "rerun")
+ELSEWHERE = ("tracking", "features", "preflight", "baseline", "strategy", "checkpoint_steps", "checkpoint_dir", "rerun")
 _HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -62,6 +63,7 @@ class Run:
     preflight: Preflight
     baseline: Baseline
     features: Features
+    strategy: Strategy
     tracking: Tracking
     seed: int
     stop_on_collapse: bool

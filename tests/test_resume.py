@@ -27,13 +27,13 @@ PHASES = (
 )  # fmt: skip
 
 
-def train(place: Path, moment: int) -> subprocess.CompletedProcess[str]:
-    """The command in a home of its own, killed at a moment; 0 for not at all."""
+def train(place: Path, moment: int, *settings: str) -> subprocess.CompletedProcess[str]:
+    """The command in a home of its own, with more settings, killed at a moment; 0 for not at all."""
     (place / "mlruns").mkdir(parents=True, exist_ok=True)
     if not (place / "conf").exists():
         (place / "conf").symlink_to(home() / "conf")
     return subprocess.run(
-        [sys.executable, str(KILLED), str(moment), str(place / "moments"), *PHASES],
+        [sys.executable, str(KILLED), str(moment), str(place / "moments"), *PHASES, *settings],
         cwd=place,
         env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(place / "cache"), "PYTHONPATH": str(home())},
         capture_output=True,
