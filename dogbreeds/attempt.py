@@ -103,8 +103,8 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done:
     composition = replace(composition, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
     try:
-        with checkpoints.locked():
-            known = run.tracking.known(run.key, identity)
+        with checkpoints.locked() as gone:
+            known = run.tracking.known(run.key, identity, gone)
             if known.finished is not None and SWEEP in os.environ and not run.rerun:
                 return _done(run, known.finished, composition)
             unfinished = _unfinished(run, known, checkpoints)
@@ -113,6 +113,9 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done:
                 result = _execute(prepared, tracker)
             checkpoints.remove()
             return result
+    except interruption.OutOfTime as end:
+        end.hand_over()
+        raise
     finally:
         Store.release()
 

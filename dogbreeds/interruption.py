@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two."""
+"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two. So does a scheduler's signal that a
+job's time is nearly over."""
 
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import psutil
@@ -17,7 +18,17 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: somebody wants the process to end."""
 
 
+class OutOfTime(Terminated):
+    """A scheduler's signal: the job's time is nearly over."""
+
+    def __init__(self, hand_over: Callable[[], None]):
+        super().__init__()
+        self.hand_over = hand_over  # lets the scheduler do what it does then, such as to queue the job again; it ends the process
+
+
 _RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_schedulers: dict[int, Callable[..., None]] = {}  # handlers that were there before ours
+_elsewhere: Callable[[float], None] | None = None
 _held = 0
 _arrived: int | None = None
 
@@ -27,6 +38,18 @@ def handle() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _RAISED:
             signal.signal(number, _arrive)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            before = signal.getsignal(number)
+            if callable(before) and before is not _arrive:  # it would end the process at once, in the midst of writing too
+                _schedulers[number] = before
+                signal.signal(number, _arrive)
+
+
+def before_stopping(end: Callable[[float], None]) -> None:
+    """From now on, when a signal has arrived, jobs are ended by a function, which gets the seconds that it may take: they are not all processes
+    that this one has started, and those that are may be no jobs."""
+    global _elsewhere
+    _elsewhere = end
 
 
 @contextlib.contextmanager
@@ -56,7 +79,8 @@ def _arrive(number: int, _: FrameType | None) -> None:
     global _arrived
     if _arrived is None:
         _arrived = number
-        _tell_jobs(number)
+        if number in _RAISED:
+            _tell_jobs()
     if not _held:
         _raise_what_arrived()
 
@@ -65,15 +89,20 @@ def _raise_what_arrived() -> None:
     global _arrived
     if _arrived is not None and not _held:
         number, _arrived = _arrived, None
+        if number in _schedulers:
+            raise OutOfTime(lambda: _schedulers[number](number, None))
         raise _RAISED[number]
 
 
-def _tell_jobs(number: int) -> None:
-    """Passes the signal on to jobs that run in processes of their own: a launcher would kill them without a word."""
+def _tell_jobs() -> None:
+    """Ends jobs that run in processes of their own: a launcher would kill them without a word."""
+    if _elsewhere is not None:
+        _elsewhere(_GRACE_SECONDS)
+        return
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
-            job.send_signal(number)
+            job.terminate()  # after Ctrl-C too: submitit gives its jobs no time to write then
     if jobs:
         time.sleep(_GRACE_SECONDS)
 
