@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated
 
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "submitit"}
 _OF_ITS_OWN = ("num_cpus", "num_gpus", "object_store_memory")  # of a Ray that is started here; a cluster has its own
+_ANSWER_SECONDS = 10.0
 # Ray reads these when it is imported. Its lines would else begin with a process' number, in colours even in a file; of lines that are alike it
 # shows one; and it reports its use to its makers.
 _QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -91,8 +93,9 @@ def _connect(init: "DictConfig") -> None:
     import ray
 
     try:
+        _knock(settings["address"])
         ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise Refused(
             f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). It must be local, for one that lives as long as "
             "the sweep, auto, for a cluster that this machine is part of, or the address that ray start printed. "
@@ -100,6 +103,13 @@ def _connect(init: "DictConfig") -> None:
         ) from error
     interruption.handle()  # again: Ray has taken SIGTERM for itself
     interruption.before_stopping(_cancel)
+
+
+def _knock(address: str) -> None:
+    """Raises `OSError` where nobody listens at an address: Ray itself would try for more than five minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
 
 
 def _cancel(seconds: float) -> None:
