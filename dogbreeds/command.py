@@ -63,6 +63,7 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
     except KeyboardInterrupt as stop:
         interruption.ignore()
         status = "KILLED"
+        interruption.end_elsewhere()
         print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
     except BrokenPipeError:

@@ -29,6 +29,7 @@ class OutOfTime(Terminated):
 _RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 _schedulers: dict[int, Callable[..., None]] = {}  # handlers that were there before ours
 _elsewhere: Callable[[float], None] | None = None
+_raised: int | None = None
 _held = 0
 _arrived: int | None = None
 
@@ -45,11 +46,17 @@ def handle() -> None:
                 signal.signal(number, _arrive)
 
 
-def before_stopping(end: Callable[[float], None]) -> None:
-    """From now on, when a signal has arrived, jobs are ended by a function, which gets the seconds that it may take: they are not all processes
-    that this one has started, and those that are may be no jobs."""
+def elsewhere(end: Callable[[float], None]) -> None:
+    """From now on `end_elsewhere` ends jobs by a function, which gets the seconds that it may take. Signals are not passed on to processes that this
+    one has started any more: they are no jobs, but what runs them."""
     global _elsewhere
     _elsewhere = end
+
+
+def end_elsewhere() -> None:
+    """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
+    if _elsewhere is not None:
+        _elsewhere(_GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -72,23 +79,25 @@ def ignore() -> None:
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
     """The shell's code for a process that the signal ended."""
-    return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
+    by_sigterm = isinstance(interruption, Terminated) or _raised == signal.SIGTERM  # which Ray makes a KeyboardInterrupt
+    return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
 
 
 def _arrive(number: int, _: FrameType | None) -> None:
     global _arrived
     if _arrived is None:
         _arrived = number
-        if number in _RAISED:
+        if number in _RAISED and _elsewhere is None:
             _tell_jobs()
     if not _held:
         _raise_what_arrived()
 
 
 def _raise_what_arrived() -> None:
-    global _arrived
+    global _arrived, _raised
     if _arrived is not None and not _held:
         number, _arrived = _arrived, None
+        _raised = number
         if number in _schedulers:
             raise OutOfTime(lambda: _schedulers[number](number, None))
         raise _RAISED[number]
@@ -96,9 +105,6 @@ def _raise_what_arrived() -> None:
 
 def _tell_jobs() -> None:
     """Ends jobs that run in processes of their own: a launcher would kill them without a word."""
-    if _elsewhere is not None:
-        _elsewhere(_GRACE_SECONDS)
-        return
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):

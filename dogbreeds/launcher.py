@@ -102,7 +102,7 @@ def _connect(init: "DictConfig") -> None:
             "Type hydra.launcher.ray.init.address=local."
         ) from error
     interruption.handle()  # again: Ray has taken SIGTERM for itself
-    interruption.before_stopping(_cancel)
+    interruption.elsewhere(_cancel)
 
 
 def _knock(address: str) -> None:
@@ -119,7 +119,7 @@ def _cancel(seconds: float) -> None:
 
     if not ray.is_initialized():
         return
-    tasks = [ray.ObjectRef(bytes.fromhex(name)) for name in global_worker.core_worker.get_all_reference_counts()]
+    tasks: list[Any] = [ray.ObjectRef(bytes.fromhex(name.decode())) for name in global_worker.core_worker.get_all_reference_counts()]
     for task in tasks:
         ray.cancel(task, recursive=False)
     ray.wait(tasks, num_returns=len(tasks), timeout=seconds)
