@@ -138,6 +138,11 @@ def lost() -> tuple[type[Exception], ...]:
 def said(error: Exception) -> str:
     """The sentences for a job that did not come back."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+    if first.startswith("sbatch: "):
+        return (
+            f"Slurm did not take the jobs ({first[:200]}). What they ask for must be something that it has. Type hydra.launcher.partition=<name>, "
+            "hydra.launcher.gpus_per_node=0, or what else conf/hydra/launcher/submitit_slurm.yaml asks for and your cluster calls otherwise."
+        )
     return (
         f"A job was lost ({first[:200]}). Its process must live until the job has ended: it was killed, ran out of memory or time, or its machine is "
         "gone. Type the same command again, which keeps what is done and goes on; with fewer jobs at a time if memory is short."
