@@ -21,6 +21,8 @@ from omegaconf import DictConfig
 from dogbreeds import launcher
 from dogbreeds.spec import Refused, home
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is validated against ConfigStore schema")  # pytest undoes the filter that `launcher` sets
+
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
 LONG = ("data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.system_metrics_seconds=0", "tracking.model=none")
 LAUNCHERS = {
