@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
 SEEDS ?= 0
-ATTEMPTS := torch_pixels,lr_collapse,frozen,finetune_50,finetune_20
+FIRST := torch_pixels,lr_collapse,frozen
+THEN := finetune_50,finetune_20
+# A fine-tune goes on from a frozen attempt that has finished: where attempts run side by side, in a sweep after that one's.
+ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 # The drawn dogs need no long fine-tune; a real set gets the guide's epochs unless OPTIONS says otherwise.
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
-SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS))
+SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
 .PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict bench-grid ui kept clear pretrain clean
 
@@ -20,8 +23,8 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS= for a real set
-	$(BIN)/python -m dogbreeds.train --multirun attempt=$(ATTEMPTS) seed=$(SEEDS) $(SETUP) $(OPTIONS)
+table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS= for a real set; LAUNCHER=joblib, ray, submitit_slurm
+	for attempts in $(ATTEMPTS); do $(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETUP) $(OPTIONS) || exit 1; done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
 test: setup ## the tests, about 5 minutes on 2 cores

@@ -117,8 +117,8 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done | Given
     composition = replace(composition, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
     try:
-        with checkpoints.locked():
-            known = run.tracking.known(run.key, identity)
+        with checkpoints.locked() as gone:
+            known = run.tracking.known(run.key, identity, gone)
             if known.finished is not None and SWEEP in os.environ and not run.rerun:
                 return _done(run, known.finished, composition)
             unfinished = _unfinished(run, known, checkpoints)
@@ -129,6 +129,9 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done | Given
             return result
     except Pruned as pruned:
         return GivenUp(pruned.best)
+    except interruption.OutOfTime as end:
+        end.hand_over()
+        raise
     finally:
         Store.release()
 

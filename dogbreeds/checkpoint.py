@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import platform
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,11 @@ _KEPT = 2  # the newest, and the one before it should that be damaged
 _ABOUT = "about"
 
 
+def owner() -> str:
+    """This process, on this machine."""
+    return f"{platform.node()} {os.getpid()}"
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run.
@@ -37,13 +43,19 @@ class Checkpoints:
     folder: Path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Waits while another process works on the same run."""
+    def locked(self) -> Iterator[str | None]:
+        """Waits while another process works on the same run. Gives the host and number of a process that held the lock and is gone, killed or with
+        its machine, as `owner` writes them; None where the last one ended in order."""
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = self._acquired()
+            file.seek(0)
+            gone = file.read().decode(errors="replace")
+            file.truncate(0)
+            file.write(owner().encode())
+            file.flush()
         try:
-            yield
+            yield gone or None
         finally:
             Path(file.name).unlink(missing_ok=True)
             file.close()
@@ -52,7 +64,7 @@ class Checkpoints:
         """The lock's file, locked; one that its last owner has removed in the meantime does not count."""
         path = Path(f"{self.folder}.lock")
         while True:
-            file = path.open("ab")
+            file = path.open("a+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

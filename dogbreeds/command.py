@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dogbreeds import interruption
+from dogbreeds import interruption, launcher
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.sweep import Sweep
 
@@ -63,10 +63,15 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
     except KeyboardInterrupt as stop:
         interruption.ignore()
         status = "KILLED"
+        interruption.end_elsewhere()
         print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
         sys.exit(interruption.exit_code(stop))
     except BrokenPipeError:
         _end_unread()
+    except launcher.lost() as error:  # evaluated when something was raised: by then it is known which launchers are in use
+        if _traced:
+            raise
+        sys.exit(f"error: {launcher.said(error)}")
     except OSError as error:
         if _traced or error.errno not in _NO_WRITING:
             raise
@@ -128,8 +133,6 @@ def sentences(error: Exception, name: str) -> str:
 def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
-    if group == "hydra/launcher" and option == "joblib":
-        return "hydra/launcher=joblib was asked for and is not installed. Jobs side by side need it. Type pip install 'dogbreeds[joblib]'."
     if not group or not options:
         return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those that there are."
     return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={_nearest(option, options)}."

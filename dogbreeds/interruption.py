@@ -1,11 +1,12 @@
-"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two."""
+"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two. So does a scheduler's signal that a
+job's time is nearly over."""
 
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import psutil
@@ -17,7 +18,18 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: somebody wants the process to end."""
 
 
+class OutOfTime(Terminated):
+    """A scheduler's signal: the job's time is nearly over."""
+
+    def __init__(self, hand_over: Callable[[], None]):
+        super().__init__()
+        self.hand_over = hand_over  # lets the scheduler do what it does then, such as to queue the job again; it ends the process
+
+
 _RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+_schedulers: dict[int, Callable[..., None]] = {}  # handlers that were there before ours
+_elsewhere: Callable[[float], None] | None = None
+_raised: int | None = None
 _held = 0
 _arrived: int | None = None
 
@@ -27,6 +39,24 @@ def handle() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _RAISED:
             signal.signal(number, _arrive)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            before = signal.getsignal(number)
+            if callable(before) and before is not _arrive:  # it would end the process at once, in the midst of writing too
+                _schedulers[number] = before
+                signal.signal(number, _arrive)
+
+
+def elsewhere(end: Callable[[float], None]) -> None:
+    """From now on `end_elsewhere` ends jobs by a function, which gets the seconds that it may take. Signals are not passed on to processes that this
+    one has started any more: they are no jobs, but what runs them."""
+    global _elsewhere
+    _elsewhere = end
+
+
+def end_elsewhere() -> None:
+    """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
+    if _elsewhere is not None:
+        _elsewhere(_GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -49,31 +79,36 @@ def ignore() -> None:
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
     """The shell's code for a process that the signal ended."""
-    return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
+    by_sigterm = isinstance(interruption, Terminated) or _raised == signal.SIGTERM  # which Ray makes a KeyboardInterrupt
+    return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
 
 
 def _arrive(number: int, _: FrameType | None) -> None:
     global _arrived
     if _arrived is None:
         _arrived = number
-        _tell_jobs(number)
+        if number in _RAISED and _elsewhere is None:
+            _tell_jobs()
     if not _held:
         _raise_what_arrived()
 
 
 def _raise_what_arrived() -> None:
-    global _arrived
+    global _arrived, _raised
     if _arrived is not None and not _held:
         number, _arrived = _arrived, None
+        _raised = number
+        if number in _schedulers:
+            raise OutOfTime(lambda: _schedulers[number](number, None))
         raise _RAISED[number]
 
 
-def _tell_jobs(number: int) -> None:
-    """Passes the signal on to jobs that run in processes of their own: a launcher would kill them without a word."""
+def _tell_jobs() -> None:
+    """Ends jobs that run in processes of their own: a launcher would kill them without a word."""
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
-            job.send_signal(number)
+            job.terminate()  # after Ctrl-C too: submitit gives its jobs no time to write then
     if jobs:
         time.sleep(_GRACE_SECONDS)
 

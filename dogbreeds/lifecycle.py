@@ -92,11 +92,15 @@ def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
     return tags | ({"mlflow.parentRunId": above} if above is not None else {})
 
 
-def close_gone(client: "mlflow.MlflowClient", experiment_id: str) -> None:
-    """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost."""
+def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | None = None) -> None:
+    """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost.
+
+    Args:
+        gone: the host and number of a process that is known to be no more, with a space between.
+    """
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
     for run in running:
-        if _is_gone(run.data.tags):
+        if f"{run.data.tags['host']} {run.data.tags['process']}" == gone or _is_gone(run.data.tags):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 
-from dogbreeds import curves
+from dogbreeds import curves, launcher
 from dogbreeds.lifecycle import beating, begin, close_gone, go_on
 from dogbreeds.photo import digest
 from dogbreeds.record import RANKING, REUSED, SWEEP, Composition
@@ -27,8 +28,13 @@ class Sweep(Callback):
     _open: "tuple[Mlflow, mlflow.MlflowClient, str, contextlib.ExitStack] | None" = None
 
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
-        with contextlib.suppress(Refused):  # Hydra would make a warning of it; each job says it as an error
+        try:
+            launcher.ready(config)
+        except Refused as error:
+            sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
+        with contextlib.suppress(Refused):  # each job says it as an error
             self._start(config)
+        launcher.tell(config)
 
     def _start(self, config: "DictConfig") -> None:
         from omegaconf import OmegaConf

@@ -91,12 +91,13 @@ class Tracking(Spec):
         """
         yield Tracker(composition.name)
 
-    def known(self, key: str, identity: str) -> Known:
+    def known(self, key: str, identity: str, gone: str | None = None) -> Known:
         """What is recorded of the same attempt; attempts whose process is gone are closed first.
 
         Args:
             key: of the settings.
             identity: of settings, photos and weights.
+            gone: the process that worked on it and is no more, if that is known.
         """
         return Known()
 
@@ -149,9 +150,9 @@ class Mlflow(Tracking):
         with ended(client, run.info.run_id), sampled:
             yield _MlflowTracker(self, client, run)
 
-    def known(self, key: str, identity: str) -> Known:
+    def known(self, key: str, identity: str, gone: str | None = None) -> Known:
         client, experiment_id = self.connect()
-        close_gone(client, experiment_id)
+        close_gone(client, experiment_id, gone)
         same = [_record(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
         finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)]
         unfinished = [record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity]

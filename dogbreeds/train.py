@@ -1,5 +1,7 @@
 """The command: `python -m dogbreeds.train`. It only wires: config -> Run -> attempt -> objective."""
 
+import contextlib
+import os
 from pathlib import Path
 
 import hydra
@@ -8,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import command
+from dogbreeds.launcher import is_elsewhere
 from dogbreeds.record import Composition
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
@@ -18,8 +21,10 @@ from dogbreeds.terminal import alongside
 def task(config: DictConfig) -> float:
     """One job; returns the best validation accuracy, for sweepers."""
     here = HydraConfig.get()
-    if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
+    if here.mode == RunMode.MULTIRUN and is_elsewhere(here.launcher):
         alongside(here.job.num)
+        with contextlib.suppress(OSError):  # of another machine, which has no such folder
+            os.chdir(here.runtime.cwd)  # what paths that were typed begin at
     run = from_config(config)
     from dogbreeds.attempt import execute
 
