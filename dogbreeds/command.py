@@ -13,12 +13,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds import interruption
 from dogbreeds.spec import Missing, Refused, home
 from dogbreeds.sweep import Sweep
+from dogbreeds.terminal import alongside
 
 _traced = os.environ.get("HYDRA_FULL_ERROR") == "1"  # by the user, before `main` sets it
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -101,6 +103,13 @@ def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 def _end_unread() -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
     sys.exit(0)
+
+
+def number_lines() -> None:
+    """Lets each line of a job begin with its number where a launcher may run others beside it."""
+    here = HydraConfig.get()
+    if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
+        alongside(here.job.num)
 
 
 def word(config: DictConfig, key: str) -> Any:

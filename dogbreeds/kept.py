@@ -182,12 +182,14 @@ class Store:
             entry = self._open(folder, identity, shape, dtype)
             if entry is None:
                 part = _Part(folder.with_name(f"{folder.name}{_PART}"), _Progress(identity, step), shape, dtype)
-                with self._shards(kind, identity, shape, dtype, step) as shards, part.kept():
-                    yield from _computed(part, _joined(kind, shards, produce) if shards else produce, batch, start)
+                with part.kept():
+                    with self._shards(kind, identity, shape, dtype, step) as shards:
+                        yield from _computed(part, _joined(kind, shards, produce) if shards else produce, batch, start)
+                    part.settle()
+                    self._remove_shards(kind, identity)  # before it is an entry: nobody looks for shards of one
                     part.finish(folder)
                 self._verified.add(_stamp(folder))  # its checksum is of what was written just now
                 self._use(folder)
-                self._remove_shards(kind, identity)
                 self._evict()
                 return
             self._use(folder)
@@ -386,15 +388,19 @@ class _Part:
                     self._note()
             raise
 
-    def finish(self, place: Path) -> None:
-        """Makes it an entry."""
+    def settle(self) -> None:
+        """Sees all its rows to the disk, and on a network file system to the server, where another host may read them."""
         if self.done != len(self.rows):
-            raise RuntimeError(f"the producer of {place} ended after {self.done} of {len(self.rows)} rows")
+            raise RuntimeError(f"the producer of {self._folder.with_suffix('')} ended after {self.done} of {len(self.rows)} rows")
+        with _writing(self._folder):
+            self.rows.flush()
+            _sync(self._folder / "rows.npy")
         self._note()
+
+    def finish(self, place: Path) -> None:
+        """Makes it an entry, once it is settled."""
         about = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
         with _writing(place):
-            self.rows.flush()  # and then, on a network file system, to the server: another host may read it once it is renamed
-            _sync(self._folder / "rows.npy")
             _write_aside(self._folder / "entry.json", about)
             _sync(self._folder / "entry.json")
             self._folder.replace(place)

@@ -4,22 +4,18 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import command
 from dogbreeds.record import Composition
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
-from dogbreeds.terminal import alongside
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")
 def task(config: DictConfig) -> float:
     """One job; returns the best validation accuracy, for sweepers."""
-    here = HydraConfig.get()
-    if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
-        alongside(here.job.num)
+    command.number_lines()
     run = from_config(config)
     from dogbreeds.attempt import execute
 
