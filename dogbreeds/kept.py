@@ -460,7 +460,8 @@ def _joined(kind: str, shards: list[tuple[Shard, Entry]], produce: Produce) -> P
                 taken.append((max(shard.first, at), shard, entry))
                 at = shard.end
         count = sum(shard.end - begin for begin, shard, _ in taken)
-        log.info("%s: %s of %s rows are taken from %d shards", kind, f"{count:,}", f"{len(rows):,}", len(taken))
+        if taken:
+            log.info("%s: %s of %s rows are taken from %d shards", kind, f"{count:,}", f"{len(rows):,}", len(taken))
         at = start
         for begin, shard, entry in taken:
             if begin > at:
