@@ -481,7 +481,8 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path:
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
-def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path) -> None:
+def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_arrays, "_WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
     Counted().compute(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     sharded(tmp_path / "shards", 5, left_out=(2,))
@@ -495,11 +496,25 @@ def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, t
         again = Counted()
         again.compute(place)
         assert set(again.decoded) <= set(range(64, 96))
+        assert sum(again.batches) <= 32
         assert again.photos(place).skipped() == set(BAD)
         assert contents(place) == expected
         Store.release()
     assert moment > 30
-    assert seen >= {0, 32, 64, 80, 96, 128}
+    assert seen == {*range(0, PHOTOS, 16), PHOTOS}
+
+
+def test_shards_of_two_sizes_may_lie_side_by_side(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Counted().compute(tmp_path / "whole")
+    sharded(tmp_path / "shards", 4, left_out=(3,))
+    sharded(tmp_path / "shards", 3, left_out=(0,))  # from row 48 and from row 96 on
+    last = Counted()
+    with caplog.at_level(logging.INFO):
+        last.compute(tmp_path / "shards")
+    assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert (last.decoded, last.batches) == ([], [])
+    assert "features: 150 of 150 rows are taken from 5 shards" in caplog.messages  # 0, 32, of 48 from 80 on, of 80 from 96, of 96 from 112
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
 def test_whole_photos_serve_the_shards_and_whole_features_leave_nothing_to_do(plain: None, tmp_path: Path) -> None:
