@@ -174,7 +174,19 @@ def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | No
 
 
 def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float) -> _Prepared:
-    """Builds the network; what can be refused before anything is spent is refused here, the cheapest first."""
+    backbone, network, fit, findings = assembled(run, dataset)
+    facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
+    parent = None
+    if isinstance(run.phase, Finetune):
+        wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
+        parent = _go_on_from_parent(run, wanted, facts, network)
+    untrained = untrained_of(run, backbone, network, parent, dataset.class_names)
+    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, fit, findings, started)
+
+
+def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None, list[preflight.Finding]]:
+    """The backbone, the network on it with a new head, and what the preflight found; what can be refused before anything is spent is refused
+    here, the cheapest first."""
     for note in dataset.notes:
         log.warning(note)
     log.info(_headline(run, dataset))
@@ -205,16 +217,10 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     classes = len(dataset.class_names)
     keras.utils.set_random_seed(run.seed)  # again: whether the backbone was built just now or in an earlier job makes no difference
     network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)), replicas)
-    facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
-    parent = None
-    if isinstance(run.phase, Finetune):
-        wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
-        parent = _go_on_from_parent(run, wanted, facts, network)
-    untrained = _untrained(run, backbone, network, parent, dataset.class_names)
-    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, fit, findings, started)
+    return backbone, network, fit, findings
 
 
-def _untrained(run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]) -> Untrained:
+def untrained_of(run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]) -> Untrained:
     """The zero-training baseline, yet to be measured, or a fine-tune's, which its frozen attempt has measured."""
     if parent is not None:
         return run.baseline.inherit(parent, class_names)

@@ -38,6 +38,8 @@ def _about(listed: Listed) -> str:
     if not identity:
         return "damaged"
     said = [f"{identity['size']} px", identity["resize"], *([identity["dtype"]] if "dtype" in identity else [])]
+    if "shard" in identity:
+        said.append("shard {first:,}–{end:,} of {total:,} rows".format(**identity["shard"]))
     if listed.unfinished is not None:
         said.append("unfinished: {:,} of {:,} rows".format(*listed.unfinished))
     return ", ".join(said)

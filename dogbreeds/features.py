@@ -1,21 +1,26 @@
-"""What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix."""
+"""What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix.
+
+A `Share` of an array is one job's part of it (`kept.Shard`): its rows are computed in the very batches in which the whole would be, and a share
+of the photos is decoded for it.
+"""
 
 import contextlib
 import itertools
 import logging
+import math
 import zlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dogbreeds import lookahead
 from dogbreeds.data import Data, Source
-from dogbreeds.kept import Identity, Store
+from dogbreeds.kept import Identity, Notes, Produce, Shard, Store
 from dogbreeds.photo import Photo, Unreadable
-from dogbreeds.spec import Spec, integer, number, one_of, text
+from dogbreeds.spec import Refused, Spec, integer, number, one_of, text
 from dogbreeds.terminal import progress
 
 if TYPE_CHECKING:
@@ -42,6 +47,32 @@ class Features(Spec):
         return Store(Path(self.dir).expanduser().resolve(), int(self.max_gigabytes * 1e9))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share(Spec):
+    """Which of how many jobs this is that compute together what is kept."""
+
+    group = ""
+    shards: int = integer(at_least=1, example=8)
+    shard: int = integer(at_least=0, example=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shard >= self.shards:
+            raise Refused(
+                f"shard was {self.shard} and shards {self.shards}. Shards are counted from 0 to shards - 1. "
+                f"Type shard={self.shards - 1}, or --multirun 'shard=range({self.shards})' for all of them."
+            )
+
+    def of(self, total: int, step: int) -> Shard:
+        """This job's rows of so many, which are computed `step` at a time; none where there are fewer steps than shards."""
+        steps = math.ceil(total / step)
+        first, end = (min(total, step * (steps * number // self.shards)) for number in (self.shard, self.shard + 1))
+        return Shard(first, end, total, step)
+
+
+ALL = Share(shards=1, shard=0)
+
+
 @dataclass(frozen=True)
 class Photos:
     """A source's photos at the backbone's size, decoded at most once.
@@ -51,58 +82,93 @@ class Photos:
         data: how they are resized, and what happens to one that cannot be read.
         size: pixels a side.
         store: where they are kept.
+        shard: which of them there are; none stands for all. Rows are numbered as in the source all the same.
     """
 
     source: Source
     data: Data
     size: int
     store: Store
+    shard: Shard | None = None
 
     @property
     def identity(self) -> Identity:
         return {"photos": self.source.fingerprint, "size": self.size, "resize": self.data.resize}
 
     @property
-    def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Any]:
-        return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8", self._produce
+    def _all(self) -> tuple[str, Identity, tuple[int, ...], str]:
+        return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8"
 
-    def batches(self, batch: int, start: int = 0) -> Generator[np.ndarray, None, None]:
-        """[b, size, size, 3] uint8 in the source's order, from row `start` on."""
-        return self.store.stream(*self._array, batch=batch, start=start)
+    @property
+    def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Produce]:
+        kind, identity, (total, *pixels), dtype = self._all
+        shard = self.shard or Shard(0, total, total, step=1)
+        return kind, shard.identity(identity), (len(shard), *pixels), dtype, self._produce
+
+    @property
+    def first(self) -> int:
+        """The source's row that comes first."""
+        return self.shard.first if self.shard else 0
+
+    def within(self, first: int, end: int) -> "Photos":
+        """The same, to be asked for these rows alone: no others are decoded for it."""
+        return self if self.store.has(*self._all) else replace(self, shard=Shard(first, end, len(self.source.ids), step=1))
+
+    def batches(self, batch: int, start: int, end: int) -> Generator[np.ndarray, None, None]:
+        """[b, size, size, 3] uint8 in the source's order, from row `start` to before row `end`."""
+        last = self.shard.end if self.shard else len(self.source.ids)
+        with contextlib.closing(self.store.stream(*self._array, batch=batch, start=start - self.first)) as pieces:
+            for piece in pieces:
+                yield piece
+                start += len(piece)
+                if end <= start < last:  # at the last row the stream must be gone through: only then is it kept as a whole
+                    return
 
     def rows(self) -> np.ndarray:
         """[n, size, size, 3] uint8, memory-mapped."""
         return self.store.array(*self._array).rows
 
     def skipped(self) -> frozenset[int]:
-        """Rows that could not be decoded, with `data.on_corrupt=skip`; they are black. The photos must have been gone through."""
-        return frozenset(self.store.array(*self._array).notes["skipped"])
+        """Rows that could not be decoded, with `data.on_corrupt=skip`; they are black. The photos must have been gone through.
 
-    def _produce(self, rows: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
+        Raises:
+            Refused: where they are too many. Where shards were joined, it is here that this is seen: none of them knows of the others'.
+        """
+        found = frozenset(self.store.array(*self._array).notes["skipped"])
+        self.data.check_skipped(len(found), len(self.source.ids), self.source.name)
+        return found
+
+    def compute(self, share: Share) -> None:
+        """Decodes a share of them."""
+        shard = share.of(len(self.source.ids), _CHUNK)
+        if len(shard):
+            self.within(shard.first, shard.end).rows()
+
+    def _produce(self, rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
         from dogbreeds.resize import resizer
 
         _say_where(f"photos of {self.source.name}", start, len(rows))
-        resize = resizer(self.size, self.data.resize)
-        skipped: list[int] = notes.setdefault("skipped", [])
-        photos = itertools.islice(self.source.read(), start, None)
+        resize, first = resizer(self.size, self.data.resize), self.first
+        skipped = notes.setdefault("skipped", [])
+        photos = itertools.islice(self.source.read(), first + start, first + len(rows))
 
         def fill(chunk: tuple[int, list[Photo]]) -> tuple[int, list[int]]:
-            first, chosen = chunk
+            begin, chosen = chunk
             bad = []
-            for row, photo in enumerate(chosen, first):
+            for row, photo in enumerate(chosen, begin):
                 try:
                     rows[row] = resize(photo())
                 except Unreadable:
                     if self.data.on_corrupt == "stop":
                         raise
-                    bad.append(row)
+                    bad.append(first + row)
                     rows[row] = 0  # a process that was cut off may have left something there
-            return first + len(chosen), bad
+            return begin + len(chosen), bad
 
         with contextlib.closing(lookahead.mapped(fill, _chunks(photos, start), _AHEAD)) as filled:
             for end, bad in filled:
                 skipped += bad
-                self.data.check_skipped(len(skipped), len(rows), self.source.name)
+                self.data.check_skipped(len(skipped), len(self.source.ids), self.source.name)
                 yield end
 
 
@@ -113,7 +179,7 @@ def _chunks(photos: Iterator[Photo], start: int) -> Iterator[tuple[int, list[Pho
         start += len(chunk)
 
 
-def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | None" = None) -> np.ndarray:
+def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL) -> np.ndarray:
     """The prefix's output for every photo of a source.
 
     Args:
@@ -121,36 +187,45 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
         photos: of the source.
         features: precision and batch size.
         view: which augmented copy of which rows; none gives the photos as they are, in the source's order.
+        share: of the rows, where other jobs compute the others.
 
     Returns:
-        [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view.
+        [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view; of a share, its rows alone.
     """
     store = photos.store
     batch = features.batch_size or prefix.batch_size()
     identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
     total = len(view.rows) if view else len(photos.source.ids)
+    wanted = share.of(total, batch)
+    if not len(wanted):
+        return np.empty((0, *prefix.shape), features.dtype)
+    shard = ALL.of(total, batch) if store.has("features", identity, (total, *prefix.shape), features.dtype) else wanted
 
-    def batches(start: int) -> Generator[np.ndarray, None, None]:
+    def batches(start: int, end: int) -> Generator[np.ndarray, None, None]:
+        seen = view.rows[start:end] if view else np.arange(start, end)
+        near = photos if len(shard) == total else photos.within(int(seen[0]), int(seen[-1]) + 1)
         if view is None:
-            yield from photos.batches(batch, start)
+            yield from near.batches(batch, start, end)
             return
-        whole = photos.rows()
-        for first in range(start, total, batch):
-            chosen = view.rows[first : first + batch]
-            yield view(whole[chosen], chosen)
+        pixels = near.rows()
+        for first in range(start, end, batch):
+            chosen = view.rows[first : min(first + batch, end)]
+            yield view(pixels[chosen - near.first], chosen)
 
-    def produce(rows: np.ndarray, start: int, _: dict[str, Any]) -> Generator[int, None, None]:
+    def produce(rows: np.ndarray, start: int, _: Notes) -> Generator[int, None, None]:
         run, done = prefix.compiled, start
         what = f"features of {photos.source.name}{f', view {view.number}' if view else ''}"
-        _say_where(what, start, total)
-        with progress(what, total, "images", before=start) as advance, contextlib.closing(batches(start)) as shown:
+        _say_where(what, start, len(rows))
+        shown = batches(shard.first + start, shard.first + len(rows))
+        with progress(what, len(rows), "images", before=start) as advance, contextlib.closing(shown):
             for pixels in shown:
                 rows[done : done + len(pixels)] = run(pixels)
                 done += len(pixels)
                 advance(len(pixels))
                 yield done
 
-    return store.array("features", identity, (total, *prefix.shape), features.dtype, produce, step=batch).rows
+    kept = store.array("features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch).rows
+    return kept[wanted.first - shard.first : wanted.end - shard.first]
 
 
 def _say_where(what: str, start: int, total: int) -> None:

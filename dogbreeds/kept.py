@@ -4,6 +4,14 @@ An entry is a folder `<kind>-<digest of its identity>/` with `rows.npy` and `ent
 its place, in `<its name>.part/`, and renamed, so that it is whole or absent. A part's `progress.json` says how many of its rows are done, and
 their checksum: where a process was cut off, the next one goes on. A lock file an entry lets one process compute while others wait, and keeps
 what is in use from being evicted.
+
+A shard is some rows of an array, computed by a job of its own and kept as an entry whose identity says which. Who needs the array takes from its
+shards what they have, computes what they lack, and removes them.
+
+The folder may lie on storage that several hosts share, as long as `flock` on it holds between them: on NFS it does (Linux 2.6.12 and later) unless
+it is mounted with `nolock` or `local_lock`. Where it does not hold even between two handles of one process, the folder is refused; where it holds
+within each host alone, nobody can tell, and two hosts may compute the same, which fails in one of them and gives wrong rows in none. When a host
+dies, the server gives its locks up, and what it left is gone on with.
 """
 
 import contextlib
@@ -33,14 +41,16 @@ from dogbreeds.spec import Refused
 log = logging.getLogger(__name__)
 
 Identity = dict[str, Any]  # plain values only
-# Fills an array from a row on, and yields the number of rows done. It may add plain values to its notes, which are those of an earlier process
-# where it goes on: whenever it yields, they must be of the rows that are done.
-Produce = Callable[[np.ndarray, int, dict[str, Any]], Generator[int, None, None]]
+Notes = dict[str, list[int]]  # row numbers of the array, a shard's too, under what is said of these rows
+# Fills an array from a row on to its end, and yields the number of rows done. It may add to its notes, which are those of an earlier process where
+# it goes on: whenever it yields, they must be of the rows that are done. What it is given may be the first rows of the array alone.
+Produce = Callable[[np.ndarray, int, Notes], Generator[int, None, None]]
 
 _WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
 _PROGRESS_SECONDS = 1.0  # between two notes of how far an array has come
 _PART = ".part"
 _PROGRESS = "progress.json"
+_SHARD = "shard"  # the key of an identity that says which rows of an array it has
 _NAME = re.compile(r"\.?([a-z_]+-[0-9a-f]{24})(\.part(?:-[0-9a-f]{8})?)?")  # an entry's, or a part's; earlier versions hid theirs
 
 
@@ -60,7 +70,27 @@ class Entry:
 
     folder: Path
     rows: np.ndarray
-    notes: dict[str, Any]
+    notes: Notes
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of an array, computed by a job of its own: those from `first` to before `end`, of `total`, `step` of them at a time.
+
+    It begins at a multiple of `step` and ends at one or at the array's end, so that the same rows are computed together as in the whole.
+    """
+
+    first: int
+    end: int
+    total: int
+    step: int
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def identity(self, array: Identity) -> Identity:
+        """What the rows are kept under, given the array's: they are an entry of their own, but where they are all."""
+        return array if len(self) == self.total else array | {_SHARD: asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +127,7 @@ class Store:
 
     _verified: set[tuple[str, int]] = set()  # entries whose checksum this process has compared
     _in_use: dict[Path, IO[bytes]] = {}  # shared locks, held until the process ends or `release`
+    _locks_hold: set[Path] = set()  # folders in which this process has seen them do so
 
     def __init__(self, root: Path, max_bytes: int):
         self.root, self.max_bytes = root, max_bytes
@@ -125,6 +156,10 @@ class Store:
             )
         return entry
 
+    def has(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str) -> bool:
+        """Whether the whole array is there, as far as is seen without reading it."""
+        return _read(self._folder(kind, identity) / "entry.json", identity, shape, dtype) is not None
+
     def stream(
         self,
         kind: str,
@@ -148,7 +183,10 @@ class Store:
             if entry is None:
                 part = _Part(folder.with_name(f"{folder.name}{_PART}"), _Progress(identity, step), shape, dtype)
                 with part.kept():
-                    yield from _computed(part, produce, batch, start)
+                    with self._shards(kind, identity, shape, dtype, step) as shards:
+                        yield from _computed(part, _joined(kind, shards, produce) if shards else produce, batch, start)
+                    part.settle()
+                    self._remove_shards(kind, identity)  # before it is an entry: nobody looks for shards of one
                     part.finish(folder)
                 self._verified.add(_stamp(folder))  # its checksum is of what was written just now
                 self._use(folder)
@@ -194,14 +232,63 @@ class Store:
         path = self._lock_file(folder)
         with contextlib.ExitStack() as opened:
             with _writing(path):
-                fcntl.flock(opened.enter_context(path.open("ab")), fcntl.LOCK_EX)
+                fcntl.flock(opened.enter_context(_lockable(path)), fcntl.LOCK_EX)
+                self._check_locks_hold(path)
+                os.scandir(self.root).close()  # what another host did meanwhile: a network file system looks at a folder anew when it is opened
             yield
+
+    def _check_locks_hold(self, locked: Path) -> None:
+        """Refuses a folder where a lock that is held can be taken once more."""
+        if self.root in self._locks_hold:
+            return
+        with _lockable(locked) as again, contextlib.suppress(BlockingIOError):
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise Refused(
+                f"{self.root} is on a file system where locks do not hold. Kept features need locks, so that jobs do not write over each other. "
+                "Type features.dir=<local folder>, or mount it with locks."
+            )
+        self._locks_hold.add(self.root)
+
+    @contextlib.contextmanager
+    def _shards(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, step: int) -> Iterator[list[tuple[Shard, Entry]]]:
+        """The shards of an array that can be used, in the order of their rows, and in use within."""
+        found: list[tuple[Shard, Entry]] = []
+        try:
+            for listed in self._listed_shards(kind, identity):
+                shard = Shard(**listed.identity[_SHARD])
+                if listed.unfinished is not None:
+                    continue
+                if shard.step != step:
+                    log.warning("%s was computed %s at a time, not %s: it is not used", listed.name, shard.step, step)
+                    continue
+                folder = self.root / listed.name
+                with self._locked(folder):
+                    entry = self._open(folder, listed.identity, (len(shard), *shape[1:]), dtype)
+                    if entry is not None:
+                        self._use(folder)
+                        found.append((shard, entry))
+            yield sorted(found, key=lambda pair: pair[0].first)
+        finally:
+            for _, entry in found:
+                self._in_use.pop(entry.folder).close()
+
+    def _listed_shards(self, kind: str, identity: Identity) -> list[Listed]:
+        """What there is of an array's shards, whole or unfinished."""
+        if _SHARD in identity:
+            return []
+        ours = [listed for listed in self.entries() if listed.name.startswith(f"{kind}-{digest(listed.identity)}") and _SHARD in listed.identity]
+        return [listed for listed in ours if digest({name: value for name, value in listed.identity.items() if name != _SHARD}) == digest(identity)]
+
+    def _remove_shards(self, kind: str, identity: Identity) -> None:
+        for listed in self._listed_shards(kind, identity):
+            with contextlib.suppress(Unwritable):  # another user's
+                self._remove(listed.name)
 
     def _use(self, folder: Path) -> None:
         with _writing(folder):
             if folder not in self._in_use:
                 # A second file, because the lock file is held exclusively by another handle of this very process.
-                file = open(self.root / f".{folder.name}.use", "ab")  # noqa: SIM115 - held until release
+                file = _lockable(self.root / f".{folder.name}.use")
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._in_use[folder] = file
             os.utime(folder / "entry.json")
@@ -234,7 +321,7 @@ class Store:
         entry = self.root / (named[1] if named else name)
         if entry in self._in_use:
             return False
-        with _writing(self.root / name), open(self._lock_file(entry), "ab") as lock, open(self.root / f".{entry.name}.use", "ab") as use:
+        with _writing(self.root / name), _lockable(self._lock_file(entry)) as lock, _lockable(self.root / f".{entry.name}.use") as use:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -253,7 +340,7 @@ class _Progress:
     step: int
     done: int = 0
     crc32: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
 
 class _Part:
@@ -301,14 +388,19 @@ class _Part:
                     self._note()
             raise
 
-    def finish(self, place: Path) -> None:
-        """Makes it an entry."""
+    def settle(self) -> None:
+        """Sees all its rows to the disk, and on a network file system to the server, where another host may read them."""
         if self.done != len(self.rows):
-            raise RuntimeError(f"the producer of {place} ended after {self.done} of {len(self.rows)} rows")
+            raise RuntimeError(f"the producer of {self._folder.with_suffix('')} ended after {self.done} of {len(self.rows)} rows")
+        with _writing(self._folder):
+            self.rows.flush()
+            _sync(self._folder / "rows.npy")
         self._note()
+
+    def finish(self, place: Path) -> None:
+        """Makes it an entry, once it is settled."""
         about = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
         with _writing(place):
-            self.rows.flush()
             _write_aside(self._folder / "entry.json", about)
             _sync(self._folder / "entry.json")
             self._folder.replace(place)
@@ -356,6 +448,42 @@ def _computed(part: _Part, produce: Produce, batch: int, start: int) -> Generato
             while given < done and (done - given >= batch or done == total):
                 first, given = given, min(given + batch, done)
                 yield part.rows[first:given]
+
+
+def _joined(kind: str, shards: list[tuple[Shard, Entry]], produce: Produce) -> Produce:
+    """Takes the rows that shards have from them, and produces the others."""
+
+    def join(rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
+        taken, at = [], start
+        for shard, entry in shards:
+            if shard.end > at:
+                taken.append((max(shard.first, at), shard, entry))
+                at = shard.end
+        count = sum(shard.end - begin for begin, shard, _ in taken)
+        if taken:
+            log.info("%s: %s of %s rows are taken from %d shards", kind, f"{count:,}", f"{len(rows):,}", len(taken))
+        at = start
+        for begin, shard, entry in taken:
+            if begin > at:
+                yield from produce(rows[:begin], at, notes)
+            yield from _copied(rows, begin, shard, entry, notes)
+            at = shard.end
+        if at < len(rows):
+            yield from produce(rows, at, notes)
+
+    return join
+
+
+def _copied(rows: np.ndarray, begin: int, shard: Shard, entry: Entry, notes: Notes) -> Generator[int, None, None]:
+    """Copies a shard's rows from `begin` on, whole steps at a time: without the shard, whoever goes on would compute from there."""
+    steps = max(1, _WINDOW_BYTES // 4 // max(1, shard.step * entry.rows[:1].nbytes))
+    for piece in _pieces(entry.rows, steps * shard.step, begin - shard.first):
+        end = begin + len(piece)
+        rows[begin:end] = piece
+        for name, said in entry.notes.items():
+            notes.setdefault(name, []).extend(row for row in said if begin <= row < end)
+        yield end
+        begin = end
 
 
 def _read(file: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, _Progress] | None:
@@ -459,6 +587,10 @@ def _write_aside(path: Path, about: dict[str, Any]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _lockable(path: Path) -> IO[bytes]:
+    return path.open("a+b")  # NFS grants a shared lock on what is open for reading, and an exclusive one on what is open for writing
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Hydra's launchers, which run the jobs of a sweep side by side or on other machines: what must be there before, what each job must be told, how
 jobs are ended, and what to say of one that was lost."""
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -11,8 +12,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+
 from dogbreeds import interruption
 from dogbreeds.spec import Refused, home
+from dogbreeds.terminal import alongside
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,11 +35,6 @@ _ANSWER_SECONDS = 10.0
 # Ray reads these when it is imported. Its lines would else begin with a process' number, in colours even in a file; of lines that are alike it
 # shows one; and it reports its use to its makers.
 _QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-def is_elsewhere(launcher: "DictConfig") -> bool:
-    """Whether a launcher runs jobs in other processes than the command's."""
-    return not launcher._target_.endswith(".BasicLauncher")
 
 
 def ready(config: "DictConfig") -> None:
@@ -81,6 +82,31 @@ def tell(config: "DictConfig") -> None:
     with read_write(config.hydra.overrides):
         # `load_sweep_config` composes each job's config from these, whichever launcher calls it.
         config.hydra.overrides.hydra += [f"++{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in told.items()]
+
+
+def arrive() -> None:
+    """In a job that a launcher has brought to another process: its lines begin with its number, and paths that were typed where they were typed."""
+    here = HydraConfig.get()
+    if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
+        alongside(here.job.num)
+        with contextlib.suppress(OSError):  # of another machine, which has no such folder
+            os.chdir(here.runtime.cwd)
+
+
+class Launched(Callback):
+    """Hydra calls it before the first job of a sweep, as `conf/extract.yaml` says."""
+
+    def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
+        try:
+            ready(config)
+        except Refused as error:
+            sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
+        with contextlib.suppress(Refused):  # each job says it as an error
+            self.begin(config)
+        tell(config)
+
+    def begin(self, config: "DictConfig") -> None:
+        """What is done once before the jobs are, and after it is known that they can be."""
 
 
 def _connect(init: "DictConfig") -> None:

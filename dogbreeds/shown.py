@@ -3,7 +3,7 @@
 import numpy as np
 
 from dogbreeds.data import Dataset, Split
-from dogbreeds.features import Photos, View, compute
+from dogbreeds.features import ALL, Photos, Share, View, compute
 from dogbreeds.fit import Rows
 from dogbreeds.network import Network
 from dogbreeds.run import Run
@@ -19,7 +19,7 @@ class Shown:
 
     def rows(self, split: Split, view: View | None = None) -> Rows:
         """The rows of a split that could be read."""
-        photos = Photos(split.source, self._run.data, self._run.model.image_size, self._store)
+        photos = self._photos(split)
         keeps = self._network.keeps
         array = compute(self._network.prefix, photos, self._run.features, view) if keeps else photos.rows()
         readable = split.without(photos.skipped())
@@ -29,9 +29,25 @@ class Shown:
 
     def train(self, epoch: int) -> Rows:
         """The training rows of an epoch, counted from 0: the plain ones, or those of the epoch's view."""
-        split, views = self._dataset.train, self._run.augment.views()
-        number = epoch % views if views else None
+        view = self._view(epoch)
+        number = view.number if view else None
         if number not in self._train:  # opened once: epochs come back to the same rows
-            view = None if number is None else View(self._run.augment, number, self._run.seed, split.rows)
-            self._train[number] = self.rows(split, view)
+            self._train[number] = self.rows(self._dataset.train, view)
         return self._train[number]
+
+    def compute(self, split: Split, share: Share, epoch: int | None = None) -> None:
+        """Computes a share of what will be shown of a split, in an epoch of training or as it is; of all, what others have computed is part."""
+        photos, view = self._photos(split), None if epoch is None else self._view(epoch)
+        if share == ALL:
+            self.rows(split, view)
+        elif self._network.keeps:
+            compute(self._network.prefix, photos, self._run.features, view, share)
+        else:
+            photos.compute(share)
+
+    def _view(self, epoch: int) -> View | None:
+        views = self._run.augment.views()
+        return View(self._run.augment, epoch % views, self._run.seed, self._dataset.train.rows) if views else None
+
+    def _photos(self, split: Split) -> Photos:
+        return Photos(split.source, self._run.data, self._run.model.image_size, self._store)

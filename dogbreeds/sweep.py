@@ -2,19 +2,16 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hydra.experimental.callback import Callback
-
-from dogbreeds import curves, launcher
+from dogbreeds import curves
+from dogbreeds.launcher import Launched
 from dogbreeds.lifecycle import beating, begin, close_gone, go_on
 from dogbreeds.photo import digest
 from dogbreeds.record import RANKING, REUSED, SWEEP, Composition
 from dogbreeds.run import part
-from dogbreeds.spec import Refused
 from dogbreeds.tracking import Mlflow
 
 if TYPE_CHECKING:
@@ -22,21 +19,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-class Sweep(Callback):
+class Sweep(Launched):
     """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
 
     _open: "tuple[Mlflow, mlflow.MlflowClient, str, contextlib.ExitStack] | None" = None
 
-    def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
-        try:
-            launcher.ready(config)
-        except Refused as error:
-            sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
-        with contextlib.suppress(Refused):  # each job says it as an error
-            self._start(config)
-        launcher.tell(config)
-
-    def _start(self, config: "DictConfig") -> None:
+    def begin(self, config: "DictConfig") -> None:
         from omegaconf import OmegaConf
 
         shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -1,30 +1,21 @@
 """The command: `python -m dogbreeds.train`. It only wires: config -> Run -> attempt -> objective."""
 
-import contextlib
-import os
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command
-from dogbreeds.launcher import is_elsewhere
+from dogbreeds import command, launcher
 from dogbreeds.record import Composition
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
-from dogbreeds.terminal import alongside
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")
 def task(config: DictConfig) -> float:
     """One job; returns the best validation accuracy, for sweepers."""
-    here = HydraConfig.get()
-    if here.mode == RunMode.MULTIRUN and is_elsewhere(here.launcher):
-        alongside(here.job.num)
-        with contextlib.suppress(OSError):  # of another machine, which has no such folder
-            os.chdir(here.runtime.cwd)  # what paths that were typed begin at
+    launcher.arrive()
     run = from_config(config)
     from dogbreeds.attempt import execute
 

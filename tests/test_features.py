@@ -5,8 +5,10 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from dogbreeds import kept as kept_arrays
 from dogbreeds import terminal
 from dogbreeds.augment import Guide, Plain
 from dogbreeds.data import Folder, Miniature, Source
-from dogbreeds.features import Features, Photos, View, compute
+from dogbreeds.features import ALL, Features, Photos, Share, View, compute
 from dogbreeds.kept import Store
 from dogbreeds.model import Miniature as MiniatureModel
 from dogbreeds.network import Prefix, assemble
@@ -163,9 +165,9 @@ class Counted:
     def batch_size(self) -> int:
         return 16
 
-    def compute(self, place: Path, batch: int | None = None, view: View | None = None) -> np.ndarray:
+    def compute(self, place: Path, batch: int | None = None, view: View | None = None, share: Share = ALL) -> np.ndarray:
         features = Features(dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch)
-        return compute(self, self.photos(place), features, view)  # type: ignore[arg-type]
+        return compute(self, self.photos(place), features, view, share)  # type: ignore[arg-type]
 
     def photos(self, place: Path, data: Miniature = SKIPPING) -> Photos:
         return Photos(self.source, data, 4, Store(place, 10**9))
@@ -386,3 +388,154 @@ def test_a_bar_begins_with_what_was_done_before(monkeypatch: pytest.MonkeyPatch)
     assert "600/1000" in screen.getvalue()
     assert "1000/1000" in screen.getvalue()
     assert "400/1000" not in screen.getvalue()
+
+
+# --- in shards -------------------------------------------------------------------------------------------------------------------------------
+
+EVEN = View(Plain(), 0, 7, np.arange(0, PHOTOS, 2))
+
+
+def sharded(place: Path, shards: int, left_out: tuple[int, ...] = (), view: View | None = None, batch: int | None = None) -> list[int]:
+    """Computes the shards, the last first. Returns the photos that were decoded."""
+    decoded: list[int] = []
+    for shard in reversed(range(shards)):
+        if shard not in left_out:
+            job = Counted()
+            job.compute(place, batch, view, Share(shards=shards, shard=shard))
+            decoded += job.decoded
+    Store.release()
+    return sorted(decoded)
+
+
+def test_shares_are_whole_batches_and_together_all() -> None:
+    four = [Share(shards=4, shard=shard).of(PHOTOS, 16) for shard in range(4)]
+    assert [(shard.first, shard.end) for shard in four] == [(0, 32), (32, 80), (80, 112), (112, 150)]
+    twelve = [Share(shards=12, shard=shard).of(PHOTOS, 16) for shard in range(12)]
+    assert sorted(len(shard) for shard in twelve) == [0, 0, 6, *[16] * 9]
+    assert [row for shard in twelve for row in range(shard.first, shard.end)] == list(range(PHOTOS))
+
+
+@pytest.mark.parametrize("view", [None, EVEN], ids=["as they are", "a view"])
+@pytest.mark.parametrize("shards", [1, 4, 12])
+def test_shards_give_the_same_bytes_and_no_work_is_done_twice(
+    plain: None, tmp_path: Path, shards: int, view: View | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = Counted()
+    expected = whole.compute(tmp_path / "whole", view=view).copy()
+    assert whole.photos(tmp_path / "whole").skipped() == set(BAD)
+    decoded = sharded(tmp_path / "shards", shards, view=view)
+    assert len(decoded) == len(set(decoded))
+    last = Counted()
+    with caplog.at_level(logging.INFO):
+        assert last.compute(tmp_path / "shards", view=view).tobytes() == expected.tobytes()
+    assert last.batches == []
+    assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert sorted([*decoded, *last.decoded]) == list(range(PHOTOS))
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+    rows = len(expected)
+    if shards > 1:
+        assert f"features: {rows} of {rows} rows are taken from {min(shards, -(-rows // 16))} shards" in caplog.messages
+
+
+def test_a_shard_decodes_its_own_photos_and_says_where_it_skipped_some(plain: None, tmp_path: Path) -> None:
+    job = Counted()
+    job.compute(tmp_path, share=Share(shards=4, shard=1))
+    assert (sorted(job.decoded), job.batches) == (list(range(32, 80)), [16, 16, 16])
+    (photos,) = tmp_path.glob("photos-*/entry.json")
+    assert json.loads(photos.read_text())["notes"] == {"skipped": [40, 77]}
+    assert json.loads(photos.read_text())["identity"]["shard"] == {"first": 32, "end": 80, "total": PHOTOS, "step": 1}
+    again = Counted()
+    assert len(again.compute(tmp_path, share=Share(shards=4, shard=1))) == 48
+    assert (again.decoded, again.batches) == ([], [])
+
+
+def test_what_no_shard_has_is_computed(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Counted().compute(tmp_path / "whole")
+    sharded(tmp_path / "shards", 4, left_out=(1, 3))
+    last = Counted()
+    with caplog.at_level(logging.INFO):
+        last.compute(tmp_path / "shards")
+    assert (sorted(last.decoded), last.batches) == ([*range(32, 80), *range(112, 150)], [16, 16, 16, 16, 16, 6])
+    assert "features: 64 of 150 rows are taken from 2 shards" in caplog.messages
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["a bit", "another step"])
+def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    Counted().compute(tmp_path / "whole")
+    sharded(tmp_path / "shards", 4, left_out=(2,))
+    before = set((tmp_path / "shards").glob("features-*[0-9a-f]"))
+    Counted().compute(tmp_path / "shards", 8 if damage == "another step" else 16, share=Share(shards=4, shard=2))
+    Store.release()
+    (shard,) = set((tmp_path / "shards").glob("features-*[0-9a-f]")) - before
+    if damage == "a bit":
+        whole = (shard / "rows.npy").read_bytes()
+        (shard / "rows.npy").write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    Store._verified.clear()  # as in another process
+    last = Counted()
+    last.compute(tmp_path / "shards")
+    warned = f"{shard} was damaged and is computed anew" if damage == "a bit" else f"{shard.name} was computed 8 at a time, not 16: it is not used"
+    assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [warned]
+    assert last.batches == [16, 16]
+    assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_arrays, "_WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
+    Counted().compute(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    sharded(tmp_path / "shards", 5, left_out=(2,))
+    seen = set()
+    for moment in itertools.count(1, 2):
+        place = tmp_path / f"killed-{moment}"
+        shutil.copytree(tmp_path / "shards", place)
+        if not killed(place, moment, WRITING):
+            break
+        seen.add(left(place).get("features", PHOTOS))
+        again = Counted()
+        again.compute(place)
+        assert set(again.decoded) <= set(range(64, 96))
+        assert sum(again.batches) <= 32
+        assert again.photos(place).skipped() == set(BAD)
+        assert contents(place) == expected
+        Store.release()
+    assert moment > 30
+    assert seen == {*range(0, PHOTOS, 16), PHOTOS}
+
+
+def test_shards_of_two_sizes_may_lie_side_by_side(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Counted().compute(tmp_path / "whole")
+    sharded(tmp_path / "shards", 4, left_out=(3,))
+    sharded(tmp_path / "shards", 3, left_out=(0,))  # from row 48 and from row 96 on
+    last = Counted()
+    with caplog.at_level(logging.INFO):
+        last.compute(tmp_path / "shards")
+    assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert (last.decoded, last.batches) == ([], [])
+    assert "features: 150 of 150 rows are taken from 5 shards" in caplog.messages  # 0, 32, of 48 from 80 on, of 80 from 96, of 96 from 112
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_whole_photos_serve_the_shards_and_whole_features_leave_nothing_to_do(plain: None, tmp_path: Path) -> None:
+    Counted().photos(tmp_path).rows()
+    assert sharded(tmp_path, 4) == []
+    Counted().compute(tmp_path)
+    before = contents(tmp_path)
+    assert sharded(tmp_path, 3) == []
+    assert contents(tmp_path) == before
+
+
+def test_too_many_unreadable_photos_are_noticed_where_shards_are_joined(plain: None, tmp_path: Path) -> None:
+    strict = replace(SKIPPING, max_corrupt_fraction=0.01)  # one of 150
+    features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
+    for shard in range(4):  # no shard has two of them
+        job = Counted(bad=(40, 100))
+        compute(job, job.photos(tmp_path, strict), features, share=Share(shards=4, shard=shard))  # type: ignore[arg-type]
+    last = Counted(bad=(40, 100))
+    compute(last, last.photos(tmp_path, strict), features)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=r"^2 of 150 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\. Mend "):
+        last.photos(tmp_path, strict).skipped()
+    job = Counted(bad=(40, 50))
+    with pytest.raises(Refused, match=r"^2 of 150 photos of train cannot be read\."):
+        compute(job, job.photos(tmp_path / "other", strict), features, share=Share(shards=4, shard=1))  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import contextlib
+import fcntl
 import itertools
 import json
 import logging
@@ -7,6 +8,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,8 +20,8 @@ import numpy as np
 import pytest
 
 from dogbreeds import kept
-from dogbreeds.kept import Entry, Store, Unwritable
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.kept import Entry, Shard, Store, Unwritable
+from dogbreeds.spec import Missing, Refused, home
 
 SHAPE = (100, 4)
 
@@ -586,3 +589,153 @@ def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:
     leave.set()
     worker.join(30)
     assert Store(tmp_path, 10**9).clear() == (1, 0)
+
+
+# --- on storage that hosts share -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = fcntl.flock, list[int]()
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(
+            Refused, match=r"/kept is on a file system where locks do not hold\. Kept features need locks.*\. Type features\.dir=<local folder>, or "
+        ):
+            store.array("features", {}, SHAPE, "float32", counting(calls))
+    assert calls == []
+    monkeypatch.setattr("fcntl.flock", real)
+    store.array("features", {}, SHAPE, "float32", counting(calls))
+    assert calls == [1]
+
+
+def test_locks_are_asked_for_as_nfs_grants_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = fcntl.flock, set()
+
+    def flock(file, operation: int) -> None:
+        """NFS has byte-range locks, for which a file must be open in the way that it is locked."""
+        asked.add(operation)
+        if not (file.readable() if operation & fcntl.LOCK_SH else file.writable()):
+            raise OSError(9, "Bad file descriptor")
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    store.array("features", {}, SHAPE, "float32", counting([]))
+    Store.release()
+    assert store.clear() == (1, 0)
+    assert asked == {fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH}
+
+
+def test_rows_are_on_the_disk_before_another_host_can_see_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr("os.fsync", lambda number: happened.append(Path(os.readlink(f"/proc/self/fd/{number}")).name) or fsync(number))
+    monkeypatch.setattr(Path, "replace", lambda self, target: happened.append(f"to {target.name}") or replace(self, target))
+    folder = store.array("features", {}, SHAPE, "float32", counting([])).folder
+    assert happened[-5:] == ["rows.npy", "to progress.json", "to entry.json", "entry.json", f"to {folder.name}"]
+
+
+def test_who_has_waited_looks_at_the_folder_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    flock, scandir, opened = fcntl.flock, os.scandir, Store._open
+    monkeypatch.setattr("fcntl.flock", lambda *of: happened.append("locked") or flock(*of))
+    monkeypatch.setattr("os.scandir", lambda *of: happened.append("looked") or scandir(*of))
+    monkeypatch.setattr(Store, "_open", lambda *of: happened.append("opened") or opened(*of))
+    store.array("features", {}, SHAPE, "float32", counting([]))
+    at = happened.index("opened")
+    assert happened[at - 1] == "looked"
+    assert "locked" in happened[: at - 1]
+
+
+ON_A_HOST = """
+import socket, sys, time
+from pathlib import Path
+import numpy as np
+from dogbreeds.kept import Store
+
+socket.sethostname(sys.argv[2])
+calls = []
+
+def produce(rows, start, notes):
+    calls.append(1)
+    for first in range(start, len(rows), 10):
+        rows[first : first + 10] = first
+        time.sleep(0.1)
+        yield first + 10
+
+store = Store(Path(sys.argv[1]), 10**9)
+print("ready", flush=True)
+sys.stdin.readline()
+print(socket.gethostname(), len(calls) or store.array("features", {}, (100, 4), "float32", produce).rows.sum(), len(calls))
+"""
+
+
+def _may_have_another_host_name() -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode == 0
+    return False
+
+
+@pytest.mark.skipif(not _may_have_another_host_name(), reason="a process may not give itself another host name here")
+def test_two_hosts_compute_once(tmp_path: Path) -> None:
+    hosts = [
+        subprocess.Popen(
+            ["unshare", "--uts", sys.executable, "-c", ON_A_HOST, str(tmp_path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(home())},
+        )
+        for name in ("one", "two")
+    ]
+    assert [host.stdout.readline() for host in hosts] == ["ready\n", "ready\n"]
+    for host in hosts:
+        host.stdin.write("\n")
+        host.stdin.flush()
+    said = sorted(host.communicate(timeout=60)[0].split() for host in hosts)
+    assert [(name, total) for name, total, _ in said] == [("one", "18000.0"), ("two", "18000.0")]
+    assert sorted(calls for _, _, calls in said) == ["0", "1"]
+
+
+def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(store: Store) -> None:
+    def rows(shard: Shard, **options):
+        return store.array("features", shard.identity({"a": 1}), (len(shard), 4), "float32", counting([], **options), step=10)
+
+    rows(Shard(0, 50, 100, 10))
+    with pytest.raises(RuntimeError):
+        rows(Shard(50, 100, 100, 10), fail_at=20)
+    store.array("features", {"a": 2}, SHAPE, "float32", counting([]), step=10)
+    assert len(store.entries()) == 3  # the shards are another array's
+    Store.release()
+    with open(store.root / f".{parts(store)[0].stem}.lock", "a+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store.array("features", {"a": 1}, SHAPE, "float32", counting([]), step=10)
+    assert sorted(listed.unfinished is None for listed in store.entries()) == [False, True, True]
+    shutil.rmtree(store.root / f"features-{kept.digest({'a': 1})}")
+    store.array("features", {"a": 1}, SHAPE, "float32", counting([]), step=10)
+    assert parts(store) == []
+
+
+def _joined_in(root: Path, memory) -> None:
+    shape = (400, 250_000)  # 400 MB
+    half = Shard(0, 200, 400, 10)
+
+    def produce(rows, start, notes):
+        for first in range(start, len(rows), 10):
+            rows[first : first + 10] = first
+            yield first + 10
+
+    store = Store(root, 10**10)
+    store.array("features", half.identity({}), (200, shape[1]), "float32", produce, step=10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    store.array("features", {}, shape, "float32", produce, step=10)
+    memory.value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+def test_joining_takes_no_more_memory_than_computing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    memory = context.Value("i", -1)
+    worker = context.Process(target=_joined_in, args=(tmp_path, memory))
+    worker.start()
+    worker.join(120)
+    assert worker.exitcode == 0
+    assert 0 <= memory.value < 100_000  # KiB: of 400 MB, and a shard of 200
