@@ -74,7 +74,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Pat
         if (parts, cases) not in made:
             folder = tmp_path_factory.mktemp("replicas")
             script = [sys.executable, str(home() / "tests/replicas.py"), str(folder), str(parts), *cases.split()]
-            done = subprocess.run(script, env=os.environ | {"PYTHONPATH": str(home())}, capture_output=True, text=True, timeout=280)
+            done = subprocess.run(script, env=os.environ | {"PYTHONPATH": str(home())}, capture_output=True, text=True, timeout=900)
             assert done.returncode == 0, done.stderr
             made[parts, cases] = folder
         return made[parts, cases]
