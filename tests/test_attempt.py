@@ -237,7 +237,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
     assert isinstance(run.tracking, Mlflow)
     settings = {"_target_": "dogbreeds.tracking.Mlflow"} | asdict(run.tracking)
     hydra = {"overrides": {"task": ["optimizer.lr=1e-2,1e-3"]}, "sweep": {"dir": str(tmp_path)}}
-    Sweep().on_multirun_start(OmegaConf.create({"tracking": settings, "seed": 0, "rerun": False, "hydra": hydra}))
+    Sweep().begin(OmegaConf.create({"tracking": settings, "seed": 0, "rerun": False, "hydra": hydra}))
     client, experiment = run.tracking.connect()
     best = 0.0
     for lr in ("1e-2", "1e-3"):
