@@ -135,7 +135,7 @@ def _knock(address: str) -> None:
     """Raises `OSError` where nobody listens at an address: Ray itself would try for more than five minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
 
 
 def _cancel(seconds: float) -> None:

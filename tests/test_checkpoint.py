@@ -1,6 +1,9 @@
 import logging
 import multiprocessing
+import os
+import platform
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -108,3 +111,22 @@ def test_one_process_at_a_time_works_on_a_run_and_no_lock_is_left(checkpoints: C
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert most.value == 1
     assert list(checkpoints.folder.parent.iterdir()) == []
+
+
+def _die_at_work(folder: Path) -> None:
+    with Checkpoints(folder).locked():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_who_gets_a_lock_after_one_that_was_killed_learns_which(checkpoints: Checkpoints) -> None:
+    with checkpoints.locked() as gone:
+        assert gone is None
+    with checkpoints.locked() as gone:
+        assert gone is None  # the first ended in order
+    killed = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(checkpoints.folder,))
+    killed.start()
+    killed.join()
+    with checkpoints.locked() as gone:
+        assert gone == f"{platform.node()} {killed.pid}"
+    with checkpoints.locked() as gone:
+        assert gone is None

@@ -56,3 +56,18 @@ def test_only_a_main_thread_handles_signals() -> None:
     worker.join()
     with pytest.raises(Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_schedulers_signal_ends_the_block_first_and_is_then_the_schedulers_again() -> None:
+    said = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: said.append(number))
+    try:
+        interruption.handle()
+        with pytest.raises(interruption.OutOfTime) as caught, held():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert said == []
+        assert isinstance(caught.value, KeyboardInterrupt)  # what is ended by it is ended as by any signal
+        caught.value.hand_over()
+        assert said == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)

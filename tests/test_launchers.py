@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from dogbreeds import launcher
 from dogbreeds.spec import Refused, home
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is validated against ConfigStore schema")  # pytest undoes the filter that `launcher` sets
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/")  # pytest undoes the filter that `launcher` sets
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
 LONG = ("data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.system_metrics_seconds=0", "tracking.model=none")
@@ -34,7 +34,7 @@ LAUNCHERS = {
 
 
 def config(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+    with initialize_config_dir(str((home() / "conf").absolute()), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True)
 
 
@@ -80,6 +80,22 @@ def test_slurm_that_is_not_there_is_refused_before_anything_is_begun(monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Refused, match=r"there is no Slurm here: .* Go there, or type hydra/launcher=joblib to use this one\."):
         launcher.ready(config("hydra/launcher=submitit_slurm"))
+
+
+def test_each_jobs_config_carries_what_another_machine_cannot_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    place = tmp_path / "Bärli's, a=home"
+    place.mkdir()
+    (place / "conf").symlink_to(home() / "conf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOGBREEDS_HOME", place.name)
+    monkeypatch.setenv("DOGBREEDS_SWEEP_RUN", "12e4")
+    monkeypatch.delenv("DOGBREEDS_CACHE", raising=False)
+    sweep = config("hydra.sweep.dir=swept")
+    sweep.hydra.overrides.hydra = ["hydra.sweep.dir=swept"]
+    launcher.tell(sweep)
+    job = config(*sweep.hydra.overrides.hydra)  # as `load_sweep_config` composes it
+    assert job.hydra.job.env_set == {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4"}
+    assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
 def test_a_cluster_where_nobody_answers_is_refused(command) -> None:
