@@ -176,7 +176,7 @@ def assert_as_said(client: "mlflow.MlflowClient", run_id: str, lines: list[str])
 
 @pytest.mark.slow
 def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Server, begun, command, tmp_path: Path) -> None:
-    settings = (f"tracking.uri={server.uri}", 'tracking.experiment=it\'s a "sweep"', *SMALL, "phase.epochs=150")
+    settings = (f"tracking.uri={server.uri}", 'tracking.experiment="it\'s a sweep"', *SMALL, "phase.epochs=150")
     sweep = ("--multirun", "optimizer.lr=1e-3,3e-3", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with begun("train", *sweep, *settings) as process:
         lines = listen(process, "/150  train ", 60)
@@ -188,7 +188,7 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
     lines += more
     assert process.returncode == 0, (errors, lines[-30:])
     assert any(BACK in line for line in lines)
-    client, above, jobs = recorded(server.uri, 'it\'s a "sweep"')
+    client, above, jobs = recorded(server.uri, "it's a sweep")
     assert [run.info.status for run in above] == ["FINISHED"]
     assert [run.info.status for run in jobs] == ["FINISHED"] * 4
     assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
