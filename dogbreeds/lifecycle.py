@@ -176,7 +176,7 @@ def system_metrics(client: "mlflow.MlflowClient", run_id: str, uri: str, seconds
 
         def publish_metrics(self, metrics: dict[str, float]) -> None:
             now, step = int(time.time() * 1000), self._logging_step
-            client.kept.log_batch(run_id, metrics=[Metric(f"{self._metrics_prefix}{name}", value, now, step) for name, value in metrics.items()])
+            client.keep_metrics(run_id, [Metric(f"{self._metrics_prefix}{name}", value, now, step) for name, value in metrics.items()])
             self._logging_step += 1
             for monitor in self.monitors:
                 monitor.clear_metrics()

@@ -1,5 +1,6 @@
 """Where attempts are recorded. With `lifecycle` and `registry` all that knows of MLflow, which is imported when a run begins, not before."""
 
+import collections
 import contextlib
 import functools
 import itertools
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import keras
     import mlflow
     from matplotlib.figure import Figure
+    from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
     from dogbreeds.data import Dataset
@@ -439,9 +441,7 @@ class _MlflowTracker(Tracker):
         now = int(time.time() * 1000)
         new = [(name, value, step) for name, value, step in values if np.isfinite(value) and (name, step) not in self._logged]
         self._logged |= {(name, step) for name, _, step in new}
-        metrics = [Metric(name, value, now, step) for name, value, step in new]
-        for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.kept.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        self._client.keep_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -539,6 +539,7 @@ class _Client(_Calls):
         super().__init__(client, self._ask)
         self._reached, self._server = reached, server
         self._waiting: list[Future[Any]] = []
+        self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
         self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
 
     def calls(self, other: Any) -> _Calls:
@@ -561,6 +562,18 @@ class _Client(_Calls):
         from mlflow.entities import Metric
 
         self.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0)])
+
+    def keep_metrics(self, run_id: str, metrics: "Sequence[Metric]") -> None:
+        """Records numbers without waiting; what came together while the server was away goes together."""
+        self._unsent[run_id].extend(metrics)
+        self._keep(functools.partial(self._send, run_id))
+
+    def _send(self, run_id: str) -> None:
+        unsent = self._unsent[run_id]
+        while unsent:
+            now = unsent[:_METRICS_AT_ONCE]
+            self._called.log_batch(run_id, metrics=now)
+            del unsent[: len(now)]  # only then: a call that got no answer is made again, and MLflow takes the same number once
 
     def settle(self) -> None:
         """Waits until all that was kept is delivered."""

@@ -1,5 +1,6 @@
 """What a process does while its tracking server is away: MLflow's own client, on loopback, and a server that answers as it is told."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -95,6 +96,21 @@ def test_what_is_kept_arrives_once_in_order_and_nobody_waits(answers: Answers, c
     away = f"the tracking server at {answers.uri} does not answer (too many 503 error responses): metrics are kept until it does, "
     assert caplog.messages[0] == away + "what cannot go on without it waits 1 minutes"
     assert caplog.messages[1].startswith(f"the tracking server at {answers.uri} answers again, after ")
+
+
+def test_numbers_that_came_together_meanwhile_go_together(answers: Answers) -> None:
+    server = patient(answers.uri)
+    client = _Client(mlflow.MlflowClient(answers.uri), contextlib.nullcontext, server)
+    answers.status = 503
+    for step in range(1500):
+        client.keep_metrics("r", [Metric("loss", step / 2, 1000, step), Metric("accuracy", step / 3, 1000, step)])
+    while answers.asked < 2:
+        time.sleep(0.05)
+    answers.status = 200
+    client.settle()
+    assert [len(body["metrics"]) for body in answers.taken] == [1000, 1000, 1000]
+    sent = [(point["key"], point["step"], point["value"]) for body in answers.taken for point in body["metrics"]]
+    assert sent == [(name, step, step / part) for step in range(1500) for name, part in (("loss", 2), ("accuracy", 3))]
 
 
 def test_a_refusal_is_said_at_once(answers: Answers) -> None:
