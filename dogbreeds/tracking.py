@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -540,6 +541,7 @@ class _Client(_Calls):
         self._reached, self._server = reached, server
         self._waiting: list[Future[Any]] = []
         self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
+        self._sending = threading.Lock()  # with a local store each thread sends for itself
         self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
 
     def calls(self, other: Any) -> _Calls:
@@ -570,10 +572,11 @@ class _Client(_Calls):
 
     def _send(self, run_id: str) -> None:
         unsent = self._unsent[run_id]
-        while unsent:
-            now = unsent[:_METRICS_AT_ONCE]
-            self._called.log_batch(run_id, metrics=now)
-            del unsent[: len(now)]  # only then: a call that got no answer is made again, and MLflow takes the same number once
+        with self._sending:
+            while unsent:
+                now = unsent[:_METRICS_AT_ONCE]
+                self._called.log_batch(run_id, metrics=now)
+                del unsent[: len(now)]  # only then: a call that got no answer is made again, and MLflow takes the same number once
 
     def settle(self) -> None:
         """Waits until all that was kept is delivered."""
