@@ -229,23 +229,6 @@ def test_jobs_that_make_an_experiment_at_once(composed, monkeypatch: pytest.Monk
     assert list(seen) == []
 
 
-def test_threads_that_record_into_a_local_store_lose_nothing(composed) -> None:
-    client, experiment = composed().tracking.connect()
-    run_id = client.create_run(experiment).info.run_id
-
-    def record(name: str) -> None:
-        for step in range(100):
-            client.keep_metrics(run_id, [Metric(name, step, 1000, step)])
-
-    threads = [threading.Thread(target=record, args=(name,)) for name in ("loss", "system/disk")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for name in ("loss", "system/disk"):
-        assert sorted(point.step for point in client.get_metric_history(run_id, name)) == list(range(100))
-
-
 def test_what_was_refused_ends_a_run_as_failed(composed, tmp_path: Path) -> None:
     tracking = composed().tracking
     local, experiment = tracking.connect()
