@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 5000
+HOST ?= 127.0.0.1
+ARTIFACTS ?= $(CURDIR)/mlruns/server
 SEEDS ?= 0
 FIRST := torch_pixels,lr_collapse,frozen
 THEN := finetune_50,finetune_20
@@ -11,7 +13,7 @@ ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict bench-grid ui kept clear pretrain clean
+.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +63,11 @@ bench-grid: setup ## what a grid of attempts on B4 costs, on paper, from measure
 
 ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+
+server: setup ## MLflow's server on this machine's port 5000 or PORT; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
+	@mkdir -p mlruns
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host $(HOST) --port $(PORT) --artifacts-destination "$(ARTIFACTS)" \
+		--backend-store-uri "$(or $(POSTGRESQL),sqlite:///$(CURDIR)/mlruns/server.db)"
 
 kept: setup ## list what is kept on disk
 	@$(BIN)/python -m dogbreeds.cache

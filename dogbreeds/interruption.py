@@ -71,6 +71,17 @@ def held() -> Iterator[None]:
     _raise_what_arrived()
 
 
+def raise_arrived() -> None:
+    """Raises a signal that has arrived, within a held block too: one that waits for somebody else must not hold the user up."""
+    global _held
+    if _arrived is not None:
+        held, _held = _held, 0
+        try:
+            _raise_what_arrived()
+        finally:
+            _held = held
+
+
 def ignore() -> None:
     """From now on both signals do nothing: the process is ending already."""
     for number in _RAISED:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import psutil
 
 from dogbreeds import interruption
 from dogbreeds.record import Composition, Pruned, short
+from dogbreeds.server import masked
 from dogbreeds.spec import Refused, home
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config/config.yaml"
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
+_MISSED_SECONDS = 2.0  # after a heartbeat that did not arrive: once the server is back, other machines must not take the run for lost
 
 
 def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Composition, above: str | None) -> "MlflowRun":
@@ -34,6 +37,9 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     Args:
         above: the sweep's run.
     """
+    composition = replace(
+        composition, yaml=masked(composition.yaml), overrides=tuple(map(masked, composition.overrides)), name=masked(composition.name)
+    )
     commit, dirty = _git()
     tags = {
         "mlflow.runName": composition.name,
@@ -50,7 +56,7 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
         tags["mlflow.source.git.commit"] = commit
     tags |= {f"version.{package}": version(package) for package in _PACKAGES}
     with interruption.held():
-        run_id = client.create_run(experiment_id, tags=tags).info.run_id
+        run_id = client.create_run_once(experiment_id, tags).info.run_id
         try:
             client.log_text(run_id, composition.yaml, CONFIG)
             client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
@@ -122,9 +128,12 @@ def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(_HEARTBEAT_SECONDS):
+        pause = _HEARTBEAT_SECONDS
+        while not over.wait(pause):
+            pause = _MISSED_SECONDS
             with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
-                client.set_tag(run_id, "heartbeat", str(time.time()))
+                client.once.set_tag(run_id, "heartbeat", str(time.time()))
+                pause = _HEARTBEAT_SECONDS
 
     heart = threading.Thread(target=beat, name="heartbeat", daemon=True)
     heart.start()
@@ -132,34 +141,57 @@ def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-        heart.join()
+        heart.join(_MISSED_SECONDS)  # a server that is away may keep it waiting
 
 
 @contextlib.contextmanager
 def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
-    """Ends a run with how its body ended."""
-    status = "FAILED"
+    """Ends a run with how its body ended; what a search gives up has not finished."""
+    given_up = None
     try:
         with beating(client, run_id):
-            yield
-        status = "FINISHED"
-    except (KeyboardInterrupt, Pruned):
-        status = "KILLED"
+            try:
+                yield
+            except Pruned as pruned:
+                given_up = pruned
+            client.settle()
+    except BaseException as error:
+        client.hurry()
+        with interruption.held(), contextlib.suppress(Refused):  # what ended the body says more
+            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        with interruption.held():
-            client.set_terminated(run_id, status)
+    with interruption.held():
+        client.set_terminated(run_id, "FINISHED" if given_up is None else "KILLED")
+    if given_up is not None:
+        raise given_up
 
 
 @contextlib.contextmanager
-def system_metrics(run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
+def system_metrics(client: "mlflow.MlflowClient", run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
     """Processor, memory and disk use, sampled; 0 seconds turns it off."""
     if not seconds:
         yield
         return
+    from mlflow.entities import Metric
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=seconds, resume_logging=goes_on, tracking_uri=uri)
+    class Monitor(SystemMetricsMonitor):
+        """MLflow's asks the server before each sample whether the run goes on, and stops for good when there is no answer."""
+
+        def monitor(self) -> None:
+            while not self._shutdown_event.wait(self.sampling_interval):
+                self.collect_metrics()
+                with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
+                    self.publish_metrics(self.aggregate_metrics())
+
+        def publish_metrics(self, metrics: dict[str, float]) -> None:
+            now, step = int(time.time() * 1000), self._logging_step
+            client.keep_metrics(run_id, [Metric(f"{self._metrics_prefix}{name}", value, now, step) for name, value in metrics.items()])
+            self._logging_step += 1
+            for monitor in self.monitors:
+                monitor.clear_metrics()
+
+    monitor = Monitor(run_id, sampling_interval=seconds, resume_logging=goes_on, tracking_uri=uri)
     monitor.start()
     try:
         yield

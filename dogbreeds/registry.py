@@ -112,7 +112,7 @@ def _digest(network: Path) -> str:
 def champion(tracking: Mlflow, name: str, alias: str) -> Version | None:
     """The version that an alias of a registered model points to, if there is one."""
     client = _client(tracking)
-    for model in client.search_registered_models(f"name = '{name}'"):
+    for model in client.search_registered_models(_is_named(name)):
         number = dict(model.aliases).get(alias)
         if number is not None:
             return Version(name, str(number), client.get_model_version(name, str(number)).run_id)
@@ -131,10 +131,10 @@ def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, recor
         Refused: where it points to another by now.
     """
     client = _client(tracking)
-    if not client.search_registered_models(f"name = '{name}'"):
+    if not client.search_registered_models(_is_named(name)):
         client.create_registered_model(name, description="Photos of dogs in, breeds out.")
     source = f"models:/{model_id}"
-    made = [each for each in client.search_model_versions(f"name = '{name}' and run_id = '{record.run_id}'") if each.source == source]
+    made = [each for each in client.search_model_versions(f"{_is_named(name)} and run_id = '{record.run_id}'") if each.source == source]
     number = str(made[0].version if made else client.create_model_version(name, source, record.run_id, model_id=model_id).version)
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
@@ -144,6 +144,12 @@ def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, recor
         )
     client.set_registered_model_alias(name, alias, number)
     return Version(name, number, record.run_id)
+
+
+def _is_named(name: str) -> str:
+    """MLflow's search knows of no escapes, and of two kinds of quotes."""
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"
 
 
 def _client(tracking: Mlflow) -> "mlflow.MlflowClient":

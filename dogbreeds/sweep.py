@@ -58,6 +58,8 @@ class Sweep(Launched):
             return
         (tracking, client, run_id, alive), cls._open = cls._open, None
         os.environ.pop(SWEEP)
+        if status != "FINISHED":
+            client.hurry()
         try:
             failed = cls._sum_up(tracking, client, run_id)
         finally:

@@ -1,27 +1,34 @@
 """Where attempts are recorded. With `lifecycle` and `registry` all that knows of MLflow, which is imported when a run begins, not before."""
 
+import collections
 import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
 from dogbreeds.lifecycle import CONFIG, begin, choices, close_gone, ended, go_on, system_metrics
 from dogbreeds.record import RANKING, REUSED, SWEEP, Composition, Known, Parent, Predictions, Record, short
+from dogbreeds.server import Call, Server, masked
 from dogbreeds.spec import Refused, Spec, number, one_of, text
 
 if TYPE_CHECKING:
     import keras
     import mlflow
     from matplotlib.figure import Figure
+    from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
     from dogbreeds.data import Dataset
@@ -140,13 +147,14 @@ class Mlflow(Tracking):
     experiment: str = text(example="dogbreeds")
     model: str = one_of("best", "all", "none")
     system_metrics_seconds: float = number(at_least=0, example=10)
+    patience_minutes: float = number(at_least=0, example=10)
 
     @contextlib.contextmanager
     def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
         above = os.environ.get(SWEEP)
         run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
-        sampled = system_metrics(run.info.run_id, self.uri, self.system_metrics_seconds, unfinished is not None)
+        sampled = system_metrics(client, run.info.run_id, self._address, self.system_metrics_seconds, unfinished is not None)
         with ended(client, run.info.run_id), sampled:
             yield _MlflowTracker(self, client, run)
 
@@ -178,19 +186,25 @@ class Mlflow(Tracking):
         Raises:
             Refused: where the store cannot be reached or used.
         """
+        if self._server is not None:
+            self._server.awaited, self._server.hurried = True, False  # what records waits from the beginning
         client, known = self._look()
         if known is not None:
             return client, known
-        served = self.uri.startswith(("http://", "https://", "databricks"))  # a server has a place of its own for artifacts
-        place = None if served else Path(self.artifacts).expanduser().resolve().as_uri()
-        with self.reached():
+        elsewhere = self._server is not None or self.uri.startswith("databricks")  # a server has a place of its own for artifacts
+        place = None if elsewhere else Path(self.artifacts).expanduser().resolve().as_uri()
+        try:
             return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
+        except Refused:
+            made = self._look()[1]  # by another job, meanwhile
+            if made is None:
+                raise
+            return client, made
 
     def _look(self) -> "tuple[mlflow.MlflowClient, str | None]":
         """A client, and the experiment's id if there is one."""
         client = self._client()
-        with self.reached():
-            known = client.get_experiment_by_name(self.experiment)
+        known = client.get_experiment_by_name(self.experiment)
         return client, known.experiment_id if known is not None else None
 
     def _client(self) -> "mlflow.MlflowClient":
@@ -200,11 +214,33 @@ class Mlflow(Tracking):
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
 
+        if self._server is not None:
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # MLflow's go on for minutes without a word; `Server` has its own
+            user = urlsplit(self.uri)
+            if user.password:
+                os.environ |= {"MLFLOW_TRACKING_USERNAME": unquote(user.username or ""), "MLFLOW_TRACKING_PASSWORD": unquote(user.password)}
         with self.reached():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            mlflow.set_tracking_uri(self.uri)
-            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self.uri), self.reached))
+            mlflow.set_tracking_uri(self._address)
+            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self._address), self.reached, self._server))
+
+    @property
+    def _address(self) -> str:
+        """What MLflow is told: a server's address without name and password, which would stand in errors."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https") or not parts.password:
+            return self.uri
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def _server(self) -> Server | None:
+        """The server, if that is what records; it is one for all of a process."""
+        if not self.uri.startswith(("http://", "https://")):
+            return None
+        server = _server(self._address, os.getpid())
+        server.patience_seconds = 60 * self.patience_minutes
+        return server
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[None]:
@@ -215,8 +251,9 @@ class Mlflow(Tracking):
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            why = masked(" ".join(str(error).split()))[:200]
             raise Refused(
-                f"tracking.uri={self.uri} cannot be used ({' '.join(str(error).split())[:200]}). It must be sqlite:///<file>, whole and on a disk "
+                f"tracking.uri={masked(self.uri)} cannot be used ({why}). It must be sqlite:///<file>, whole and on a disk "
                 "with room, the address of an MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db or "
                 "tracking=none, or mend it and run the same command again."
             ) from error
@@ -280,15 +317,15 @@ class Mlflow(Tracking):
         """Removes artifacts that an earlier folder had and this one has not; after the new ones are there, whatever cuts this off."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        repository = get_artifact_repository(self._client().get_run(run_id).info.artifact_uri)
+        client = self._client()
+        repository = client.calls(get_artifact_repository(client.get_run(run_id).info.artifact_uri))
         left = [place]
-        with self.reached():
-            while left:
-                for item in repository.list_artifacts(left.pop()):
-                    if not (folder / Path(item.path).relative_to(place)).exists():
-                        repository.delete_artifacts(item.path)
-                    elif item.is_dir:
-                        left.append(item.path)
+        while left:
+            for item in repository.list_artifacts(left.pop()):
+                if not (folder / Path(item.path).relative_to(place)).exists():
+                    repository.delete_artifacts(item.path)
+                elif item.is_dir:
+                    left.append(item.path)
 
     def _downloaded(self, run_id: str, place: str, folder: Path, what: str) -> Path:
         try:
@@ -393,9 +430,9 @@ class _MlflowTracker(Tracker):
     def parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, _plain(value)) for name, value in values.items() if name not in self._run.data.params]
+        params = [Param(name, masked(_plain(value))) for name, value in values.items() if name not in self._run.data.params]
         for start in range(0, len(params), _PARAMETERS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=params[start : start + _PARAMETERS_AT_ONCE])
+            self._client.kept.log_batch(self.run_id, params=params[start : start + _PARAMETERS_AT_ONCE])
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self._log((name, value, step) for name, value in values.items())
@@ -409,18 +446,16 @@ class _MlflowTracker(Tracker):
         now = int(time.time() * 1000)
         new = [(name, value, step) for name, value, step in values if np.isfinite(value) and (name, step) not in self._logged]
         self._logged |= {(name, step) for name, _, step in new}
-        metrics = [Metric(name, value, now, step) for name, value, step in new]
-        for start in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+        self._client.keep_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         if values:
-            self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+            self._client.kept.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
     def describe(self, text: str) -> None:
-        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        self._client.kept.set_tag(self.run_id, "mlflow.note.content", text)
 
     def dataset(self, dataset: "Dataset") -> None:
         from mlflow.entities import Dataset as MlflowDataset
@@ -428,7 +463,10 @@ class _MlflowTracker(Tracker):
 
         sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
         about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
-        self._client.log_inputs(self.run_id, [DatasetInput(about, [])])
+        try:
+            self._client.kept.log_inputs(self.run_id, [DatasetInput(about, [])])
+        except Refused:  # another job has recorded the same photos at the same moment: by now they are there
+            self._client.kept.log_inputs(self.run_id, [DatasetInput(about, [])])
 
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
         self._client.log_figure(self.run_id, draw(), name)
@@ -473,7 +511,7 @@ class _MlflowTracker(Tracker):
         if any(other.data.metrics.get(RANKING, 0.0) >= accuracy for other in others):
             return False
         for other in others:
-            get_artifact_repository(other.info.artifact_uri).delete_artifacts(_MODEL_FOLDER)
+            self._client.calls(get_artifact_repository(other.info.artifact_uri)).delete_artifacts(_MODEL_FOLDER)
             self._client.set_tag(other.info.run_id, "model", "removed: another job of the sweep did better")
         return True
 
@@ -481,20 +519,106 @@ class _MlflowTracker(Tracker):
         return f"MLflow experiment '{self._tracking.experiment}', run {short(self.run_id)} '{self._run.info.run_name}'"
 
 
-class _Client:
-    """MLflow's client, whose failures become sentences."""
+@functools.cache
+def _server(address: str, _process: int) -> Server:
+    """A thread does not live on in a process that was forked."""
+    return Server(address)
 
-    def __init__(self, client: "mlflow.MlflowClient", reached: "Callable[[], contextlib.AbstractContextManager[None]]"):
-        self._client, self._reached = client, reached
 
-    def __getattr__(self, name: str) -> "Callable[..., Any]":
-        method = getattr(self._client, name)
+class _Calls:
+    """Methods of MLflow's, each called in the same way."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
-            with self._reached():
-                return method(*arguments, **named)
+    def __init__(self, called: Any, way: Callable[[Call], Any]):
+        self._called, self._way = called, way
 
-        return call
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._called, name)
+        return lambda *arguments, **named: self._way(functools.partial(method, *arguments, **named))
+
+
+class _Client(_Calls):
+    """MLflow's client, whose failures become sentences, and which waits for a server that is away.
+
+    Attributes:
+        kept: the same for what is not waited for; with a local store that is no other.
+        once: the same for what is tried at once, and once only.
+    """
+
+    def __init__(self, client: "mlflow.MlflowClient", reached: Callable[[], contextlib.AbstractContextManager[None]], server: Server | None):
+        super().__init__(client, self._ask)
+        self._reached, self._server = reached, server
+        self._waiting: list[Future[Any]] = []
+        self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
+        self._sending = threading.Lock()  # with a local store each thread sends for itself
+        self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
+
+    def calls(self, other: Any) -> _Calls:
+        """Another of MLflow's objects, called as this one."""
+        return _Calls(other, self._ask)
+
+    def create_run_once(self, experiment_id: str, tags: dict[str, str]) -> "MlflowRun":
+        """Makes one run, also where the server made it and went away before it said so."""
+        mine = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in ("host", "process", "process.started", "heartbeat"))
+        tries = itertools.count()
+
+        def create() -> "MlflowRun":
+            before = self._called.search_runs([experiment_id], mine) if next(tries) else []
+            return before[0] if before else self._called.create_run(experiment_id, tags=tags)
+
+        return self._ask(create)
+
+    def log_metric(self, run_id: str, name: str, value: float) -> None:
+        """Records a number once, however often it is sent: MLflow's takes the time anew each time."""
+        from mlflow.entities import Metric
+
+        self.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0)])
+
+    def keep_metrics(self, run_id: str, metrics: "Sequence[Metric]") -> None:
+        """Records numbers without waiting; what came together while the server was away goes together."""
+        self._unsent[run_id].extend(metrics)
+        self._keep(functools.partial(self._send, run_id))
+
+    def _send(self, run_id: str) -> None:
+        unsent = self._unsent[run_id]
+        with self._sending:
+            while unsent:
+                now = unsent[:_METRICS_AT_ONCE]
+                self._called.log_batch(run_id, metrics=now)
+                del unsent[: len(now)]  # only then: a call that got no answer is made again, and MLflow takes the same number once
+
+    def settle(self) -> None:
+        """Waits until all that was kept is delivered."""
+        if self._server is not None:
+            self._server.ask(lambda: None)
+        self._heed()
+
+    def hurry(self) -> None:
+        """From now on nobody waits long for a server: the command ends."""
+        if self._server is not None:
+            self._server.hurried = True
+
+    def _once(self, call: Call) -> Any:
+        with self._reached():
+            return call()
+
+    def _ask(self, call: Call) -> Any:
+        with self._reached():
+            return self._server.ask(call) if self._server is not None else call()
+
+    def _keep(self, call: Call) -> None:
+        if self._server is None:
+            self._once(call)
+            return
+        self._heed()
+        self._waiting.append(self._server.keep(call))
+
+    def _heed(self) -> None:
+        """Raises what was refused of that which was not waited for."""
+        self._waiting = [future for future in self._waiting if not future.done() or future.exception() is not None]
+        for future in self._waiting:
+            if future.done():
+                with self._reached():
+                    future.result()
 
 
 def _plain(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds import verdict
+from dogbreeds.server import masked
 from dogbreeds.spec import Refused
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
         return optuna.storages.JournalStorage(journal.JournalFileBackend(place))
     except Exception as error:  # of the file system, of the database's driver, or of a damaged file: none has a common base
         raise Refused(
-            f"The studies in {place} cannot be used ({' '.join(str(error).split())[:200]}). hydra.sweeper.storage must be a folder that can be "
+            f"The studies in {masked(place)} cannot be used ({masked(' '.join(str(error).split()))[:200]}). hydra.sweeper.storage must be a folder that can be "
             "written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>."
         ) from error
 

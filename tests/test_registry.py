@@ -35,6 +35,14 @@ def test_an_alias_moves_to_the_last_that_was_crowned(tracking: Mlflow) -> None:
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
 
 
+def test_a_name_with_an_apostrophe_is_found_again(tracking: Mlflow) -> None:
+    record, model = trained(tracking)
+    assert registry.champion(tracking, "Ada's dogs", "champion") is None
+    for _ in range(2):  # the second takes the version of the first
+        registry.crown(tracking, "Ada's dogs", "champion", registry.champion(tracking, "Ada's dogs", "champion"), record, model, {})
+    assert registry.champion(tracking, "Ada's dogs", "champion") == registry.Version("Ada's dogs", "1", record.run_id)
+
+
 @pytest.mark.parametrize("cut", ["create_model_version", "set_model_version_tag", "set_registered_model_alias"])
 def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(tracking: Mlflow, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
     import mlflow

@@ -204,7 +204,7 @@ def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> Non
     ],
 )
 def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_shown(uri: str, ui: str, begins: str) -> None:
-    tracking = Mlflow(uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0)
+    tracking = Mlflow(uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0)
     assert tracking.page(record("frozen"), ui) == begins
     with pytest.raises(
         Refused, match=re.escape("ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui=")
