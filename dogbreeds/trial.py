@@ -46,8 +46,9 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(journal.JournalFileBackend(place))
     except Exception as error:  # of the file system, of the database's driver, or of a damaged file: none has a common base
+        why = masked(" ".join(str(error).split()))[:200]
         raise Refused(
-            f"The studies in {masked(place)} cannot be used ({masked(' '.join(str(error).split()))[:200]}). hydra.sweeper.storage must be a folder that can be "
+            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be "
             "written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>."
         ) from error
 
