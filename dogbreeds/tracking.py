@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -378,7 +379,13 @@ class Mlflow(Tracking):
                 f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from the best weights of one with "
                 "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
             )
-        best = max(kept, key=lambda record: (record.data.params.get("seed") == str(seed), record.data.metrics[RANKING]))
+
+        def rank(record: "MlflowRun") -> tuple[bool, float, float]:
+            """Of those that do as well, the one with the lower loss: which began last is chance where they ran side by side."""
+            measured = record.data.metrics
+            return record.data.params.get("seed") == str(seed), measured[RANKING], -measured.get("best/val_loss", math.inf)
+
+        best = max(kept, key=rank)
         head = client.download_artifacts(best.info.run_id, _HEAD, str(folder))
         baseline = {name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")}
         predictions = self.predictions(best.info.run_id)

@@ -140,7 +140,7 @@ def test_the_five_attempts_measure_the_same_by_every_launcher(command, of_ray, t
         place.mkdir()
         (place / "conf").symlink_to(home() / "conf")
         for attempts in ("torch_pixels,lr_collapse,frozen", "finetune_50,finetune_20"):  # the latter go on from a frozen one that has finished
-            done = command("train", "--multirun", f"attempt={attempts}", *SMALL, *chosen, timeout=580, DOGBREEDS_HOME=str(place), **of_ray)
+            done = command("train", "--multirun", f"attempt={attempts}", *SMALL, *chosen, timeout=280, DOGBREEDS_HOME=str(place), **of_ray)
             assert done.returncode == 0, done.stderr
         _, above, jobs = runs(place)
         assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {run.info.run_id for run in above}
