@@ -18,7 +18,8 @@ import numpy as np
 
 from dogbreeds import lookahead
 from dogbreeds.data import Data, Source
-from dogbreeds.kept import Identity, Notes, Produce, Shard, Store
+from dogbreeds.kept import Store
+from dogbreeds.part import Identity, Notes, Produce, Shard
 from dogbreeds.photo import Photo, Unreadable
 from dogbreeds.spec import Refused, Spec, integer, number, one_of, text
 from dogbreeds.terminal import progress

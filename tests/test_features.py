@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import kept as kept_arrays
+from dogbreeds import part as parts
 from dogbreeds import terminal
 from dogbreeds.augment import Guide, Plain
 from dogbreeds.data import Folder, Miniature, Source
@@ -177,7 +177,7 @@ class Counted:
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Photos are taken as they are, and each step of a computation is written down, not only each second."""
     monkeypatch.setattr("dogbreeds.resize.resizer", lambda size, how: lambda photo: photo)
-    monkeypatch.setattr(kept_arrays, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(parts, "_PROGRESS_SECONDS", 0.0)
     yield
     Store.release()
 
@@ -272,7 +272,7 @@ def test_killed_again_and_again_it_comes_to_an_end(plain: None, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["photo", "batch"])
 def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(kept_arrays, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
+    monkeypatch.setattr(parts, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
 
     def at(what: str, row: int) -> None:
         if what == kind and row == {"photo": 100, "batch": 5}[kind]:
@@ -482,7 +482,7 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path:
 
 
 def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_arrays, "_WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
+    monkeypatch.setattr(parts, "WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
     Counted().compute(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     sharded(tmp_path / "shards", 5, left_out=(2,))

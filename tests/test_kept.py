@@ -19,8 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import kept
-from dogbreeds.kept import Entry, Shard, Store, Unwritable
+from dogbreeds import kept, mapped
+from dogbreeds import part as on_its_way
+from dogbreeds.kept import Store
+from dogbreeds.mapped import Unwritable
+from dogbreeds.part import Entry, Shard
 from dogbreeds.spec import Missing, Refused, home
 
 SHAPE = (100, 4)
@@ -195,7 +198,7 @@ def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, 
         (part / "progress.json").unlink()
     elif damage in ("too many", "another identity"):
         said = json.loads((part / "progress.json").read_text())
-        too_many = {"done": 500, "crc32": kept._checksum(np.load(part / "rows.npy"))}
+        too_many = {"done": 500, "crc32": mapped.checksum(np.load(part / "rows.npy"))}
         (part / "progress.json").write_text(json.dumps(said | (too_many if damage == "too many" else {"identity": {"a": 1}})))
     step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
     with caplog.at_level(logging.WARNING):
@@ -218,7 +221,7 @@ def _killed_at(root: Path, at: int) -> None:
         if next(moments) == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    kept._PROGRESS_SECONDS = 0.0
+    on_its_way._PROGRESS_SECONDS = 0.0
     real_replace, real_dump = Path.replace, json.dump
 
     def replace(self, target):
@@ -272,7 +275,7 @@ def _hang(root: Path, ready) -> None:
                 ready.set()
                 time.sleep(60)
 
-    kept._PROGRESS_SECONDS = 0.0
+    on_its_way._PROGRESS_SECONDS = 0.0
     Store(root, 10**9).array("features", {}, SHAPE, "float32", produce)
 
 
