@@ -94,7 +94,7 @@ def test_each_jobs_config_carries_what_another_machine_cannot_know(monkeypatch: 
     sweep.hydra.overrides.hydra = ["hydra.sweep.dir=swept"]
     launcher.tell(sweep)
     job = config(*sweep.hydra.overrides.hydra)  # as `load_sweep_config` composes it
-    assert job.hydra.job.env_set == {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4"}
+    assert job.hydra.job.env_set == {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4", "DOGBREEDS_TRIAL": ""}
     assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
