@@ -152,7 +152,7 @@ def _done(run: Run, record: Record, composition: Composition) -> Done:
     verdict_said = f", {record.tags['verdict']}" if "verdict" in record.tags else ""
     log.info("already there: run %s '%s'%s; rerun=true runs it again", short(record.run_id), record.name, verdict_said)
     run.tracking.reuse(record, composition)
-    trial.current().report(run.tracking.history(record.run_id, "val/accuracy"))
+    trial.current().ended(run.tracking.history(record.run_id, "val/accuracy"), record.metrics.get("seconds/total", 0.0))
     return Done(record.run_id, objective)
 
 
@@ -250,9 +250,11 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
 
     tracker.tags(searched.tags)
     before = _resumed(prepared, phase, tracker, stop)
+    seconds_before = sum(epoch.seconds for epoch in before.outcome.epochs) if before else 0.0
     outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
     pruned = outcome.ended.removeprefix(_PRUNED) if outcome.ended.startswith(_PRUNED) else None
-    searched.cost(len(outcome.epochs), time.perf_counter() - prepared.started, pruned)
+    accuracies = [epoch.val.accuracy.value for epoch in outcome.epochs]
+    searched.ended(accuracies, seconds_before + time.perf_counter() - prepared.started, pruned)
     if pruned is not None:
         raise _given_up(pruned, outcome, phase, tracker)
     if outcome.diverged:

@@ -324,4 +324,5 @@ def _reason(outcome: Outcome, phase: Training, stop: Callable[[Sequence[Epoch]],
     """Why training ends after an epoch; nothing where it goes on."""
     waited = len(outcome.epochs) - outcome.best.number if outcome.best else 0
     impatient = phase.patience_epochs is not None and waited >= phase.patience_epochs
-    return stop(outcome.epochs) or (f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else "")
+    # Patience first: what ends anyway is not for a search to prune.
+    return f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else stop(outcome.epochs) or ""

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds import interruption
 from dogbreeds.photo import digest
 from dogbreeds.spec import Refused, Spec, home, integer, text
-from dogbreeds.trial import EPOCHS, PRUNED, PRUNER, SECONDS, TRIAL, storage
+from dogbreeds.trial import EPOCHS, PRUNED, PRUNER, SECONDS, TRIAL, reached, storage
 
 if TYPE_CHECKING:
     import optuna
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Asked = tuple[int, dict[str, Any]]  # a trial's number and parameters
+
+_FAILED = "failed"  # an attribute of a trial whose job has failed once
 _EXAMPLE = "'optimizer.lr=tag(log,interval(1e-5,1e-1))' 'head=choice(linear,mlp)'"
 
 
@@ -91,7 +95,7 @@ def _distribution(override: "Override") -> "optuna.distributions.BaseDistributio
         if isinstance(value, RangeSweep) and not value.shuffle:
             steps = value.range()
             if isinstance(steps, range):
-                return IntDistribution(steps[0], steps[-1], step=steps.step)
+                return IntDistribution(min(steps), max(steps), step=abs(steps.step))
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
         raise Refused(
@@ -106,44 +110,43 @@ class Search:
     Args:
         settings: how it is done.
         space: what is searched.
-        about: the composed config, without Hydra's own; with the space it names the study.
+        about: the composed config, without Hydra's own and without `rerun`; with the space it names the study.
         rerun: whether to begin the study anew.
     """
 
     def __init__(self, settings: Settings, space: Space, about: str, rerun: bool = False):
         import optuna
 
-        self._settings, self._space = settings, space
-        said = json.dumps({key: optuna.distributions.distribution_to_json(of) for key, of in space.searched.items()}, sort_keys=True)
-        self.name = settings.study_name or f"search-{digest(f'{about}{said}{space.fixed}'.encode())[:12]}"
+        self._settings, self._space, self._rerun = settings, space, rerun
+        ranges = {key: optuna.distributions.distribution_to_json(of) for key, of in space.searched.items()}
+        others = [override for override in space.fixed if not override.startswith("rerun=")]
+        self._said = {"ranges": ranges, "others": digest(f"{about}{sorted(others)}".encode())[:12]}  # what all commands of a study have in common
+        self.name = settings.study_name or f"search-{digest(json.dumps(self._said, sort_keys=True).encode())[:12]}"
         place = settings.storage
         self._place = place if "://" in place else str(Path(place).expanduser().resolve() / f"{self.name}.journal")
-        self._said, self._rerun = said, rerun
 
     def run(self, launcher: "Launcher") -> "list[JobReturn]":
         """Runs what is missing of the trials; the same search goes on with what an earlier command has begun.
 
         Raises:
-            Refused: where the study is of another space, or is being searched by another command.
+            Refused: where the study is of another search, or is being searched by another command.
         """
         from optuna.trial import TrialState
 
         returns: list[JobReturn] = []
-        with self._alone():
+        with self._alone(), reached(self._place):
             study = self._study()
-            cut_off = study.get_trials(states=[TrialState.RUNNING])
+            cut_off = self._cut_off(study)
             done = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
             if done or cut_off:
                 log.info(
                     "search %s: %d of %d trials are there, %d go on; rerun=true begins anew", self.name, done, self._settings.n_trials, len(cut_off)
                 )
             while cut_off or done < self._settings.n_trials:
-                room = min(self._settings.n_jobs, max(self._settings.n_trials - done, len(cut_off)))
-                batch = [(trial.number, trial.params) for trial in cut_off[:room]]
-                cut_off = cut_off[room:]
-                while len(batch) < room and done + len(batch) < self._settings.n_trials:
-                    asked = self._asked(study)
-                    batch.append((asked.number, asked.params))
+                if cut_off:
+                    batch, cut_off = self._next(cut_off)
+                else:
+                    batch = [self._asked(study) for _ in range(min(self._settings.n_jobs, self._settings.n_trials - done))]
                 returns += self._launched(study, launcher, batch)
                 done += len(batch)
             for line in _summary(study):
@@ -158,26 +161,48 @@ class Search:
             with contextlib.suppress(KeyError):
                 optuna.delete_study(study_name=self.name, storage=kept)
         study = optuna.create_study(study_name=self.name, storage=kept, direction="maximize", load_if_exists=True)
-        before = study.user_attrs.get("space", self._said)
+        before = study.user_attrs.get("search", self._said)
         if before != self._said:
             raise Refused(
-                f"hydra.sweeper.study_name={self.name} names a study of other ranges, of {', '.join(json.loads(before))}. A study goes on with the "
-                "ranges that it began with. Type the same ranges, another hydra.sweeper.study_name, or rerun=true to forget that study."
+                f"hydra.sweeper.study_name={self.name} names a study of {', '.join(before['ranges'])} with other ranges or settings. A study goes on "
+                "with those that it began with. Type the same command, another hydra.sweeper.study_name, or rerun=true to forget that study."
             )
-        study.set_user_attr("space", self._said)
+        study.set_user_attr("search", self._said)
         study.set_user_attr(PRUNER, [self._settings.n_startup_trials, self._settings.n_warmup_steps])
         return study
 
-    def _asked(self, study: "optuna.Study") -> "optuna.Trial":
+    def _cut_off(self, study: "optuna.Study") -> list[Asked]:
+        """The trials that an earlier command has not ended; one that it was just asking for is given up."""
+        from optuna.trial import TrialState
+
+        running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        for trial in running:
+            if not self._is_whole(trial):
+                study.tell(trial.number, state=TrialState.FAIL)
+        return [(trial.number, trial.params) for trial in running if self._is_whole(trial)]
+
+    def _next(self, cut_off: list[Asked]) -> tuple[list[Asked], list[Asked]]:
+        """Some that can run at once, and the others: a launcher numbers its jobs on from the first."""
+        count = 1
+        while count < min(self._settings.n_jobs, len(cut_off)) and cut_off[count][0] == cut_off[0][0] + count:
+            count += 1
+        return cut_off[:count], cut_off[count:]
+
+    def _asked(self, study: "optuna.Study") -> Asked:
         """A new trial. The sampler is made anew for each, so that a search that was cut off asks for what the whole one would have."""
         from optuna.samplers import TPESampler
 
-        number = len(study.get_trials(deepcopy=False))
+        before = sum(self._is_whole(trial) for trial in study.get_trials(deepcopy=False))
         # Trials side by side should not all try the same: those that are not done count as bad ones.
-        study.sampler = TPESampler(seed=self._settings.seed + number, n_startup_trials=max(1, self._settings.n_startup_trials), constant_liar=True)
-        return study.ask(self._space.searched)
+        study.sampler = TPESampler(seed=self._settings.seed + before, n_startup_trials=max(1, self._settings.n_startup_trials), constant_liar=True)
+        with interruption.held():
+            trial = study.ask(self._space.searched)
+        return trial.number, trial.params
 
-    def _launched(self, study: "optuna.Study", launcher: "Launcher", batch: list[tuple[int, dict[str, Any]]]) -> "Sequence[JobReturn]":
+    def _is_whole(self, trial: "optuna.trial.FrozenTrial") -> bool:
+        return trial.params.keys() == self._space.searched.keys()
+
+    def _launched(self, study: "optuna.Study", launcher: "Launcher", batch: list[Asked]) -> "Sequence[JobReturn]":
         from hydra.core.override_parser.types import Quote, QuotedString
         from hydra.core.utils import JobStatus
         from optuna.trial import TrialState
@@ -190,8 +215,8 @@ class Search:
         trials = study.get_trials(deepcopy=False)
         for (number, _), result in zip(batch, results, strict=True):
             if result.status != JobStatus.COMPLETED:
-                study.tell(number, state=TrialState.FAIL)
-            elif PRUNED in trials[number].user_attrs:
+                self._failed(study, number)
+            elif trials[number].user_attrs.get(PRUNED):
                 study.tell(number, state=TrialState.PRUNED)
             else:
                 study.tell(number, result.return_value)
@@ -199,13 +224,23 @@ class Search:
             _ = result.return_value  # raises what ended a job, after the others have been told of
         return results
 
+    def _failed(self, study: "optuna.Study", number: int) -> None:
+        """What ended a job may be put right, and the same command then goes on with its trial; one that fails again is given up."""
+        import optuna
+
+        failed = study.get_trials(deepcopy=False)[number]
+        if _FAILED in failed.user_attrs:
+            study.tell(number, state=optuna.trial.TrialState.FAIL)
+        else:
+            optuna.trial.Trial(study, failed._trial_id).set_user_attr(_FAILED, True)
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One command at a time asks for trials: another would take those that are running for cut off."""
         place = home() / "multirun" / "studies" / self.name if "://" in self._place else Path(self._place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(place.with_suffix(".lock"), "a+b")  # noqa: SIM115 - closed below
+            lock = open(f"{place}.lock", "a+b")  # noqa: SIM115 - closed below
         except OSError as error:
             raise Refused(
                 f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). A study is kept in a folder, or in a database "

@@ -4,10 +4,11 @@ Whether to give up is judged twice: by what the verdicts know of an attempt that
 pruner has it. What is pruned is not thrown away: asked for by itself, the attempt goes on from its checkpoint.
 """
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,30 @@ log = logging.getLogger(__name__)
 
 TRIAL = "DOGBREEDS_TRIAL"  # which trial of which study a job is, for the process that runs it
 PRUNER = "pruner"  # the study's attribute that holds what the jobs' pruner is built of
-PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"  # attributes of a trial
+PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"  # attributes of a trial; the first is null where it was not
+
+
+@contextlib.contextmanager
+def reached(place: str) -> Iterator[None]:
+    """Turns what goes wrong with a study in the body into `Refused`."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (
+        OptunaError,
+        SQLAlchemyError,
+        OSError,
+        ImportError,
+        KeyError,
+        json.JSONDecodeError,
+    ) as error:  # of the database's driver, or of a damaged file
+        why = masked(" ".join(str(error).split()))[:200]
+        raise Refused(
+            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be written, or the address of a "
+            "database that Optuna knows. Type hydra.sweeper.storage=<folder>, or mend it and run the same command again."
+        ) from error
 
 
 def storage(place: str) -> "optuna.storages.BaseStorage":
@@ -40,17 +64,11 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
     from optuna.storages import journal
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    with reached(place):
         if "://" in place:
             return optuna.storages.RDBStorage(place)
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.JournalStorage(journal.JournalFileBackend(place))
-    except Exception as error:  # of the file system, of the database's driver, or of a damaged file: none has a common base
-        why = masked(" ".join(str(error).split()))[:200]
-        raise Refused(
-            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be "
-            "written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>."
-        ) from error
 
 
 class Trial:
@@ -62,9 +80,6 @@ class Trial:
 
     tags: dict[str, str] = {}
 
-    def report(self, accuracies: Sequence[float]) -> None:
-        """Reports validation accuracies of the epochs so far, in [0, 1]."""
-
     def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
         """Reports the epochs so far, and says why the attempt is to be given up, if it is.
 
@@ -75,44 +90,53 @@ class Trial:
         """
         return None
 
-    def cost(self, epochs: int, seconds: float, pruned: str | None) -> None:
-        """Notes what the trial took, and why it was pruned, if it was."""
+    def ended(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
+        """Notes validation accuracies of all epochs, in [0, 1], what the trial took, and why it was pruned, if it was."""
 
 
 class _Searched(Trial):
     def __init__(self, place: str, study: str, number: int):
         import optuna
 
+        self._place = place
         kept = storage(place)
-        loaded = optuna.load_study(study_name=study, storage=kept)
-        startup, warmup = loaded.user_attrs[PRUNER]
-        loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
-        trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
-        self._trial = optuna.trial.Trial(loaded, trial_id)
+        with reached(place):
+            loaded = optuna.load_study(study_name=study, storage=kept)
+            startup, warmup = loaded.user_attrs[PRUNER]
+            # Optuna's steps are our epochs, which are counted from 1.
+            loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup + 1)
+            trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
+            self._trial = optuna.trial.Trial(loaded, trial_id)
+            self._reported = set(kept.get_trial(trial_id).intermediate_values)  # by an earlier process, if it goes on
         self.tags = {"search": study, "search.trial": str(number)}
-        self._reported = set(kept.get_trial(trial_id).intermediate_values)  # by an earlier process, if it goes on
-
-    def report(self, accuracies: Sequence[float]) -> None:
-        for step, accuracy in enumerate(accuracies, 1):
-            if step not in self._reported:
-                self._trial.report(accuracy, step)
-                self._reported.add(step)
 
     def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
-        self.report([epoch.val.accuracy.value for epoch in epochs])
+        best = max(epoch.val.accuracy.value for epoch in epochs)
+        try:
+            with reached(self._place):
+                self._report([epoch.val.accuracy.value for epoch in epochs])
+                worse = self._trial.should_prune()
+        except Refused as error:  # training goes on; the next epoch reports what is missing
+            log.warning("epoch %d is not reported to the search: %s", len(epochs), error)
+            worse = False
         if last:
             return None
         lost = verdict.lost(epochs, setting)
         if lost is not None:
             return f"{lost.name.replace('_', ' ')}: {lost.reason}"
-        best = max(epoch.val.accuracy.value for epoch in epochs)
-        return f"its best, {100 * best:.1f} %, is below the median of the trials before" if self._trial.should_prune() else None
+        return f"its best, {100 * best:.1f} %, is below the median of the trials before" if worse else None
 
-    def cost(self, epochs: int, seconds: float, pruned: str | None) -> None:
-        self._trial.set_user_attr(EPOCHS, epochs)
-        self._trial.set_user_attr(SECONDS, seconds)
-        if pruned is not None:
-            self._trial.set_user_attr(PRUNED, pruned)
+    def ended(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
+        with reached(self._place):
+            self._report(accuracies)
+            for name, value in {EPOCHS: len(accuracies), SECONDS: seconds, PRUNED: pruned}.items():
+                self._trial.set_user_attr(name, value)
+
+    def _report(self, accuracies: Sequence[float]) -> None:
+        for step, accuracy in enumerate(accuracies, 1):
+            if step not in self._reported:
+                self._trial.report(accuracy, step)
+                self._reported.add(step)
 
 
 def current() -> Trial:

@@ -26,14 +26,20 @@ class OptunaSweeper(Sweeper):
         self._launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> "list[JobReturn]":
+        from importlib.util import find_spec
+
         from omegaconf import OmegaConf
 
         from dogbreeds.search import Search, Settings, Space
+        from dogbreeds.spec import Refused
+
+        if find_spec("optuna") is None:
+            raise Refused("hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install 'dogbreeds[search]'.")
 
         assert self._launcher is not None
         assert self.hydra_context is not None
         assert self.config is not None
         settings = Settings(**self._settings)
         space = Space.of(OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments))
-        shown = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key != "hydra"])
-        return Search(settings, space, OmegaConf.to_yaml(shown), shown.rerun).run(self._launcher)
+        about = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key not in ("hydra", "rerun")])
+        return Search(settings, space, OmegaConf.to_yaml(about), self.config.rerun).run(self._launcher)

@@ -19,7 +19,7 @@ from dogbreeds.record import SWEEP, Composition
 from dogbreeds.run import Run
 from dogbreeds.search import Search, Settings, Space
 from dogbreeds.spec import Refused
-from dogbreeds.trial import TRIAL
+from dogbreeds.trial import TRIAL, Trial, current
 
 FORTY = (
     "--multirun",
@@ -37,7 +37,7 @@ def space(*overrides: str) -> Space:
 
 
 def settings(tmp_path: Path, **other) -> Settings:
-    values = {"n_trials": 6, "n_jobs": 1, "n_startup_trials": 2, "n_warmup_steps": 1, "seed": 0, "study_name": None}
+    values = {"n_trials": 6, "n_jobs": 1, "n_startup_trials": 2, "n_warmup_steps": 0, "seed": 0, "study_name": None}
     return Settings(**(values | {"storage": str(tmp_path / "studies")} | other))
 
 
@@ -47,9 +47,11 @@ class Here:
     def __init__(self, composed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, cut_off: int = -1):
         self._composed, self._monkeypatch, self._left = composed, monkeypatch, cut_off
         self.results: list[object] = []
+        self.numbers: list[list[int]] = []
 
     def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
         returns = []
+        self.numbers.append([])
         for overrides in job_overrides:
             if self._left == 0:
                 raise KeyboardInterrupt
@@ -57,6 +59,8 @@ class Here:
             parsed = OverridesParser.create().parse_overrides(list(overrides))
             env = next(override for override in parsed if override.key_or_group == f"hydra.job.env_set.{TRIAL}")
             self._monkeypatch.setenv(TRIAL, env.value())
+            self.numbers[-1].append(json.loads(env.value())["number"])
+            assert self.numbers[-1] == list(range(initial_job_idx, initial_job_idx + len(self.numbers[-1])))  # as launchers number them
             task = [text for text in overrides if not text.startswith("hydra.")]
             self.results.append(execute(self._composed(*task), Composition("", tuple(task), " ".join(task), Path())))
             self._monkeypatch.delenv(TRIAL)
@@ -78,6 +82,7 @@ def study(search: Search, tmp_path: Path) -> optuna.Study:
         ("unfreeze.layers=range(10,60,10)", IntDistribution(10, 50, step=10)),
         ("head=choice(linear,mlp)", CategoricalDistribution(["linear", "mlp"])),
         ("phase.batch_size=16,32", CategoricalDistribution(["16", "32"])),
+        ("unfreeze.layers=range(50,0,-10)", IntDistribution(10, 50, step=10)),
         ("head.dropout=range(0,0.6,0.2)", CategoricalDistribution(["0.0", "0.2", "0.4"])),
     ],
 )
@@ -104,18 +109,22 @@ def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
     assert "Type " in str(refused.value)
 
 
-def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(composed, monkeypatch, tmp_path: Path) -> None:
-    whole = Search(settings(tmp_path, study_name="whole"), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(composed, monkeypatch, tmp_path: Path, n_jobs: int) -> None:
+    searched = space(RATES, "head=choice(linear,mlp)", *SMALL)
+    whole = Search(settings(tmp_path, study_name="whole", n_jobs=n_jobs), searched, "")
     whole.run(Here(composed, monkeypatch))
     wanted = study(whole, tmp_path).trials
-    cut = Search(settings(tmp_path, study_name="cut"), space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"), "")
-    for moment in (2, 1):
+    cut = Search(settings(tmp_path, study_name="cut", n_jobs=n_jobs), space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"), "")
+    for moment in (2 * n_jobs, 1):
         with pytest.raises(KeyboardInterrupt):
             cut.run(Here(composed, monkeypatch, cut_off=moment))
     last = Here(composed, monkeypatch)
     cut.run(last)
     found = study(cut, tmp_path).trials
-    assert len(last.results) == 3  # 6, less the 2 and the 1 that were done
+    assert [number for batch in last.numbers for number in batch] == (
+        [3, 4, 5] if n_jobs == 1 else [4, 5]
+    )  # a launcher that is cut off tells of none
     assert [trial.params for trial in found] == [trial.params for trial in wanted]
     assert [trial.state for trial in found] == [trial.state for trial in wanted]
     assert [trial.value for trial in found] == [trial.value for trial in wanted]
@@ -123,6 +132,51 @@ def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(compos
     again = Here(composed, monkeypatch)
     cut.run(again)
     assert again.results == []
+
+
+def test_a_trial_that_was_just_being_asked_for_is_given_up(composed, monkeypatch, tmp_path: Path) -> None:
+    whole = Search(settings(tmp_path, study_name="whole", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
+    whole.run(Here(composed, monkeypatch))
+    cut = Search(settings(tmp_path, study_name="cut", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
+    with cut._alone():
+        cut._study().ask({"optimizer.lr": FloatDistribution(1e-5, 1e-1, log=True)})  # the process ended before the head was asked for
+    cut.run(Here(composed, monkeypatch))
+    first, *others = study(cut, tmp_path).trials
+    assert first.state.name == "FAIL"
+    assert [trial.params for trial in others] == [trial.params for trial in study(whole, tmp_path).trials]
+
+
+def test_a_trial_whose_job_failed_is_gone_on_with_once(composed, monkeypatch, tmp_path: Path) -> None:
+    search = Search(settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), "")  # there are not so many
+    failing = Failing(composed, monkeypatch)
+    for _ in range(2):
+        with pytest.raises(Refused):
+            search.run(failing)
+    assert failing.numbers == [[0], [0]]
+    with pytest.raises(Refused):
+        search.run(failing)
+    assert failing.numbers == [[0], [0], [1]]
+    assert [trial.state.name for trial in study(search, tmp_path).trials] == ["FAIL", "RUNNING"]
+
+
+class Failing(Here):
+    """Its jobs end in an error, which Hydra's launchers give back."""
+
+    def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
+        try:
+            return super().launch(job_overrides, initial_job_idx)
+        except Refused as error:
+            return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
+
+
+def test_rerun_begins_the_same_study_anew(composed, monkeypatch, tmp_path: Path) -> None:
+    first = Search(settings(tmp_path, n_trials=2), space(RATES, *SMALL), "about")
+    first.run(Here(composed, monkeypatch))
+    anew = Search(settings(tmp_path, n_trials=1), space(RATES, *SMALL, "rerun=true"), "about", rerun=True)
+    assert anew.name == first.name
+    anew.run(Here(composed, monkeypatch))
+    assert len(study(first, tmp_path).trials) == 1
+    assert Search(settings(tmp_path), space(RATES, *SMALL), "another model").name != first.name
 
 
 def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[GivenUp, Run]:
@@ -186,7 +240,7 @@ def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_pat
     other = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "")
     with pytest.raises(Refused) as refused:
         other.run(Here(composed, monkeypatch))
-    assert str(refused.value).startswith("hydra.sweeper.study_name=rates names a study of other ranges, of optimizer.lr.")
+    assert str(refused.value).startswith("hydra.sweeper.study_name=rates names a study of optimizer.lr with other ranges or settings.")
     anew = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "", rerun=True)
     anew.run(Here(composed, monkeypatch))
     assert [list(trial.params) for trial in study(anew, tmp_path).trials] == [["head"]]
@@ -212,11 +266,51 @@ def test_a_study_that_cannot_be_kept_is_refused(composed, monkeypatch, tmp_path:
     assert str(refused.value).startswith("The studies in postgresql+none://nobody@127.0.0.1/none cannot be used (")
 
 
-def test_a_job_of_no_search_reports_nothing(composed, monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(TRIAL, "")  # as in every job that is no trial
-    execute(composed("tracking=none", *(setting for setting in SMALL if "tracking" not in setting)), Composition("", (), "alone", Path()))
-    assert not (tmp_path / "studies").exists()
-    assert not (tmp_path / "checkpoints").is_dir() or not list((tmp_path / "checkpoints").iterdir())
+def test_what_was_pruned_once_and_finished_since_is_no_longer_pruned(composed, monkeypatch, tmp_path: Path) -> None:
+    result, _ = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
+    assert isinstance(result, GivenUp)
+    finished = execute(composed("optimizer.lr=1e-5", *SMALL), Composition("", (), "itself", Path()))
+    above = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").create_run("1").info.run_id
+    monkeypatch.setenv(SWEEP, above)
+    search = Search(settings(tmp_path, n_startup_trials=1), space(RATES), "")
+    monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": 5}))
+    again = execute(composed("optimizer.lr=1e-5", *SMALL), Composition("", (), "its trial", Path()))
+    assert again.run_id == finished.run_id
+    trial = study(search, tmp_path).trials[5]
+    assert trial.user_attrs["pruned"] is None
+    assert trial.user_attrs["epochs"] == len(trial.intermediate_values) == 5
+
+
+def test_a_study_that_is_out_of_reach_does_not_end_training(composed, monkeypatch, tmp_path: Path, caplog) -> None:
+    search = Search(settings(tmp_path), space(RATES), "")
+    with search._alone():
+        number = search._study().ask(space(RATES).searched).number
+    monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": number}))
+    real, tries = optuna.trial.Trial.report, iter(range(10))
+
+    def away(self, value, step):
+        if next(tries) == 1:
+            raise OSError("away")
+        real(self, value, step)
+
+    monkeypatch.setattr(optuna.trial.Trial, "report", away)
+    execute(composed("optimizer.lr=1e-3", *SMALL), Composition("", (), "trial", Path()))
+    assert "epoch 2 is not reported to the search: The studies in " in caplog.text
+    assert list(study(search, tmp_path).trials[number].intermediate_values) == [1, 2, 3, 4, 5]
+
+
+def test_optuna_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra_plugins.dogbreeds_optuna import OptunaSweeper
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(Refused, match=r"Type pip install 'dogbreeds\[search\]'\."):
+        OptunaSweeper().sweep([])
+
+
+def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
+    monkeypatch.setenv(TRIAL, "")  # as conf/train.yaml has it
+    trial = current()
+    assert (type(trial), trial.tags) == (Trial, {})
 
 
 @pytest.mark.slow
