@@ -66,7 +66,7 @@ ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 
 server: setup ## MLflow's server on this machine's port 5000 or PORT; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
 	@mkdir -p mlruns
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host $(HOST) --port $(PORT) --artifacts-destination "$(ARTIFACTS)" \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host $(HOST) --port $(PORT) --artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)") \
 		--backend-store-uri "$(or $(POSTGRESQL),sqlite:///$(CURDIR)/mlruns/server.db)"
 
 kept: setup ## list what is kept on disk

@@ -109,31 +109,31 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done | Given
     Raises:
         Missing, Refused: where something the user named is not there or does not fit.
     """
-    interruption.handle()  # here too: a launcher may have brought the job to a process of its own
-    started = time.perf_counter()
+    with interruption.job():
+        try:
+            return _run(run, composition, time.perf_counter())
+        except Pruned as pruned:
+            return GivenUp(pruned.best)
+        finally:
+            Store.release()
+
+
+def _run(run: Run, composition: Composition, started: float) -> Result | Range | Done:
     run.baseline.weights_file()
     dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
     identity = run.identity(dataset.fingerprint)
     composition = replace(composition, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
-    try:
-        with checkpoints.locked() as gone:
-            known = run.tracking.known(run.key, identity, gone)
-            if known.finished is not None and SWEEP in os.environ and not run.rerun:
-                return _done(run, known.finished, composition)
-            unfinished = _unfinished(run, known, checkpoints)
-            prepared = _prepare(run, dataset, checkpoints, unfinished, started)
-            with run.tracking.open(composition, unfinished) as tracker:
-                result = _execute(prepared, tracker)
-            checkpoints.remove()
-            return result
-    except Pruned as pruned:
-        return GivenUp(pruned.best)
-    except interruption.OutOfTime as end:
-        end.hand_over()
-        raise
-    finally:
-        Store.release()
+    with checkpoints.locked() as gone:
+        known = run.tracking.known(run.key, identity, gone)
+        if known.finished is not None and SWEEP in os.environ and not run.rerun:
+            return _done(run, known.finished, composition)
+        unfinished = _unfinished(run, known, checkpoints)
+        prepared = _prepare(run, dataset, checkpoints, unfinished, started)
+        with run.tracking.open(composition, unfinished) as tracker:
+            result = _execute(prepared, tracker)
+        checkpoints.remove()
+        return result
 
 
 def _execute(prepared: _Prepared, tracker: Tracker) -> Result | Range:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import psutil
 
 from dogbreeds.spec import Refused
 
@@ -28,8 +29,8 @@ _ABOUT = "about"
 
 
 def owner() -> str:
-    """This process, on this machine."""
-    return f"{platform.node()} {os.getpid()}"
+    """This process, on this machine: host, number, and when it began, since numbers come again."""
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time()}"
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ def task(config: DictConfig) -> None:
     """One shard, or all that is still missing."""
     launcher.arrive()
     share, run = Share(shards=config.shards, shard=config.shard), from_config(config)
-    interruption.handle()  # here too: a launcher may have brought the job to a process of its own
-    try:
-        extract(run, share)
-    finally:
-        Store.release()
+    with interruption.job():
+        try:
+            extract(run, share)
+        finally:
+            Store.release()
 
 
 def extract(run: Run, share: Share) -> None:

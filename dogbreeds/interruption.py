@@ -46,6 +46,18 @@ def handle() -> None:
                 signal.signal(number, _arrive)
 
 
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+    """The whole of a job, which a launcher may have brought to a process of its own: signals are raised in it, and a scheduler whose time is over
+    does what it does then once nothing is half-written any more."""
+    handle()
+    try:
+        yield
+    except OutOfTime as end:
+        end.hand_over()
+        raise
+
+
 def elsewhere(end: Callable[[float], None]) -> None:
     """From now on `end_elsewhere` ends jobs by a function, which gets the seconds that it may take. Signals are not passed on to processes that this
     one has started any more: they are no jobs, but what runs them."""
@@ -56,7 +68,8 @@ def elsewhere(end: Callable[[float], None]) -> None:
 def end_elsewhere() -> None:
     """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
     if _elsewhere is not None:
-        _elsewhere(_GRACE_SECONDS)
+        with contextlib.suppress(Exception):  # a cluster that is gone runs no jobs either; what ends the command is said
+            _elsewhere(_GRACE_SECONDS)
 
 
 @contextlib.contextmanager

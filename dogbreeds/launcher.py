@@ -57,7 +57,7 @@ def ready(config: "DictConfig") -> None:
         _connect(config.hydra.launcher.ray.init)
     elif target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
         raise Refused(
-            f"hydra/launcher={option} was asked for, and there is no Slurm here: its commands sbatch and srun are not found. Such a sweep starts on "
+            f"hydra/launcher={option} was asked for, and there is no Slurm here: its command srun is not found. Such a sweep starts on "
             "a machine from which jobs can be submitted. Go there, or type hydra/launcher=joblib to use this one."
         )
     if package == "hydra_submitit_launcher":
@@ -99,10 +99,9 @@ class Launched(Callback):
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         try:
             ready(config)
+            self.begin(config)
         except Refused as error:
             sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
-        with contextlib.suppress(Refused):  # each job says it as an error
-            self.begin(config)
         tell(config)
 
     def begin(self, config: "DictConfig") -> None:
@@ -131,9 +130,9 @@ def _connect(init: "DictConfig") -> None:
     interruption.elsewhere(_cancel)
 
 
-def _knock(address: str) -> None:
+def _knock(address: str | None) -> None:
     """Raises `OSError` where nobody listens at an address: Ray itself would try for more than five minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
 

@@ -102,19 +102,28 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | No
     """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost.
 
     Args:
-        gone: the host and number of a process that is known to be no more, with a space between.
+        gone: the process that is known to be no more, as `checkpoint.owner` writes it.
     """
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
+    if any(_is_silent(run.data.tags) for run in running):  # after an outage of the server, too: a beat that was missed comes soon
+        time.sleep(2 * _MISSED_SECONDS)
+        running = [client.get_run(run.info.run_id) for run in running]
+        running = [run for run in running if run.info.status == "RUNNING"]
     for run in running:
-        if f"{run.data.tags['host']} {run.data.tags['process']}" == gone or _is_gone(run.data.tags):
+        if " ".join(run.data.tags[name] for name in ("host", "process", "process.started")) == gone or _is_gone(run.data.tags):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_silent(tags: Mapping[str, str]) -> bool:
+    """Whether a process on another machine has not been heard of for so long that it is taken for lost."""
+    return tags["host"] != platform.node() and time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
 
 
 def _is_gone(tags: Mapping[str, str]) -> bool:
     """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
     if tags["host"] != platform.node():
-        return time.time() - float(tags["heartbeat"]) > _LOST_SECONDS
+        return _is_silent(tags)
     try:
         process = psutil.Process(int(tags["process"]))
         return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(tags["process.started"])) > 1

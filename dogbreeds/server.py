@@ -66,7 +66,8 @@ class Server:
                     raise Refused(self._sentences())
             return future.result()
         finally:
-            future.cancel()
+            if not self.hurried:  # who is in a hurry leaves what was asked behind, such as how a run ended: it arrives if there is still time
+                future.cancel()
 
     def _is_over(self, asked: float) -> bool:
         """Whether somebody has waited long enough; after that nobody waits any more until the server has answered."""
@@ -94,13 +95,15 @@ class Server:
 
     def _try(self, future: "Future[Any]", call: Call) -> bool:
         """Makes a call; gives whether there was an answer, if only a refusal."""
+        began = time.monotonic()
         try:
             answer = call()
         except BaseException as error:  # it belongs to whoever waits for the answer
             if is_outage(error):
-                self._missed(error)
+                self._missed(error, began)
                 return False
-            self._answered()
+            if not isinstance(error, OSError):  # of a disk, and not the server's
+                self._answered()
             with contextlib.suppress(InvalidStateError):  # nobody waits any more
                 future.set_exception(error)
             return True
@@ -109,10 +112,10 @@ class Server:
             future.set_result(answer)
         return True
 
-    def _missed(self, error: BaseException) -> None:
+    def _missed(self, error: BaseException, began: float) -> None:
         now = time.monotonic()
         self._why = " ".join(str(list(_causes(error))[-1]).split())[:100]
-        self._away = now if self._away is None else self._away
+        self._away = began if self._away is None else self._away
         if not self._said and now - self._away >= _SAID_AFTER_SECONDS and self._patience():
             self._said = True
             log.warning(
@@ -151,4 +154,5 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def masked(text: str) -> str:
     """A text without the passwords of the addresses in it."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+    text = re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)

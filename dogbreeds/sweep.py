@@ -60,11 +60,12 @@ class Sweep(Launched):
         os.environ.pop(SWEEP)
         if status != "FINISHED":
             client.hurry()
+        failed = True
         try:
             failed = cls._sum_up(tracking, client, run_id)
         finally:
             alive.close()
-        client.set_terminated(run_id, "FAILED" if failed and status == "FINISHED" else status)
+            client.set_terminated(run_id, "FAILED" if failed and status == "FINISHED" else status)
 
     @staticmethod
     def _sum_up(tracking: Mlflow, client: "mlflow.MlflowClient", run_id: str) -> bool:

@@ -22,14 +22,14 @@ import numpy as np
 
 from dogbreeds.lifecycle import CONFIG, begin, choices, close_gone, ended, go_on, system_metrics
 from dogbreeds.record import RANKING, REUSED, SWEEP, Composition, Known, Parent, Predictions, Record, short
-from dogbreeds.server import Call, Server, masked
+from dogbreeds.server import Call, Server, is_outage, masked
 from dogbreeds.spec import Refused, Spec, number, one_of, text
 
 if TYPE_CHECKING:
     import keras
     import mlflow
     from matplotlib.figure import Figure
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
     from mlflow.entities import Run as MlflowRun
 
     from dogbreeds.data import Dataset
@@ -217,6 +217,7 @@ class Mlflow(Tracking):
 
         if self._server is not None:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # MLflow's go on for minutes without a word; `Server` has its own
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; a machine that is off does not refuse, it says nothing
             user = urlsplit(self.uri)
             if user.password:
                 os.environ |= {"MLFLOW_TRACKING_USERNAME": unquote(user.username or ""), "MLFLOW_TRACKING_PASSWORD": unquote(user.password)}
@@ -332,6 +333,8 @@ class Mlflow(Tracking):
         try:
             return Path(self._client().download_artifacts(run_id, place, str(folder)))
         except Refused as error:
+            if error.__cause__ is None:  # a server that is away says nothing of what it has
+                raise
             raise Refused(
                 f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]}). It must lie among the run's "
                 f"artifacts, as {place}. Put it back, or name another run."
@@ -470,10 +473,7 @@ class _MlflowTracker(Tracker):
 
         sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
         about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
-        try:
-            self._client.kept.log_inputs(self.run_id, [DatasetInput(about, [])])
-        except Refused:  # another job has recorded the same photos at the same moment: by now they are there
-            self._client.kept.log_inputs(self.run_id, [DatasetInput(about, [])])
+        self._client.keep_inputs(self.run_id, [DatasetInput(about, [])])
 
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
         self._client.log_figure(self.run_id, draw(), name)
@@ -557,6 +557,7 @@ class _Client(_Calls):
         self._waiting: list[Future[Any]] = []
         self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
         self._sending = threading.Lock()  # with a local store each thread sends for itself
+        self._heeding = threading.Lock()  # system metrics come from a thread of their own
         self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
 
     def calls(self, other: Any) -> _Calls:
@@ -584,6 +585,20 @@ class _Client(_Calls):
         """Records numbers without waiting; what came together while the server was away goes together."""
         self._unsent[run_id].extend(metrics)
         self._keep(functools.partial(self._send, run_id))
+
+    def keep_inputs(self, run_id: str, inputs: "Sequence[DatasetInput]") -> None:
+        """Records photos without waiting. Where another job records the same ones at the very same moment, MLflow refuses one of the two: once more,
+        and they are there."""
+
+        def record() -> None:
+            try:
+                self._called.log_inputs(run_id, inputs)
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                self._called.log_inputs(run_id, inputs)
+
+        self._keep(record)
 
     def _send(self, run_id: str) -> None:
         unsent = self._unsent[run_id]
@@ -617,12 +632,15 @@ class _Client(_Calls):
             self._once(call)
             return
         self._heed()
-        self._waiting.append(self._server.keep(call))
+        with self._heeding:
+            self._waiting.append(self._server.keep(call))
 
     def _heed(self) -> None:
         """Raises what was refused of that which was not waited for."""
-        self._waiting = [future for future in self._waiting if not future.done() or future.exception() is not None]
-        for future in self._waiting:
+        with self._heeding:
+            self._waiting = [future for future in self._waiting if not future.done() or future.exception() is not None]
+            waiting = list(self._waiting)
+        for future in waiting:
             if future.done():
                 with self._reached():
                     future.result()
