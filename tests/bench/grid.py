@@ -57,8 +57,8 @@ def main() -> None:
         _, network = built(kind)
         above, size = share(network), kept_bytes(network)
         print(
-            f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; in float16 {size / 1024:.1f} KiB are kept "
-            f"a photo, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
+            f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; "
+            f"in float16 {size / 1024:.1f} KiB are kept a photo, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
         )
         print(f"{'attempts':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10} {'head hours':>10} | {'ratio':>6}")
         for attempts in ATTEMPTS:
