@@ -194,9 +194,11 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
         [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view; of a share, its rows alone.
     """
     store = photos.store
-    batch = features.batch_size or prefix.batch_size()
     identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
     total = len(view.rows) if view else len(photos.source.ids)
+    # Shards may come from another machine: a GPU takes more photos at a time. Those that are missing are computed as they were.
+    theirs = store.shards_step("features", identity) if share == ALL else None
+    batch = features.batch_size or theirs or prefix.batch_size()
     wanted = share.of(total, batch)
     if not len(wanted):
         return np.empty((0, *prefix.shape), features.dtype)

@@ -106,6 +106,11 @@ class Store:
         """Whether the whole array is there, as far as is seen without reading it."""
         return read(self._folder(kind, identity) / "entry.json", identity, shape, dtype) is not None
 
+    def shards_step(self, kind: str, identity: Identity) -> int | None:
+        """How many rows at a time the shards of an array were computed in; None where there are none, or where they differ."""
+        steps = {listed.identity[SHARD]["step"] for listed in self._listed_shards(kind, identity) if listed.unfinished is None}
+        return steps.pop() if len(steps) == 1 else None
+
     def stream(
         self,
         kind: str,
@@ -132,7 +137,7 @@ class Store:
                     with self._shards(kind, identity, shape, dtype, step) as shards:
                         yield from computed(part, joined(kind, shards, produce) if shards else produce, batch, start)
                     part.settle()
-                    self._remove_shards(kind, identity)  # before it is an entry: nobody looks for shards of one
+                    self._remove_shards(kind, identity, step)  # before it is an entry: nobody looks for shards of one
                     part.finish(folder)
                 self._verified.add(_stamp(folder))  # its checksum is of what was written just now
                 self._use(folder)
@@ -225,10 +230,11 @@ class Store:
         ours = [listed for listed in self.entries() if listed.name.startswith(f"{kind}-{digest(listed.identity)}") and SHARD in listed.identity]
         return [listed for listed in ours if digest({name: value for name, value in listed.identity.items() if name != SHARD}) == digest(identity)]
 
-    def _remove_shards(self, kind: str, identity: Identity) -> None:
+    def _remove_shards(self, kind: str, identity: Identity, step: int) -> None:
         for listed in self._listed_shards(kind, identity):
-            with contextlib.suppress(Unwritable):  # another user's
-                self._remove(listed.name)
+            if listed.identity[SHARD]["step"] == step:  # what was computed otherwise was of no use here, and may be elsewhere
+                with contextlib.suppress(Unwritable):  # another user's
+                    self._remove(listed.name)
 
     def _use(self, folder: Path) -> None:
         with writing(folder):

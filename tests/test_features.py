@@ -478,6 +478,22 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path:
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [warned]
     assert last.batches == [16, 16]
     assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert shard.exists() == (damage == "another step")  # it may be of use elsewhere
+    if shard.exists():
+        shutil.rmtree(shard)
+    assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
+
+
+def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Counted().compute(tmp_path / "whole", 24)
+    for number in (0, 2):  # on a machine that takes more photos at a time
+        Counted().compute(tmp_path / "shards", 24, share=Share(shards=3, shard=number))
+    Store.release()
+    last = Counted()
+    last.compute(tmp_path / "shards")
+    assert last.batches == [24, 24]
+    assert last.photos(tmp_path / "shards").skipped() == set(BAD)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
