@@ -166,12 +166,16 @@ def test_a_checkpoint_of_one_device_is_not_gone_on_with_on_two(place) -> None:
     done = train(cut, 0, *TWO)
     assert done.returncode == 0, done.stderr
     assert "the checkpoint that is there is of another strategy: this attempt begins anew" in done.stdout + done.stderr
-    assert json.dumps(final(cut), default=repr) == json.dumps(final(whole), default=repr)
+    found, wanted = final(cut, cut_off=1), final(whole)  # another strategy is another sweep, of the same attempts
+    for phase in wanted:  # curves have the epochs that one device recorded
+        assert {key: found[phase][key] for key in ("weights", "verdict", "logits")} == {
+            key: wanted[phase][key] for key in ("weights", "verdict", "logits")
+        }
 
 
 @pytest.mark.slow
 def test_a_user_trains_on_two_devices_and_is_told_so(command) -> None:
-    small = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0", "tracking.model=none")
+    small = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
     done = command("train", *small, *TWO)
     assert done.returncode == 0, done.stderr
     assert "each batch is split over CPU:0 and CPU:1" in done.stdout + done.stderr
