@@ -240,7 +240,7 @@ class Search:
         place = home() / "multirun" / "studies" / self.name if "://" in self._place else Path(self._place)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            lock = open(f"{place}.lock", "a+b")  # noqa: SIM115 - closed below
+            lock = open(f"{place}.command", "a+b")  # noqa: SIM115 - closed below; .lock beside it is the lock of Optuna itself
         except OSError as error:
             raise Refused(
                 f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). A study is kept in a folder, or in a database "
