@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import platform
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,19 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import psutil
 
+from dogbreeds.record import owner, spelled
 from dogbreeds.spec import Refused
 
 log = logging.getLogger(__name__)
 
 _KEPT = 2  # the newest, and the one before it should that be damaged
 _ABOUT = "about"
-
-
-def owner() -> str:
-    """This process, on this machine: host, number, and when it began, since numbers come again."""
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time()}"
 
 
 @dataclass(frozen=True)
@@ -46,14 +40,14 @@ class Checkpoints:
     @contextlib.contextmanager
     def locked(self) -> Iterator[str | None]:
         """Waits while another process works on the same run. Gives the host and number of a process that held the lock and is gone, killed or with
-        its machine, as `owner` writes them; None where the last one ended in order."""
+        its machine, as `spelled` has them; None where the last one ended in order."""
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = self._acquired()
             file.seek(0)
             gone = file.read().decode(errors="replace")
             file.truncate(0)
-            file.write(owner().encode())
+            file.write(spelled(owner()).encode())
             file.flush()
         try:
             yield gone or None

@@ -1,6 +1,6 @@
 """What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix.
 
-A `Share` of an array is one job's part of it (`kept.Shard`): its rows are computed in the very batches in which the whole would be, and a share
+A `Share` of an array is one job's part of it (`part.Shard`): its rows are computed in the very batches in which the whole would be, and a share
 of the photos is decoded for it.
 """
 
@@ -197,12 +197,13 @@ def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | 
     identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
     total = len(view.rows) if view else len(photos.source.ids)
     # Shards may come from another machine: a GPU takes more photos at a time. Those that are missing are computed as they were.
-    theirs = store.shards_step("features", identity) if share == ALL else None
+    whole = store.has("features", identity, (total, *prefix.shape), features.dtype)
+    theirs = store.shards_step("features", identity) if share == ALL and not whole else None
     batch = features.batch_size or theirs or prefix.batch_size()
     wanted = share.of(total, batch)
     if not len(wanted):
         return np.empty((0, *prefix.shape), features.dtype)
-    shard = ALL.of(total, batch) if store.has("features", identity, (total, *prefix.shape), features.dtype) else wanted
+    shard = ALL.of(total, batch) if whole else wanted
 
     def batches(start: int, end: int) -> Generator[np.ndarray, None, None]:
         seen = view.rows[start:end] if view else np.arange(start, end)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import platform
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dogbreeds import interruption
-from dogbreeds.record import Composition, Pruned, short
+from dogbreeds.record import Composition, Pruned, owner, short, spelled
 from dogbreeds.server import masked
 from dogbreeds.spec import Refused, home
 
@@ -88,13 +87,7 @@ def choices(composition: Composition) -> dict[str, str]:
 
 def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
     """Which process is at work on a run, and for which sweep."""
-    tags = {
-        "host": platform.node(),
-        "process": str(os.getpid()),
-        "process.started": str(psutil.Process().create_time()),
-        "heartbeat": str(time.time()),
-        "hydra.folder": str(composition.folder),
-    }
+    tags = owner() | {"heartbeat": str(time.time()), "hydra.folder": str(composition.folder)}
     return tags | ({"mlflow.parentRunId": above} if above is not None else {})
 
 
@@ -102,7 +95,7 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | No
     """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost.
 
     Args:
-        gone: the process that is known to be no more, as `checkpoint.owner` writes it.
+        gone: the process that is known to be no more, as `record.spelled` has it.
     """
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
     if any(_is_silent(run.data.tags) for run in running):  # after an outage of the server, too: a beat that was missed comes soon
@@ -110,7 +103,7 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | No
         running = [client.get_run(run.info.run_id) for run in running]
         running = [run for run in running if run.info.status == "RUNNING"]
     for run in running:
-        if " ".join(run.data.tags[name] for name in ("host", "process", "process.started")) == gone or _is_gone(run.data.tags):
+        if spelled(run.data.tags) == gone or _is_gone(run.data.tags):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
 

@@ -1,17 +1,30 @@
 """What is known of attempts: how each came about, what was recorded of it, and what its network said."""
 
+import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from dogbreeds.metrics import Pair
 
 RANKING = "best/val_accuracy"
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
+
+
+def owner() -> dict[str, str]:
+    """This process, as a run's tags have it: its host, its number, and when it began, since numbers come again."""
+    return {"host": platform.node(), "process": str(os.getpid()), "process.started": str(psutil.Process().create_time())}
+
+
+def spelled(tags: Mapping[str, str]) -> str:
+    """A process in a line, given tags that have what `owner` gives."""
+    return " ".join(tags[name] for name in ("host", "process", "process.started"))
 
 
 class Pruned(Exception):

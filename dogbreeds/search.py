@@ -134,10 +134,11 @@ class Search:
         from optuna.trial import TrialState
 
         returns: list[JobReturn] = []
-        with self._alone(), reached(self._place):
-            study = self._study()
-            cut_off = self._cut_off(study)
-            done = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
+        with self._alone():
+            with reached(self._place):
+                study = self._study()
+                cut_off = self._cut_off(study)
+                done = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
             if done or cut_off:
                 log.info(
                     "search %s: %d of %d trials are there, %d go on; rerun=true begins anew", self.name, done, self._settings.n_trials, len(cut_off)
@@ -146,11 +147,18 @@ class Search:
                 if cut_off:
                     batch, cut_off = self._next(cut_off)
                 else:
-                    batch = [self._asked(study) for _ in range(min(self._settings.n_jobs, self._settings.n_trials - done))]
-                returns += self._launched(study, launcher, batch)
+                    with reached(self._place):
+                        batch = [self._asked(study) for _ in range(min(self._settings.n_jobs, self._settings.n_trials - done))]
+                results = launcher.launch([self._job(*asked) for asked in batch], initial_job_idx=batch[0][0])
+                with reached(self._place):
+                    self._tell(study, batch, results)
+                for result in results:
+                    _ = result.return_value  # raises what ended a job, after the others have been told of
+                returns += results
                 done += len(batch)
-            for line in _summary(study):
-                log.info(line)
+            with reached(self._place):
+                for line in _summary(study):
+                    log.info(line)
         return returns
 
     def _study(self) -> "optuna.Study":
@@ -202,16 +210,18 @@ class Search:
     def _is_whole(self, trial: "optuna.trial.FrozenTrial") -> bool:
         return trial.params.keys() == self._space.searched.keys()
 
-    def _launched(self, study: "optuna.Study", launcher: "Launcher", batch: list[Asked]) -> "Sequence[JobReturn]":
+    def _job(self, number: int, params: dict[str, Any]) -> list[str]:
+        """The overrides of a trial's job, which tell it what it is."""
         from hydra.core.override_parser.types import Quote, QuotedString
+
+        about = QuotedString(json.dumps({"place": self._place, "study": self.name, "number": number}), Quote.single).with_quotes()
+        return [*self._space.overrides(params), f"hydra.job.env_set.{TRIAL}={about}"]
+
+    def _tell(self, study: "optuna.Study", batch: list[Asked], results: "Sequence[JobReturn]") -> None:
+        """Notes how a batch's trials ended."""
         from hydra.core.utils import JobStatus
         from optuna.trial import TrialState
 
-        jobs = []
-        for number, params in batch:
-            about = QuotedString(json.dumps({"place": self._place, "study": self.name, "number": number}), Quote.single).with_quotes()
-            jobs.append([*self._space.overrides(params), f"hydra.job.env_set.{TRIAL}={about}"])
-        results = launcher.launch(jobs, initial_job_idx=batch[0][0])
         trials = study.get_trials(deepcopy=False)
         for (number, _), result in zip(batch, results, strict=True):
             if result.status != JobStatus.COMPLETED:
@@ -220,9 +230,6 @@ class Search:
                 study.tell(number, state=TrialState.PRUNED)
             else:
                 study.tell(number, result.return_value)
-        for result in results:
-            _ = result.return_value  # raises what ended a job, after the others have been told of
-        return results
 
     def _failed(self, study: "optuna.Study", number: int) -> None:
         """What ended a job may be put right, and the same command then goes on with its trial; one that fails again is given up."""

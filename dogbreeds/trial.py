@@ -36,14 +36,8 @@ def reached(place: str) -> Iterator[None]:
 
     try:
         yield
-    except (
-        OptunaError,
-        SQLAlchemyError,
-        OSError,
-        ImportError,
-        KeyError,
-        json.JSONDecodeError,
-    ) as error:  # of the database's driver, or of a damaged file
+    # The last three are of the database's driver, of a study that is gone, and of a damaged file.
+    except (OptunaError, SQLAlchemyError, OSError, ImportError, KeyError, json.JSONDecodeError) as error:
         why = masked(" ".join(str(error).split()))[:200]
         raise Refused(
             f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be written, or the address of a "
@@ -111,10 +105,10 @@ class _Searched(Trial):
         self.tags = {"search": study, "search.trial": str(number)}
 
     def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
-        best = max(epoch.val.accuracy.value for epoch in epochs)
+        accuracies = [epoch.val.accuracy.value for epoch in epochs]
         try:
             with reached(self._place):
-                self._report([epoch.val.accuracy.value for epoch in epochs])
+                self._report(accuracies)
                 worse = self._trial.should_prune()
         except Refused as error:  # training goes on; the next epoch reports what is missing
             log.warning("epoch %d is not reported to the search: %s", len(epochs), error)
@@ -124,7 +118,7 @@ class _Searched(Trial):
         lost = verdict.lost(epochs, setting)
         if lost is not None:
             return f"{lost.name.replace('_', ' ')}: {lost.reason}"
-        return f"its best, {100 * best:.1f} %, is below the median of the trials before" if worse else None
+        return f"its best, {100 * max(accuracies):.1f} %, is below the median of the trials before" if worse else None
 
     def ended(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
         with reached(self._place):

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from losses import recorded
 
 from dogbreeds import attempt, command
-from dogbreeds.fit import Step
 from dogbreeds.record import Composition
 from dogbreeds.run import from_config
 
@@ -34,20 +34,11 @@ CASES = {
 
 def trained(name: str, *strategy: str) -> None:
     """One case; what was measured goes to a file."""
-    losses: list[float] = []
-    step = Step.__call__
-
-    def recorded(self: Step, *arguments):
-        measured = step(self, *arguments)
-        losses.append(float(measured[0]))
-        return measured
-
     kind = "mirrored" if strategy else "single"
-    Step.__call__ = recorded  # type: ignore[method-assign]
     places = (f"features.dir={FOLDER}/kept", f"checkpoint_dir={FOLDER}/{name}.{kind}")
     run = from_config(command.composed("train", [*COMMON, *places, *CASES[name], *strategy]))
-    result = attempt.execute(run, Composition("", (), name, FOLDER, {}, ()))
-    Step.__call__ = step  # type: ignore[method-assign]
+    with recorded() as losses:
+        result = attempt.execute(run, Composition("", (), name, FOLDER, {}, ()))
     assert isinstance(result, attempt.Result)
     said = {"losses": losses, "verdict": result.verdict.name, "key": run.key, "metrics": [epoch.metrics() for epoch in result.outcome.epochs]}
     (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(said))

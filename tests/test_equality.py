@@ -1,13 +1,15 @@
 """Training on a kept prefix is training the whole network: every step's loss beside that of plain Keras on the photos themselves."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from losses import recorded
 
 from dogbreeds.attempt import _head_seed, execute
 from dogbreeds.augment import Augment
-from dogbreeds.fit import Step, order
+from dogbreeds.fit import order
 from dogbreeds.network import Network
 from dogbreeds.record import Composition
 from dogbreeds.run import Run
@@ -22,18 +24,10 @@ MODELS = {  # name: (Keras' class, more arguments, pixels, what a fine-tune of o
 
 
 @pytest.fixture
-def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def losses() -> Iterator[list[float]]:
     """The loss of every step that our code takes."""
-    taken: list[float] = []
-    step = Step.__call__
-
-    def recorded(self: Step, *arguments):
-        measured = step(self, *arguments)
-        taken.append(float(measured[0]))
-        return measured
-
-    monkeypatch.setattr(Step, "__call__", recorded)
-    return taken
+    with recorded() as taken:
+        yield taken
 
 
 @pytest.fixture

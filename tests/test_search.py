@@ -169,6 +169,15 @@ class Failing(Here):
             return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
 
 
+def test_what_ends_a_job_is_said_as_it_is(composed, monkeypatch, tmp_path: Path) -> None:
+    class Full(Here):
+        def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
+            return [JobReturn(_return_value=OSError(28, "No space left on device"), status=JobStatus.FAILED)]
+
+    with pytest.raises(OSError, match="No space left on device"):
+        Search(settings(tmp_path), space(RATES, *SMALL), "").run(Full(composed, monkeypatch))
+
+
 def test_rerun_begins_the_same_study_anew(composed, monkeypatch, tmp_path: Path) -> None:
     first = Search(settings(tmp_path, n_trials=2), space(RATES, *SMALL), "about")
     first.run(Here(composed, monkeypatch))
