@@ -29,7 +29,7 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 	for attempts in $(ATTEMPTS); do $(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETUP) $(OPTIONS) || exit 1; done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: setup ## the tests, about 6 minutes on 2 cores
+test: setup ## the tests, about 7 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
 test-slow: setup ## whole commands as a user runs them, killed, gone on with, handed over; about half an hour more
