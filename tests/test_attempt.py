@@ -152,7 +152,7 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_pat
     assert record.data.tags["verdict.reason"].startswith("+0.0 points on test (95 % interval ")
     for split in ("val", "test"):
         assert [record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")] == [0, 1, 0, 0]
-    other = attempted(*small, f"phase.parent='{parent.info.run_id[:8]}'", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
+    other = attempted(*small, f"phase.parent={short(parent.info.run_id)}", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
     assert other.data.tags["parent"] == parent.info.run_id
     said = {(whose, split): predictions(client, whose, split, tmp_path) for whose in (parent, other) for split in ("val", "test")}
     for split in ("val", "test"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dogbreeds.compare import Wanted
-from dogbreeds.record import Composition, Predictions
+from dogbreeds.record import Composition, Predictions, short
 from dogbreeds.spec import Refused
 
 WANTED = {"first": "best", "second": "latest", "split": None, "alpha": 0.05, "breeds": 10, "ui": "http://x", "format": "text", "output": None}
@@ -44,7 +44,7 @@ def test_two_runs_are_compared_as_a_user_does(command, tmp_path: Path) -> None:
     trained = command("train", "--multirun", *small, "data.breeds=20,10", "optimizer.lr=1e-5,1e-3")
     assert trained.returncode == 0, trained.stderr
     rows = list(csv.DictReader(io.StringIO(command("table", "runs=all", "format=csv").stdout)))
-    fewer, _, learned, untrained = (row["runs"][:10] for row in rows if row["runs"])  # the newest first
+    fewer, _, learned, untrained = (row["runs"] for row in rows if row["runs"])  # the newest first
 
     shown = command("compare", f"first={untrained}", f"second={learned}")
     assert shown.returncode == 0, shown.stderr
@@ -70,7 +70,10 @@ def test_two_runs_are_compared_as_a_user_does(command, tmp_path: Path) -> None:
     assert "The second is better than the first" in Path(page.stdout.strip()).read_text()
 
     for arguments, said in (
-        ([], f"first was not given. Two attempts are compared, each latest, best or the beginning of its run's id; the newest runs are {fewer[:8]}"),
+        (
+            [],
+            f"first was not given. Two attempts are compared, each latest, best or the beginning of its run's id; the newest runs are {short(fewer)}",
+        ),
         ([f"first={fewer}", f"second={learned}"], "first has 10 breeds and second 20. Both must know the same."),
         (["first=latest", "second=latest", "output=/proc/none/x"], "cannot be written"),
         (["first=latest", "secnd=latest"], "secnd is not a setting. Near it there are first, second"),

@@ -12,6 +12,7 @@ from PIL import Image
 from dogbreeds import miniature
 from dogbreeds.command import composed as compose
 from dogbreeds.evaluate import Wanted
+from dogbreeds.record import short
 from dogbreeds.run import part
 from dogbreeds.spec import Refused
 
@@ -96,7 +97,7 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
     (own / "wolf/1.jpg").write_bytes(b"no photo")
 
     for arguments, words in (
-        (("run=ffffff",), f"run=ffffff names no run of experiment 'dogbreeds'. It must be latest, best, {BEGINNING} {record.run_id[:8]}"),
+        (("run=ffffff",), f"run=ffffff names no run of experiment 'dogbreeds'. It must be latest, best, {BEGINNING} {short(record.run_id)}"),
         ((f"photos='{own}'",), "wolf is a class that the network does not have. Classes of other photos must be among those of the network."),
         ((f"photos='{own / 'wolf'}'",), "has no class folders. It must hold <class>/ folders of photos, named as the network's classes are."),
         (("photos=nowhere",), "photos=nowhere is not a folder. It must hold <class>/ folders of photos"),

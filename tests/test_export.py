@@ -1,6 +1,7 @@
 """The command as a user runs it: formats, what is kept, the gate, and the sentence of each mistake."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -175,9 +176,7 @@ def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -
     for overrides in (["optimizer.lr=1e-4", "phase.epochs=2"], ["optimizer.lr=1e-4", "phase.epochs=2", "seed=1"], ["phase.epochs=6"]):
         ran = command("train", *overrides, *BREEDS)
         assert ran.returncode == 0, ran.stderr
-        trained.append(
-            next(line.split("run ")[1][:8] for line in ran.stdout.splitlines() if line.startswith("run   MLflow") for line in [line.split("',")[1]])
-        )
+        trained += re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
     weak, alike, strong = trained
 
     def register(run: str, **more: str) -> tuple[int, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from dogbreeds.attempt import Done, Result, execute
 from dogbreeds.kept import Store
-from dogbreeds.record import SWEEP, Composition
+from dogbreeds.record import SWEEP, Composition, short
 from dogbreeds.run import Run
 from dogbreeds.spec import Missing, Refused
 
@@ -209,7 +209,7 @@ def test_what_was_computed_from_something_else_is_not_reused(change, place: Plac
     model._build.cache_clear()  # as in another process
     with caplog.at_level(logging.WARNING):
         again = place.attempt(*own)
-    assert f"run {first.run_id[:8]}" in caplog.text
+    assert f"run {short(first.run_id)}" in caplog.text
     assert OTHERS in caplog.text
     assert isinstance(again, Result)
     assert again.run_id != first.run_id

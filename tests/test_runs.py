@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dogbreeds.record import short
 from dogbreeds.runs import Only, find, is_file
 from dogbreeds.spec import Refused
 from dogbreeds.tracking import Mlflow
@@ -76,7 +77,7 @@ def test_what_names_nothing_or_too_much_is_refused(tracking: Mlflow, recorded: C
         find(tracking, "latest", ANY)
     first = recorded(0.5)
     recorded(0.6)
-    with pytest.raises(Refused, match=rf"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are .*{first[:8]}"):
+    with pytest.raises(Refused, match=rf"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are .*{short(first)}"):
         find(tracking, "zz", ANY)
     with pytest.raises(Refused, match=r"first= names 2 runs of experiment 'dogbreeds'."):
         find(tracking, "", ANY, key="first")

@@ -18,6 +18,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from dogbreeds.record import short
+
 SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")
 AWAY, BACK = "does not answer (", "answers again, after "
 LINE = re.compile(r"epoch +(\d+)/\d+  train +[\d.]+ %  loss ([\d.]+)   val +([\d.]+) %  top-5 +[\d.]+ %  loss ([\d.]+) ")
@@ -193,7 +195,7 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
     assert [run.info.status for run in jobs] == ["FINISHED"] * 4
     assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
     for run in jobs:
-        number = next(line.split()[0] for line in lines if f"run {run.info.run_id[:8]}" in line)
+        number = next(line.split()[0] for line in lines if f"run {short(run.info.run_id)}" in line)
         assert_as_said(client, run.info.run_id, [line for line in lines if line.startswith(f"{number} ")])
         steps = [step for step, _ in curve(client, run.info.run_id, "system/cpu_utilization_percentage")]
         assert steps == list(range(len(steps))) != []
@@ -213,7 +215,7 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
     one, other = (run.info.run_id for run in jobs[:2])
     compared = command("compare", f"first={one}", f"second={other}", *place)
     assert compared.returncode == 0, compared.stderr
-    assert one[:8] in compared.stdout
+    assert short(one) in compared.stdout
     for _ in range(2):  # the second takes the place of the first
         evaluated = command("evaluate", f"run={kept[0].info.run_id}", *place)
         assert evaluated.returncode == 0, evaluated.stderr

@@ -11,6 +11,8 @@ import mlflow
 import psutil
 import pytest
 
+from dogbreeds.record import short
+
 pytestmark = pytest.mark.slow
 
 EPOCHS = 3
@@ -138,7 +140,7 @@ def test_a_run_of_a_process_that_is_gone_is_closed_by_the_next(begun, command, t
     assert [run.info.status for run in jobs] == ["RUNNING"]
     other = command("train", *SMALL)
     assert other.returncode == 0
-    assert f"run {jobs[0].info.run_id[:8]}" in other.stdout
+    assert f"run {short(jobs[0].info.run_id)}" in other.stdout
     assert "was cut off: its process on " in other.stdout
     _, _, jobs = runs(tmp_path)
     assert sorted(run.info.status for run in jobs) == ["FINISHED", "KILLED"]
