@@ -15,16 +15,17 @@ from dogbreeds.metrics import Pair
 RANKING = "best/val_accuracy"
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
+PROCESS = ("host", "process", "process.started")  # tags that name a process; when it began, too, since numbers come again
 
 
 def owner() -> dict[str, str]:
-    """This process, as a run's tags have it: its host, its number, and when it began, since numbers come again."""
-    return {"host": platform.node(), "process": str(os.getpid()), "process.started": str(psutil.Process().create_time())}
+    """This process, as a run's tags have it."""
+    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(psutil.Process().create_time())), strict=True))
 
 
 def spelled(tags: Mapping[str, str]) -> str:
     """A process in a line, given tags that have what `owner` gives."""
-    return " ".join(tags[name] for name in ("host", "process", "process.started"))
+    return " ".join(tags[name] for name in PROCESS)
 
 
 class Pruned(Exception):

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import numpy as np
 
 from dogbreeds.lifecycle import CONFIG, begin, choices, close_gone, ended, go_on, system_metrics
-from dogbreeds.record import RANKING, REUSED, SWEEP, Composition, Known, Parent, Predictions, Record, owner, short
+from dogbreeds.record import PROCESS, RANKING, REUSED, SWEEP, Composition, Known, Parent, Predictions, Record, short
 from dogbreeds.server import Call, Server, is_outage, masked
 from dogbreeds.spec import Refused, Spec, number, one_of, text
 
@@ -566,7 +566,7 @@ class _Client(_Calls):
 
     def create_run_once(self, experiment_id: str, tags: dict[str, str]) -> "MlflowRun":
         """Makes one run, also where the server made it and went away before it said so."""
-        mine = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (*owner(), "heartbeat"))
+        mine = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (*PROCESS, "heartbeat"))
         tries = itertools.count()
 
         def create() -> "MlflowRun":
