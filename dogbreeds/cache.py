@@ -46,6 +46,7 @@ def _about(listed: Listed) -> str:
 
 
 def _ago(seconds: float) -> str:
+    seconds = max(seconds, 0.0)  # what another machine wrote may be from its future
     span, unit = next((span, unit) for span, unit in _UNITS if seconds >= span)
     return f"{seconds / (span or 1):.0f} {unit}"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dogbreeds import interruption
-from dogbreeds.record import Composition, Pruned, owner, short, spelled
+from dogbreeds.record import Composition, Pruned, began, owner, short, spelled
 from dogbreeds.server import masked
 from dogbreeds.spec import Refused, home
 
@@ -119,7 +119,7 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
         return _is_silent(tags)
     try:
         process = psutil.Process(int(tags["process"]))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - float(tags["process.started"])) > 1
+        return process.status() == psutil.STATUS_ZOMBIE or abs(began(process) - float(tags["process.started"])) > 1
     except psutil.NoSuchProcess:
         return True
 

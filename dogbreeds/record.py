@@ -20,7 +20,12 @@ PROCESS = ("host", "process", "process.started")  # tags that name a process; wh
 
 def owner() -> dict[str, str]:
     """This process, as a run's tags have it."""
-    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(psutil.Process().create_time())), strict=True))
+    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(began(psutil.Process()))), strict=True))
+
+
+def began(process: psutil.Process) -> float:
+    """When a process began, in seconds since its machine did. psutil tells both by a clock that may be set meanwhile; the difference stays."""
+    return process.create_time() - psutil.boot_time()
 
 
 def spelled(tags: Mapping[str, str]) -> str:

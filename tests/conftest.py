@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,7 +120,7 @@ def begun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
 def command(begun: "Callable[..., subprocess.Popen[str]]") -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command as `begun` begins it, to its end."""
 
-    def run(name: str, *arguments: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
         with begun(name, *arguments, **environment) as process:
             try:
                 output, errors = process.communicate(timeout=timeout)
@@ -128,6 +129,14 @@ def command(begun: "Callable[..., subprocess.Popen[str]]") -> Callable[..., subp
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run
+
+
+@pytest.fixture
+def of_ray(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Environment variables that keep what Ray writes out of the user's folders; its sockets need a short path."""
+    short = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    yield {"RAY_TMPDIR": short, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"), "RAY_AUTH_MODE": "disabled"}
+    shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.fixture

@@ -66,14 +66,14 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
 def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
-    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, launcher: str
+    command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, launcher: str
 ) -> None:
     import mlflow
 
     if launcher != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     small = [*SMALL, "phase.epochs=2"]
-    jobs = command("extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small)
+    jobs = command("extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray)
     assert jobs.returncode == 0, jobs.stderr
     assert not (tmp_path / "home/mlruns").exists()
     listed = command("cache")

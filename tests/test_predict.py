@@ -223,7 +223,7 @@ def run(tmp_path: Path, *arguments: str, given: bytes = b"", **environment: str)
         (place / "conf").symlink_to(home() / "conf")
     whole = os.environ | {"DOGBREEDS_HOME": str(place), "PYTHONPATH": str(home())} | environment
     return subprocess.run(
-        [sys.executable, "-m", "dogbreeds.predict", *arguments], cwd=tmp_path, env=whole, input=given, capture_output=True, timeout=120
+        [sys.executable, "-m", "dogbreeds.predict", *arguments], cwd=tmp_path, env=whole, input=given, capture_output=True, timeout=900
     )
 
 
@@ -275,7 +275,7 @@ def test_the_standard_input_and_a_reader_that_leaves(file: Path, folder: Path, t
     line = f"yes shots/0.jpg | {sys.executable} -m dogbreeds.predict run={file} images=- batch_size=4 format=jsonl 2>errors | head -2"
     environment = os.environ | {"DOGBREEDS_HOME": str(tmp_path / "home"), "PYTHONPATH": str(home())}
     early = subprocess.run(
-        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"], cwd=tmp_path, env=environment, capture_output=True, timeout=120, text=True
+        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"], cwd=tmp_path, env=environment, capture_output=True, timeout=900, text=True
     )
     assert early.stdout.splitlines()[2] == "0"
     assert (tmp_path / "errors").read_text() == f"{file}: 5 breeds, 64 px\n"

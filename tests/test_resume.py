@@ -38,7 +38,7 @@ def train(place: Path, moment: int, *settings: str) -> subprocess.CompletedProce
         env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(place / "cache"), "PYTHONPATH": str(home())},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
 
 

@@ -324,7 +324,7 @@ def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(begun, command, tmp_path: Path) -> None:
-    guide = command("train", "--multirun", "attempt=frozen,finetune_50,finetune_20", "phase.epochs=8", timeout=900)
+    guide = command("train", "--multirun", "attempt=frozen,finetune_50,finetune_20", "phase.epochs=8")
     assert guide.returncode == 0, guide.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     best_of_guide = max(run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''"))
@@ -333,7 +333,7 @@ def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(
             if line.startswith("\t#13 : "):
                 break
         os.killpg(process.pid, signal.SIGKILL)
-    again = command("train", *FORTY, timeout=900)
+    again = command("train", *FORTY)
     assert again.returncode == 0, again.stderr
     (journal,) = (tmp_path / "home/multirun/studies").glob("*.journal")
     assert f"search {journal.stem}: 13 of 40 trials are there, 1 go on; rerun=true begins anew" in again.stdout

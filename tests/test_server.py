@@ -150,7 +150,7 @@ def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[
 
 
 def rest(process: "subprocess.Popen[str]") -> tuple[list[str], str]:
-    output, errors = process.communicate(timeout=280)
+    output, errors = process.communicate(timeout=900)
     return output.splitlines(), errors
 
 

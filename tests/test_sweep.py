@@ -55,7 +55,7 @@ def test_a_sweep_of_twelve_that_is_killed_three_times_computes_each_job_once(lau
             os.killpg(process.pid, signal.SIGKILL)
             said += process.stdout.readlines()  # what was on its way
     with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
-        output, errors = process.communicate(timeout=280)
+        output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     last = output.splitlines()
     client, above, jobs = runs(tmp_path)

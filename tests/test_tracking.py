@@ -1,41 +1,55 @@
 """Records of attempts that were cut off, in a real SQLite store."""
 
-import os
-import platform
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dogbreeds.record import Composition, Known
+from dogbreeds.record import Composition, Known, owner
 
 
 def composition(folder: Path, identity: str = "i", key: str = "k") -> Composition:
     return Composition("seed: 0\n", (), "an attempt", folder, key=key, identity=identity)
 
 
-HERE = {"host": platform.node(), "process": str(os.getpid()), "process.started": str(psutil.Process().create_time())}
-NOW, LONG_AGO = str(time.time()), str(time.time() - 3600)
-
-
 @pytest.mark.parametrize(
-    ("tags", "status"),
+    ("tags", "silent_seconds", "status"),
     [
-        (HERE | {"heartbeat": LONG_AGO}, "RUNNING"),  # the process is there, and busy
-        (HERE | {"heartbeat": NOW, "process": "4194300"}, "KILLED"),  # there is no such process
-        (HERE | {"heartbeat": NOW, "process.started": "1000.0"}, "KILLED"),  # another process has got its number
-        (HERE | {"heartbeat": NOW, "host": "elsewhere"}, "RUNNING"),
-        (HERE | {"heartbeat": LONG_AGO, "host": "elsewhere"}, "KILLED"),  # its machine was lost
-        ({"host": "elsewhere"}, "RUNNING"),  # not one of ours
+        ({}, 3600, "RUNNING"),  # the process is there, and busy
+        ({"process": "4194304"}, 0, "KILLED"),  # there is no such process
+        ({"process.started": "-1000.0"}, 0, "KILLED"),  # another process has got its number
+        ({"host": "elsewhere"}, 0, "RUNNING"),
+        ({"host": "elsewhere"}, 3600, "KILLED"),  # its machine was lost
     ],
 )
-def test_runs_that_nobody_works_on_are_closed(composed, tags: dict[str, str], status: str) -> None:
+def test_runs_that_nobody_works_on_are_closed(composed, tags: dict[str, str], silent_seconds: float, status: str) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
-    run_id = client.create_run(experiment, tags=tags).info.run_id
+    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time() - silent_seconds)} | tags).info.run_id
     assert tracking.known("k", "i") == Known()
     assert client.get_run(run_id).info.status == status
+
+
+def test_a_run_that_is_not_one_of_ours_is_left_alone(composed) -> None:
+    tracking = composed().tracking
+    client, experiment = tracking.connect()
+    run_id = client.create_run(experiment, tags={"host": "elsewhere"}).info.run_id
+    assert tracking.known("k", "i") == Known()
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """psutil tells when a process began by when the machine did, which moves with the clock."""
+    tracking = composed().tracking
+    client, experiment = tracking.connect()
+    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time())}).info.run_id
+    before, real = psutil.Process().create_time(), psutil._psplatform.boot_time
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: real() + seconds)
+    assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
+    assert tracking.known("k", "i") == Known()
+    assert client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
