@@ -67,7 +67,7 @@ def cell(inside: str, kind: str = "") -> str:
         inside: HTML: plain text goes through `html.escape` before.
         kind: its class, such as `number`, `reproduced` or `refuted`; empty for none.
     """
-    return f"<td{f' class={kind}' if kind else ''}>{inside}</td>"
+    return f"<td{f' class={kind}' if kind else ''}>{inside.replace(' %', '&nbsp;%')}</td>"  # a number and its unit stay on one line
 
 
 def link(text: str, address: str) -> str:
@@ -82,8 +82,8 @@ _FRAME = """<!doctype html>
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1c1c1c; background: #fff }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } a { color: #1f5fa8 }
 .wide { overflow-x: auto } table { border-collapse: collapse; min-width: 45% }
-th, td { text-align: left; padding: .4rem .6rem; border-bottom: 1px solid #ddd; vertical-align: top } th { font-weight: 600 }
-td.result, td.number, td.run, td.not { white-space: nowrap } td.attempt { min-width: 8rem; overflow-wrap: anywhere }
+th, td { text-align: left; padding: .4rem .45rem; border-bottom: 1px solid #ddd; vertical-align: top } th { font-weight: 600 }
+td.result, td.number, td.run, td.not { white-space: nowrap } td.attempt { min-width: 7rem; overflow-wrap: anywhere }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums }
 td.reproduced { color: #17692f; font-weight: 600 } td.refuted { color: #a3261b; font-weight: 600 } td.not { color: #666 }
 figure { margin: 1rem 0 } svg, img { max-width: 100%; height: auto } li { margin: .2rem 0 } p { max-width: 60rem }

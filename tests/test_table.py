@@ -224,7 +224,7 @@ def test_markdown_csv_and_html_say_the_same(table) -> None:
     assert rows[1]["runs"] == "lr_collapse-0-0"
     page = as_html([table], address)
     assert page.count("<svg") == 1
-    assert "35.4 → 5.0 %" in page
+    assert "35.4 → 5.0&nbsp;%" in page
     assert "src=" not in page
     assert set(re.findall(r'href="(http[^"]*)"', page)) == {address(row.records[0]) for row in table.rows if row.records}
     assert "finetune_50: best 92.7 %" in page
