@@ -38,21 +38,26 @@ class Checkpoints:
     folder: Path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[str | None]:
-        """Waits while another process works on the same run. Gives the host and number of a process that held the lock and is gone, killed or with
-        its machine, as `spelled` has them; None where the last one ended in order."""
+    def locked(self) -> Iterator[list[str]]:
+        """Waits while another process works on the same run. Gives the processes that held the lock and are gone, killed or with their machine, as
+        `spelled` has them. They are given until a body ends without an error: one that was cut short may have made nothing of it."""
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = self._acquired()
             file.seek(0)
-            gone = file.read().decode(errors="replace")
-            file.truncate(0)
-            file.write(spelled(owner()).encode())
+            gone = file.read().decode(errors="replace").splitlines()
+            file.write(f"{spelled(owner())}\n".encode())
             file.flush()
+        done = False
         try:
-            yield gone or None
+            yield gone
+            done = True
         finally:
-            Path(file.name).unlink(missing_ok=True)
+            if done or not gone:
+                Path(file.name).unlink(missing_ok=True)
+            else:
+                file.truncate(0)
+                file.write("".join(f"{process}\n" for process in gone).encode())
             file.close()
 
     def _acquired(self) -> IO[bytes]:

@@ -6,8 +6,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -36,12 +35,9 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     Args:
         above: the sweep's run.
     """
-    composition = replace(
-        composition, yaml=masked(composition.yaml), overrides=tuple(map(masked, composition.overrides)), name=masked(composition.name)
-    )
     commit, dirty = _git()
     tags = {
-        "mlflow.runName": composition.name,
+        "mlflow.runName": masked(composition.name),
         "mlflow.source.name": "dogbreeds.train",
         "mlflow.source.type": "LOCAL",
         "git.commit": commit,
@@ -57,9 +53,7 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     with interruption.held():
         run_id = client.create_run_once(experiment_id, tags).info.run_id
         try:
-            client.log_text(run_id, composition.yaml, CONFIG)
-            client.log_text(run_id, "".join(f"{override}\n" for override in composition.overrides), "config/overrides.txt")
-            client.log_param(run_id, "overrides", " ".join(composition.overrides)[:6000] or "none")
+            _keep_config(client, run_id, composition)
         except Refused:
             client.set_terminated(run_id, "FAILED")
             raise
@@ -70,13 +64,24 @@ def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, 
     """Opens a run again that was cut off."""
     from mlflow.entities import RunTag
 
-    before = client.get_run(run_id).data.tags
+    run = client.get_run(run_id)
+    before = run.data.tags
     new = {name: value for name, value in choices(composition).items() if name not in before}
     new |= _whereabouts(composition, above) | {"resumed": str(int(before.get("resumed", 0)) + 1)}
     # At once, and before the status: another process would take it for one whose process is gone.
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
     client.update_run(run_id, status="RUNNING")
+    if "overrides" not in run.data.params:
+        _keep_config(client, run_id, composition)
     return client.get_run(run_id)
+
+
+def _keep_config(client: "mlflow.MlflowClient", run_id: str, composition: Composition) -> None:
+    """Records what a run was started with. The parameter comes last: where it is missing, a process was killed in between."""
+    overrides = [masked(override) for override in composition.overrides]
+    client.log_text(run_id, masked(composition.yaml), CONFIG)
+    client.log_text(run_id, "".join(f"{override}\n" for override in overrides), "config/overrides.txt")
+    client.log_param(run_id, "overrides", " ".join(overrides)[:6000] or "none")
 
 
 def choices(composition: Composition) -> dict[str, str]:
@@ -91,11 +96,11 @@ def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
     return tags | ({"mlflow.parentRunId": above} if above is not None else {})
 
 
-def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | None = None) -> None:
+def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: Collection[str] = ()) -> None:
     """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost.
 
     Args:
-        gone: the process that is known to be no more, as `record.spelled` has it.
+        gone: processes that are known to be no more, as `record.spelled` has them.
     """
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
     if any(_is_silent(run.data.tags) for run in running):  # after an outage of the server, too: a beat that was missed comes soon
@@ -103,7 +108,10 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: str | No
         running = [client.get_run(run.info.run_id) for run in running]
         running = [run for run in running if run.info.status == "RUNNING"]
     for run in running:
-        if spelled(run.data.tags) == gone or _is_gone(run.data.tags):
+        if spelled(run.data.tags) not in gone and not _is_gone(run.data.tags):
+            continue
+        now = client.get_run(run.info.run_id)  # another process may have gone on with it meanwhile
+        if now.info.status == "RUNNING" and spelled(now.data.tags) == spelled(run.data.tags):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
 
@@ -119,7 +127,7 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
         return _is_silent(tags)
     try:
         process = psutil.Process(int(tags["process"]))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(began(process) - float(tags["process.started"])) > 1
+        return process.status() == psutil.STATUS_ZOMBIE or abs(began(process.pid) - float(tags["process.started"])) > 1
     except psutil.NoSuchProcess:
         return True
 

@@ -20,12 +20,17 @@ PROCESS = ("host", "process", "process.started")  # tags that name a process; wh
 
 def owner() -> dict[str, str]:
     """This process, as a run's tags have it."""
-    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(began(psutil.Process()))), strict=True))
+    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(began(os.getpid()))), strict=True))
 
 
-def began(process: psutil.Process) -> float:
-    """When a process began, in seconds since its machine did. psutil tells both by a clock that may be set meanwhile; the difference stays."""
-    return process.create_time() - psutil.boot_time()
+def began(process: int) -> float:
+    """When a process began, in seconds since its machine did. psutil tells both by a clock that may be set meanwhile; the difference stays.
+
+    Args:
+        process: its number.
+    """
+    machine = psutil.boot_time()  # first: psutil 6 keeps it, to tell the other by
+    return round(psutil.Process(process).create_time() - machine, 2)
 
 
 def spelled(tags: Mapping[str, str]) -> str:

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +99,13 @@ class Tracking(Spec):
         """
         yield Tracker(composition.name)
 
-    def known(self, key: str, identity: str, gone: str | None = None) -> Known:
+    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> Known:
         """What is recorded of the same attempt; attempts whose process is gone are closed first.
 
         Args:
             key: of the settings.
             identity: of settings, photos and weights.
-            gone: the process that worked on it and is no more, if that is known.
+            gone: processes that worked on it and are known to be no more.
         """
         return Known()
 
@@ -159,7 +159,7 @@ class Mlflow(Tracking):
         with ended(client, run.info.run_id), sampled:
             yield _MlflowTracker(self, client, run)
 
-    def known(self, key: str, identity: str, gone: str | None = None) -> Known:
+    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> Known:
         client, experiment_id = self.connect()
         close_gone(client, experiment_id, gone)
         same = [_record(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]

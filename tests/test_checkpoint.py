@@ -121,13 +121,20 @@ def _die_at_work(folder: Path) -> None:
 
 def test_who_gets_a_lock_after_one_that_was_killed_learns_which(checkpoints: Checkpoints) -> None:
     with checkpoints.locked() as gone:
-        assert gone is None
+        assert gone == []
     with checkpoints.locked() as gone:
-        assert gone is None  # the first ended in order
-    killed = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(checkpoints.folder,))
-    killed.start()
-    killed.join()
+        assert gone == []  # the first ended in order
+    expected = []
+    for _ in range(2):
+        killed = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(checkpoints.folder,))
+        killed.start()
+        killed.join()
+        expected.append(killed.pid)
+    with pytest.raises(ValueError, match="the server is away"), checkpoints.locked() as gone:
+        assert [re.fullmatch(rf"{platform.node()} (\d+) \d+\.\d+", process)[1] for process in gone] == [str(number) for number in expected]
+        raise ValueError("the server is away")
+    with checkpoints.locked() as again:
+        assert again == gone
     with checkpoints.locked() as gone:
-        assert re.fullmatch(rf"{platform.node()} {killed.pid} \d+\.\d+", gone)
-    with checkpoints.locked() as gone:
-        assert gone is None
+        assert gone == []
+    assert list(checkpoints.folder.parent.iterdir()) == []

@@ -1,11 +1,14 @@
 """Records of attempts that were cut off, in a real SQLite store."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 
+from dogbreeds import lifecycle
 from dogbreeds.record import Composition, Known, owner
 
 
@@ -50,6 +53,51 @@ def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPat
     assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
     assert tracking.known("k", "i") == Known()
     assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = composed().tracking
+    client, experiment = tracking.connect()
+    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": "0", "process.started": "-1000.0"}).info.run_id
+    real = mlflow.MlflowClient.search_runs
+
+    def overtaken(*arguments, **named):
+        found = real(*arguments, **named)
+        lifecycle.go_on(client, run_id, composition(tmp_path), None)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "search_runs", overtaken)
+        lifecycle.close_gone(client, experiment)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    client.set_tag(run_id, "process.started", "-1000.0")
+    lifecycle.close_gone(client, experiment)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("last", ["create_run", "log_artifact"])
+def test_a_run_whose_process_was_killed_before_it_said_what_it_was_started_with_says_so_later(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    tracking = composed().tracking
+    client, _ = tracking.connect()
+    real = getattr(mlflow.MlflowClient, last)
+
+    def killed(*arguments, **named):
+        real(*arguments, **named)
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, last, killed)
+        with pytest.raises(SystemExit), tracking.open(replace(composition(tmp_path), overrides=("seed=0", "data.breeds=3"))):
+            pass
+    run = client.search_runs(["1"])[0]
+    assert (run.info.status, "overrides" in run.data.params) == ("RUNNING", False)
+    client.set_tag(run.info.run_id, "process.started", "-1000.0")
+    with tracking.open(replace(composition(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.known("k", "i").unfinished) as tracker:
+        assert tracker.run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).data.params["overrides"] == "data.breeds=3 seed=0"
+    assert tracking.config(run.info.run_id) == "seed: 0\n"
 
 
 def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
