@@ -12,6 +12,7 @@ from types import FrameType
 import psutil
 
 _GRACE_SECONDS = 3.0  # for the processes of parallel jobs, to write down how far they have come
+_ELSEWHERE_SECONDS = 10.0  # for jobs of a cluster; it is not waited for longer than they take
 
 
 class Terminated(KeyboardInterrupt):
@@ -69,7 +70,7 @@ def end_elsewhere() -> None:
     """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
     if _elsewhere is not None:
         with contextlib.suppress(Exception):  # a cluster that is gone runs no jobs either; what ends the command is said
-            _elsewhere(_GRACE_SECONDS)
+            _elsewhere(_ELSEWHERE_SECONDS)
 
 
 @contextlib.contextmanager

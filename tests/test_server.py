@@ -19,6 +19,7 @@ import mlflow
 import pytest
 
 from dogbreeds.record import short
+from tests.said import listen, rest
 
 SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")
 AWAY, BACK = "does not answer (", "answers again, after "
@@ -31,7 +32,7 @@ def free_port() -> int:
         return place.getsockname()[1]
 
 
-def until(holds: Callable[[], object], what: str, seconds: float = 120) -> None:
+def until(holds: Callable[[], object], what: str, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"waited for {what}"
@@ -136,22 +137,6 @@ def server(running: Server) -> Server:
     if running.process is None:
         running.start()
     return running
-
-
-def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[str]:
-    """What a command says until it has said something so many times, or has ended."""
-    lines = []
-    for line in process.stdout or ():
-        lines.append(line.rstrip("\n"))
-        times -= said in line
-        if times <= 0:
-            break
-    return lines
-
-
-def rest(process: "subprocess.Popen[str]") -> tuple[list[str], str]:
-    output, errors = process.communicate(timeout=900)
-    return output.splitlines(), errors
 
 
 def recorded(uri: str, experiment: str) -> "tuple[mlflow.MlflowClient, list, list]":
@@ -288,10 +273,10 @@ def test_a_signal_ends_a_command_that_waits(server: Server, begun, command, numb
     with begun("train", *settings) as process:
         listen(process, "/100  train ", 5)
         server.kill()
-        listen(process, "epoch 100/100")  # what follows is to be uploaded
+        listen(process, "features of test: ")  # what follows is to be uploaded
         time.sleep(2)
         process.send_signal(number)
-        errors = process.communicate(timeout=60)[1]  # of the ten minutes that it would wait
+        errors = rest(process, 120)[1]  # of the ten minutes that it would wait
     assert process.returncode == code
     assert errors == "interrupted: the same command goes on from here\n"
     server.start()

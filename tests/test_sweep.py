@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from dogbreeds.record import short
+from tests.said import listen, rest
 
 pytestmark = pytest.mark.slow
 
@@ -29,17 +29,6 @@ def runs(tmp_path: Path):
     return client, above, [run for run in found if run not in above]
 
 
-def until(process: "subprocess.Popen[str]", said: str, times: int) -> list[str]:
-    """What a command says until it has said something so many times, or has ended."""
-    lines = []
-    for line in process.stdout or ():
-        lines.append(line)
-        times -= said in line
-        if times <= 0:
-            break
-    return lines
-
-
 def epochs(lines: list[str]) -> int:
     return sum("/3  train " in line for line in lines)
 
@@ -48,16 +37,16 @@ def epochs(lines: list[str]) -> int:
 def test_a_sweep_of_twelve_that_is_killed_three_times_computes_each_job_once(launcher: str, begun, tmp_path: Path) -> None:
     moments = random.Random(7)
     said: list[str] = []
-    for _ in range(3):
+    for number in range(3):
         with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
-            said += until(process, "/3  train ", moments.randint(2, 8))
+            enough = 4 * EPOCHS + 1 - epochs(said) if number == 2 else 0  # of four side by side one has finished then, for a fifth has begun
+            said += listen(process, "/3  train ", max(moments.randint(2, 8), enough))
             time.sleep(moments.random() / 4)
             os.killpg(process.pid, signal.SIGKILL)
-            said += process.stdout.readlines()  # what was on its way
+            said += rest(process)[0]  # what was on its way
     with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
-        output, errors = process.communicate(timeout=900)
+        last, errors = rest(process)
     assert process.returncode == 0, errors
-    last = output.splitlines()
     client, above, jobs = runs(tmp_path)
     assert [run.info.status for run in above] == ["FINISHED"]  # one sweep, gone on with three times
     assert above[0].data.tags["resumed"] == "3"
@@ -78,19 +67,19 @@ def test_a_sweep_of_twelve_that_is_killed_three_times_computes_each_job_once(lau
 def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, command, tmp_path: Path, number: int, code: int) -> None:
     settings = ("data.breeds=40", "phase.epochs=400", "phase.patience_epochs=null", "tracking.system_metrics_seconds=0", "tracking.model=none")
     with begun("train", *settings) as process:
-        said = until(process, "/400  train ", 3)
+        said = listen(process, "/400  train ", 3)
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=60)
+        more, errors = rest(process)
     assert process.returncode == code
     assert errors.splitlines() == ["interrupted: the same command goes on from here"]
     client, _, jobs = runs(tmp_path)
     assert [run.info.status for run in jobs] == ["KILLED"]
     done = len(client.get_metric_history(jobs[0].info.run_id, "val/loss"))
-    assert 3 <= done == sum("/400  train " in line for line in [*said, *rest.splitlines()])
+    assert 3 <= done == sum("/400  train " in line for line in [*said, *more])
     with begun("train", *settings) as process:
-        again = until(process, "/400  train ", 1)
+        again = listen(process, "/400  train ")
         process.send_signal(number)
-        process.communicate(timeout=60)
+        rest(process)
     assert any(line.startswith(f"going on after epoch {done} of 400") for line in again)
     assert again[-1].startswith(f"epoch {done + 1:>3}/400")
 
@@ -98,10 +87,14 @@ def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, comma
 def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
     long = ("--multirun", "seed=0,1", "data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
     with begun("train", *long, *LAUNCHERS["joblib"]) as process:
-        until(process, "/4000  train ", 8)
+        twice = set()
+        for line in process.stdout:
+            twice |= {line.split()[0]} if "epoch    2/4000  train " in line else set()
+            if len(twice) == 2:
+                break
         workers = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        process.communicate(timeout=60)
+        rest(process)
     assert process.returncode == 143
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     _, above, jobs = runs(tmp_path)
@@ -134,7 +127,7 @@ def test_rerun_runs_again_what_has_finished(command, tmp_path: Path) -> None:
 def test_a_run_of_a_process_that_is_gone_is_closed_by_the_next(begun, command, tmp_path: Path) -> None:
     long = ("data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
     with begun("train", *long) as process:
-        until(process, "/4000  train ", 1)
+        listen(process, "/4000  train ")
         process.kill()
     _, _, jobs = runs(tmp_path)
     assert [run.info.status for run in jobs] == ["RUNNING"]

@@ -1,0 +1,34 @@
+"""What a command says while it runs."""
+
+import os
+import signal
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+
+def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[str]:
+    """Its lines until it has said something so many times, or has ended."""
+    lines = []
+    for line in process.stdout or ():
+        lines.append(line.rstrip("\n"))
+        times -= said in line
+        if times <= 0:
+            break
+    return lines
+
+
+def rest(process: "subprocess.Popen[str]", seconds: float = 900) -> tuple[list[str], str]:
+    """Its lines from here to its end, and its errors. `communicate` would pass over what was read ahead by `listen`. One that hangs is killed."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    hung = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # with all that hold its output open
+    hung.start()
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            errors = beside.submit(process.stderr.read)
+            lines = process.stdout.read().splitlines()
+            process.wait()
+            return lines, errors.result()
+    finally:
+        hung.cancel()
