@@ -126,6 +126,7 @@ def _run(run: Run, composition: Composition, started: float) -> Result | Range |
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
     with checkpoints.locked() as gone:
         known = run.tracking.known(run.key, identity, gone)
+        gone.clear()
         if known.finished is not None and SWEEP in os.environ and not run.rerun:
             return _done(run, known.finished, composition)
         unfinished = _unfinished(run, known, checkpoints)

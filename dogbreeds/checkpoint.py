@@ -40,24 +40,22 @@ class Checkpoints:
     @contextlib.contextmanager
     def locked(self) -> Iterator[list[str]]:
         """Waits while another process works on the same run. Gives the processes that held the lock and are gone, killed or with their machine, as
-        `spelled` has them. They are given until a body ends without an error: one that was cut short may have made nothing of it."""
+        `spelled` has them; who gets them clears the list once something was made of it, for else the next one gets them again."""
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = self._acquired()
             file.seek(0)
             gone = file.read().decode(errors="replace").splitlines()
+            before = file.tell()
             file.write(f"{spelled(owner())}\n".encode())
             file.flush()
-        done = False
         try:
             yield gone
-            done = True
         finally:
-            if done or not gone:
-                Path(file.name).unlink(missing_ok=True)
+            if gone:
+                file.truncate(before)
             else:
-                file.truncate(0)
-                file.write("".join(f"{process}\n" for process in gone).encode())
+                Path(file.name).unlink(missing_ok=True)
             file.close()
 
     def _acquired(self) -> IO[bytes]:

@@ -296,9 +296,9 @@ def fit(
                     outcome.best_weights = [variable.numpy() for variable in network.learned]
                 outcome.ended = outcome.ended or _reason(outcome, phase, stop)
                 progress.epoch, progress.step, progress.sums, progress.seconds = index + 1, 0, np.zeros(3), 0.0
-                if not outcome.diverged:
-                    keep()
-                on_epoch(epoch)  # what is kept is said: an interruption comes after both
+            if not outcome.diverged:
+                keep()
+            on_epoch(epoch)
     except KeyboardInterrupt:
         if not outcome.diverged:
             keep()

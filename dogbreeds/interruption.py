@@ -11,8 +11,8 @@ from types import FrameType
 
 import psutil
 
-_GRACE_SECONDS = 3.0  # for the processes of parallel jobs, to write down how far they have come
-_ELSEWHERE_SECONDS = 10.0  # for jobs of a cluster; it is not waited for longer than they take
+_GRACE_SECONDS = 8.0  # at most, for parallel jobs to write down how far they have come
+_LOOK_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -57,6 +57,9 @@ def job() -> Iterator[None]:
     except OutOfTime as end:
         end.hand_over()
         raise
+    except KeyboardInterrupt:
+        ignore()  # by which the command that started this process sees that nothing is left to be written
+        raise
 
 
 def elsewhere(end: Callable[[float], None]) -> None:
@@ -70,7 +73,7 @@ def end_elsewhere() -> None:
     """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
     if _elsewhere is not None:
         with contextlib.suppress(Exception):  # a cluster that is gone runs no jobs either; what ends the command is said
-            _elsewhere(_ELSEWHERE_SECONDS)
+            _elsewhere(_GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -98,8 +101,9 @@ def raise_arrived() -> None:
 
 def ignore() -> None:
     """From now on both signals do nothing: the process is ending already."""
-    for number in _RAISED:
-        signal.signal(number, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        for number in _RAISED:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
@@ -134,8 +138,9 @@ def _tell_jobs() -> None:
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
             job.terminate()  # after Ctrl-C too: submitit gives its jobs no time to write then
-    if jobs:
-        time.sleep(_GRACE_SECONDS)
+    end = time.monotonic() + _GRACE_SECONDS
+    while any(map(_is_job, jobs)) and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
 
 
 def _is_job(process: psutil.Process) -> bool:

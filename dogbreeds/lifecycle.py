@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dogbreeds import interruption
-from dogbreeds.record import Composition, Pruned, began, owner, short, spelled
+from dogbreeds.record import Composition, Pruned, began, boot, owner, short, spelled
 from dogbreeds.server import masked
 from dogbreeds.spec import Refused, home
 
@@ -70,9 +70,9 @@ def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, 
     new |= _whereabouts(composition, above) | {"resumed": str(int(before.get("resumed", 0)) + 1)}
     # At once, and before the status: another process would take it for one whose process is gone.
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
-    client.update_run(run_id, status="RUNNING")
     if "overrides" not in run.data.params:
         _keep_config(client, run_id, composition)
+    client.update_run(run_id, status="RUNNING")
     return client.get_run(run_id)
 
 
@@ -108,12 +108,14 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: Collecti
         running = [client.get_run(run.info.run_id) for run in running]
         running = [run for run in running if run.info.status == "RUNNING"]
     for run in running:
-        if spelled(run.data.tags) not in gone and not _is_gone(run.data.tags):
-            continue
-        now = client.get_run(run.info.run_id)  # another process may have gone on with it meanwhile
-        if now.info.status == "RUNNING" and spelled(now.data.tags) == spelled(run.data.tags):
+        # Once more: another process may have gone on with it since they were listed.
+        if _is_nobodys(run, gone) and _is_nobodys(client.get_run(run.info.run_id), gone):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _is_nobodys(run: "MlflowRun", gone: Collection[str]) -> bool:
+    return run.info.status == "RUNNING" and (spelled(run.data.tags) in gone or _is_gone(run.data.tags))
 
 
 def _is_silent(tags: Mapping[str, str]) -> bool:
@@ -127,7 +129,9 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
         return _is_silent(tags)
     try:
         process = psutil.Process(int(tags["process"]))
-        return process.status() == psutil.STATUS_ZOMBIE or abs(began(process.pid) - float(tags["process.started"])) > 1
+        if process.status() == psutil.STATUS_ZOMBIE or tags.get("host.boot") != boot():
+            return True
+        return abs(began(process.pid) - float(tags["process.started"])) > 1
     except psutil.NoSuchProcess:
         return True
 

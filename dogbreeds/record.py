@@ -15,12 +15,20 @@ from dogbreeds.metrics import Pair
 RANKING = "best/val_accuracy"
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
-PROCESS = ("host", "process", "process.started")  # tags that name a process; when it began, too, since numbers come again
+PROCESS = ("host", "host.boot", "process", "process.started")  # tags that name a process; when it began, too, since numbers come again
 
 
 def owner() -> dict[str, str]:
     """This process, as a run's tags have it."""
-    return dict(zip(PROCESS, (platform.node(), str(os.getpid()), str(began(os.getpid()))), strict=True))
+    return dict(zip(PROCESS, (platform.node(), boot(), str(os.getpid()), str(began(os.getpid()))), strict=True))
+
+
+def boot() -> str:
+    """Which of its starts the machine runs since; "-" where the kernel does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "-"
 
 
 def began(process: int) -> float:
@@ -29,13 +37,13 @@ def began(process: int) -> float:
     Args:
         process: its number.
     """
-    machine = psutil.boot_time()  # first: psutil 6 keeps it, to tell the other by
+    machine = psutil.boot_time()  # first: an older psutil keeps it, to tell the other by
     return round(psutil.Process(process).create_time() - machine, 2)
 
 
 def spelled(tags: Mapping[str, str]) -> str:
     """A process in a line, given tags that have what `owner` gives."""
-    return " ".join(tags[name] for name in PROCESS)
+    return " ".join(tags.get(name, "-") for name in PROCESS)
 
 
 class Pruned(Exception):

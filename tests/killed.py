@@ -62,7 +62,7 @@ before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkp
 def watch_records() -> None:
     import mlflow
 
-    for name in ("create_run", "log_batch", "log_artifact", "log_artifacts", "log_figure", "set_terminated"):
+    for name in ("create_run", "update_run", "log_batch", "log_param", "log_artifact", "log_artifacts", "log_figure", "set_terminated"):
         before(mlflow.MlflowClient, name, "record")
 
 

@@ -1,10 +1,21 @@
-"""What a command says while it runs."""
+"""What a command says while it runs, and what happens meanwhile."""
 
 import os
 import signal
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+
+
+def until(happened: Callable[[], object], process: "subprocess.Popen", seconds: float = 900) -> None:
+    """Waits for something that a process that goes on brings about."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, f"it has ended with {process.returncode}"
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
 
 
 def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[str]:

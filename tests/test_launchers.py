@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -19,6 +18,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import launcher
 from dogbreeds.spec import Refused, home
+from tests.said import listen, until
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/")  # pytest undoes the filter that `launcher` sets
 
@@ -49,14 +49,6 @@ def trained(place: Path) -> dict[str, list[int]]:
     """The epochs that were trained, in the order in which they were, by job; whichever processes did it."""
     said = {log.parent.name: log.read_text() for log in place.glob("multirun/*/*/*/train.log")}
     return {job: [int(number) for number in re.findall(r"epoch +(\d+)/\d+  train ", text)] for job, text in said.items()}
-
-
-def until(true: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 900) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "basic"])
@@ -233,14 +225,19 @@ def test_sigterm_ends_jobs_in_order_and_leaves_no_process(name: str, begun, of_r
     assert len(list(place.glob("multirun/checkpoints/*/*.npz"))) == 4  # both have the last two
 
 
+def _is_of_submitit(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "submitit.core._submit" in process.cmdline() and "submitit.local._local" in process.parent().cmdline()
+    return False
+
+
 @pytest.mark.slow
 def test_a_job_that_its_scheduler_ends_goes_on_where_it_was(begun, tmp_path: Path) -> None:
     """As on Slurm, where it is put into the queue again: the signal that submitit is sent shortly before a job's time is over."""
     place = tmp_path / "home"
     with begun("train", "--multirun", "seed=0", *LONG, *LAUNCHERS["submitit_local"]) as process:
         until(lambda: len(trained(place).get("0", [])) > 1, process)
-        (controller,) = (child for child in psutil.Process(process.pid).children() if "submitit.local._local" in child.cmdline())
-        (job,) = controller.children()
+        (job,) = (child for child in psutil.Process(process.pid).children(recursive=True) if _is_of_submitit(child))
         job.send_signal(signal.SIGUSR2)
         until(lambda: any("going on after epoch" in log.read_text() for log in place.glob("multirun/*/*/*/train.log")), process)
         _, _, jobs = runs(place)
@@ -279,11 +276,7 @@ def test_a_run_whose_machine_was_lost_is_gone_on_with_at_once(begun, tmp_path: P
     _, _, jobs = runs(place)
     assert [(run.info.status, run.data.tags["host"]) for run in jobs if run.info.status == "RUNNING"] == [("RUNNING", "elsewhere")]
     with begun("train", *LONG) as process:
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "/4000  train " in line:
-                break
+        lines = listen(process, "/4000  train ")
         process.kill()
     assert any("was cut off: its process on elsewhere is gone" in line for line in lines)
     assert any(line.startswith("going on after epoch ") for line in lines)

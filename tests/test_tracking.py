@@ -22,6 +22,7 @@ def composition(folder: Path, identity: str = "i", key: str = "k") -> Compositio
         ({}, 3600, "RUNNING"),  # the process is there, and busy
         ({"process": "4194304"}, 0, "KILLED"),  # there is no such process
         ({"process.started": "-1000.0"}, 0, "KILLED"),  # another process has got its number
+        ({"host.boot": "an earlier one"}, 0, "KILLED"),  # the machine was started again
         ({"host": "elsewhere"}, 0, "RUNNING"),
         ({"host": "elsewhere"}, 3600, "KILLED"),  # its machine was lost
     ],
@@ -48,8 +49,9 @@ def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPat
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time())}).info.run_id
-    before, real = psutil.Process().create_time(), psutil._psplatform.boot_time
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: real() + seconds)
+    before, moved = psutil.Process().create_time(), psutil.boot_time() + seconds
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: moved)
+    monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", moved, raising=False)  # of an older psutil
     assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
     assert tracking.known("k", "i") == Known()
     assert client.get_run(run_id).info.status == "RUNNING"
