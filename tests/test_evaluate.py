@@ -79,7 +79,7 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
     page = (kept / "report.html").read_text()
     assert 'src="http' not in page and 'href="http' not in page
     assert page.count("<svg") == 2
-    assert f"{100 * measured:.1f} %" in page
+    assert f"{100 * measured:.1f}&nbsp;%" in page
 
     own = tmp_path / "other photos"
     for breed in range(3):
