@@ -25,7 +25,9 @@ CASES = {
     "batchnorm_head": ("head=batchnorm", "head.dropout=0.2"),
     "frozen": (*TOP, "unfreeze.batchnorm=frozen", "optimizer.layer_decay=0.8"),
     "affine": (*TOP, "unfreeze.batchnorm=affine", "optimizer=adamw"),
-    "trainable": (*TOP, "unfreeze.batchnorm=trainable", "optimizer=sgd"),
+    # At the end of an epoch two photos, fewer than three devices. One would be four values a channel, and Keras' synchronised BatchNorm has their
+    # variance from squares: some processors lose so many digits there that the loss is 1e-5 off.
+    "trainable": (*TOP, "unfreeze.batchnorm=trainable", "optimizer=sgd", "data.train_per_breed=10", "phase.batch_size=12"),
     "drop_connect": (*TOP, "unfreeze.drop_connect=on"),
     "gradual": ("unfreeze=gradual", "unfreeze.top=2", "unfreeze.every_epochs=1", "optimizer=rmsprop"),
     "photos": ("unfreeze=all", "augment=guide", "phase.epochs=2"),
