@@ -105,10 +105,8 @@ def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: Collecti
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
     if any(_is_silent(run.data.tags) for run in running):  # after an outage of the server, too: a beat that was missed comes soon
         time.sleep(2 * _MISSED_SECONDS)
-        running = [client.get_run(run.info.run_id) for run in running]
-        running = [run for run in running if run.info.status == "RUNNING"]
     for run in running:
-        # Once more: another process may have gone on with it since they were listed.
+        # Once more, as it is now: since they were listed it may have beaten again, or another process may have gone on with it.
         if _is_nobodys(run, gone) and _is_nobodys(client.get_run(run.info.run_id), gone):
             log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
             client.set_terminated(run.info.run_id, "KILLED")
@@ -127,11 +125,11 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
     """Whether a run's process is no more; one on another machine is taken for lost when its heartbeat has stopped."""
     if tags["host"] != platform.node():
         return _is_silent(tags)
+    if tags.get("host.boot") != boot():
+        return True
     try:
-        process = psutil.Process(int(tags["process"]))
-        if process.status() == psutil.STATUS_ZOMBIE or tags.get("host.boot") != boot():
-            return True
-        return abs(began(process.pid) - float(tags["process.started"])) > 1
+        number = int(tags["process"])
+        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE or abs(began(number) - float(tags["process.started"])) > 1
     except psutil.NoSuchProcess:
         return True
 
