@@ -1,7 +1,11 @@
 """How often the diagnosis is right: seeded healthy and faulty attempts on drawn dogs, and the verdict on each. `make faults` runs it.
 
-Half of the seeds is for choosing thresholds (`python tests/bench/faults.py choose`), the other half for the report, which nothing was chosen on.
+Half of the seeds is for choosing thresholds, the other half for the report, which nothing was chosen on.
 What is wrong with an attempt is known because it was put there; the verdict that it must get follows from its kind alone.
+
+python tests/bench/faults.py               # the report, 20 attempts of each kind
+python tests/bench/faults.py choose        # the same on the seeds that thresholds are chosen on
+python tests/bench/faults.py report 1      # one attempt of each kind
 """
 
 import contextlib
@@ -13,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,12 +31,12 @@ from dogbreeds import command, data, head, miniature, preflight
 from dogbreeds.attempt import Result, execute
 from dogbreeds.metrics import Proportion
 from dogbreeds.preprocessing import MODES
-from dogbreeds.record import Composition, Parent, Predictions
+from dogbreeds.record import Composition, Parent, Predictions, Record
 from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home
+from dogbreeds.spec import home, text
 from dogbreeds.tracking import Tracker, Tracking
 
-EACH = 20  # attempts of a kind in each half
+HALVES = ("choose", "report")
 COMPOSITION = Composition("", (), "fault", Path())
 SMALL = ("data.breeds=60", "phase.epochs=8", "phase.patience_epochs=null")
 TUNED = ("data.breeds=40", "data.train_per_breed=12", "data.test_per_breed=25")
@@ -85,6 +89,10 @@ class Kind:
     settings: Callable[[np.random.Generator], tuple[str, ...]]
     change: Callable[[Run, int], Run] = lambda run, seed: run
     parent: tuple[str, ...] | None = None
+
+
+def _unchanged(run: Run) -> Run:
+    return run
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> str:
@@ -161,19 +169,20 @@ def _as(kind: type, spec: Any, **more: Any) -> Any:
 # --- one attempt --------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Remembered(Tracking):
-    """Keeps of a frozen attempt what a fine-tune needs, in a folder."""
+    """Keep what a fine-tune needs of a frozen attempt in a folder."""
 
-    folder = Path(tempfile.gettempdir())
+    folder: str = text(example="path/to/folder")
 
     @contextlib.contextmanager
-    def open(self, composition: Composition) -> Iterator[Tracker]:
-        yield _Remembering(self.folder)
+    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
+        yield _Remembering(Path(self.folder))
 
-    def parent(self, wanted, alike, seed, folder) -> Parent:
-        with np.load(self.folder / "said.npz") as stored:
+    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
+        with np.load(Path(self.folder) / "said.npz") as stored:
             said = {split: Predictions(*(stored[f"{split}_{what}"] for what in ("ids", "labels", "logits"))) for split in ("val", "test")}
-        return Parent("parent", self.folder / "head.weights.h5", 0.0, said)
+        return Parent("parent", Path(self.folder) / "head.weights.h5", 0.0, said)
 
 
 class _Remembering(Tracker):
@@ -185,22 +194,28 @@ class _Remembering(Tracker):
         self._said |= {f"{split}_ids": np.asarray(said.ids), f"{split}_labels": said.labels, f"{split}_logits": said.logits}
 
     def head(self, head) -> None:
-        np.savez(self._folder / "said.npz", **self._said)
+        np.savez(self._folder / "said.npz", **self._said)  # type: ignore[arg-type]
         head.save_weights(self._folder / "head.weights.h5")
 
 
-def attempt(name: str, seed: int) -> dict[str, Any]:
-    """The verdict on one attempt of a kind, with its curves."""
+def attempt(name: str, seed: int, overrides: tuple[str, ...] = (), change: Callable[[Run], Run] = _unchanged) -> dict[str, Any]:
+    """Run one attempt of a kind and return its verdict and curves.
+
+    Args:
+        name: key of `KINDS`.
+        seed: of the attempt, and of the settings that its kind draws.
+        overrides: settings that win over those of the kind, for the attempt and for the frozen attempt below it.
+        change: what is changed in both that no setting can change.
+    """
     kind = KINDS[name]
     rng = np.random.default_rng([seed, list(KINDS).index(name)])
     with tempfile.TemporaryDirectory() as folder:
-        _Remembered.folder = Path(folder)
         if kind.parent is not None:
-            _run(("phase=frozen", *TUNED, "phase.patience_epochs=null", *kind.parent), seed)
-            settings = ("phase=finetune", *TUNED, "phase.patience_epochs=null", *kind.settings(rng))
+            _run(("phase=frozen", *TUNED, "phase.patience_epochs=null", *kind.parent, *overrides), seed, folder, change)
+            settings = ("phase=finetune", *TUNED, "phase.patience_epochs=null", *kind.settings(rng), *overrides)
         else:
-            settings = (*SMALL, *kind.settings(rng))
-        result = _run(settings, seed, lambda run: kind.change(run, seed))
+            settings = (*SMALL, *kind.settings(rng), *overrides)
+        result = _run(settings, seed, folder, lambda run: kind.change(change(run), seed))
     curves = [dict(epoch.metrics(), n=epoch.val.accuracy.n) for epoch in result.outcome.epochs]
     return {
         "kind": name,
@@ -213,45 +228,57 @@ def attempt(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def _run(settings: tuple[str, ...], seed: int, change: Callable[[Run], Run] = lambda run: run) -> Result:
-    last = {setting.split("=")[0]: setting for setting in settings}  # Hydra refuses two options of a group
-    run = from_config(command.composed("train", ["tracking=none", f"seed={seed}", *last.values()]))
-    result = execute(dataclasses.replace(change(run), tracking=_Remembered()), COMPOSITION)
+def _run(settings: tuple[str, ...], seed: int, folder: str, change: Callable[[Run], Run]) -> Result:
+    """Run an attempt from its first epoch: its checkpoints lie in `folder`, where no earlier benchmark has left any."""
+    run = _composed("tracking=none", f"seed={seed}", f"checkpoint_dir={folder}/checkpoints", *settings)
+    result = execute(dataclasses.replace(change(run), tracking=_Remembered(folder=folder)), COMPOSITION)
     assert isinstance(result, Result)
     return result
+
+
+def _composed(*settings: str) -> Run:
+    """Compose a run, the last setting of each key; Hydra refuses two options of a group."""
+    return from_config(command.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values())))
 
 
 # --- the preflight ------------------------------------------------------------------------------------------------------
 
 
-def backbones(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Three backbones that remember drawn dogs in three conventions; of two the weights are random and only the memory is real."""
+BACKBONES = ("miniature", "mobilenetv2", "resnet50")
+
+
+def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple[str, ...]]:
+    """Return the settings of backbones that remember drawn dogs in three conventions.
+
+    All but the miniature have random weights, which are saved in `folder`; only their BatchNorm statistics are real.
+    """
     import keras
 
     keras.utils.set_random_seed(0)
-    photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
+    found: dict[str, tuple[str, ...]] = {"miniature": ()} if "miniature" in names else {}
     for name, architecture, more, mode in (("mobilenetv2", "MobileNetV2", {"alpha": 0.35}, "tf"), ("resnet50", "ResNet50", {}, "caffe")):
+        if name not in names:
+            continue
+        photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
         network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(64, 64, 3), **more)
         for layer in network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.0
-        network(keras.applications.imagenet_utils.preprocess_input(photos.copy(), mode=mode), training=True)
+        network(keras.applications.imagenet_utils.preprocess_input(photos, mode=mode), training=True)
         network.save_weights(folder / f"{name}.weights.h5")
-    return {
-        "miniature": (),
-        "mobilenetv2": ("model=mobilenetv2", "model.alpha=0.35", "model.image_size=64", f"model.weights={folder}/mobilenetv2.weights.h5"),
-        "resnet50": ("model=resnet50", "model.image_size=64", f"model.weights={folder}/resnet50.weights.h5"),
-    }
+        width = (f"model.{key}={value}" for key, value in more.items())
+        found[name] = (f"model={name}", *width, "model.image_size=64", f"model.weights={folder}/{name}.weights.h5")
+    return found
 
 
-def preflights(seeds: list[int]) -> list[dict[str, Any]]:
+def preflights(seeds: Sequence[int], names: Sequence[str] = BACKBONES, overrides: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Of each backbone, each sample of photos and each convention: whether the preflight took it for a mismatch."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for (name, settings), seed in itertools.product(backbones(Path(folder)).items(), seeds):
+        for (name, settings), seed in itertools.product(backbones(Path(folder), names).items(), seeds):
             rng = np.random.default_rng([seed, 99])
             sample = (f"data.breeds={rng.integers(20, 121)}", f"data.train_per_breed={rng.integers(2, 21)}")
-            run = from_config(command.composed("train", ["tracking=none", *settings, "data=miniature", *sample]))
+            run = _composed("tracking=none", *settings, "data=miniature", *sample, *overrides)
             fit = run.preflight.fit(run.model.build(0), run.data.open(), run.data, run.features.store())
             assert fit is not None
             for mode in MODES:
@@ -265,7 +292,8 @@ def preflights(seeds: list[int]) -> list[dict[str, Any]]:
 
 def report(results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> str:
     """Recall and precision of each verdict and of the preflight, with intervals, and what was wrong."""
-    lines = [f"{len(results)} attempts of {len(KINDS)} kinds; {len(checks)} preflights", ""]
+    kinds = {result["kind"] for result in results}
+    lines = [f"{len(results)} attempts of {len(kinds)} kinds; {len(checks)} preflights", ""]
     lines += ["| verdict | recall | precision |", "| --- | --- | --- |"]
     for verdict in dict.fromkeys(KINDS[result["kind"]].verdicts[0] for result in results):
         those = [result for result in results if verdict in KINDS[result["kind"]].verdicts]
@@ -302,27 +330,79 @@ def _prepare() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def main() -> None:
-    half = sys.argv[1] if len(sys.argv) > 1 else "report"
-    if half not in ("choose", "report"):
-        sys.exit(f"error: {half} is not a half of the seeds. It must be choose or report. Type python tests/bench/faults.py report.")
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """How much is run; the defaults are what `make faults` reports.
+
+    Attributes:
+        each: attempts of each kind, and preflights of each backbone.
+        kinds: keys of `KINDS`.
+        backbones: of `BACKBONES`.
+        overrides: settings that win over all others, in attempts and preflights.
+        change: what is changed in every attempt that no setting can change.
+        processes: how many work at a time; 0 runs everything in this process.
+    """
+
+    each: int = 20
+    kinds: tuple[str, ...] = tuple(KINDS)
+    backbones: tuple[str, ...] = BACKBONES
+    overrides: tuple[str, ...] = ()
+    change: Callable[[Run], Run] = _unchanged
+    processes: int = os.cpu_count() or 1
+
+
+FULL = Workload()
+
+
+def measure(seeds: Sequence[int], workload: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Run every kind of attempt, and the preflights, once for each seed."""
+    todo = [(name, seed) for seed in seeds for name in workload.kinds]
+    if not workload.processes:
+        return [attempt(name, seed, workload.overrides, workload.change) for name, seed in todo], preflights(
+            seeds, workload.backbones, workload.overrides
+        )
     started = time.perf_counter()
-    seeds = list(range(half == "report", 2 * EACH, 2))  # the even ones choose, the odd ones report
-    todo = [(name, seed) for seed in seeds for name in KINDS]
-    with ProcessPoolExecutor(os.cpu_count() or 1, get_context("spawn"), _prepare) as pool:
-        checking = pool.submit(preflights, seeds)
-        futures = [pool.submit(attempt, name, seed) for name, seed in todo]
+    with ProcessPoolExecutor(workload.processes, get_context("spawn"), _prepare) as pool:
+        checking = pool.submit(preflights, seeds, workload.backbones, workload.overrides)
+        futures = [pool.submit(attempt, name, seed, workload.overrides, workload.change) for name, seed in todo]
         results = []
         for number, future in enumerate(futures, 1):
             results.append(future.result())
-            if number % (4 * len(KINDS)) == 0:
+            if number % (4 * len(workload.kinds)) == 0:
                 print(f"{number} of {len(todo)} attempts, {time.perf_counter() - started:.0f} s", flush=True)
-        checks = checking.result()
-    out = home() / "multirun" / f"faults_{half}.json"
+        return results, checking.result()
+
+
+def main(half: str = "report", workload: Workload = FULL, out: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Print the report on one half of the seeds, and write down every attempt and preflight.
+
+    Args:
+        half: of the seeds; the even ones choose thresholds, the odd ones report.
+        workload: how much is run.
+        out: file to write; None stands for one in `multirun/`.
+    """
+    started = time.perf_counter()
+    found = dict(zip(("attempts", "preflights"), measure(range(half == "report", 2 * workload.each, 2), workload), strict=True))
+    if out is None:
+        out = home() / "multirun" / f"faults_{half}{'' if workload == FULL else f'_{workload.each}'}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"attempts": results, "preflights": checks}, indent=1))
-    print(f"\n{report(results, checks)}\n\n{time.perf_counter() - started:.0f} s; every attempt is in {out}")
+    out.write_text(json.dumps(found, indent=1))
+    print(f"\n{report(found['attempts'], found['preflights'])}\n\n{time.perf_counter() - started:.0f} s; every attempt is in {out}")
+    return found
+
+
+def _arguments(typed: list[str]) -> tuple[str, int]:
+    """Return the half of the seeds and the number of attempts of each kind that the command line asks for."""
+    half, each = (*typed, *("report", str(FULL.each))[len(typed) :])[:2]
+    if half not in HALVES:
+        sys.exit(f"error: {half} is not a half of the seeds. It must be choose or report. Type python tests/bench/faults.py report.")
+    if not each.isdecimal() or int(each) < 1:
+        sys.exit(
+            f"error: {each} attempts of each kind cannot be run. It must be a whole number of 1 or more. Type python tests/bench/faults.py {half} 1."
+        )
+    return half, int(each)
 
 
 if __name__ == "__main__":
-    main()
+    asked_half, asked_each = _arguments(sys.argv[1:])
+    main(asked_half, dataclasses.replace(FULL, each=asked_each))

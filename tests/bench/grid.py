@@ -8,7 +8,6 @@ backward. Heads are counted as they run on this machine's cores.
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from dogbreeds.terminal import hushed
 MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072  # the guide's
 PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)  # a pass of one photo, decoding and all, on its GPU
 ATTEMPTS = (1, 10, 100, 1000)
-BATCH, ROUNDS = 8, 5
-HEAD_PHOTOS, HEAD_BATCH, BREEDS = 4096, 32, 120
+HEAD_BATCH, BREEDS = 32, 120
 
 
 @dataclass(frozen=True)
@@ -45,17 +43,42 @@ KINDS = (
 )
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Workload:
+    """What is timed, and how often; the defaults are what `make bench-grid` reports.
+
+    Attributes:
+        model: settings of the backbone.
+        change: what is changed in every run that no setting can change.
+        kinds: of attempts; the head's step is that of the first.
+        batch: photos of a forward pass.
+        rounds: of which the median counts.
+        head_photos: that the head trains on in a round.
+    """
+
+    model: tuple[str, ...] = ("model=effnetb4", "model.weights=null")
+    change: Callable[[Run], Run] = lambda run: run
+    kinds: tuple[Kind, ...] = KINDS
+    batch: int = 8
+    rounds: int = 5
+    head_photos: int = 4096
+
+
+FULL = Workload()
+
+
+def main(workload: Workload = FULL) -> None:
+    """Print what attempts cost, a table a kind."""
     with hushed():
         import tensorflow  # noqa: F401
     print(
         f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}: {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"
     )
-    head = head_seconds(*built(KINDS[0]))
+    head = head_seconds(*built(workload.kinds[0], workload), workload)
     print(f"a head's step on this machine, a photo: {1000 * head:.2f} ms\n")
-    for kind in KINDS:
-        _, network = built(kind)
-        above, size = share(network), kept_bytes(network)
+    for kind in workload.kinds:
+        _, network = built(kind, workload)
+        above, size = share(network, workload), kept_bytes(network)
         print(
             f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; "
             f"in float16 {size / 1024:.1f} KiB are kept a photo, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
@@ -83,8 +106,8 @@ def row(kind: Kind, above: float, head: float, attempts: int) -> str:
     return f"{attempts:8,} {without:14,.0f} {before:10,.2f} | {kept:14,.0f} {after:10,.2f} {heads:10,.2f} | {(before + heads) / (after + heads):6.1f}"
 
 
-def built(kind: Kind) -> tuple[Run, Network]:
-    run = from_config(command.composed("train", ["model=effnetb4", "model.weights=null", "data=miniature", "tracking=none", *kind.settings]))
+def built(kind: Kind, workload: Workload) -> tuple[Run, Network]:
+    run = workload.change(from_config(command.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])))
     backbone = run.model.build(0)
     return run, assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, BREEDS, 0))
 
@@ -94,31 +117,31 @@ def kept_bytes(network: Network) -> int:
     return int(np.prod(network.prefix.shape)) * 2
 
 
-def share(network: Network) -> float:
+def share(network: Network, workload: Workload) -> float:
     """The suffix' part of a forward pass: both in inference mode, compiled, side by side."""
     if network.suffix is None:
         return 0.0
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
-    photos = tf.constant(rng.uniform(0, 255, (BATCH, *network.prefix.graph.input.shape[1:])), tf.float32)
-    kept = tf.constant(rng.normal(size=(BATCH, *network.prefix.shape)), tf.float32)
+    photos = tf.constant(rng.uniform(0, 255, (workload.batch, *network.prefix.graph.input.shape[1:])), tf.float32)
+    kept = tf.constant(rng.normal(size=(workload.batch, *network.prefix.shape)), tf.float32)
     below = tf.function(lambda shown: network.prefix.graph(shown, training=False))
     above = tf.function(lambda shown: network.suffix(shown, training=False))
-    seconds = [(timed(lambda: below(photos)), timed(lambda: above(kept))) for _ in range(ROUNDS + 1)][1:]
+    seconds = [(timed(lambda: below(photos)), timed(lambda: above(kept))) for _ in range(workload.rounds + 1)][1:]
     return statistics.median(high / (low + high) for low, high in seconds)
 
 
-def head_seconds(run: Run, network: Network) -> float:
+def head_seconds(run: Run, network: Network, workload: Workload) -> float:
     """Of a training step of the head, a photo: kept features in, weights moved."""
     from dogbreeds.fit import Step
 
     step, rng = Step(network, run.optimizer), np.random.default_rng(0)
     inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)
     labels = rng.integers(0, BREEDS, HEAD_BATCH).astype(np.int32)
-    steps = HEAD_PHOTOS // HEAD_BATCH
-    rounds = [timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)]) for _ in range(ROUNDS + 1)][1:]
-    return statistics.median(rounds) / HEAD_PHOTOS
+    steps = workload.head_photos // HEAD_BATCH
+    rounds = [timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)]) for _ in range(workload.rounds + 1)][1:]
+    return statistics.median(rounds) / (steps * HEAD_BATCH)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -128,4 +151,4 @@ def timed(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,41 +1,64 @@
 """Peak memory while features are computed, for one and for four times as many photos: EfficientNet-B4 at 380 px. `make bench-memory` runs it.
 
-python tests/bench/memory.py 300        # photos of the smaller one
+python tests/bench/memory.py 300        # photos of the smaller one, 60 or more
 """
 
-import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
+B4 = ("model=effnetb4", "model.weights=null")
+FEWEST = 60
+# VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
 _PEAK = (
-    "import resource, sys; from dogbreeds import command, train\n"
-    "command.main(train.task)\n"
-    "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    "from dogbreeds import command, train\n"
+    "command.main(train.task, 'train', goes_on=True)\n"
+    "print('peak', next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 )
 
 
-def peak(photos: int) -> int:
-    """MiB at most, while an attempt with this many photos runs."""
+def peak(photos: int, model: Sequence[str] = B4) -> int:
+    """Return the most MiB that an attempt with this many photos takes, in a process of its own."""
     each = photos // 30
     settings = (
-        "model=effnetb4", "model.weights=null", "tracking=none", "phase.epochs=1", "data=miniature", "data.breeds=10",
+        *model, "tracking=none", "phase.epochs=1", "data=miniature", "data.breeds=10",
         f"data.train_per_breed={2 * each}", f"data.val_per_breed={each // 2}", f"data.test_per_breed={each // 2}",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", _PEAK, *settings, f"features.dir={folder}", f"hydra.run.dir={folder}/run"]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=True)
+        places = (f"features.dir={folder}", f"checkpoint_dir={folder}/checkpoints", f"hydra.run.dir={folder}/run")
+        done = subprocess.run([sys.executable, "-c", _PEAK, *settings, *places], capture_output=True, text=True)
     found = re.search(r"peak (\d+)", done.stdout)
-    assert found is not None
-    return int(found.group(1))
+    if done.returncode or found is None:
+        raise RuntimeError(f"the attempt ended with {done.returncode}: {done.stderr}")
+    return int(found[1])
 
 
-def main() -> None:
-    photos = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    for count in (photos, 4 * photos):
-        print(f"{count:6,} photos: peak {peak(count):,} MiB", flush=True)
+def main(photos: int = 300, times: Sequence[int] = (1, 4), model: Sequence[str] = B4) -> dict[int, int]:
+    """Print the peak for multiples of a number of photos, and return the MiB of each.
+
+    Args:
+        photos: of the smallest attempt, `FEWEST` or more.
+        times: multiples of them.
+        model: its settings.
+    """
+    peaks: dict[int, int] = {}
+    for count in (photos * factor for factor in times):
+        peaks[count] = peak(count, model)
+        print(f"{count:6,} photos: peak {peaks[count]:,} MiB", flush=True)
+    return peaks
+
+
+def _arguments(typed: list[str]) -> int:
+    """Return the number of photos that the command line asks for."""
+    photos = typed[0] if typed else "300"
+    if not photos.isdecimal() or int(photos) < FEWEST:
+        sys.exit(
+            f"error: {photos} photos cannot be split. It must be a whole number of {FEWEST} or more. Type python tests/bench/memory.py {FEWEST}."
+        )
+    return int(photos)
 
 
 if __name__ == "__main__":
-    main()
+    main(_arguments(sys.argv[1:]))

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,51 +31,80 @@ from dogbreeds import command, images, miniature
 from dogbreeds.classifier import Classifier, load
 from dogbreeds.network import assemble
 from dogbreeds.prediction import answers, network
-from dogbreeds.run import from_config
+from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
 from dogbreeds.terminal import hushed
 
-PHOTOS, FEWER, ROUNDS, TOP, BREEDS = 1_000, 250, 5, 3, 120
+TOP, BREEDS = 3, 120
+# VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
 _PEAK = (
-    "import resource, sys; from dogbreeds import command, predict\n"
+    "from dogbreeds import command, predict\n"
     "command.main(predict.task, 'predict')\n"
-    "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    "print('peak', next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 )
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Workload:
+    """How many photos are predicted, and how often; the defaults are what `make bench-predict` reports.
+
+    Attributes:
+        photos: that rates are measured on.
+        rounds: of which the median counts.
+        peaks: how many of the photos each command goes through whose peak memory is measured.
+        change: what is changed in the run of an untrained network that no setting can change.
+    """
+
+    photos: int = 1_000
+    rounds: int = 5
+    peaks: tuple[int, ...] = (250, 1_000)
+    change: Callable[[Run], Run] = lambda run: run
+
+
+FULL = Workload()
+
+
+def main(wanted: str = "effnetb0", workload: Workload = FULL) -> dict[int, int]:
+    """Print rates and peaks, and return the MiB of each number of photos.
+
+    Args:
+        wanted: a model with untrained weights, or a saved network's file.
+        workload: how many photos, and how often.
+    """
     with hushed():
         import tensorflow  # noqa: F401
+    peaks: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        wanted = sys.argv[1] if len(sys.argv) > 1 else "effnetb0"
-        file = Path(wanted) if wanted.endswith(".keras") else saved(place, wanted)
+        file = Path(wanted) if wanted.endswith(".keras") else saved(place, wanted, workload)
         classifier = load(file)
-        root = photos(place, classifier.size)
-        measure(classifier, root)
-        for count in (FEWER, PHOTOS):
-            print(f"{count:6,} photos: peak {peak(file, root, count):,} MiB", flush=True)
+        root = photos(place, classifier.size, workload.photos)
+        measure(classifier, root, workload)
+        for count in workload.peaks:
+            peaks[count] = peak(file, root, count)
+            print(f"{count:6,} photos: peak {peaks[count]:,} MiB", flush=True)
+    return peaks
 
 
-def photos(place: Path, side: int) -> Path:
+def photos(place: Path, side: int, total: int) -> Path:
     """A folder with so many photos as JPEG: real ones, evenly over their classes, or drawn ones with so many pixels a side."""
     root, real = place / "photos", os.environ.get("DOGBREEDS_REAL_DATA")
     root.mkdir()
     if real:
         there = sorted((Path(real) / "stanford_dogs_224/test").glob("*/*.jpg"))
-        for number, row in enumerate(np.linspace(0, len(there) - 1, PHOTOS).astype(int)):
+        for number, row in enumerate(np.linspace(0, len(there) - 1, total).astype(int)):
             shutil.copy(there[row], root / f"{number:04}.jpg")
         return root
-    for number in range(PHOTOS):
+    for number in range(total):
         drawn = Image.fromarray(miniature.draw("test", number % miniature.BREEDS, number // miniature.BREEDS))
         drawn.resize((side, side)).save(root / f"{number:04}.jpg", quality=90)
     return root
 
 
-def saved(place: Path, model: str) -> Path:
+def saved(place: Path, model: str, workload: Workload) -> Path:
     """A network as an attempt keeps it, but untrained."""
     weights = [] if model == "miniature" else ["model.weights=null"]
-    run = from_config(command.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"]))
+    run = workload.change(from_config(command.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"])))
     backbone = run.model.build(0)
     plan = run.unfreeze.plan(backbone.blocks)
     built = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, BREEDS, 0))
@@ -82,38 +112,38 @@ def saved(place: Path, model: str) -> Path:
     return place / "model.keras"
 
 
-def measure(classifier: Classifier, root: Path) -> None:
+def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
     """Prints the rates of each round, and the median ratios."""
     import tensorflow as tf
 
-    batch = classifier.batch_size()
+    batch, total = classifier.batch_size(), workload.photos
     ready = np.stack([photo.pixels() for photo in images.found([str(root)], sys.stdin.buffer).photos])  # [n, h, w, 3] uint8
     small = np.stack([classifier.resizer(photo) for photo in ready])
     whole = tf.function(lambda shown: classifier.whole(shown, training=False), reduce_retracing=True)
     run = network(classifier, explained=False)
 
     def bare() -> None:
-        for start in range(0, PHOTOS, batch):
+        for start in range(0, total, batch):
             whole(tf.constant(ready[start : start + batch]))["probabilities"].numpy()
 
     def core() -> None:
-        for start in range(0, PHOTOS, batch):
+        for start in range(0, total, batch):
             classifier.logits(small[start : start + batch])
 
     def ours() -> None:
         read = sum(not answer.error for answer in answers(classifier, run, images.found([str(root)], sys.stdin.buffer).photos, batch, TOP))
-        assert read == PHOTOS
+        assert read == total
 
     ways: dict[str, Callable[[], None]] = {"the bare network": bare, "its core alone": core, "predict, from files": ours}
     for way in ways.values():
         way()  # compiled, and files in the page cache
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
+    for _ in range(workload.rounds):
         for name, way in ways.items():
             seconds[name].append(timed(way))
-    print(f"{PHOTOS:,} photos of {ready.shape[1]} px, network of {classifier.size} px, {batch} at a time, {os.cpu_count()} cores, images/s:")
+    print(f"{total:,} photos of {ready.shape[1]} px, network of {classifier.size} px, {batch} at a time, {os.cpu_count()} cores, images/s:")
     for name, values in seconds.items():
-        rates = [PHOTOS / wall for wall, _ in values]
+        rates = [total / wall for wall, _ in values]
         print(f"{name:22} {statistics.median(rates):8.1f}   ({', '.join(f'{rate:.1f}' for rate in rates)})")
     print("predict's rate, as a part of what it is beside; by the clock, and by the processor's time, which other processes do not lengthen:")
     for name in ("the bare network", "its core alone"):
@@ -136,11 +166,12 @@ def peak(file: Path, root: Path, count: int) -> int:
         (Path(folder) / "conf").symlink_to(home() / "conf")
         settings = (f"run={file}", "images=-", "format=csv", f"output={folder}/breeds.csv")
         environment = os.environ | {"DOGBREEDS_HOME": folder, "PYTHONPATH": str(home())}
-        done = subprocess.run([sys.executable, "-c", _PEAK, *settings], input=listed, capture_output=True, text=True, env=environment, check=True)
+        done = subprocess.run([sys.executable, "-c", _PEAK, *settings], input=listed, capture_output=True, text=True, env=environment)
     found = re.search(r"peak (\d+)", done.stdout)
-    assert found is not None
-    return int(found.group(1))
+    if done.returncode or found is None:
+        raise RuntimeError(f"the command ended with {done.returncode}: {done.stderr}")
+    return int(found[1])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else "effnetb0")

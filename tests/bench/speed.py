@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,55 +32,99 @@ from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
 from dogbreeds.terminal import hushed
 
-RATES = (1e-2, 3e-3, 1e-3, 3e-4)
-EPOCHS = 6
-EACH = 6  # photos of a breed beside plain Keras, which would take hours for all
 FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Photos and backbone: `root/{train,test}/<class>/…`, and how the model is named to us."""
+    """Photos and backbone.
+
+    Attributes:
+        name: for people.
+        root: folder of the photos, `root/{train,test}/<class>/…`.
+        model: settings of the backbone.
+        workload: how much is trained on them.
+    """
 
     name: str
     root: Path
     model: tuple[str, ...]
+    workload: "Workload"
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Workload:
+    """How much is trained on, and how often; the defaults are what `make bench` reports.
+
+    Attributes:
+        breeds: classes of drawn dogs.
+        train, test: photos of a drawn breed.
+        each: photos of a class beside plain Keras, which would take hours for all.
+        rates: learning rates of the sweep.
+        epochs: of every attempt.
+        attempts: how many attempts on all photos are summed up, two numbers or more that ascend; the last but one is held against a bare pass.
+        few: photos of a class in the smaller folders that an attempt is timed on.
+        passes: bare passes, of which the median counts.
+        change: what is changed in every run that no setting can change.
+    """
+
+    breeds: int = 120
+    train: int = 40
+    test: int = 20
+    each: int = 6
+    rates: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4)
+    epochs: int = 6
+    attempts: tuple[int, ...] = (1, 2, 4, 8)
+    few: tuple[int, ...] = (2, 4)
+    passes: int = 3
+    change: Callable[[Run], Run] = lambda run: run
+
+
+FULL = Workload()
+
+
+def main(workload: Workload = FULL, out: Path | None = None) -> dict[str, float]:
+    """Print, write down and return ratios and the seconds they come from.
+
+    Args:
+        workload: how much is trained on, and how often.
+        out: file to write; None stands for one in `multirun/`.
+    """
     started = time.perf_counter()
     with hushed():
         import tensorflow  # noqa: F401
     with tempfile.TemporaryDirectory() as folder:
-        setup = _real() or _drawn(Path(folder))
+        setup = _real(workload) or _drawn(Path(folder), workload)
         results = measure(setup, Path(folder))
     results["seconds/whole benchmark"] = time.perf_counter() - started
-    out = home() / "multirun" / "bench.json"
+    out = out or home() / "multirun" / "bench.json"
+    out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(results, indent=1))
     print(f"\n{setup.name}\n")
     for name, value in results.items():
         print(f"{name:64} {value:>9.3f}")
     print(f"\nwritten to {out}")
+    return results
 
 
-def _real() -> Setup | None:
+def _real(workload: Workload) -> Setup | None:
     """Real photos and EfficientNet-B0, where DOGBREEDS_REAL_DATA names them."""
     place = os.environ.get("DOGBREEDS_REAL_DATA")
     if not place:
         return None
     weights = Path(place) / "weights/efficientnetb0_notop.weights.h5"
-    return Setup("EfficientNet-B0 on real photos", Path(place) / "stanford_dogs_224", ("model=effnetb0", f"model.weights={weights}"))
+    return Setup("EfficientNet-B0 on real photos", Path(place) / "stanford_dogs_224", ("model=effnetb0", f"model.weights={weights}"), workload)
 
 
-def _drawn(folder: Path) -> Setup:
+def _drawn(folder: Path, workload: Workload) -> Setup:
     root = folder / "drawn"
-    for part, count in (("train", 40), ("test", 20)):
-        for breed in range(120):
+    for part, count in (("train", workload.train), ("test", workload.test)):
+        for breed in range(workload.breeds):
             place = root / part / miniature.breed_name(breed)
             place.mkdir(parents=True)
             for photo in range(count):
                 Image.fromarray(miniature.draw(part, breed, photo)).save(place / f"{photo}.png")
-    return Setup("the miniature on drawn dogs", root, ("model=miniature",))
+    return Setup("the miniature on drawn dogs", root, ("model=miniature",), workload)
 
 
 def subset(setup: Setup, folder: Path, each: int) -> Path:
@@ -94,34 +139,40 @@ def subset(setup: Setup, folder: Path, each: int) -> Path:
 
 def measure(setup: Setup, folder: Path) -> dict[str, float]:
     """Ratios and the seconds they come from."""
-    root = subset(setup, folder, EACH)
+    workload = setup.workload
+    root = subset(setup, folder, workload.each)
     results: dict[str, float] = {"photos": sum(1 for _ in root.glob("*/*"))}
     finetune = ("unfreeze=last_n", f"unfreeze.layers={FINETUNE_LAYERS}", "optimizer.lr=1e-5", f"phase.batch_size={FINETUNE_BATCH}")
-    ours(setup, root, folder / "warm", "phase.epochs=1")  # the first use of TensorFlow's kernels counts for nobody
+    # The first use of TensorFlow's kernels counts for nobody.
+    ours(setup, root, folder / "warm", "phase.epochs=1")
 
-    passes = [bare_pass(setup, root, folder) for _ in range(3)]
-    results["seconds/one bare pass of the prefix"] = statistics.median(passes)
-    sweep = [timed(lambda lr=lr: ours(setup, root, folder / "sweep", f"optimizer.lr={lr}")) for lr in RATES]
-    results["seconds/sweep of 4 rates, kept"] = sum(sweep)
-    results["seconds/fine-tune of the top 20, kept"] = timed(lambda: ours(setup, root, folder / "finetune", *finetune))
-    results["seconds/sweep of 4 rates, plain Keras"] = sum(timed(lambda lr=lr: plain(setup, root, lr, FROZEN_BATCH, ())) for lr in RATES)
+    bare = statistics.median(bare_pass(setup, root, folder) for _ in range(workload.passes))
+    results["seconds/one bare pass of the prefix"] = bare
+    kept = sum(timed(partial(ours, setup, root, folder / "sweep", f"optimizer.lr={lr}")) for lr in workload.rates)
+    sweep = f"sweep of {len(workload.rates)} rates"
+    results[f"seconds/{sweep}, kept"] = kept
+    kept_finetune = timed(partial(ours, setup, root, folder / "finetune", *finetune))
+    results["seconds/fine-tune of the top 20, kept"] = kept_finetune
+    keras_sweep = sum(timed(partial(plain, setup, root, lr, FROZEN_BATCH, ())) for lr in workload.rates)
+    results[f"seconds/{sweep}, plain Keras"] = keras_sweep
     trained = trained_layers(setup, root, finetune)
-    results["seconds/fine-tune of the top 20, plain Keras"] = timed(lambda: plain(setup, root, 1e-5, FINETUNE_BATCH, trained))
+    keras_finetune = timed(partial(plain, setup, root, 1e-5, FINETUNE_BATCH, trained))
+    results["seconds/fine-tune of the top 20, plain Keras"] = keras_finetune
 
-    rates = np.geomspace(1e-4, 1e-2, 8).tolist()
-    costs = [timed(lambda lr=lr: ours(setup, setup.root, folder / "attempts", f"optimizer.lr={lr}")) for lr in rates]
-    for count in (1, 2, 4, 8):
+    rates = np.geomspace(1e-4, 1e-2, workload.attempts[-1]).tolist()
+    costs = [timed(partial(ours, setup, setup.root, folder / "attempts", f"optimizer.lr={lr}")) for lr in rates]
+    for count in workload.attempts:
         results[f"seconds/{count} attempts on {len(list(setup.root.glob('*/*/*'))):,} photos"] = sum(costs[:count])
-    for each in (2, 4):
+    for each in workload.few:
         few = subset(setup, folder, each)
-        results[f"seconds/1 attempt on {120 * each:,} photos"] = timed(lambda few=few, each=each: ours(setup, few, folder / f"images{each}"))
+        results[f"seconds/1 attempt on {len(list(few.glob('*/*'))):,} photos"] = timed(partial(ours, setup, few, folder / f"images{each}"))
 
-    results["ratio/sweep: plain Keras to kept"] = results["seconds/sweep of 4 rates, plain Keras"] / results["seconds/sweep of 4 rates, kept"]
-    finetunes = results["seconds/fine-tune of the top 20, plain Keras"], results["seconds/fine-tune of the top 20, kept"]
-    results["ratio/fine-tune: plain Keras to kept"] = finetunes[0] / finetunes[1]
-    results["ratio/sweep, kept, to one bare pass"] = results["seconds/sweep of 4 rates, kept"] / results["seconds/one bare pass of the prefix"]
+    results["ratio/sweep: plain Keras to kept"] = keras_sweep / kept
+    results["ratio/fine-tune: plain Keras to kept"] = keras_finetune / kept_finetune
+    results["ratio/sweep, kept, to one bare pass"] = kept / bare
     results["ratio/a further attempt to the first, all photos"] = statistics.median(costs[1:]) / costs[0]
-    results["ratio/4 attempts to one bare pass, all photos"] = sum(costs[:4]) / bare_pass(setup, setup.root, folder)
+    several = workload.attempts[-2]
+    results[f"ratio/{several} attempts to one bare pass, all photos"] = sum(costs[:several]) / bare_pass(setup, setup.root, folder)
     return results
 
 
@@ -134,14 +185,17 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
-    fixed = (f"phase.epochs={EPOCHS}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
-    asked = [*setup.model, "data=folder", f"data.root={root}", f"features.dir={cache}", *fixed, *overrides]
-    return from_config(command.composed("train", list({item.split("=")[0]: item for item in asked}.values())))
+    fixed = (f"phase.epochs={setup.workload.epochs}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
+    places = (f"data.root={root}", f"features.dir={cache}", f"checkpoint_dir={cache}_checkpoints")
+    asked = [*setup.model, "data=folder", *places, *fixed, *overrides]
+    return setup.workload.change(from_config(command.composed("train", list({item.split("=")[0]: item for item in asked}.values()))))
 
 
 def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
     """An attempt of ours, from files to the best epoch."""
-    return execute(composed(setup, root, cache, *overrides), Composition("", (), "bench", cache))
+    result = execute(composed(setup, root, cache, *overrides), Composition("", (), "bench", cache))
+    assert isinstance(result, Result)
+    return result
 
 
 def bare_pass(setup: Setup, root: Path, folder: Path) -> float:
@@ -197,7 +251,7 @@ def plain(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, .
     network = keras.Model(photos, keras.layers.Dense(len(dataset.class_names), activation="softmax")(outputs))
     metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)]
     network.compile(optimizer=keras.optimizers.Adam(lr), loss="sparse_categorical_crossentropy", metrics=metrics)
-    network.fit(train, validation_data=val, epochs=EPOCHS, verbose=0)
+    network.fit(train, validation_data=val, epochs=setup.workload.epochs, verbose=0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""Benchmarks on tiny inputs: each runs to its end and reports what it ran. None of these tests looks at how long something takes."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dogbreeds.model import Model
+from dogbreeds.preprocessing import MODES
+from dogbreeds.run import Run
+from tests.bench import faults, fuzz, grid, memory, predict, speed
+
+if TYPE_CHECKING:
+    import keras
+
+MINIATURE = ("model=miniature",)
+Change = Callable[[Run], Run]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Small(Model):
+    """A backbone of 22 plain layers, which TensorFlow traces many times faster than the miniature."""
+
+    def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
+        import keras
+
+        images = keras.Input((self.image_size, self.image_size, 3))
+        outputs = images
+        for block in range(7):
+            outputs = keras.layers.Conv2D(4, 3, strides=2 if block < 3 else 1, padding="same", name=f"block{block}_conv")(outputs)
+            outputs = keras.layers.BatchNormalization(name=f"block{block}_bn")(outputs)
+            outputs = keras.layers.ReLU(name=f"block{block}_relu")(outputs)
+        return keras.Model(images, outputs)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Change]:
+    """A function that gives a run the small backbone, with random weights of a file, which remember no pixels that could be checked.
+
+    Nothing that could be traced is, while the test runs: it would take most of the time.
+    """
+    import tensorflow as tf
+
+    settings = {"architecture": "Miniature", "image_size": 64, "pixels": "raw"}
+    file = tmp_path / "small.weights.h5"
+    Small(weights=None, **settings).construct(None).save_weights(file)
+    model = Small(weights=str(file), **settings)
+    tf.config.run_functions_eagerly(True)
+    yield lambda run: dataclasses.replace(run, model=model, preflight=dataclasses.replace(run.preflight, action="none"))
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep benchmarks from real photos, which some of them take where there are any."""
+    monkeypatch.delenv("DOGBREEDS_REAL_DATA", raising=False)
+
+
+def _numbers(line: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.\d+", line)]
+
+
+def test_faults_judges_every_kind_as_expected(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"not a number": "diverged", "fine-tune that changes nothing": "no_better_than_frozen"}
+    tiny = ("data.breeds=3", "data.train_per_breed=8", "phase.epochs=2", f"features.dir={tmp_path}/kept")
+    workload = faults.Workload(each=1, kinds=tuple(expected), backbones=("miniature",), overrides=tiny, change=small, processes=0)
+    found = faults.main("report", workload, tmp_path / "faults.json")
+    said = capsys.readouterr().out
+    assert {attempt["kind"]: attempt["verdict"] for attempt in found["attempts"]} == expected
+    assert {check["mode"]: check["mismatch"] for check in found["preflights"]} == {mode: mode != "raw" for mode in MODES}
+    assert f"2 attempts of 2 kinds; {len(MODES)} preflights" in said
+    assert all(f"| {verdict.replace('_', ' ')} | 1.00 (" in said for verdict in expected.values())
+    assert "misjudged" not in said
+    assert [attempt["kind"] for attempt in json.loads((tmp_path / "faults.json").read_text())["attempts"]] == list(expected)
+
+
+def test_faults_reports_a_misjudged_attempt_with_its_seed() -> None:
+    results = [
+        {"kind": "dead head", "seed": seed, "settings": (), "verdict": verdict, "reason": verdict}
+        for seed, verdict in ((1, "never_learned"), (3, "learned"))
+    ]
+    said = faults.report(results, [])
+    assert "| never learned | 0.50 (" in said
+    assert "misjudged: dead head, seed 3 (): learned" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "asked"), [([], ("report", 20)), (["choose"], ("choose", 20)), (["report", "1"], ("report", 1)), (["choose", "2"], ("choose", 2))]
+)
+def test_faults_command_line_names_a_half_and_a_number_of_attempts(typed: list[str], asked: tuple[str, int]) -> None:
+    assert faults._arguments(typed) == asked
+
+
+@pytest.mark.parametrize(("typed", "wrong"), [(["both"], "both"), (["report", "0"], "0"), (["report", "many"], "many")])
+def test_faults_command_line_refuses_another_half_or_number(typed: list[str], wrong: str) -> None:
+    with pytest.raises(SystemExit, match=f"error: {wrong} .*Type python tests/bench/faults.py"):
+        faults._arguments(typed)
+
+
+def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[str]) -> None:
+    cheap = ("model=mobilenetv2", "model.alpha=0.35", "model.image_size=32", "model.weights=null", "preflight=none")
+    peaks = memory.main(memory.FEWEST, times=(1,), model=cheap)
+    assert list(peaks) == [memory.FEWEST]
+    assert 100 < peaks[memory.FEWEST] < 10_000
+    assert capsys.readouterr().out.split() == [str(memory.FEWEST), "photos:", "peak", f"{peaks[memory.FEWEST]:,}", "MiB"]
+
+
+@pytest.mark.parametrize("typed", ["59", "few"])
+def test_memory_command_line_refuses_photos_that_cannot_be_split(typed: str) -> None:
+    with pytest.raises(SystemExit, match=f"error: {typed} photos .*Type python tests/bench/memory.py 60"):
+        memory._arguments([typed])
+
+
+def test_grid_costs_every_kind(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = grid.KINDS[:2]
+    grid.main(grid.Workload(model=MINIATURE, change=small, kinds=kinds, batch=2, rounds=1, head_photos=64))
+    said = capsys.readouterr().out
+    (head,) = re.findall(r"head's step on this machine, a photo: (\S+) ms", said)
+    assert float(head) > 0
+    shares = {kind.name: float(re.findall(rf"{kind.name}, {kind.epochs} epochs: (\S+) %", said)[0]) for kind in kinds}
+    frozen, top_20 = shares.values()
+    assert frozen == 0
+    assert 0 < top_20 <= 100
+    rows = [line for line in said.splitlines() if line.count("|") == 2 and "attempts" not in line]
+    assert len(rows) == len(kinds) * len(grid.ATTEMPTS)
+    assert all(number > 0 for row in rows for number in _numbers(row.rpartition("|")[2]))
+
+
+def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workload = speed.Workload(breeds=3, train=4, test=2, each=3, rates=(1e-3,), epochs=1, attempts=(1, 2), few=(2,), passes=1, change=small)
+    results = speed.main(workload, tmp_path / "bench.json")
+    said = capsys.readouterr().out
+    assert results["photos"] == 9
+    assert {name for name in results if name.startswith("seconds/")} == {
+        "seconds/one bare pass of the prefix",
+        "seconds/sweep of 1 rates, kept",
+        "seconds/sweep of 1 rates, plain Keras",
+        "seconds/fine-tune of the top 20, kept",
+        "seconds/fine-tune of the top 20, plain Keras",
+        "seconds/1 attempts on 18 photos",
+        "seconds/2 attempts on 18 photos",
+        "seconds/1 attempt on 6 photos",
+        "seconds/whole benchmark",
+    }
+    assert sum(name.startswith("ratio/") for name in results) == 5
+    assert all(value > 0 for value in results.values())
+    assert all(name in said for name in results)
+    assert json.loads((tmp_path / "bench.json").read_text()) == results
+
+
+def test_predict_measures_rates_and_the_peak(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = predict.main("miniature", predict.Workload(photos=6, rounds=2, peaks=(4,), change=small))
+    said = capsys.readouterr().out
+    assert list(peaks) == [4]
+    assert 100 < peaks[4] < 10_000
+    assert f"4 photos: peak {peaks[4]:,} MiB" in said
+    assert "6 photos of 64 px, network of 64 px" in said
+    for way in ("the bare network", "its core alone", "predict, from files"):
+        rates = [_numbers(line) for line in said.splitlines() if line.startswith(way)]
+        assert all(len(line) == 3 and min(line) > 0 for line in rates)
+        assert len(rates) == (1 if way == "predict, from files" else 3)
+
+
+def test_fuzz_reports_every_kind_and_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    count = 2 * len(fuzz.KINDS)
+    report = fuzz.main(count, seed=0)
+    said = capsys.readouterr().out
+    assert (report.crashes, report.hangs, report.writes) == ([], [], [])
+    assert report.read + report.refused == count
+    assert all(sum(report.outcomes[kind].values()) == 2 for kind in fuzz.KINDS)
+    assert all(f"| {kind} |" in said for kind in fuzz.KINDS)
+    assert 0 < report.peak < 10_000
