@@ -1,6 +1,10 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The oldest and the newest Python that are supported, where pyenv has them or on the path.
+OLDEST ?= $(lastword python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
+NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 PORT ?= 5000
 HOST ?= 127.0.0.1
 ARTIFACTS ?= $(CURDIR)/mlruns/server
@@ -13,15 +17,21 @@ ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
+.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# Said of the Python that would make .venv, or that made it; as requires-python in pyproject.toml.
+CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+	"%s is Python %s. dogbreeds needs Python 3.11, 3.12 or 3.13. Type %smake setup PYTHON=python3.12." % (sys.argv[1], sys.version.split()[0], sys.argv[2]))
+
 setup: $(BIN)/.ready ## a .venv with everything, at the versions in constraints.txt
 
 $(BIN)/.ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@if test -x $(BIN)/python; then $(BIN)/python -c '$(CHECK_PYTHON)' $(BIN)/python 'rm -r $(VENV) && '; \
+	else $(PYTHON) -c '$(CHECK_PYTHON)' '$(PYTHON)' ''; fi
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -29,11 +39,16 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 	for attempts in $(ATTEMPTS); do $(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETUP) $(OPTIONS) || exit 1; done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: setup ## the tests, about 7 minutes on 2 cores
+test: setup ## the tests, about MINUTES_DEFAULT minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, killed, gone on with, handed over; about half an hour more
-	$(BIN)/python -m pytest -n 2 -m slow
+test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about MINUTES_SLOW minutes more
+	$(BIN)/python -m pytest -n 2 -m 'slow and not long'
+
+test-long: setup ## once in a while: every case of all that, and the first tier on the oldest and the newest Python; about MINUTES_LONG
+	$(BIN)/python -m pytest -n 2 -m long
+	$(MAKE) test VENV=.venv-oldest PYTHON='$(OLDEST)'
+	$(MAKE) test VENV=.venv-newest PYTHON='$(NEWEST)'
 
 test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
 	$(BIN)/python -m pytest -m real
