@@ -1,5 +1,6 @@
-"""Small real inputs: drawn photos on disk, composed runs, and caches of their own."""
+"""Small real inputs: drawn photos on disk, composed runs, and commands as a user types them."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -17,11 +18,56 @@ from dogbreeds import command as commands
 from dogbreeds import miniature
 from dogbreeds.run import Run, from_config
 from dogbreeds.spec import home
+from tests import prefork
 
 if TYPE_CHECKING:
     import keras
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+_server = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
+_collected = pytest.StashKey[dict[str, list[set[str]]]]()
+_frozen = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begins the server that forks for commands, one for all workers."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="prefork-"))
+    os.environ[prefork.ADDRESS] = str(folder / "socket")
+    config.stash[_server] = prefork.begin(folder / "socket", folder / "log"), folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _server in config.stash:
+        process, folder = config.stash[_server]
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Notes all tests and their marks, before those of other tiers are left out."""
+    noted = config.stash[_collected] = {}
+    for item in items:
+        name = f"{item.path.stem.removeprefix('test_')}::{getattr(item, 'originalname', item.name).removeprefix('test_')}"
+        noted.setdefault(name, []).append({mark.name for mark in item.iter_markers()})
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> dict[str, list[set[str]]]:
+    """All tests by `<file>::<name>`, and the marks of each of a test's cases."""
+    return request.config.stash[_collected]
+
+
+def pytest_runtest_setup() -> None:
+    """What has been imported stays: looking for garbage among it takes a quarter of an attempt, which freezes it when it imports TensorFlow."""
+    global _frozen
+    if not _frozen and "tensorflow" in sys.modules:
+        _frozen = True
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -34,19 +80,41 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept features that all tests of a process share: most attempts in them see the same photos through the same backbone."""
+    return tmp_path_factory.mktemp("kept")
+
+
 @pytest.fixture
-def composed(tmp_path: Path, empty_store: Path) -> Callable[..., Run]:
-    """A function from overrides to a run whose caches and records lie in the test's folder."""
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
+def cache(request: pytest.FixtureRequest, tmp_path: Path, shared_cache: Path) -> Path:
+    """Where a test's attempts keep features: what it shares with others, or with the mark `own_cache` a folder of its own."""
+    return tmp_path / "cache" if request.node.get_closest_marker("own_cache") else shared_cache
 
-    def run(*overrides: str) -> Run:
-        places = [f"features.dir={tmp_path}/kept", f"checkpoint_dir={tmp_path}/checkpoints"]
-        if not any(override.startswith("tracking=") for override in overrides):
-            places += [f"tracking.uri=sqlite:///{tmp_path}/mlruns/mlflow.db", f"tracking.artifacts={tmp_path}/mlruns/artifacts"]
-        return from_config(commands.composed("train", [*places, *overrides]))
 
-    return run
+@pytest.fixture(scope="session")
+def composed_in(empty_store: Path) -> Callable[[Path, Path], Callable[..., Run]]:
+    """As `composed`, for a folder and a cache: for fixtures that several tests share."""
+
+    def place(folder: Path, cache: Path) -> Callable[..., Run]:
+        (folder / "mlruns").mkdir()
+        shutil.copy(empty_store, folder / "mlruns/mlflow.db")
+
+        def run(*overrides: str) -> Run:
+            places = [f"features.dir={cache}", f"checkpoint_dir={folder}/checkpoints"]
+            if not any(override.startswith("tracking=") for override in overrides):
+                places += [f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db", f"tracking.artifacts={folder}/mlruns/artifacts"]
+            return from_config(commands.composed("train", [*places, *overrides]))
+
+        return run
+
+    return place
+
+
+@pytest.fixture
+def composed(tmp_path: Path, cache: Path, composed_in: Callable[[Path, Path], Callable[..., Run]]) -> Callable[..., Run]:
+    """A function from overrides to a run whose checkpoints and records lie in the test's folder."""
+    return composed_in(tmp_path, cache)
 
 
 @pytest.fixture
@@ -94,39 +162,65 @@ def remembering(tmp_path: Path) -> Callable[..., "keras.Model"]:
     return build
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
-    """Begins `python -m dogbreeds.<name>` as a user does, from another folder, with a home of its own for runs and records."""
+@pytest.fixture(scope="session")
+def made_home(empty_store: Path) -> Callable[[Path], Path]:
+    """A function that makes a folder a home for runs and records, unless it is one."""
 
-    def begin(name: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-        place = tmp_path / "home"
-        place.mkdir(exist_ok=True)
+    def make(place: Path) -> Path:
         if not (place / "conf").exists():
+            (place / "mlruns").mkdir(parents=True)
             (place / "conf").symlink_to(home() / "conf")
-        return subprocess.Popen(
-            [sys.executable, "-m", f"dogbreeds.{name}", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(home())} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # so that a test can end it with all its processes
-        )
+            shutil.copy(empty_store, place / "mlruns/mlflow.db")
+        return place
+
+    return make
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, cache: Path) -> Callable[..., dict[str, str]]:
+    """A function that gives the environment of a command whose runs and records lie in the test's folder, with more variables."""
+
+    def environment(**more: str) -> dict[str, str]:
+        places = {"DOGBREEDS_HOME": str(tmp_path / "home"), "DOGBREEDS_CACHE": str(cache), "PYTHONPATH": str(home())}
+        return os.environ | places | more
+
+    return environment
+
+
+@pytest.fixture
+def begun(tmp_path: Path, made_home: Callable[[Path], Path], at_home: Callable[..., dict[str, str]]) -> Callable[..., prefork.Process]:
+    """Begins `python -m dogbreeds.<name>` as a user does, from another folder; a name with a dot is another module's."""
+
+    def begin(name: str, *arguments: str, given: bytes = b"", **environment: str) -> prefork.Process:
+        made_home(tmp_path / "home")
+        module = name if "." in name else f"dogbreeds.{name}"
+        return prefork.Process(os.environ[prefork.ADDRESS], module, arguments, tmp_path, at_home(**environment), given)
 
     return begin
 
 
 @pytest.fixture
-def command(begun: "Callable[..., subprocess.Popen[str]]") -> Callable[..., subprocess.CompletedProcess[str]]:
+def command(begun: Callable[..., prefork.Process]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command as `begun` begins it, to its end."""
 
-    def run(name: str, *arguments: str, timeout: float = 900, **environment: str) -> subprocess.CompletedProcess[str]:
-        with begun(name, *arguments, **environment) as process:
-            try:
-                output, errors = process.communicate(timeout=timeout)
-            finally:
-                process.kill()
+    def run(name: str, *arguments: str, timeout: float = 900, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+        with begun(name, *arguments, given=given, **environment) as process:
+            output, errors = process.communicate(timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    return run
+
+
+@pytest.fixture
+def typed(tmp_path: Path, at_home: Callable[..., dict[str, str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m dogbreeds.<name>` in a new interpreter, and in a home in which nothing has been."""
+
+    def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        if not (tmp_path / "home").exists():
+            (tmp_path / "home").mkdir()
+            (tmp_path / "home/conf").symlink_to(home() / "conf")
+        script = [sys.executable, "-m", f"dogbreeds.{name}", *arguments]
+        return subprocess.run(script, cwd=tmp_path, env=at_home(**environment), capture_output=True, text=True, timeout=900)
 
     return run
 

@@ -1,6 +1,6 @@
 """Runs `dogbreeds.train` and ends it with SIGKILL at the n-th of the moments that are counted; with n = 0 it writes down what they are.
 
-python tests/killed.py <n> <file for the moments> <arguments of dogbreeds.train>
+python -m tests.killed <n> <file for the moments> <arguments of dogbreeds.train>
 """
 
 import contextlib

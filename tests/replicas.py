@@ -1,6 +1,6 @@
 """Trains cases on one device and on parts of the processor, and writes down every step of both: the parts must be made before TensorFlow begins.
 
-python tests/replicas.py <folder> <parts> <case>...
+python -m tests.replicas <folder> <parts> <case>...
 """
 
 import json
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from losses import recorded
 
 from dogbreeds import attempt, command
 from dogbreeds.record import Composition
 from dogbreeds.run import from_config
+from tests.losses import recorded
 
 FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 # 45 photos in batches of 11: parts of 5 and 6, and at the end of each epoch a batch of one photo.

@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tests import prefork
 
-def until(happened: Callable[[], object], process: "subprocess.Popen", seconds: float = 900) -> None:
+Process = prefork.Process | subprocess.Popen[str]
+
+
+def until(happened: Callable[[], object], process: Process, seconds: float = 900) -> None:
     """Waits for something that a process that goes on brings about."""
     end = time.monotonic() + seconds
     while not happened():
@@ -18,7 +22,7 @@ def until(happened: Callable[[], object], process: "subprocess.Popen", seconds: 
         time.sleep(0.2)
 
 
-def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[str]:
+def listen(process: Process, said: str, times: int = 1) -> list[str]:
     """Its lines until it has said something so many times, or has ended."""
     lines = []
     for line in process.stdout or ():
@@ -29,7 +33,7 @@ def listen(process: "subprocess.Popen[str]", said: str, times: int = 1) -> list[
     return lines
 
 
-def rest(process: "subprocess.Popen[str]", seconds: float = 900) -> tuple[list[str], str]:
+def rest(process: Process, seconds: float = 900) -> tuple[list[str], str]:
     """Its lines from here to its end, and its errors. `communicate` would pass over what was read ahead by `listen`. One that hangs is killed."""
     assert process.stdout is not None
     assert process.stderr is not None

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import execute
+from dogbreeds.attempt import Done, execute
 from dogbreeds.metrics import Pair
 from dogbreeds.record import SWEEP, Composition, short
+from dogbreeds.run import Run
 from dogbreeds.spec import Refused
 from dogbreeds.sweep import Sweep
 from dogbreeds.tracking import Mlflow
@@ -29,21 +30,35 @@ def predictions(client, record, split: str, folder: Path) -> dict[str, bool]:
     return dict(zip(said["ids"].tolist(), said["logits"].argmax(axis=1) == said["labels"], strict=True))
 
 
+def execute_recorded(run: Run, folder: Path, name: str = "an attempt"):
+    """Runs an attempt; gives its result, its MLflow run and the client."""
+    result = execute(run, composition(folder, name))
+    client, experiment = run.tracking.connect()
+    return result, client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0], client
+
+
 @pytest.fixture
 def attempted(composed, tmp_path: Path):
-    """A function that runs an attempt and gives its result, its MLflow run and the client."""
-
-    def attempt(*overrides: str, name: str = "an attempt"):
-        run = composed(*SMALL, *overrides)
-        result = execute(run, composition(tmp_path, name))
-        client, experiment = run.tracking.connect()
-        return result, client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0], client
-
-    return attempt
+    """A function that runs an attempt as `execute_recorded` does."""
+    return lambda *overrides, name="an attempt": execute_recorded(composed(*SMALL, *overrides), tmp_path, name)
 
 
-def test_everything_about_an_attempt_is_recorded(attempted, tmp_path: Path) -> None:
-    result, record, client = attempted()
+@pytest.fixture(scope="module")
+def beside(composed_in, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory):
+    """As `attempted`, in the folder and the store of `finished`."""
+    folder = tmp_path_factory.mktemp("finished")
+    composed = composed_in(folder, shared_cache)
+    return lambda *overrides: execute_recorded(composed(*SMALL, *overrides), folder)
+
+
+@pytest.fixture(scope="module")
+def finished(beside):
+    """An attempt that has finished, which several tests look at: its result, its MLflow run and the client."""
+    return beside()
+
+
+def test_everything_about_an_attempt_is_recorded(finished, tmp_path: Path) -> None:
+    result, record, client = finished
     assert record.info.status == "FINISHED"
     assert record.info.run_name == "an attempt"
     params, metrics, tags = record.data.params, record.data.metrics, record.data.tags
@@ -102,10 +117,10 @@ def test_everything_about_an_attempt_is_recorded(attempted, tmp_path: Path) -> N
     assert said["ids"][0] == "test/000-cream-bib-prick/0"
 
 
-def test_the_recorded_model_gives_the_recorded_test_accuracy(attempted, composed, tmp_path: Path) -> None:
+def test_the_recorded_model_gives_the_recorded_test_accuracy(finished, composed, tmp_path: Path) -> None:
     import keras
 
-    result, record, client = attempted("phase.epochs=6")
+    result, record, client = finished
     whole = keras.models.load_model(client.download_artifacts(record.info.run_id, "model/model.keras", str(tmp_path)))
     dataset = composed(*SMALL).data.open()
     photos = np.stack([photo() for photo in dataset.test.source.read()])
@@ -114,15 +129,28 @@ def test_the_recorded_model_gives_the_recorded_test_accuracy(attempted, composed
     assert result.test.accuracy.value > 0.8
 
 
-def test_the_same_seed_twice_gives_the_same_numbers(attempted) -> None:
-    first, again = attempted("tracking.model=none")[0], attempted("tracking.model=none")[0]
+def test_the_same_seed_twice_gives_the_same_numbers(finished, attempted) -> None:
+    first, again = finished[0], attempted("tracking.model=none")[0]
     assert [epoch.metrics() for epoch in first.outcome.epochs] == [epoch.metrics() for epoch in again.outcome.epochs]
     assert first.test == again.test
 
 
-def test_augmented_training_goes_through_its_copies(attempted) -> None:
-    augmented = attempted("augment=guide", "augment.copies=2", "phase.epochs=4", "tracking.model=none")[0].outcome
-    plain = attempted("phase.epochs=4", "tracking.model=none")[0].outcome
+def test_in_a_sweep_what_has_finished_is_not_run_again(attempted, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    caplog.set_level("INFO")
+    first = attempted("tracking.model=none", "phase.epochs=1")[0]
+    client, experiment = composed(*SMALL).tracking.connect()
+    monkeypatch.setenv(SWEEP, client.create_run(experiment).info.run_id)
+    settings = (*SMALL, "tracking.model=none", "phase.epochs=1")
+    again = execute(composed(*settings), composition(tmp_path))
+    assert (type(again), again.run_id, again.objective) == (Done, first.run_id, first.objective)
+    assert any(message.startswith(f"already there: run {short(first.run_id)} ") for message in caplog.messages)
+    anew = execute(composed(*settings, "rerun=true"), composition(tmp_path))
+    assert anew.run_id != first.run_id
+
+
+def test_augmented_training_goes_through_its_copies(finished, attempted) -> None:
+    augmented = attempted("augment=guide", "augment.copies=2", "tracking.model=none")[0].outcome
+    plain = finished[0].outcome
     assert augmented.epochs[-1].train_loss > 1.2 * plain.epochs[-1].train_loss
     assert augmented.epochs[-1].val.accuracy.value > 0.5
 
@@ -135,12 +163,14 @@ def test_everything_may_train_on_augmented_photos(attempted) -> None:
     assert augmented.epochs[1].train_loss > plain.epochs[1].train_loss
 
 
-def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_path: Path) -> None:
-    frozen, parent, _ = attempted("phase.epochs=4")
-    collapsed, _, _ = attempted("phase.epochs=1", "optimizer.lr=3e-1")
+TUNED = ("phase=finetune", "phase.epochs=1", "unfreeze.layers=16")
+
+
+def test_a_fine_tune_goes_on_from_its_frozen_parent(finished, beside) -> None:
+    frozen, parent, _ = finished
+    collapsed, _, _ = beside("phase.epochs=1", "optimizer.lr=3e-1")
     assert collapsed.objective < frozen.objective
-    small = ("phase=finetune", "phase.epochs=2", "unfreeze.layers=16")
-    tuned, record, client = attempted(*small, "optimizer.lr=1e-30")  # too little to change anything: it starts where the parent was best
+    tuned, record, client = beside(*TUNED, "optimizer.lr=1e-30")  # too little to change anything: it starts where the parent was best
     assert record.data.tags["parent"] == parent.info.run_id
     assert record.data.metrics["parent/val_accuracy"] == frozen.objective
     assert tuned.outcome.epochs[0].val.accuracy == frozen.outcome.best.val.accuracy
@@ -152,7 +182,12 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_pat
     assert record.data.tags["verdict.reason"].startswith("+0.0 points on test (95 % interval ")
     for split in ("val", "test"):
         assert [record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")] == [0, 1, 0, 0]
-    other = attempted(*small, f"phase.parent={short(parent.info.run_id)}", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
+
+
+@pytest.mark.slow
+def test_a_fine_tune_is_compared_with_its_parent_photo_by_photo(finished, beside, tmp_path: Path) -> None:
+    parent, client = finished[1:]
+    other = beside(*TUNED, f"phase.parent={short(parent.info.run_id)}", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
     assert other.data.tags["parent"] == parent.info.run_id
     said = {(whose, split): predictions(client, whose, split, tmp_path) for whose in (parent, other) for split in ("val", "test")}
     for split in ("val", "test"):
@@ -164,6 +199,10 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_pat
         assert gained + lost > 0
         assert other.data.metrics[f"parent/{split}_p_value"] == Pair(gained, lost, len(now), split).p_value
     assert other.data.metrics["verdict/p_value"] == other.data.metrics["parent/test_p_value"]  # val chose the epoch: only test judges fairly
+
+
+def test_a_parent_that_does_not_fit_is_refused(finished, beside) -> None:
+    _, parent, client = finished
     for overrides, said in (
         (("head=linear",), "No finished frozen attempt of experiment 'dogbreeds' matches in data.fingerprint, data.resize, head, "),
         (("phase.parent=zzz",), "phase.parent=zzz names 0 finished frozen attempts of experiment 'dogbreeds'. It must name one"),
@@ -172,13 +211,18 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(attempted, composed, tmp_pat
             ("preprocessing=torch", "preflight=none", f"phase.parent={parent.info.run_id}"),
             "does not fit: preprocessing.mode is raw there and torch here.",
         ),
-        (("tracking=none",), "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps."),
     ):
-        settings = [setting for setting in SMALL if not (setting.startswith("tracking.") and "tracking=none" in overrides)]
         with pytest.raises(Refused) as refusal:
-            execute(composed(*settings, *small, *overrides), composition(tmp_path))
+            beside(*TUNED, *overrides)
         assert said in str(refusal.value)
-    assert {record.info.status for record in client.search_runs([record.info.experiment_id])} == {"FINISHED"}  # a refusal leaves no run behind
+    assert {record.info.status for record in client.search_runs([parent.info.experiment_id])} == {"FINISHED"}  # a refusal leaves no run behind
+
+
+def test_a_fine_tune_without_records_is_refused(composed, tmp_path: Path) -> None:
+    with pytest.raises(
+        Refused, match=r"^phase=finetune was asked for with tracking=none\. A fine-tune goes on from a frozen attempt that MLflow keeps\."
+    ):
+        execute(composed(SMALL[0], *TUNED, "tracking=none"), composition(tmp_path))
 
 
 def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> None:
@@ -222,7 +266,8 @@ def test_of_a_sweep_the_best_model_is_kept(
     client, experiment = composed(*SMALL).tracking.connect()
     parent = client.create_run(experiment).info.run_id
     monkeypatch.setenv(SWEEP, parent)
-    records = [attempted(f"optimizer.lr={lr}", f"tracking.model={keep}", name=lr)[1] for lr in rates]
+    small = ("preflight=none", "baseline=none", "phase.epochs=2", f"tracking.model={keep}")
+    records = [attempted(f"optimizer.lr={lr}", *small, name=lr)[1] for lr in rates]
     assert {record.data.tags["mlflow.parentRunId"] for record in records} == {parent}
     artifacts = [{item.path for item in client.list_artifacts(record.info.run_id)} for record in records]
     assert ["model" in paths for paths in artifacts] == kept

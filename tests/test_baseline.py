@@ -59,9 +59,12 @@ def test_a_class_is_known_by_the_number_before_its_name(name: str, numbered: boo
 # --- what is measured -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "pixels"), [("MobileNetV2", "tf"), ("ConvNeXtTiny", "raw"), ("EfficientNetV2B0", "raw"), ("ResNet50", "caffe")]
+    ("architecture", "pixels"),
+    [
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("MobileNetV2", "tf"), ("ConvNeXtTiny", "raw"))),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("EfficientNetV2B0", "raw"), ("ResNet50", "caffe"))),
+    ],
 )
 def test_the_top_says_what_the_whole_network_says(architecture: str, pixels: str, tmp_path: Path, rng: np.random.Generator) -> None:
     import keras
@@ -150,6 +153,7 @@ def attempted(composed, weights, photographed: Path, tmp_path: Path):
     return attempt
 
 
+@pytest.mark.slow
 def test_the_baseline_is_what_plain_keras_gets(attempted, weights, photographed: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     _, frozen = attempted()
@@ -178,7 +182,7 @@ def test_the_baseline_is_what_plain_keras_gets(attempted, weights, photographed:
     assert line in caplog.messages
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_baseline_changes_nothing_else(attempted, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     with_it, _ = attempted()
@@ -228,6 +232,7 @@ def test_why_an_attempt_may_have_none(mode: str, unfreeze: Unfreeze, reason: str
     assert (zero.said, zero.network, zero.tags()) == (reason, None, {"baseline": reason, "data.imagenet_classes": "3"})
 
 
+@pytest.mark.slow
 def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
     import keras
 

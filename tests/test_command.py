@@ -60,6 +60,7 @@ def test_help_names_every_group(command) -> None:
     assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
 
 
+@pytest.mark.own_cache
 def test_what_is_kept_is_listed_and_cleared(command) -> None:
     assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
     listed = command("cache").stdout.splitlines()
@@ -72,6 +73,7 @@ def test_what_is_kept_is_listed_and_cleared(command) -> None:
     assert "error: clear was 'perhaps'. It must be true or false." in refused.stderr
 
 
+@pytest.mark.own_cache
 def test_what_is_unfinished_or_damaged_is_listed_as_such(command, tmp_path: Path) -> None:
     def produce(rows: np.ndarray, start: int, notes: dict):
         yield from (1_000, 2_048)

@@ -1,11 +1,11 @@
 """Training on a kept prefix is training the whole network: every step's loss beside that of plain Keras on the photos themselves."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from losses import recorded
 
 from dogbreeds.attempt import _head_seed, execute
 from dogbreeds.augment import Augment
@@ -13,6 +13,8 @@ from dogbreeds.fit import order
 from dogbreeds.network import Network
 from dogbreeds.record import Composition
 from dogbreeds.run import Run
+from tests.losses import recorded
+from tests.tiers import tiered
 
 SIZE, BREEDS, EACH, BATCH = 64, 3, 8, 6
 
@@ -96,9 +98,14 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("augment", ["none", "guide"])
-@pytest.mark.parametrize("finetune", [False, True], ids=["frozen", "finetune"])
-@pytest.mark.parametrize("name", ["mobilenetv2", pytest.param("effnetb0", marks=pytest.mark.slow), pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "finetune", "augment"),
+    tiered(
+        itertools.product(MODELS, (False, True), ("none", "guide")),
+        first=[("mobilenetv2", True, "guide")],
+        slow=[("mobilenetv2", False, "none"), ("effnetb0", True, "none")],
+    ),
+)
 def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, losses, networks, name: str, finetune: bool, augment: str) -> None:
     architecture, more, pixels, _ = MODELS[name]
     network = remembering(architecture, pixels, SIZE, **more)
@@ -111,12 +118,17 @@ def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, lo
 
 
 @pytest.mark.parametrize(
-    ("batchnorm", "drop_connect"), [("frozen", "off"), ("frozen", "on"), ("affine", "off"), ("affine", "on"), ("trainable", "off")]
+    ("batchnorm", "drop_connect"),
+    tiered(
+        [("frozen", "off"), ("frozen", "on"), ("affine", "off"), ("affine", "on"), ("trainable", "off")],
+        first=[("trainable", "off")],
+        slow=[("affine", "on")],
+    ),
 )
 def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list[Network], batchnorm: str, drop_connect: str) -> None:
     run = composed(
         "unfreeze=last_n", "unfreeze.layers=50", "unfreeze.exact=true", f"unfreeze.batchnorm={batchnorm}", f"unfreeze.drop_connect={drop_connect}",
-        "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "phase.epochs=2", "tracking=none",
+        "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "phase.epochs=1", "tracking=none",
     )  # fmt: skip
     before = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
     result = execute(run, Composition("", (), "", tmp_path))
@@ -147,6 +159,7 @@ def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list
 SMALL = ("data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "tracking=none")
 
 
+@pytest.mark.slow
 def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Network]) -> None:
     moved: list[dict[str, np.ndarray]] = []
     for decay in (1.0, 0.5):

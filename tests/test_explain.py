@@ -61,7 +61,11 @@ def by_definition(network: Network, pixels: np.ndarray) -> tuple[np.ndarray, np.
 
 @pytest.mark.parametrize(
     ("policy", "mode"),
-    [(Nothing(**FROZEN), "caffe"), (LastN(layers=20, exact=False, **FROZEN), "raw"), (All(**FROZEN), "torch")],
+    [
+        pytest.param(Nothing(**FROZEN), "caffe", marks=pytest.mark.slow),
+        (LastN(layers=20, exact=False, **FROZEN), "raw"),
+        pytest.param(All(**FROZEN), "torch", marks=pytest.mark.slow),
+    ],
 )
 def test_grad_cam_is_what_its_definition_gives(policy: Unfreeze, mode: str, tmp_path: Path) -> None:
     network = build(policy, mode=mode)

@@ -14,6 +14,8 @@ from dogbreeds.kept import Store
 from dogbreeds.run import Run
 from dogbreeds.spec import Refused
 
+pytestmark = pytest.mark.own_cache
+
 SMALL = ("data.breeds=4", "data.train_per_breed=12", "features.batch_size=16", "baseline=none")
 
 
@@ -36,11 +38,19 @@ def test_a_shard_beyond_the_last_is_refused() -> None:
     ("settings", "kinds", "shards"),
     [
         # two epochs see the views 0 and 1 of three; the photos of a source are decoded once for all its views
-        (("phase.epochs=2", "augment=guide", "augment.copies=3"), {"features": 4, "photos": 3, "preflight": 1}, {"features": 12, "photos": 9}),
-        (("phase.epochs=2", "unfreeze=all"), {"photos": 3, "preflight": 1}, {"photos": 6}),  # 32 photos at a time: one of three has none
-        (("phase=lr_range",), {"features": 1, "photos": 1, "preflight": 1}, {"features": 3, "photos": 3}),
+        pytest.param(
+            ("phase.epochs=2", "augment=guide", "augment.copies=3"),
+            {"features": 4, "photos": 3, "preflight": 1},
+            {"features": 12, "photos": 9},
+            marks=pytest.mark.slow,
+            id="views",
+        ),
+        # 32 photos at a time: one of three has none
+        pytest.param(
+            ("phase.epochs=2", "unfreeze=all"), {"photos": 3, "preflight": 1}, {"photos": 6}, marks=pytest.mark.long, id="nothing is frozen"
+        ),
+        pytest.param(("phase=lr_range",), {"features": 1, "photos": 1, "preflight": 1}, {"features": 3, "photos": 3}, id="a range test"),
     ],
-    ids=["views", "nothing is frozen", "a range test"],
 )
 def test_what_an_attempt_needs_is_the_same_in_shards(
     composed: Callable[..., Run], tmp_path: Path, settings: tuple[str, ...], kinds: dict[str, int], shards: dict[str, int]
@@ -63,8 +73,9 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
     assert kept_in(parts) == kept_in(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("joblib", marks=pytest.mark.slow), *(pytest.param(name, marks=pytest.mark.long) for name in ("basic", "ray"))]
+)
 def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
     command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, launcher: str
 ) -> None:
@@ -75,7 +86,7 @@ def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
     small = [*SMALL, "phase.epochs=2"]
     jobs = command("extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray)
     assert jobs.returncode == 0, jobs.stderr
-    assert not (tmp_path / "home/mlruns").exists()
+    assert not (tmp_path / "home/mlruns/artifacts").exists()
     listed = command("cache")
     assert "64 px, stretch, float32, shard 0–16 of 40 rows" in listed.stdout
     recorded = ("tracking.system_metrics_seconds=0", "tracking.model=none")

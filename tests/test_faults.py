@@ -17,7 +17,7 @@ from dogbreeds.record import SWEEP, Composition, short
 from dogbreeds.run import Run
 from dogbreeds.spec import Missing, Refused
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
 SETTINGS = ("data=folder", "phase.epochs=2", "tracking.system_metrics_seconds=0", "tracking.model=none", "data.max_corrupt_fraction=0.2")
 
@@ -46,7 +46,7 @@ class Place:
 
     @property
     def features(self) -> list[Path]:
-        return sorted((self.root / "kept").glob("features-*/rows.npy"))
+        return sorted((self.root / "cache").glob("features-*/rows.npy"))
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def a_target_outside_the_package(place: Place) -> tuple[str, ...]:
 
 
 REFUSED = {
-    no_room_for_features: r"kept has no room for .* GB of features \(No space left on device\)\. They need a disk that does\. Type ",
+    no_room_for_features: r"cache has no room for .* GB of features \(No space left on device\)\. They need a disk that does\. Type ",
     no_room_for_checkpoints: r"^The checkpoint in .* cannot be written \(No space left on device\)\. It needs a folder .*\. Make room and ",
     no_room_for_records: r"^tracking\.uri=sqlite.* cannot be used \(\[Errno 28\] No space left on device\)\. .* with room, .* again\.$",
     a_place_for_features_that_is_a_file: r"/file/kept cannot be written \(Not a directory\)\. Features need .*\. Type features\.dir=<folder>\.",
@@ -192,7 +192,11 @@ def put_other_weights_under_the_same_name(place: Place) -> None:
 OTHERS = "has the same settings, but its photos, class names or weights were others: its results are not used, all is computed anew"
 
 
-@pytest.mark.parametrize("change", [rename_a_class, change_a_photo, put_other_weights_under_the_same_name], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(rename_a_class, marks=pytest.mark.long), change_a_photo, put_other_weights_under_the_same_name],
+    ids=lambda change: change.__name__,
+)
 def test_what_was_computed_from_something_else_is_not_reused(change, place: Place, caplog: pytest.LogCaptureFixture) -> None:
     from dogbreeds.model import SHIPPED
 

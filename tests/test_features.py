@@ -37,7 +37,9 @@ def features(tmp_path: Path):
     Store.release()
 
 
+@functools.cache
 def prefix(mode: str = "raw", policy=None) -> Prefix:
+    """The same one each time, so that it is compiled once."""
     backbone = MiniatureModel(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     plan = (policy or Nothing(**MODES)).plan(backbone.blocks)
     return assemble(backbone, Preprocessing(mode=mode), plan, lambda features: None).prefix  # type: ignore[arg-type,return-value]

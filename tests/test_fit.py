@@ -56,7 +56,9 @@ def train(built: Network, optimizer: Optimizer | None = None, schedule=None, see
         (RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0), "RMSprop(1e-3, rho=0.8, momentum=0.5)"),
     ],
 )
-@pytest.mark.parametrize("head", [MLP(widths=[16], dropout=0.5), BatchNorm(dropout=0.2), Linear(dropout=0.0)])
+@pytest.mark.parametrize(
+    "head", [MLP(widths=[16], dropout=0.5), *(pytest.param(head, marks=pytest.mark.slow) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0)))]
+)
 def test_training_is_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
     import keras
 
@@ -149,13 +151,13 @@ def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
     ("head", "optimizer"),
     [
         (MLP(widths=[16], dropout=0.5), Adam(lr=1e-2, **ADAM)),
-        (BatchNorm(dropout=0.2), SGD(lr=0.05, momentum=0.9, layer_decay=1.0)),
-        (Linear(dropout=0.2), RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0)),
+        pytest.param(BatchNorm(dropout=0.2), SGD(lr=0.05, momentum=0.9, layer_decay=1.0), marks=pytest.mark.slow),
+        pytest.param(Linear(dropout=0.2), RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("save_steps", [None, 2])
-def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: Optimizer, save_steps: int | None) -> None:
-    settings = phase(epochs=4, patience=2), optimizer, Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0), 3
+@pytest.mark.parametrize(("save_steps", "epochs"), [(None, 4), (2, 2)])
+def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: Optimizer, save_steps: int | None, epochs: int) -> None:
+    settings = phase(epochs=epochs, patience=2), optimizer, Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0), 3
     kept: list[tuple[str, dict]] = []
 
     def save(progress: Progress) -> None:
@@ -176,7 +178,7 @@ def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: 
         assert [a.numpy().tobytes() for a in resumed.learned] == [b.numpy().tobytes() for b in whole.learned]
 
 
-@pytest.mark.parametrize("at", [1, 4, 5, 7])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7])
 def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int) -> None:
     """A signal arrives in the middle of a step: the step is finished and written down."""
     interruption.handle()

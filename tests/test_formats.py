@@ -1,8 +1,11 @@
 """Each format, written and asked, beside the network that it is of."""
 
+import functools
 import importlib.util
+import itertools
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +18,25 @@ from dogbreeds.formats import FORMATS, LABELS
 from dogbreeds.spec import Refused
 from dogbreeds.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
+from tests.tiers import tiered
 
 ABSENT = [name for name, kind in FORMATS.items() if any(importlib.util.find_spec(module) is None for module in kind.needs)]
 
 
 @pytest.fixture(scope="module")
-def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Classifier]:
-    """The miniature with a head that sets breeds apart, by how it resizes."""
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Classifier]:
+    """A function from how photos are resized to the miniature with a head that sets breeds apart."""
     folder = tmp_path_factory.mktemp("networks")
-    network = build(Nothing(**FROZEN))
-    for variable in network.head.trainable_variables:
-        variable.assign(variable * 3)
-    for how in ("stretch", "pad", "crop"):
+
+    @functools.cache
+    def made(how: str) -> Classifier:
+        network = build(Nothing(**FROZEN))
+        for variable in network.head.trainable_variables:
+            variable.assign(variable * 3)
         network.whole(NAMES, how).save(folder / f"{how}.keras")
-    return {how: load(folder / f"{how}.keras") for how in ("stretch", "pad", "crop")}
+        return load(folder / f"{how}.keras")
+
+    return made
 
 
 def photos(count: int = 6) -> list[np.ndarray]:
@@ -36,14 +44,19 @@ def photos(count: int = 6) -> list[np.ndarray]:
     return [photo() for photo in with_odd_sizes(drawn)]
 
 
-_SLOW = [("savedmodel", "pad"), ("tflite_float16", "crop"), ("onnx", "crop"), ("onnx", "pad"), ("tflite", "stretch")]
-
-
-@pytest.mark.parametrize(("name", "how"), [("keras", "stretch"), ("tflite", "pad"), *(pytest.param(*each, marks=pytest.mark.slow) for each in _SLOW)])
-def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+# Each way of resizing is a network of its own, and takes long to write: in the first tiers there is one.
+@pytest.mark.parametrize(
+    ("name", "how"),
+    tiered(
+        itertools.product(FORMATS, ("stretch", "pad", "crop")),
+        first=[("keras", "pad"), ("tflite", "pad")],
+        slow=[("savedmodel", "pad"), ("tflite_float16", "pad"), ("onnx", "pad")],
+    ),
+)
+def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
     if name in ABSENT:
         pytest.skip(f"{name} needs dogbreeds[export]")
-    classifier = classifiers[how]
+    classifier = classifiers(how)
     place = formats.write(name, classifier, tmp_path)
     assert place == tmp_path / FORMATS[name].file
     trained = formats.ask_keras(classifier.whole)
@@ -57,26 +70,26 @@ def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: d
 
 
 @pytest.mark.slow
-def test_names_travel_with_a_file(classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+def test_names_travel_with_a_file(classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
     if "tflite" in ABSENT or "onnx" in ABSENT:
         pytest.skip("needs dogbreeds[export]")
     import onnx
 
-    lite = formats.write("tflite", classifiers["stretch"], tmp_path)
+    lite = formats.write("tflite", classifiers("pad"), tmp_path)
     with zipfile.ZipFile(lite) as end:
         assert end.read(LABELS).decode().split("\n") == list(NAMES)
-    model = onnx.load(str(formats.write("onnx", classifiers["stretch"], tmp_path)))
+    model = onnx.load(str(formats.write("onnx", classifiers("pad"), tmp_path)))
     assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == {"class_names": list(NAMES)}
     sides = [[side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim] for end in [*model.graph.input, *model.graph.output]]
     assert [end.name for end in [*model.graph.input, *model.graph.output]] == ["photo", "probabilities", "breed"]
     assert sides == [["b", "h", "w", 3], ["b", len(NAMES)], ["b"]]
 
 
-@pytest.mark.slow
-def test_half_precision_halves_a_file(classifiers: dict[str, Classifier], tmp_path: Path) -> None:
+@pytest.mark.long
+def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
     if "tflite_float16" in ABSENT:
         pytest.skip("needs dogbreeds[export]")
-    whole, half = (formats.write(name, classifiers["stretch"], tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
+    whole, half = (formats.write(name, classifiers("pad"), tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
     assert 0.5 < half / whole < 0.7  # a third of this small network's weights lies in kernels that are small or depthwise
 
 

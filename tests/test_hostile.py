@@ -558,10 +558,10 @@ def test_a_crash_a_hang_and_a_write_are_counted_and_named(tmp_path: Path) -> Non
     assert (report.read, report.refused) == (6, 0)
 
 
-@pytest.mark.slow
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)])
+def test_thousands_of_damaged_files(files: int, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
-    report = fuzz.watched(10_000, 0, (tmp_path / "root").resolve())
+    report = fuzz.watched(files, 0, (tmp_path / "root").resolve())
     assert (report.crashes, report.hangs, report.writes) == ([], [], [])
-    assert report.read + report.refused == 10_000
+    assert report.read + report.refused == files
     assert all(report.total[reason] > 0 for reason in ("read", "changed", *REASONS))

@@ -116,37 +116,43 @@ def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
     assert "#SBATCH --open-mode=append" in lines
 
 
-@pytest.mark.slow
-def test_the_five_attempts_measure_the_same_by_every_launcher(command, of_ray, tmp_path: Path) -> None:
-    measured = {}
+@pytest.mark.parametrize(
+    "sweeps",
+    [
+        pytest.param(["lr_collapse,frozen"], marks=pytest.mark.slow, id="two"),
+        # The latter go on from a frozen one that has finished.
+        pytest.param(["torch_pixels,lr_collapse,frozen", "finetune_50,finetune_20"], marks=pytest.mark.long, id="all"),
+    ],
+)
+def test_the_guide_s_attempts_measure_the_same_by_every_launcher(sweeps: list[str], command, of_ray, made_home, tmp_path: Path) -> None:
+    measured, count = {}, ",".join(sweeps).count(",") + 1
     for name, chosen in LAUNCHERS.items():
-        place = tmp_path / name
-        place.mkdir()
-        (place / "conf").symlink_to(home() / "conf")
-        for attempts in ("torch_pixels,lr_collapse,frozen", "finetune_50,finetune_20"):  # the latter go on from a frozen one that has finished
+        place = made_home(tmp_path / name)
+        for attempts in sweeps:
             done = command("train", "--multirun", f"attempt={attempts}", *SMALL, *chosen, DOGBREEDS_HOME=str(place), **of_ray)
             assert done.returncode == 0, done.stderr
         _, above, jobs = runs(place)
         assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {run.info.run_id for run in above}
-        assert [run.info.status for run in [*above, *jobs]] == ["FINISHED"] * 7
+        assert [run.info.status for run in [*above, *jobs]] == ["FINISHED"] * (count + len(sweeps))
         measured[name] = {
             run.data.tags["choice.attempt"]: {key: value for key, value in run.data.metrics.items() if "seconds" not in key} for run in jobs
         }
-        assert len(measured[name]) == 5
+        assert len(measured[name]) == count
     for name in LAUNCHERS:
         assert measured[name] == measured["basic"], name
 
 
-@pytest.mark.slow
-def test_none_of_32_attempts_is_lost_with_a_worker(begun, of_ray, tmp_path: Path) -> None:
-    rates = ",".join(f"{number}e-4" for number in range(1, 17))
+@pytest.mark.own_cache
+@pytest.mark.parametrize("attempts", [pytest.param(6, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.long)])
+def test_no_attempt_is_lost_with_a_worker(attempts: int, begun, of_ray, tmp_path: Path) -> None:
+    rates = ",".join(f"{number}e-4" for number in range(1, attempts // 2 + 1))
     sweep = ("--multirun", f"optimizer.lr={rates}", "seed=0,1", *SMALL, "tracking.model=none", *LAUNCHERS["ray"])
     with begun("train", *sweep, **of_ray) as process:
         place = tmp_path / "home"
         lines, kills, cut_off = [], 0, set[str]()
         for line in process.stdout:
             lines.append(line)
-            if not cut_off and len(lines) > 60 and re.match(r"#\d+ epoch 2/3", line):
+            if not cut_off and len(lines) > 2 * attempts and re.match(r"#\d+ epoch 2/3", line):
                 running = next((run.data.tags["process"] for run in runs(place)[2] if run.info.status == "RUNNING"), None)
                 if running is not None:
                     worker = psutil.Process(int(running))
@@ -160,7 +166,7 @@ def test_none_of_32_attempts_is_lost_with_a_worker(begun, of_ray, tmp_path: Path
     assert cut_off
     client, above, jobs = runs(place)
     assert [run.info.status for run in above] == ["FINISHED"]
-    assert [run.info.status for run in jobs] == ["FINISHED"] * 32
+    assert [run.info.status for run in jobs] == ["FINISHED"] * attempts
     assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
     for run in jobs:
         assert [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")] == [1, 2, 3]
@@ -168,12 +174,13 @@ def test_none_of_32_attempts_is_lost_with_a_worker(begun, of_ray, tmp_path: Path
     logs = [log.read_text() for log in place.glob("multirun/*/*/*/train.log")]
     assert sum(log.count("features of train: 120 in") for log in logs) == 1
     epochs = sum(map(len, trained(place).values()))
-    assert 32 * 3 - kills <= epochs <= 32 * 3  # one may have been written down and not said any more
+    assert attempts * 3 - kills <= epochs <= attempts * 3  # one may have been written down and not said any more
     own = [line for line in lines if not line.startswith("\t#")]
-    assert sum(bool(re.match(r"#\d+ epoch ", line)) for line in own) >= 32 * 3 - 4  # each line is shown: Ray swallows none that are alike
+    assert sum(bool(re.match(r"#\d+ epoch ", line)) for line in own) >= attempts * 3 - 4  # each line is shown: Ray swallows none that are alike
     assert not any("pid=" in line or "\x1b" in line for line in lines)
 
 
+@pytest.mark.own_cache
 @pytest.mark.slow
 def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folders(command, of_ray, tmp_path: Path) -> None:
     """Its workers have an environment and a folder of their own."""
@@ -208,8 +215,7 @@ def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folder
     assert (tmp_path / "cache").is_dir()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ray", "submitit_local"])
+@pytest.mark.parametrize("name", [pytest.param("submitit_local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.long)])
 def test_sigterm_ends_jobs_in_order_and_leaves_no_process(name: str, begun, of_ray, tmp_path: Path) -> None:
     place = tmp_path / "home"
     with begun("train", "--multirun", "seed=0,1", *LONG, *LAUNCHERS[name], **of_ray) as process:
@@ -258,18 +264,14 @@ def test_a_job_that_its_scheduler_ends_goes_on_where_it_was(begun, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_run_whose_machine_was_lost_is_gone_on_with_at_once(begun, tmp_path: Path) -> None:
+def test_a_run_whose_machine_was_lost_is_gone_on_with_at_once(begun, at_home, made_home, tmp_path: Path) -> None:
     """A machine of another name, killed: its heartbeat was seconds ago, and nobody here can see its processes."""
     apart = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$0" "$@"']
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a machine's name cannot be set for one process here")
-    place = tmp_path / "home"
-    with begun("train", *LONG) as process:  # makes the folders, and shows what is begun
-        beginning = psutil.Process(process.pid)
-        until(lambda: "DOGBREEDS_HOME" in beginning.environ(), process)  # there is none for a moment, while the program is being loaded
-        environment = beginning.environ()
-        process.kill()
-    with subprocess.Popen([*apart, sys.executable, "-m", "dogbreeds.train", *LONG], env=environment, stdout=subprocess.PIPE, text=True) as other:
+    place = made_home(tmp_path / "home")
+    elsewhere = [*apart, sys.executable, "-m", "dogbreeds.train", *LONG]
+    with subprocess.Popen(elsewhere, cwd=tmp_path, env=at_home(), stdout=subprocess.PIPE, text=True) as other:
         seen = [line for line, _ in zip(iter(other.stdout.readline, ""), range(60), strict=False) if "/4000  train " in line]
         other.kill()
     assert seen

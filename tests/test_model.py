@@ -18,12 +18,23 @@ def model(architecture: str, size: int = 64, weights: str | None = None, **more:
     ("architecture", "layers", "count", "first", "last"),
     [
         ("EfficientNetB0", 237, 18, ["stem 6", "block1a 10", "block2a 14"], ["block6d 15", "block7a 13", "top 3"]),
-        ("EfficientNetB4", 474, 34, ["stem 6", "block1a 10", "block1b 12"], ["block6h 15", "block7a 13", "block7b 15", "top 3"]),
-        ("EfficientNetV2B0", 270, 23, ["stem 5", "block1a 3", "block2a 5"], ["block6g 15", "block6h 15", "top 3"]),
-        ("ResNet50", 175, 17, ["stem 6", "conv2_block1 12"], ["conv5_block1 12", "conv5_block2 10", "conv5_block3 10"]),
         ("MobileNetV2", 154, 19, ["stem 3", "expanded_conv 5", "block_1 9"], ["block_15 9", "block_16 8", "top 3"]),
         ("ConvNeXtTiny", 133, 23, ["stem 2", "stage_0_block_0 7"], ["downsampling_block_2 1", "stage_3_block_0 7", "stage_3_block_1 7"]),
         ("Miniature", 192, 15, ["stem 6", "block1a 10"], ["block6c 15", "block7a 13", "top 3"]),
+        pytest.param(
+            "EfficientNetB4",
+            474,
+            34,
+            ["stem 6", "block1a 10", "block1b 12"],
+            ["block6h 15", "block7a 13", "block7b 15", "top 3"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "EfficientNetV2B0", 270, 23, ["stem 5", "block1a 3", "block2a 5"], ["block6g 15", "block6h 15", "top 3"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "ResNet50", 175, 17, ["stem 6", "conv2_block1 12"], ["conv5_block1 12", "conv5_block2 10", "conv5_block3 10"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_blocks_have_the_family_s_names_and_hold_every_layer(architecture: str, layers: int, count: int, first: list[str], last: list[str]) -> None:
@@ -39,7 +50,9 @@ def test_blocks_have_the_family_s_names_and_hold_every_layer(architecture: str, 
     assert blocks[-1].output is network.outputs[0]
 
 
-@pytest.mark.parametrize("architecture", ["EfficientNetB0", "ResNet50", "MobileNetV2", "ConvNeXtTiny"])
+@pytest.mark.parametrize(
+    "architecture", ["MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB0", "ResNet50", "ConvNeXtTiny"))]
+)
 def test_everything_flows_through_each_cut(architecture: str, rng: np.random.Generator) -> None:
     import keras
 
@@ -63,6 +76,7 @@ def test_the_shipped_weights_are_small_and_load() -> None:
     assert np.array_equal(np.asarray(kernel), np.asarray(kernel).astype(np.float16))
 
 
+@pytest.mark.slow
 def test_random_weights_follow_the_seed() -> None:
     first, again, other = (model("MobileNetV2").build(seed).fingerprint for seed in (0, 0, 1))
     assert first == again != other
@@ -97,6 +111,7 @@ def test_the_official_file_by_path_is_imagenet(tmp_path: Path, monkeypatch: pyte
     assert [block.name for block in by_name.blocks] == [block.name for block in by_path.blocks]
 
 
+@pytest.mark.slow
 def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random.Generator) -> None:
     import keras
 

@@ -38,12 +38,12 @@ def parts(network: Network, pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("policy", "mode"),
     [
-        (Nothing(**FROZEN), "raw"),
         (Nothing(**FROZEN), "torch"),
         (LastN(layers=20, exact=False, **FROZEN), "caffe"),
-        (LastN(layers=20, exact=True, **FROZEN), "raw"),
-        (All(**FROZEN), "raw"),
-        (All(**FROZEN), "torch"),
+        pytest.param(Nothing(**FROZEN), "raw", marks=pytest.mark.slow),
+        pytest.param(LastN(layers=20, exact=True, **FROZEN), "raw", marks=pytest.mark.slow),
+        pytest.param(All(**FROZEN), "raw", marks=pytest.mark.slow),
+        pytest.param(All(**FROZEN), "torch", marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
@@ -57,13 +57,13 @@ def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
     assert [name.decode() for name in said["breed"].numpy()] == [NAMES[index] for index in np.argmax(said["probabilities"], axis=1)]
 
 
-@pytest.mark.parametrize("how", ["stretch", "pad", "crop"])
-def test_the_whole_takes_photos_of_any_size(how: str, rng: np.random.Generator) -> None:
+def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
     network = build(Nothing(**FROZEN))
-    whole = network.whole(NAMES, how)
-    for height, width in ((64, 64), (90, 41), (30, 200)):
-        photo = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-        assert np.allclose(whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5)
+    for how in ("stretch", "pad", "crop"):
+        whole = network.whole(NAMES, how)
+        for height, width in ((64, 64), (90, 41), (30, 200)):
+            photo = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+            assert np.allclose(whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5)
 
 
 def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:

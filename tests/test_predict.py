@@ -29,8 +29,9 @@ from dogbreeds.network import assemble
 from dogbreeds.photo import Unreadable
 from dogbreeds.prediction import answers, network
 from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.spec import Refused, home
+from dogbreeds.spec import Refused
 from dogbreeds.unfreeze import Nothing
+from tests.said import until
 
 NAMES = ("n02085620-Chihuahua", 'Bärli, "the" dog', "n02086079-Pekinese", "wire-haired_fox_terrier", "a=b")
 
@@ -68,10 +69,10 @@ def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: o
     return list(answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("batch", [4, 100])
-def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, batch: int) -> None:
-    found = said(classifier, 14, batch)
-    assert [answer.photo for answer in found] == [str(number) for number in range(14)]
+@pytest.mark.parametrize(("count", "batch"), [(6, 4), pytest.param(6, 100, marks=pytest.mark.slow)])
+def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, count: int, batch: int) -> None:
+    found = said(classifier, count, batch)
+    assert [answer.photo for answer in found] == [str(number) for number in range(count)]
     for number, answer in enumerate(found):
         if number % 7 == 3:
             assert answer == Answer(str(number), error=f"{number} is a pipe. Photos must be files. Remove it.")
@@ -215,22 +216,10 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def run(tmp_path: Path, *arguments: str, given: bytes = b"", **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """As the fixture `command`, with something on the standard input."""
-    place = tmp_path / "home"
-    place.mkdir(exist_ok=True)
-    if not (place / "conf").exists():
-        (place / "conf").symlink_to(home() / "conf")
-    whole = os.environ | {"DOGBREEDS_HOME": str(place), "PYTHONPATH": str(home())} | environment
-    return subprocess.run(
-        [sys.executable, "-m", "dogbreeds.predict", *arguments], cwd=tmp_path, env=whole, input=given, capture_output=True, timeout=900
-    )
-
-
 @pytest.mark.slow
-def test_a_folder_from_a_saved_file_in_each_format(file: Path, classifier: Classifier, folder: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, f"run={file}", "images=shots", "format=jsonl", "explain=true", "explain_dir=seen")
-    errors = done.stderr.decode().splitlines()
+def test_a_folder_from_a_saved_file_in_each_format(command, typed, file: Path, classifier: Classifier, folder: Path, tmp_path: Path) -> None:
+    done = typed("predict", f"run={file}", "images=shots", "format=jsonl", "explain=true", "explain_dir=seen")
+    errors = done.stderr.splitlines()
     assert done.returncode == 2
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     good = [line for line in lines if "error" not in line]
@@ -248,14 +237,14 @@ def test_a_folder_from_a_saved_file_in_each_format(file: Path, classifier: Class
     assert re.fullmatch(r"8 photos in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[3])
     assert not (tmp_path / "home/mlruns").exists()  # MLflow was left alone
 
-    table = run(tmp_path, f"run={file}", "images=shots/*.jpg", "tracking=none")
+    table = command("predict", f"run={file}", "images=shots/*.jpg", "tracking=none")
     assert table.returncode == 2
-    assert table.stdout.decode().splitlines()[0].split()[0] == "shots/0.jpg"
-    assert b"\x1b" not in table.stdout
+    assert table.stdout.splitlines()[0].split()[0] == "shots/0.jpg"
+    assert "\x1b" not in table.stdout
     assert len(table.stdout.splitlines()) == 4
 
-    written = run(tmp_path, f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/breeds.csv", "top=99")
-    assert (written.returncode, written.stdout) == (0, b"out/breeds.csv\n"), written.stderr.decode()
+    written = command("predict", f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/breeds.csv", "top=99")
+    assert (written.returncode, written.stdout) == (0, "out/breeds.csv\n"), written.stderr
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/breeds.csv").read_text())))
     assert [row["photo"] for row in rows] == ["shots/0.jpg", *(f"shots/deep/{n}.jpg" for n in (1, 3, 5, 7))]
     assert abs(sum(float(rows[0][f"probability{end}"]) for end in ("", "_2", "_3", "_4", "_5")) - 1) < 1e-5
@@ -263,26 +252,24 @@ def test_a_folder_from_a_saved_file_in_each_format(file: Path, classifier: Class
 
 
 @pytest.mark.slow
-def test_the_standard_input_and_a_reader_that_leaves(file: Path, folder: Path, tmp_path: Path) -> None:
-    one = run(tmp_path, f"run={file}", "images=-", "format=csv", "top=1", given=(folder / "0.jpg").read_bytes())
-    assert (one.returncode, one.stdout.splitlines()[1].split(b",")[0]) == (0, b"standard input")
-    listed = run(tmp_path, f"run={file}", "images=-", "format=csv", "top=1", given=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n")
+def test_the_standard_input_and_a_reader_that_leaves(command, at_home, file: Path, folder: Path, tmp_path: Path) -> None:
+    one = command("predict", f"run={file}", "images=-", "format=csv", "top=1", given=(folder / "0.jpg").read_bytes())
+    assert (one.returncode, one.stdout.splitlines()[1].split(",")[0]) == (0, "standard input")
+    listed = command("predict", f"run={file}", "images=-", "format=csv", "top=1", given=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n")
     assert listed.returncode == 2
-    assert [line.split(b",")[0] for line in listed.stdout.splitlines()[1:]] == [b"shots/0.jpg", b"shots/gone.jpg", b"shots/2.jpg"]
+    assert [line.split(",")[0] for line in listed.stdout.splitlines()[1:]] == ["shots/0.jpg", "shots/gone.jpg", "shots/2.jpg"]
     assert (
-        b"shots/gone.jpg cannot be opened (No such file or directory). Photos must be files that you may read. Mend or remove it.\n" in listed.stderr
+        "shots/gone.jpg cannot be opened (No such file or directory). Photos must be files that you may read. Mend or remove it.\n" in listed.stderr
     )
     line = f"yes shots/0.jpg | {sys.executable} -m dogbreeds.predict run={file} images=- batch_size=4 format=jsonl 2>errors | head -2"
-    environment = os.environ | {"DOGBREEDS_HOME": str(tmp_path / "home"), "PYTHONPATH": str(home())}
-    early = subprocess.run(
-        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"], cwd=tmp_path, env=environment, capture_output=True, timeout=900, text=True
-    )
+    script = ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"]
+    early = subprocess.run(script, cwd=tmp_path, env=at_home(), capture_output=True, timeout=900, text=True)
     assert early.stdout.splitlines()[2] == "0"
     assert (tmp_path / "errors").read_text() == f"{file}: 5 breeds, 64 px\n"
 
 
 @pytest.mark.slow
-def test_errors_are_sentences_and_come_before_anything_is_computed(file: Path, folder: Path, tmp_path: Path) -> None:
+def test_errors_are_sentences_and_come_before_anything_is_computed(command, file: Path, folder: Path, tmp_path: Path) -> None:
     import keras
 
     (tmp_path / "empty").mkdir()
@@ -319,40 +306,30 @@ def test_errors_are_sentences_and_come_before_anything_is_computed(file: Path, f
         (["images=shots", f"run={file}", "output=/dev/null"], "/dev/null cannot be written (it is no file). output must be a file."),
         (["images=shots", f"run={file}", "explain=true", "explain_dir=shots/0.jpg"], "shots/0.jpg cannot be written (File exists). Overlays need a"),
     ):
-        refused = run(tmp_path, *arguments)
-        errors = refused.stderr.decode()
+        refused = command("predict", *arguments)
+        errors = refused.stderr
         assert f"error: {sentence}" in errors, errors
         assert "Traceback" not in errors
-        assert (refused.returncode, refused.stdout) == (1, b"")
+        assert (refused.returncode, refused.stdout) == (1, "")
 
 
 @pytest.mark.slow
-def test_names_that_hydra_would_trip_over_can_be_quoted(file: Path, folder: Path, tmp_path: Path) -> None:
+def test_names_that_hydra_would_trip_over_can_be_quoted(command, file: Path, folder: Path, tmp_path: Path) -> None:
     for name in ("Bärli, [2024] (1).jpg", "it's = 1.jpg", "my dog.jpg", "007"):
         (folder / "0.jpg").rename(tmp_path / name)
         quote = '"' if "'" in name else "'"
-        done = run(tmp_path, f"run={file}", f"images={quote}{name}{quote}", "format=jsonl", "top=1")
-        assert (done.returncode, json.loads(done.stdout or b"{}").get("photo")) == (0, name), done.stderr.decode()
+        done = command("predict", f"run={file}", f"images={quote}{name}{quote}", "format=jsonl", "top=1")
+        assert (done.returncode, json.loads(done.stdout or "{}").get("photo")) == (0, name), done.stderr
         (tmp_path / name).rename(folder / "0.jpg")
 
 
 @pytest.mark.slow
-def test_interrupted_it_leaves_nothing_half_written(file: Path, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "many").write_text("shots/0.jpg\n" * 1_000_000)
+def test_interrupted_it_leaves_nothing_half_written(begun, file: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "breeds.csv").write_text("from before")
-    with open(tmp_path / "many", "rb") as many:
-        environment = os.environ | {"DOGBREEDS_HOME": str(tmp_path / "home"), "PYTHONPATH": str(home())}
-        (tmp_path / "home").mkdir()
-        (tmp_path / "home/conf").symlink_to(home() / "conf")
-        command = [sys.executable, "-m", "dogbreeds.predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv"]
-        with subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdin=many, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            while not any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")):
-                assert process.poll() is None
-                time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
+    with begun("predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", given=b"shots/0.jpg\n" * 1_000_000) as process:
+        until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")), process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
     assert (tmp_path / "breeds.csv").read_text() == "from before"
@@ -380,11 +357,16 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
     return shown.decode().splitlines()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "colours"), [(40, {}), (80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"})])
-def test_on_a_terminal_lines_fit(file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]) -> None:
-    run(tmp_path, "--help")  # makes the home
-    environment = os.environ | {"DOGBREEDS_HOME": str(tmp_path / "home"), "PYTHONPATH": str(home()), "TERM": "xterm"} | colours
+@pytest.mark.parametrize(
+    ("width", "colours"),
+    [
+        pytest.param(40, {}, marks=pytest.mark.slow),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in ((80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"}))),
+    ],
+)
+def test_on_a_terminal_lines_fit(at_home, made_home, file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]) -> None:
+    made_home(tmp_path / "home")
+    environment = at_home(TERM="xterm") | colours
     environment = {name: value for name, value in environment.items() if name != "NO_COLOR" or colours}
     arguments = [sys.executable, "-m", "dogbreeds.predict", f"run={file}", "images=shots/deep"]
     lines = on_a_terminal(width, arguments, tmp_path, environment)

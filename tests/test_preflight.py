@@ -149,8 +149,9 @@ def test_a_finding_stops_where_it_is_clear_and_asked_to(caplog: pytest.LogCaptur
 # --- what a backbone remembers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.own_cache
 def test_wrong_pixels_are_refused_and_what_was_measured_is_kept(composed, tmp_path: Path) -> None:
-    for mode in ("torch", "caffe", "tf", "unit"):
+    for mode in ("torch", "unit"):
         run = composed(*SMALL, f"preprocessing={mode}")
         with pytest.raises(Refused) as refusal:
             attempted(run, tmp_path)
@@ -186,6 +187,7 @@ def counted(dataset: Dataset, reads: list[str]) -> Dataset:
     return replace(dataset, train=Split(replace(source, read=read), dataset.train.rows))
 
 
+@pytest.mark.own_cache
 def test_photos_are_decoded_once_for_all_conventions_and_attempts(composed) -> None:
     run, reads = composed("data.breeds=6", "preflight.photos=20"), []
     dataset, backbone = counted(run.data.open(), reads), run.model.build(0)
@@ -208,6 +210,7 @@ def test_photos_are_decoded_once_for_all_conventions_and_attempts(composed) -> N
     ("architecture", "more", "native"),
     [("MobileNetV2", {"alpha": 0.35}, "tf"), pytest.param("ResNet50", {}, "caffe", marks=pytest.mark.slow)],
 )
+@pytest.mark.own_cache
 def test_each_backbone_knows_its_own_pixels(composed, remembering, architecture: str, more: dict, native: str) -> None:
     run = composed("data.breeds=6")
     backbone = Backbone(remembering(architecture, native, **more), (), architecture)
@@ -235,6 +238,7 @@ def small_network(normalization: str):
 
 
 @pytest.mark.parametrize("normalization", ["LayerNormalization", "BatchNormalization"])
+@pytest.mark.own_cache
 def test_without_a_trained_batchnorm_it_cannot_be_told(composed, normalization: str) -> None:
     run = composed("data.breeds=6")
     backbone = Backbone(small_network(normalization), (), normalization)  # of BatchNorm, the statistics are those that it is born with

@@ -3,11 +3,10 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -15,9 +14,8 @@ import mlflow
 import numpy as np
 import pytest
 
-from dogbreeds.spec import home
+from tests import prefork
 
-KILLED = Path(__file__).parent / "killed.py"
 # Two phases in one command, with dropout, drop-connect, a plateau, patience and augmented copies.
 PHASES = (
     "--multirun", "phase=frozen,finetune", "data.breeds=5", "data.train_per_breed=8", "data.val_per_breed=4", "data.test_per_breed=4",
@@ -29,17 +27,11 @@ PHASES = (
 
 def train(place: Path, moment: int, *settings: str) -> subprocess.CompletedProcess[str]:
     """The command in a home of its own, with more settings, killed at a moment; 0 for not at all."""
-    (place / "mlruns").mkdir(parents=True, exist_ok=True)
-    if not (place / "conf").exists():
-        (place / "conf").symlink_to(home() / "conf")
-    return subprocess.run(
-        [sys.executable, str(KILLED), str(moment), str(place / "moments"), *PHASES, *settings],
-        cwd=place,
-        env=os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(place / "cache"), "PYTHONPATH": str(home())},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    environment = os.environ | {"DOGBREEDS_HOME": str(place), "DOGBREEDS_CACHE": str(place / "cache")}
+    arguments = (str(moment), str(place / "moments"), *PHASES, *settings)
+    with prefork.Process(os.environ[prefork.ADDRESS], "tests.killed", arguments, place, environment) as process:
+        output, errors = process.communicate(900)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def final(place: Path, cut_off: int = 0) -> dict[str, dict]:
@@ -78,11 +70,9 @@ def _weights(file: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[dict[str, dict], list[str]]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, made_home: Callable[[Path], Path]) -> tuple[dict[str, dict], list[str]]:
     """What both phases give when nothing happens to them, and the moments at which something might."""
-    place = tmp_path_factory.mktemp("uninterrupted")
-    (place / "mlruns").mkdir()
-    shutil.copy(empty_store, place / "mlruns/mlflow.db")
+    place = made_home(tmp_path_factory.mktemp("uninterrupted"))
     done = train(place, 0)
     assert done.returncode == 0, done.stderr
     return final(place), (place / "moments").read_text().split()
@@ -95,14 +85,12 @@ def chosen(moments: list[str], number: int) -> int:
     return random.Random(number).choice(places)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(20))
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(number: int, uninterrupted, tmp_path: Path, empty_store: Path) -> None:
+@pytest.mark.parametrize("number", [pytest.param(number, marks=pytest.mark.slow if number < 5 else pytest.mark.long) for number in range(20)])
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(number: int, uninterrupted, tmp_path: Path, made_home) -> None:
     expected, moments = uninterrupted
     assert set(moments) == {"features", "step", "checkpoint", "rename", "record"}
     assert set(expected) == {"Frozen", "Finetune"}
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlruns/mlflow.db")
+    made_home(tmp_path)
     assert train(tmp_path, chosen(moments, number)).returncode == -signal.SIGKILL
     done = train(tmp_path, 0)
     assert done.returncode == 0, done.stderr

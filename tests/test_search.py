@@ -20,14 +20,8 @@ from dogbreeds.run import Run
 from dogbreeds.search import Search, Settings, Space
 from dogbreeds.spec import Refused
 from dogbreeds.trial import TRIAL, Trial, current
+from tests.said import listen
 
-FORTY = (
-    "--multirun",
-    "hydra/sweeper=optuna",
-    "optimizer.lr=tag(log,interval(1e-5,1e-1))",
-    "head=choice(linear,mlp,batchnorm)",
-    "tracking.model=none",
-)
 SMALL = ("data.breeds=6", "phase.epochs=5", "tracking.system_metrics_seconds=0", "tracking.model=none", "preflight=none", "baseline=none")
 RATES = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
@@ -109,22 +103,25 @@ def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
     assert "Type " in str(refused.value)
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(composed, monkeypatch, tmp_path: Path, n_jobs: int) -> None:
-    searched = space(RATES, "head=choice(linear,mlp)", *SMALL)
-    whole = Search(settings(tmp_path, study_name="whole", n_jobs=n_jobs), searched, "")
+@pytest.mark.parametrize(
+    ("n_jobs", "n_trials", "last_numbers"),
+    [(1, 4, [3]), pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long), pytest.param(2, 6, [4, 5], marks=pytest.mark.slow)],
+)
+def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(
+    composed, monkeypatch, tmp_path: Path, n_jobs: int, n_trials: int, last_numbers: list[int]
+) -> None:
+    settled = {"n_jobs": n_jobs, "n_trials": n_trials}
+    whole = Search(settings(tmp_path, study_name="whole", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
     whole.run(Here(composed, monkeypatch))
     wanted = study(whole, tmp_path).trials
-    cut = Search(settings(tmp_path, study_name="cut", n_jobs=n_jobs), space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"), "")
+    cut = Search(settings(tmp_path, study_name="cut", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"), "")
     for moment in (2 * n_jobs, 1):
         with pytest.raises(KeyboardInterrupt):
             cut.run(Here(composed, monkeypatch, cut_off=moment))
     last = Here(composed, monkeypatch)
     cut.run(last)
     found = study(cut, tmp_path).trials
-    assert [number for batch in last.numbers for number in batch] == (
-        [3, 4, 5] if n_jobs == 1 else [4, 5]
-    )  # a launcher that is cut off tells of none
+    assert [number for batch in last.numbers for number in batch] == last_numbers  # a launcher that is cut off tells of none
     assert [trial.params for trial in found] == [trial.params for trial in wanted]
     assert [trial.state for trial in found] == [trial.state for trial in wanted]
     assert [trial.value for trial in found] == [trial.value for trial in wanted]
@@ -134,6 +131,7 @@ def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(compos
     assert again.results == []
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_just_being_asked_for_is_given_up(composed, monkeypatch, tmp_path: Path) -> None:
     whole = Search(settings(tmp_path, study_name="whole", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
     whole.run(Here(composed, monkeypatch))
@@ -178,6 +176,7 @@ def test_what_ends_a_job_is_said_as_it_is(composed, monkeypatch, tmp_path: Path)
         Search(settings(tmp_path), space(RATES, *SMALL), "").run(Full(composed, monkeypatch))
 
 
+@pytest.mark.slow
 def test_rerun_begins_the_same_study_anew(composed, monkeypatch, tmp_path: Path) -> None:
     first = Search(settings(tmp_path, n_trials=2), space(RATES, *SMALL), "about")
     first.run(Here(composed, monkeypatch))
@@ -243,6 +242,7 @@ def test_what_was_finished_before_tells_the_search_its_curve(composed, monkeypat
     assert len(curve) == 5
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_path: Path) -> None:
     first = Search(settings(tmp_path, study_name="rates", n_trials=1), space(RATES, *SMALL), "")
     first.run(Here(composed, monkeypatch))
@@ -275,6 +275,7 @@ def test_a_study_that_cannot_be_kept_is_refused(composed, monkeypatch, tmp_path:
     assert str(refused.value).startswith("The studies in postgresql+none://nobody@127.0.0.1/none cannot be used (")
 
 
+@pytest.mark.slow
 def test_what_was_pruned_once_and_finished_since_is_no_longer_pruned(composed, monkeypatch, tmp_path: Path) -> None:
     result, _ = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
     assert isinstance(result, GivenUp)
@@ -322,32 +323,49 @@ def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
     assert (type(trial), trial.tags) == (Trial, {})
 
 
+def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: int) -> optuna.Study:
+    """A search of so many trials by the command, killed when one is begun and run again; what is promised of any."""
+    sweep = (
+        "--multirun",
+        "hydra/sweeper=optuna",
+        RATES,
+        "head=choice(linear,mlp,batchnorm)",
+        "tracking.model=none",
+        f"hydra.sweeper.n_trials={trials}",
+    )
+    with begun("train", *sweep) as process:
+        listen(process, f"\t#{at} : ")
+        os.killpg(process.pid, signal.SIGKILL)
+    again = command("train", *sweep)
+    assert again.returncode == 0, again.stderr
+    (journal,) = (tmp_path / "home/multirun/studies").glob("*.journal")
+    assert f"search {journal.stem}: {at} of {trials} trials are there, 1 go on; rerun=true begins anew" in again.stdout
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    kept = optuna.load_study(study_name=journal.stem, storage=optuna.storages.JournalStorage(backend))
+    assert len(kept.trials) == trials
+    assert {trial.state.name for trial in kept.trials} <= {"COMPLETE", "PRUNED"}
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
+    sweeps = [run for run in client.search_runs(["1"]) if "head=choice" in run.info.run_name]
+    assert [(run.info.status, run.data.tags["resumed"]) for run in sweeps] == [("FINISHED", "1")]
+    runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{sweeps[0].info.run_id}'")
+    assert sorted({run.data.params["optimizer.lr"] for run in runs}) == sorted({str(trial.params["optimizer.lr"]) for trial in kept.trials})
+    assert {run.info.status for run in runs if "pruned" in run.data.tags} <= {"KILLED"}
+    assert {run.info.status for run in runs if "pruned" not in run.data.tags} == {"FINISHED"}
+    return kept
+
+
 @pytest.mark.slow
+def test_a_search_that_is_killed_goes_on_with_the_same_command(begun, command, tmp_path: Path) -> None:
+    killed_and_searched_again(begun, command, tmp_path, trials=6, at=2)
+
+
+@pytest.mark.long
 def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(begun, command, tmp_path: Path) -> None:
     guide = command("train", "--multirun", "attempt=frozen,finetune_50,finetune_20", "phase.epochs=8")
     assert guide.returncode == 0, guide.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     best_of_guide = max(run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''"))
-    with begun("train", *FORTY) as process:
-        for line in process.stdout:
-            if line.startswith("\t#13 : "):
-                break
-        os.killpg(process.pid, signal.SIGKILL)
-    again = command("train", *FORTY)
-    assert again.returncode == 0, again.stderr
-    (journal,) = (tmp_path / "home/multirun/studies").glob("*.journal")
-    assert f"search {journal.stem}: 13 of 40 trials are there, 1 go on; rerun=true begins anew" in again.stdout
-    kept = optuna.load_study(
-        study_name=journal.stem, storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    )
-    full = [trial for trial in kept.trials if trial.state.name == "COMPLETE"]
-    pruned = [trial for trial in kept.trials if trial.state.name == "PRUNED"]
-    assert len(full) + len(pruned) == len(kept.trials) == 40
+    kept = killed_and_searched_again(begun, command, tmp_path, trials=40, at=13)
+    full, pruned = ([trial.user_attrs["epochs"] for trial in kept.trials if trial.state.name == state] for state in ("COMPLETE", "PRUNED"))
     assert kept.best_value >= best_of_guide
-    assert statistics.mean(trial.user_attrs["epochs"] for trial in pruned) < statistics.mean(trial.user_attrs["epochs"] for trial in full) / 3
-    sweeps = [run for run in client.search_runs(["1"]) if "head=choice" in run.info.run_name]
-    assert [(run.info.status, run.data.tags["resumed"]) for run in sweeps] == [("FINISHED", "1")]
-    trials = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{sweeps[0].info.run_id}'")
-    assert sorted({run.data.params["optimizer.lr"] for run in trials}) == sorted({str(trial.params["optimizer.lr"]) for trial in kept.trials})
-    assert {run.info.status for run in trials if "pruned" in run.data.tags} == {"KILLED"}
-    assert {run.info.status for run in trials if "pruned" not in run.data.tags} == {"FINISHED"}
+    assert statistics.mean(pruned) < statistics.mean(full) / 3

@@ -260,7 +260,7 @@ def test_what_a_process_could_not_deliver_is_delivered_by_the_next(server: Serve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_that_waits(server: Server, begun, command, number: int, code: int) -> None:
     settings = (f"tracking.uri={server.uri}", f"tracking.experiment=signal {code}", *SMALL, "phase.epochs=100")
     with begun("train", *settings) as process:

@@ -3,8 +3,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +10,9 @@ import numpy as np
 import pytest
 
 from dogbreeds.replicas import OneDevice
-from dogbreeds.spec import Refused, home
+from dogbreeds.spec import Refused
 from dogbreeds.strategy import Mirrored, Single
+from tests import prefork
 from tests.test_resume import chosen, final, train
 
 TWO = ("strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]")
@@ -73,16 +72,18 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Pat
     def run(parts: int, cases: str) -> Path:
         if (parts, cases) not in made:
             folder = tmp_path_factory.mktemp("replicas")
-            script = [sys.executable, str(home() / "tests/replicas.py"), str(folder), str(parts), *cases.split()]
-            done = subprocess.run(script, env=os.environ | {"PYTHONPATH": str(home())}, capture_output=True, text=True, timeout=900)
-            assert done.returncode == 0, done.stderr
+            arguments = (str(folder), str(parts), *cases.split())
+            with prefork.Process(os.environ[prefork.ADDRESS], "tests.replicas", arguments, folder, dict(os.environ)) as process:
+                errors = process.communicate(900)[1]
+            assert process.returncode == 0, errors
             made[parts, cases] = folder
         return made[parts, cases]
 
     return run
 
 
-HEADS, TOPS = "linear mlp dropout batchnorm_head", "frozen affine trainable drop_connect gradual photos"
+# By tier; each is trained once on one device and once on parts of the processor.
+DEFAULT, SLOW, LONG = "dropout", "batchnorm_head trainable drop_connect", "linear mlp frozen affine gradual photos"
 
 
 def agree(folder: Path, case: str) -> None:
@@ -99,14 +100,13 @@ def agree(folder: Path, case: str) -> None:
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)  # a step of Adam is 1e-3
 
 
-@pytest.mark.parametrize("case", HEADS.split())
-def test_a_head_trains_as_on_one_device(case: str, beside) -> None:
-    agree(beside(2, HEADS), case)
+def test_a_head_trains_as_on_one_device(beside) -> None:
+    agree(beside(2, DEFAULT), DEFAULT)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_the_frozen_part_says_the_same_of_each_photo(count: int, beside) -> None:
-    with np.load(beside(2, HEADS) / f"features.{count}.npz") as both:
+    with np.load(beside(2, DEFAULT) / f"features.{count}.npz") as both:
         one, several = (both[name] for name in both.files)
     assert one.shape == several.shape
     assert len(one) == count
@@ -115,12 +115,18 @@ def test_the_frozen_part_says_the_same_of_each_photo(count: int, beside) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TOPS.split())
-def test_a_fine_tune_is_as_on_one_device(case: str, beside) -> None:
-    agree(beside(2, TOPS), case)
+@pytest.mark.parametrize("case", SLOW.split())
+def test_a_head_or_fine_tune_trains_as_on_one_device(case: str, beside) -> None:
+    agree(beside(2, SLOW), case)
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("case", LONG.split())
+def test_whatever_trains_trains_as_on_one_device(case: str, beside) -> None:
+    agree(beside(2, LONG), case)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["dropout", "trainable"])
 def test_three_devices_are_as_one_too(case: str, beside) -> None:
     agree(beside(3, "dropout trainable"), case)
@@ -130,34 +136,31 @@ def test_three_devices_are_as_one_too(case: str, beside) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, empty_store: Path) -> Callable[[str], Path]:
+def place(tmp_path: Path, made_home: Callable[[Path], Path]) -> Callable[[str], Path]:
     """A function that makes a home for runs and records."""
-
-    def make(name: str) -> Path:
-        (tmp_path / name / "mlruns").mkdir(parents=True)
-        shutil.copy(empty_store, tmp_path / name / "mlruns/mlflow.db")
-        return tmp_path / name
-
-    return make
+    return lambda name: made_home(tmp_path / name)
 
 
-@pytest.mark.slow
-def test_what_was_killed_on_two_devices_ends_as_if_it_had_not_been(place) -> None:
+@pytest.mark.parametrize(
+    "moments", [pytest.param(["fine-tune"], marks=pytest.mark.slow), pytest.param(["head", "checkpoint"], marks=pytest.mark.long)]
+)
+def test_what_was_killed_on_two_devices_ends_as_if_it_had_not_been(place, moments: list[str]) -> None:
     """A frozen attempt and its fine-tune, with dropout and drop-connect; afterwards each is saved without a trace of the devices."""
     whole = place("whole")
     done = train(whole, 0, *TWO)
     assert done.returncode == 0, done.stderr
-    expected, moments = final(whole), (whole / "moments").read_text().split()
-    steps = [index for index, kind in enumerate(moments, 1) if kind == "step"]
-    for name, moment in (("head", steps[len(steps) // 5]), ("fine-tune", steps[-9]), ("checkpoint", chosen(moments, 0))):
+    expected, passed = final(whole), (whole / "moments").read_text().split()
+    steps = [index for index, kind in enumerate(passed, 1) if kind == "step"]
+    at = {"head": steps[len(steps) // 5], "fine-tune": steps[-9], "checkpoint": chosen(passed, 0)}
+    for name in moments:
         cut = place(name)
-        assert train(cut, moment, *TWO).returncode == -signal.SIGKILL
+        assert train(cut, at[name], *TWO).returncode == -signal.SIGKILL
         done = train(cut, 0, *TWO)
         assert done.returncode == 0, done.stderr
         assert json.dumps(final(cut), default=repr) == json.dumps(expected, default=repr)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_one_device_is_not_gone_on_with_on_two(place) -> None:
     whole, cut, anew = place("whole"), place("cut"), place("anew")
     assert train(whole, 0, *TWO).returncode == 0

@@ -13,12 +13,15 @@ import pytest
 from dogbreeds.record import short
 from tests.said import listen, rest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
 EPOCHS = 3
 SMALL = ("data.breeds=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
-TWELVE = ("--multirun", "optimizer.lr=1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "seed=0,1", *SMALL)
-LAUNCHERS = {"basic": (), "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=4")}
+TWELVE, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3"  # rates, of two seeds each
+
+
+def joblib(jobs: int) -> tuple[str, ...]:
+    return ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}")
 
 
 def runs(tmp_path: Path):
@@ -33,33 +36,39 @@ def epochs(lines: list[str]) -> int:
     return sum("/3  train " in line for line in lines)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_sweep_of_twelve_that_is_killed_three_times_computes_each_job_once(launcher: str, begun, tmp_path: Path) -> None:
-    moments = random.Random(7)
+@pytest.mark.parametrize(
+    ("rates", "at_once", "kills"),
+    [(TWELVE, 1, 3), (FOUR, 2, 1), pytest.param(TWELVE, 4, 3, marks=pytest.mark.long)],
+    ids=["twelve", "four, two at once", "twelve, four at once"],
+)
+def test_a_sweep_that_is_killed_computes_each_job_once(rates: str, at_once: int, kills: int, begun, tmp_path: Path) -> None:
+    sweep = ("--multirun", f"optimizer.lr={rates}", "seed=0,1", *SMALL, *(joblib(at_once) if at_once > 1 else ()))
+    jobs_in_all, moments = 2 * (rates.count(",") + 1), random.Random(7)
     said: list[str] = []
-    for number in range(3):
-        with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
-            enough = 4 * EPOCHS + 1 - epochs(said) if number == 2 else 0  # of four side by side one has finished then, for a fifth has begun
+    for number in range(kills):
+        with begun("train", *sweep) as process:
+            # In the end one has finished: of so many side by side, when one more has begun.
+            enough = at_once * EPOCHS + 1 - epochs(said) if number == kills - 1 else 0
             said += listen(process, "/3  train ", max(moments.randint(2, 8), enough))
             time.sleep(moments.random() / 4)
             os.killpg(process.pid, signal.SIGKILL)
             said += rest(process)[0]  # what was on its way
-    with begun("train", *TWELVE, *LAUNCHERS[launcher]) as process:
+    with begun("train", *sweep) as process:
         last, errors = rest(process)
     assert process.returncode == 0, errors
     client, above, jobs = runs(tmp_path)
-    assert [run.info.status for run in above] == ["FINISHED"]  # one sweep, gone on with three times
-    assert above[0].data.tags["resumed"] == "3"
-    assert [run.info.status for run in jobs] == ["FINISHED"] * 12
-    assert len({(run.data.params["optimizer.lr"], run.data.params["seed"]) for run in jobs}) == 12
+    assert [run.info.status for run in above] == ["FINISHED"]  # one sweep, gone on with each time
+    assert above[0].data.tags["resumed"] == str(kills)
+    assert [run.info.status for run in jobs] == ["FINISHED"] * jobs_in_all
+    assert len({(run.data.params["optimizer.lr"], run.data.params["seed"]) for run in jobs}) == jobs_in_all
     assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
     for run in jobs:
         for name in ("train/loss", "val/accuracy", "lr"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]
     already = sum("already there: run " in line for line in last)
-    assert 0 < already < 12
+    assert 0 < already < jobs_in_all
     # No epoch is ever trained twice: each is written down before it is said. What was said last in a process may be lost with it.
-    assert 12 * EPOCHS - 3 * 4 <= epochs(said) + epochs(last) <= 12 * EPOCHS
+    assert jobs_in_all * EPOCHS - kills * at_once <= epochs(said) + epochs(last) <= jobs_in_all * EPOCHS
     assert sum("features of train: 120 in" in line for line in said + last) == 1
 
 
@@ -87,7 +96,7 @@ def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, comma
 
 def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
     long = ("--multirun", "seed=0,1", "data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
-    with begun("train", *long, *LAUNCHERS["joblib"]) as process:
+    with begun("train", *long, *joblib(4)) as process:
         twice = set()
         for line in process.stdout:
             twice |= {line.split()[0]} if "epoch    2/4000  train " in line else set()

@@ -11,8 +11,8 @@ def records(tmp_path):
     return client, client.search_runs(["1"], order_by=["attributes.start_time ASC"])
 
 
-def test_the_learning_rate_sweep_collapses_and_succeeds(command, tmp_path) -> None:
-    done = command("train", "--multirun", "optimizer.lr=1e-2,1e-3")
+def test_the_learning_rate_sweep_collapses_and_succeeds(typed, tmp_path) -> None:
+    done = typed("train", "--multirun", "optimizer.lr=1e-2,1e-3")
     assert done.returncode == 0, done.stderr
     client, (parent, collapsed, learned) = records(tmp_path)
     assert {record.info.status for record in (parent, collapsed, learned)} == {"FINISHED"}
