@@ -30,7 +30,7 @@ _IMPORTED = (
 )  # fmt: skip
 _LARGEST_REQUEST = 1 << 20  # bytes
 _LOOK_SECONDS = 10.0  # between two looks whether anybody may still ask
-ADDRESS = "DOGBREEDS_TEST_PREFORK"
+ADDRESS = "PREFORK_ADDRESS"
 
 
 class Process:

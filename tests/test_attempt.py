@@ -148,6 +148,7 @@ def test_in_a_sweep_what_has_finished_is_not_run_again(attempted, composed, tmp_
     assert anew.run_id != first.run_id
 
 
+@pytest.mark.slow
 def test_augmented_training_goes_through_its_copies(finished, attempted) -> None:
     augmented = attempted("augment=guide", "augment.copies=2", "tracking.model=none")[0].outcome
     plain = finished[0].outcome
@@ -258,7 +259,11 @@ def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None
 
 @pytest.mark.parametrize(
     ("keep", "rates", "kept"),
-    [("best", ["3e-5", "1e-3", "1e-4"], [False, True, False]), ("all", ["3e-5", "1e-3"], [True, True]), ("none", ["1e-3"], [False])],
+    [
+        ("best", ["3e-5", "1e-3", "1e-4"], [False, True, False]),
+        pytest.param("all", ["3e-5", "1e-3"], [True, True], marks=pytest.mark.slow),
+        pytest.param("none", ["1e-3"], [False], marks=pytest.mark.slow),
+    ],
 )
 def test_of_a_sweep_the_best_model_is_kept(
     attempted, composed, monkeypatch: pytest.MonkeyPatch, keep: str, rates: list[str], kept: list[bool]
@@ -275,6 +280,7 @@ def test_of_a_sweep_the_best_model_is_kept(
     assert [client.get_run(record.info.run_id).data.tags.get("head") for record in records] == [None if keep == "none" else "kept"] * len(rates)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 

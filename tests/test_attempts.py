@@ -66,6 +66,7 @@ def test_no_attempt_is_named_by_default(composed) -> None:
     assert composed().key == composed("attempt=frozen").key != composed("attempt=lr_collapse").key
 
 
+@pytest.mark.slow
 def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
     settings = ("attempt=lr_collapse", "optimizer.lr=3e-1", "data.breeds=12", "data.test_per_breed=1", "phase.batch_size=8", "tracking.model=none")
     run = composed(*settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0")

@@ -13,12 +13,13 @@ from dogbreeds.unfreeze import All, LastN, Nothing
 from tests.test_network import FROZEN, NAMES, build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "resize", "mode"),
     [
         (LastN(layers=20, exact=False, **FROZEN), "crop", "torch"),
-        pytest.param(Nothing(**FROZEN), "pad", "raw", marks=pytest.mark.slow),
-        pytest.param(All(**FROZEN), "pad", "torch", marks=pytest.mark.slow),
+        (Nothing(**FROZEN), "pad", "raw"),
+        pytest.param(All(**FROZEN), "pad", "torch", marks=pytest.mark.long),
     ],
 )
 def test_its_parts_say_what_it_says(policy, resize: str, mode: str, tmp_path: Path) -> None:

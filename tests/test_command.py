@@ -53,14 +53,15 @@ def test_a_wrong_command_line_is_answered_before_tensorflow_is_imported(argument
     assert done.stdout.splitlines()[-1] == "TensorFlow was left alone"
 
 
-def test_help_names_every_group(command) -> None:
-    done = command("train", "--help")
+def test_help_names_every_group(typed) -> None:
+    done = typed("train", "--help")
     assert done.returncode == 0
     assert "model: convnext_tiny, effnetb0" in done.stdout
     assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
 
 
 @pytest.mark.own_cache
+@pytest.mark.slow
 def test_what_is_kept_is_listed_and_cleared(command) -> None:
     assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
     listed = command("cache").stdout.splitlines()
@@ -74,7 +75,7 @@ def test_what_is_kept_is_listed_and_cleared(command) -> None:
 
 
 @pytest.mark.own_cache
-def test_what_is_unfinished_or_damaged_is_listed_as_such(command, tmp_path: Path) -> None:
+def test_what_is_unfinished_or_damaged_is_listed_as_such(typed, tmp_path: Path) -> None:
     def produce(rows: np.ndarray, start: int, notes: dict):
         yield from (1_000, 2_048)
         raise KeyboardInterrupt
@@ -85,10 +86,10 @@ def test_what_is_unfinished_or_damaged_is_listed_as_such(command, tmp_path: Path
     damaged = place / f"photos-{24 * 'a'}"
     damaged.mkdir()
     os.utime(damaged, (time.time() + 86_400,) * 2)  # another machine's clock may be ahead
-    listed = command("cache").stdout.splitlines()
+    listed = typed("cache").stdout.splitlines()
     assert listed[0].split() == [damaged.name, "0.0", "MB", "used", "0", "s", "ago", "damaged"]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == ["64 px, pad, float16, unfinished: 2,048 of 4,800 rows"]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
     assert listed[-1] == f"2 kept arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
-    assert command("cache", "clear=true").stdout == f"2 kept arrays removed from {place}\n"
+    assert typed("cache", "clear=true").stdout == f"2 kept arrays removed from {place}\n"
     assert [path.name for path in place.iterdir() if path.is_dir()] == []

@@ -245,6 +245,7 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tfds"
 
 
+@pytest.mark.slow
 def test_stanford_dogs_comes_through_tfds_own_builder(archives: Path) -> None:
     official = dogs(root=str(archives)).open()
     assert len(official.class_names) == 120

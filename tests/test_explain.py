@@ -59,12 +59,13 @@ def by_definition(network: Network, pixels: np.ndarray) -> tuple[np.ndarray, np.
     return logits.numpy(), heat / heat.max(axis=(1, 2), keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "mode"),
     [
-        pytest.param(Nothing(**FROZEN), "caffe", marks=pytest.mark.slow),
         (LastN(layers=20, exact=False, **FROZEN), "raw"),
-        pytest.param(All(**FROZEN), "torch", marks=pytest.mark.slow),
+        pytest.param(Nothing(**FROZEN), "caffe", marks=pytest.mark.long),
+        pytest.param(All(**FROZEN), "torch", marks=pytest.mark.long),
     ],
 )
 def test_grad_cam_is_what_its_definition_gives(policy: Unfreeze, mode: str, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def test_a_shard_beyond_the_last_is_refused() -> None:
         pytest.param(
             ("phase.epochs=2", "unfreeze=all"), {"photos": 3, "preflight": 1}, {"photos": 6}, marks=pytest.mark.long, id="nothing is frozen"
         ),
-        pytest.param(("phase=lr_range",), {"features": 1, "photos": 1, "preflight": 1}, {"features": 3, "photos": 3}, id="a range test"),
+        pytest.param(
+            ("phase=lr_range",), {"features": 1, "photos": 1, "preflight": 1}, {"features": 3, "photos": 3}, marks=pytest.mark.slow, id="a range test"
+        ),
     ],
 )
 def test_what_an_attempt_needs_is_the_same_in_shards(

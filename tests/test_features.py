@@ -56,7 +56,7 @@ def plain_keras(pixels: np.ndarray, mode: str = "raw") -> np.ndarray:
     return np.asarray(network(shown, training=False)).mean(axis=(1, 2))
 
 
-@pytest.mark.parametrize("mode", ["raw", "torch"])
+@pytest.mark.parametrize("mode", [pytest.param("raw", marks=pytest.mark.slow), "torch"])
 def test_kept_features_are_what_keras_computes(features: Features, mode: str) -> None:
     source = DATA.open().train.source
     kept = compute(prefix(mode), Photos(source, DATA, 64, features.store()), features)

@@ -82,6 +82,7 @@ def test_each_jobs_config_carries_what_another_machine_cannot_know(monkeypatch: 
     assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
+@pytest.mark.slow
 def test_a_cluster_where_nobody_answers_is_refused(command) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -92,6 +93,7 @@ def test_a_cluster_where_nobody_answers_is_refused(command) -> None:
     assert refused.stderr.endswith("Type hydra.launcher.ray.init.address=local.\n")
 
 
+@pytest.mark.slow
 def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
     """The commands that submitit calls are stand-ins: one keeps what it was given, and refuses it as Slurm does."""
     tools = tmp_path / "tools"

@@ -98,6 +98,7 @@ def official_file(tmp_path: Path, name: str) -> Path:
     return tmp_path / name
 
 
+@pytest.mark.slow
 def test_the_official_file_by_path_is_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     from keras.src.utils import file_utils
 
@@ -123,6 +124,7 @@ def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random
     assert np.array_equal(np.asarray(built(photos, training=False)), np.asarray(network(photos, training=False)))
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         Refused, match=r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of keras\.applications\.EfficientNet"

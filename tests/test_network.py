@@ -66,6 +66,7 @@ def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
             assert np.allclose(whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
     network = build(LastN(layers=20, exact=False, **FROZEN), "caffe")
     network.whole(NAMES, "pad").save(tmp_path / "model.keras")
