@@ -183,7 +183,7 @@ def test_no_attempt_is_lost_with_a_worker(attempts: int, begun, of_ray, tmp_path
 
 
 @pytest.mark.own_cache
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folders(command, of_ray, tmp_path: Path) -> None:
     """Its workers have an environment and a folder of their own."""
     with socket.socket() as free:

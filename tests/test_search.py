@@ -105,7 +105,7 @@ def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
 
 @pytest.mark.parametrize(
     ("n_jobs", "n_trials", "last_numbers"),
-    [(1, 4, [3]), pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long), pytest.param(2, 6, [4, 5], marks=pytest.mark.slow)],
+    [(1, 4, [3]), pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long), pytest.param(2, 6, [4, 5], marks=pytest.mark.long)],
 )
 def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(
     composed, monkeypatch, tmp_path: Path, n_jobs: int, n_trials: int, last_numbers: list[int]
