@@ -11,16 +11,17 @@ from dogbreeds.metrics import probabilities
 from dogbreeds.spec import Refused
 from dogbreeds.unfreeze import All, LastN, Nothing
 from tests.test_network import FROZEN, NAMES, build
+from tests.tiers import tiered
+
+POLICIES = HEAD, TOP, ALL = Nothing(**FROZEN), LastN(layers=20, exact=False, **FROZEN), All(**FROZEN)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "resize", "mode"),
-    [
-        (LastN(layers=20, exact=False, **FROZEN), "crop", "torch"),
-        (Nothing(**FROZEN), "pad", "raw"),
-        pytest.param(All(**FROZEN), "pad", "torch", marks=pytest.mark.long),
-    ],
+    tiered(
+        [(policy, *shown) for policy in POLICIES for shown in (("pad", "raw"), ("crop", "torch"))],
+        slow=[(HEAD, "pad", "raw"), (TOP, "crop", "torch")],
+    ),
 )
 def test_its_parts_say_what_it_says(policy, resize: str, mode: str, tmp_path: Path) -> None:
     build(policy, mode).whole(NAMES, resize).save(tmp_path / "model.keras")

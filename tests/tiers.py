@@ -7,7 +7,7 @@ import pytest
 Case = tuple[object, ...]
 
 
-def tiered(cases: Iterable[Case], first: Collection[Case], slow: Collection[Case] = ()) -> list:
+def tiered(cases: Iterable[Case], first: Collection[Case] = (), slow: Collection[Case] = ()) -> list:
     """All cases, for `parametrize`: those of the default tier and of the slow one as named, all others in the long one."""
     marks = {**dict.fromkeys(slow, (pytest.mark.slow,)), **dict.fromkeys(first, ())}
     listed = list(cases)
