@@ -259,6 +259,7 @@ def test_what_a_process_could_not_deliver_is_delivered_by_the_next(server: Serve
     assert_as_said(client, jobs[0].info.run_id, lines + again, frozenset({max(numbers(lines)) + 1}))
 
 
+@pytest.mark.own_cache
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_that_waits(server: Server, begun, command, number: int, code: int) -> None:
