@@ -96,6 +96,7 @@ def one_channel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, n
     return classifier, maps[..., channel]
 
 
+@pytest.mark.slow
 def test_where_one_channel_decides_the_heat_is_that_channel(one_channel: tuple[Classifier, np.ndarray]) -> None:
     classifier, channel = one_channel
     logits, heat = grad_cam(classifier)(PHOTOS)
@@ -105,6 +106,7 @@ def test_where_one_channel_decides_the_heat_is_that_channel(one_channel: tuple[C
     assert np.allclose(heat, positive / positive.max(axis=(1, 2), keepdims=True), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_where_nothing_speaks_for_a_breed_there_is_no_heat(one_channel: tuple[Classifier, np.ndarray]) -> None:
     classifier, _ = one_channel
     kernel, bias = classifier.ends[1].weights

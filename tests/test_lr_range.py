@@ -57,6 +57,7 @@ def test_a_loss_that_falls_to_the_end_suggests_nothing() -> None:
     assert not Range(tuple(LRS), tuple(v_shaped(1e-3))).falling
 
 
+@pytest.mark.slow
 def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
     run = composed("phase=lr_range", "data.breeds=6", "phase.steps=120", "tracking.system_metrics_seconds=0")
     found = execute(run, Composition("", (), "a range test", tmp_path))

@@ -57,6 +57,7 @@ def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
     assert [name.decode() for name in said["breed"].numpy()] == [NAMES[index] for index in np.argmax(said["probabilities"], axis=1)]
 
 
+@pytest.mark.slow
 def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
     network = build(Nothing(**FROZEN))
     for how in ("stretch", "pad", "crop"):

@@ -162,6 +162,11 @@ def test_wrong_pixels_are_refused_and_what_was_measured_is_kept(composed, tmp_pa
         assert [listed.name.split("-")[0] for listed in run.features.store().entries()] == ["preflight"]  # once for all, and nothing else was spent
     client, experiment = run.tracking.connect()
     assert client.search_runs([experiment]) == []
+
+
+@pytest.mark.slow
+def test_wrong_pixels_are_trained_on_all_the_same_where_that_is_asked_for(composed, tmp_path: Path) -> None:
+    client, experiment = composed(*SMALL).tracking.connect()
     attempted(composed(*SMALL, "preprocessing=torch", "preflight=warn"), tmp_path)
     attempted(composed(*SMALL, "preprocessing=torch", "preflight=none"), tmp_path)
     warned, unchecked = client.search_runs([experiment], order_by=["attributes.start_time ASC"])

@@ -228,6 +228,7 @@ def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed
     assert [point.value for point in one] == [point.value for point in other]
 
 
+@pytest.mark.slow
 def test_what_was_finished_before_tells_the_search_its_curve(composed, monkeypatch, tmp_path: Path) -> None:
     execute(composed("optimizer.lr=1e-3", *SMALL), Composition("", (), "before", Path()))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
