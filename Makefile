@@ -39,13 +39,13 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 	for attempts in $(ATTEMPTS); do $(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETUP) $(OPTIONS) || exit 1; done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: setup ## the tests, about MINUTES_DEFAULT minutes on 2 cores
+test: setup ## the tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about MINUTES_SLOW minutes more
+test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about 25 minutes more
 	$(BIN)/python -m pytest -n 2 -m 'slow and not long'
 
-test-long: setup ## once in a while: every case of all that, and the first tier on the oldest and the newest Python; about MINUTES_LONG
+test-long: setup ## once in a while: every case of all that, and the first tier on the oldest and the newest Python
 	$(BIN)/python -m pytest -n 2 -m long
 	$(MAKE) test VENV=.venv-oldest PYTHON='$(OLDEST)'
 	$(MAKE) test VENV=.venv-newest PYTHON='$(NEWEST)'
