@@ -79,7 +79,7 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
     "launcher", [pytest.param("joblib", marks=pytest.mark.slow), *(pytest.param(name, marks=pytest.mark.long) for name in ("basic", "ray"))]
 )
 def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
-    command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, launcher: str
+    command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, empty_store: Path, launcher: str
 ) -> None:
     import mlflow
 
@@ -88,7 +88,8 @@ def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
     small = [*SMALL, "phase.epochs=2"]
     jobs = command("extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray)
     assert jobs.returncode == 0, jobs.stderr
-    assert not (tmp_path / "home/mlruns/artifacts").exists()
+    assert [path.name for path in (tmp_path / "home/mlruns").iterdir()] == ["mlflow.db"]
+    assert (tmp_path / "home/mlruns/mlflow.db").read_bytes() == empty_store.read_bytes()  # MLflow was left alone
     listed = command("cache")
     assert "64 px, stretch, float32, shard 0–16 of 40 rows" in listed.stdout
     recorded = ("tracking.system_metrics_seconds=0", "tracking.model=none")

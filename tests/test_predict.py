@@ -69,10 +69,10 @@ def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: o
     return list(answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("count", "batch"), [(6, 4), pytest.param(6, 100, marks=pytest.mark.slow)])
-def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, count: int, batch: int) -> None:
-    found = said(classifier, count, batch)
-    assert [answer.photo for answer in found] == [str(number) for number in range(count)]
+@pytest.mark.parametrize("batch", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, batch: int) -> None:
+    found = said(classifier, 6, batch)
+    assert [answer.photo for answer in found] == [str(number) for number in range(6)]
     for number, answer in enumerate(found):
         if number % 7 == 3:
             assert answer == Answer(str(number), error=f"{number} is a pipe. Photos must be files. Remove it.")
