@@ -28,11 +28,12 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.ex
 
 setup: $(BIN)/.ready ## a .venv with everything, at the versions in constraints.txt
 
+# Not compiled: most of what is installed is never imported, and what is gets compiled then.
 $(BIN)/.ready: pyproject.toml constraints.txt
 	@if test -x $(BIN)/python; then $(BIN)/python -c '$(CHECK_PYTHON)' $(BIN)/python 'rm -r $(VENV) && '; \
 	else $(PYTHON) -c '$(CHECK_PYTHON)' '$(PYTHON)' ''; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS= for a real set; LAUNCHER=joblib, ray, submitit_slurm

@@ -156,7 +156,7 @@ def test_augmented_training_goes_through_its_copies(finished, attempted) -> None
     assert augmented.epochs[-1].val.accuracy.value > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_may_train_on_augmented_photos(attempted) -> None:
     settings = ("unfreeze=all", "optimizer.lr=1e-3", "tracking.model=none", "phase.epochs=2", "data.train_per_breed=10", "data.breeds=4")
     plain, augmented = (attempted(*settings, augment)[0].outcome for augment in ("augment=none", "augment=guide"))

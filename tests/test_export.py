@@ -153,13 +153,21 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
     assert "mlflow models serve" not in by_file.stdout
     assert "That is not known" in (tmp_path / "out/README.md").read_text()
 
+
+@pytest.mark.long
+def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) -> None:
+    assert command("train", "phase.epochs=1", *BREEDS).returncode == 0
+    root, first, again = photos(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
+    assert command("export", "formats=[keras]", "photos=5", f"output={first}").returncode == 0
+    by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
+    assert command("export", *by_file, f"output={again}").returncode == 0
     for arguments, said in (
         (["run=zzzz"], "run=zzzz names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's id"),
         (["data.root=/tmp"], "the photos of run"),
-        ([f"output={saved}/x", "formats=[keras]"], "cannot be made (Not a directory). output must be a folder"),
+        ([f"output={first}/model.keras/x", "formats=[keras]"], "cannot be made (Not a directory). output must be a folder"),
         ([f"output={tmp_path}", "formats=[keras]"], "holds other things, such as "),
         (
-            [f"run={tmp_path}/out/model.keras", f"photos_from={root}", f"output={tmp_path}/out"],
+            [f"run={again}/model.keras", f"photos_from={root}", f"output={again}"],
             "which the export goes to. It must go to another folder.",
         ),
         (["format=onnx"], "format is not a setting."),
@@ -169,34 +177,36 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
         assert said in refused.stderr, refused.stderr
 
 
+def trained(command, *overrides: str) -> str:
+    """The run of an attempt."""
+    ran = command("train", *overrides, *BREEDS)
+    assert ran.returncode == 0, ran.stderr
+    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
+    return run
+
+
+def register(command, run: str, *more: str) -> tuple[int, str]:
+    """The exit code of registering a run as `dogs`, and the last that was said."""
+    done = command("export", f"run={run}", "formats=[keras]", "photos=5", "register=dogs", *more)
+    return done.returncode, done.stdout.splitlines()[-1] if done.returncode == 0 else done.stderr
+
+
+WEAK = ("optimizer.lr=1e-4", "phase.epochs=2")
+
+
 @pytest.mark.slow
 def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    trained = []
-    for overrides in (["optimizer.lr=1e-4", "phase.epochs=2"], ["optimizer.lr=1e-4", "phase.epochs=2", "seed=1"], ["phase.epochs=6"]):
-        ran = command("train", *overrides, *BREEDS)
-        assert ran.returncode == 0, ran.stderr
-        trained += re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
-    weak, alike, strong = trained
-
-    def register(run: str, **more: str) -> tuple[int, str]:
-        done = command("export", f"run={run}", "formats=[keras]", "photos=5", "register=dogs", *(f"{key}={value}" for key, value in more.items()))
-        return done.returncode, done.stdout.splitlines()[-1] if done.returncode == 0 else done.stderr
-
-    assert register(weak) == (0, f"dogs@champion is version 1 now, run {weak}: there was none before.")
-    assert register(weak) == (0, f"dogs@champion is run {weak} already, as version 1: nothing was registered.")
-    code, said = register(alike)
+    weak, alike, strong = (trained(command, *overrides) for overrides in (WEAK, (*WEAK, "seed=1"), ("phase.epochs=6",)))
+    assert register(command, weak) == (0, f"dogs@champion is version 1 now, run {weak}: there was none before.")
+    code, said = register(command, alike)
     assert code == 1
     assert f"error: Run {alike} was not registered: beside dogs@champion, run {weak}, it has " in said
     assert "with p below 0.01. Type run=" in said
     assert (home / "multirun/exported" / alike / "model.keras").exists()
-    code, said = register(strong)
+    code, said = register(command, strong)
     assert code == 0, said
     assert said.startswith(f"dogs@champion is version 2 now, run {strong}: beside version 1, run {weak}, it has +")
-    code, said = register(weak)
-    assert code == 1
-    assert f"beside dogs@champion, run {strong}, it has -" in said
-    assert register(weak, alias="fallback") == (0, f"dogs@fallback is version 1 now, run {weak}: there was none before.")
 
     import mlflow
 
@@ -205,3 +215,15 @@ def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -
     assert champion.tags["beaten"].startswith(weak)
     assert " points on test (95 % interval +" in champion.tags["pair"]
     assert {run.info.status for run in client.search_runs([client.get_experiment_by_name("dogbreeds").experiment_id])} == {"FINISHED"}
+
+
+@pytest.mark.long
+def test_a_run_is_registered_once_and_by_any_alias(command) -> None:
+    strong, weak = trained(command, "phase.epochs=6"), trained(command, *WEAK)
+    assert register(command, strong) == (0, f"dogs@champion is version 1 now, run {strong}: there was none before.")
+    assert register(command, strong) == (0, f"dogs@champion is run {strong} already, as version 1: nothing was registered.")
+    code, said = register(command, weak)
+    assert code == 1
+    assert f"beside dogs@champion, run {strong}, it has -" in said
+    assert register(command, strong, "alias=fallback") == (0, f"dogs@fallback is version 1 now, run {strong}: there was none before.")
+    assert register(command, weak, "alias=challenger") == (0, f"dogs@challenger is version 2 now, run {weak}: there was none before.")

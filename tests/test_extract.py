@@ -76,7 +76,7 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param("joblib", marks=pytest.mark.slow), *(pytest.param(name, marks=pytest.mark.long) for name in ("basic", "ray"))]
+    "launcher", [pytest.param("basic", marks=pytest.mark.slow), *(pytest.param(name, marks=pytest.mark.long) for name in ("joblib", "ray"))]
 )
 def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
     command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, empty_store: Path, launcher: str

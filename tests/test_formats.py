@@ -50,7 +50,7 @@ def photos(count: int = 6) -> list[np.ndarray]:
     tiered(
         itertools.product(FORMATS, ("stretch", "pad", "crop")),
         first=[("tflite", "pad")],
-        slow=[("keras", "pad"), ("savedmodel", "pad"), ("tflite_float16", "pad"), ("onnx", "pad")],
+        slow=[("keras", "pad"), ("onnx", "pad")],
     ),
 )
 def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:

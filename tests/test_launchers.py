@@ -121,7 +121,7 @@ def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sweeps",
     [
-        pytest.param(["lr_collapse,frozen"], marks=pytest.mark.slow, id="two"),
+        pytest.param(["frozen"], marks=pytest.mark.slow, id="one"),
         # The latter go on from a frozen one that has finished.
         pytest.param(["torch_pixels,lr_collapse,frozen", "finetune_50,finetune_20"], marks=pytest.mark.long, id="all"),
     ],
@@ -217,7 +217,8 @@ def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folder
     assert (tmp_path / "cache").is_dir()
 
 
-@pytest.mark.parametrize("name", [pytest.param("submitit_local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["submitit_local", "ray"])
 def test_sigterm_ends_jobs_in_order_and_leaves_no_process(name: str, begun, of_ray, tmp_path: Path) -> None:
     place = tmp_path / "home"
     with begun("train", "--multirun", "seed=0,1", *LONG, *LAUNCHERS[name], **of_ray) as process:

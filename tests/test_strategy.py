@@ -16,6 +16,7 @@ from tests import prefork
 from tests.test_resume import chosen, final, train
 
 TWO = ("strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]")
+SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=0")
 
 
 def test_one_device_is_the_default_and_neither_decides_the_key(composed) -> None:
@@ -177,16 +178,21 @@ def test_a_checkpoint_of_one_device_is_not_gone_on_with_on_two(place) -> None:
 
 @pytest.mark.slow
 def test_a_user_trains_on_two_devices_and_is_told_so(command) -> None:
-    small = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
-    done = command("train", *small, *TWO)
+    done = command("train", *SMALL, "phase.epochs=3", *TWO)
     assert done.returncode == 0, done.stderr
     assert "each batch is split over CPU:0 and CPU:1" in done.stdout + done.stderr
     assert "\nlearned: " in done.stdout + done.stderr
-    tuned = command("train", *small, *TWO, "phase=finetune", "unfreeze.batchnorm=trainable")
-    assert tuned.returncode == 0, tuned.stderr
-    assert "going on from run " in tuned.stdout + tuned.stderr
-    searched = command("train", *small[:1], *small[2:], *TWO, "phase=lr_range", "phase.steps=30")
-    assert searched.returncode == 0, searched.stderr
-    refused = command("train", *small, "strategy=mirrored")
+    refused = command("train", *SMALL, "strategy=mirrored")
     assert refused.returncode == 1
     assert "error: strategy=mirrored was asked for, and TensorFlow finds no GPU here." in refused.stderr
+
+
+@pytest.mark.long
+def test_what_a_user_goes_on_to_do_on_two_devices(command) -> None:
+    done = command("train", *SMALL, "phase.epochs=3", *TWO)
+    assert done.returncode == 0, done.stderr
+    tuned = command("train", *SMALL, "phase.epochs=3", *TWO, "phase=finetune", "unfreeze.batchnorm=trainable")
+    assert tuned.returncode == 0, tuned.stderr
+    assert "going on from run " in tuned.stdout + tuned.stderr
+    searched = command("train", *SMALL, *TWO, "phase=lr_range", "phase.steps=30")
+    assert searched.returncode == 0, searched.stderr

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
 EPOCHS = 3
 SMALL = ("data.breeds=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
-TWELVE, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3"  # rates, of two seeds each
+TWELVE, SIX, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3,3e-3", "1e-3,2e-3"  # rates, of two seeds each
 
 
 def joblib(jobs: int) -> tuple[str, ...]:
@@ -38,8 +38,8 @@ def epochs(lines: list[str]) -> int:
 
 @pytest.mark.parametrize(
     ("rates", "at_once", "kills"),
-    [(TWELVE, 1, 3), (FOUR, 2, 1), pytest.param(TWELVE, 4, 3, marks=pytest.mark.long)],
-    ids=["twelve", "four, two at once", "twelve, four at once"],
+    [(SIX, 1, 2), (FOUR, 2, 1), *(pytest.param(TWELVE, at_once, 3, marks=pytest.mark.long) for at_once in (1, 4))],
+    ids=["six", "four, two at once", "twelve", "twelve, four at once"],
 )
 def test_a_sweep_that_is_killed_computes_each_job_once(rates: str, at_once: int, kills: int, begun, tmp_path: Path) -> None:
     sweep = ("--multirun", f"optimizer.lr={rates}", "seed=0,1", *SMALL, *(joblib(at_once) if at_once > 1 else ()))
@@ -113,6 +113,7 @@ def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
     assert len(list((tmp_path / "home/multirun/checkpoints").glob("*/*.npz"))) == 4  # both have the last two
 
 
+@pytest.mark.long
 def test_rerun_runs_again_what_has_finished(command, tmp_path: Path) -> None:
     two = ("--multirun", "seed=0,1", *SMALL)
     assert command("train", *two).returncode == 0

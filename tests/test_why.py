@@ -78,7 +78,7 @@ def test_the_parent_of_a_fine_tune_has_its_model_and_head_wherever_they_came_fro
 
 @pytest.mark.slow
 def test_why_an_attempt_collapsed(command) -> None:
-    small = ("data.breeds=60", "phase.epochs=5", "tracking.system_metrics_seconds=0")
+    small = ("data.breeds=20", "phase.epochs=5", "tracking.system_metrics_seconds=0")
     asked = command("why", "attempt=lr_collapse", "why.seeds=[0,1]", *small)
     assert asked.returncode == 0, asked.stderr
     assert asked.stderr.count("already there") == 0
