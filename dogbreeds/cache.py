@@ -5,16 +5,17 @@ import time
 import hydra
 from omegaconf import DictConfig
 
-from dogbreeds import command
-from dogbreeds.kept import Listed
-from dogbreeds.run import part
-from dogbreeds.spec import Refused, home
+from dogbreeds import cli
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.experiments.compose import part
+from dogbreeds.features.cache import Listed
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
-@command.alone
+@cli.alone
 def task(config: DictConfig) -> None:
     """Prints what is kept and where, the most recently used first, or clears it."""
     clear = config["clear"]
@@ -52,4 +53,4 @@ def _ago(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    command.main(task, "cache")
+    cli.main(task, "cache")

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 import hydra
 from omegaconf import DictConfig
 
-from dogbreeds import beside, command, paired
-from dogbreeds.difference import Difference
-from dogbreeds.output import Output
-from dogbreeds.record import Predictions, Record, short
-from dogbreeds.runs import Only, find, store
-from dogbreeds.spec import Refused, home, integer, number, one_of, text
-from dogbreeds.tracking import Mlflow
+from dogbreeds import cli
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.core.spec import integer, number, one_of, text
+from dogbreeds.evaluation import paired_comparison
+from dogbreeds.evaluation.results import Predictions
+from dogbreeds.experiments.recorded_runs import Only, find, store
+from dogbreeds.reports import comparison_rendering
+from dogbreeds.reports.output import Output
+from dogbreeds.reports.run_comparison import Difference
+from dogbreeds.tracking.records import Record, short
+from dogbreeds.tracking.tracking import Mlflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +32,15 @@ class Wanted(Output):
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="compare")
-@command.alone
+@cli.alone
 def task(config: DictConfig) -> None:
     """Compares, and prints or writes what is found."""
     names = ("first", "second", "split", "alpha", "breeds", "ui", "format", "output")
-    wanted, only = Wanted(**{name: command.word(config, name) for name in names}), Only(**config["only"])
+    wanted, only = Wanted(**{name: cli.word(config, name) for name in names}), Only(**config["only"])
     tracking = store(config, "Two attempts are compared by what MLflow keeps of them.")
     first, second = (_found(tracking, getattr(wanted, key), only, key) for key in ("first", "second"))
     split, ours, theirs = _predictions(tracking, first, second, wanted.split)
-    found = Difference(first, second, paired.compare(ours, theirs, split), wanted.alpha, wanted.breeds)
+    found = Difference(first, second, paired_comparison.compare(ours, theirs, split), wanted.alpha, wanted.breeds)
     wanted.deliver(_rendered(found, wanted, tracking), "compare")
 
 
@@ -71,13 +76,13 @@ def _rendered(found: Difference, wanted: Wanted, tracking: Mlflow) -> str:
         return tracking.page(record, wanted.ui)
 
     if wanted.format == "html":
-        return beside.as_html(found, address)
+        return comparison_rendering.as_html(found, address)
     if wanted.format == "csv":
-        return beside.as_csv(found)
+        return comparison_rendering.as_csv(found)
     if wanted.format == "markdown":
-        return beside.as_markdown(found, address)
-    return beside.as_text(found, wanted.width, address)
+        return comparison_rendering.as_markdown(found, address)
+    return comparison_rendering.as_text(found, wanted.width, address)
 
 
 if __name__ == "__main__":
-    command.main(task, "compare")
+    cli.main(task, "compare")

@@ -16,19 +16,26 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command, formats, gate, interruption, output, registry, runs, sample
-from dogbreeds.agreement import Agreement, compare, with_odd_sizes
-from dogbreeds.card import card
-from dogbreeds.formats import FORMATS
-from dogbreeds.photo import Photo
-from dogbreeds.record import Record, short
-from dogbreeds.runs import Only
-from dogbreeds.spec import Refused, Spec, home, integer, number, text, texts
-from dogbreeds.terminal import progress
-from dogbreeds.tracking import Mlflow
+from dogbreeds import cli
+from dogbreeds.core import console, files
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.core.spec import Spec, integer, number, text, texts
+from dogbreeds.data import sample
+from dogbreeds.data.image import Photo
+from dogbreeds.experiments import recorded_runs
+from dogbreeds.experiments.recorded_runs import Only
+from dogbreeds.inference import export_formats
+from dogbreeds.inference.agreement import with_odd_sizes
+from dogbreeds.inference.export_formats import FORMATS
+from dogbreeds.inference.exporter import Exported, _check_all_agree, _export
+from dogbreeds.reports.model_card import card
+from dogbreeds.tracking import promotion_gate, registry
+from dogbreeds.tracking.records import Record, short
+from dogbreeds.tracking.tracking import Mlflow
 
 if TYPE_CHECKING:
-    from dogbreeds.classifier import Classifier
+    from dogbreeds.inference.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -55,51 +62,38 @@ class Wanted(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        formats.check_installed(self.formats)
+        export_formats.check_installed(self.formats)
         for key, name in (("register", self.register), ("alias", self.alias)):
             if name is not None and (not _NAME.fullmatch(name) or (key == "alias" and _TAKEN.fullmatch(name))):
                 raise Refused(
                     f"{key} was {name!r}. It must be a name of letters, digits, - and _ that begins with a letter, and no alias of MLflow's own, "
                     f"such as latest. Type {key}={'dogs' if key == 'register' else 'champion'}, for example."
                 )
-        if runs.is_file(self.run) and self.photos_from is None:
+        if recorded_runs.is_file(self.run) and self.photos_from is None:
             raise Refused(
                 f"run={self.run} is a file, which does not know its photos. Each format is checked on photos, so that some must be named. "
                 "Type photos_from=path/to/photos, too."
             )
-        if runs.is_file(self.run) and self.register is not None:
+        if recorded_runs.is_file(self.run) and self.register is not None:
             raise Refused(
                 f"register={self.register} was asked for with run={self.run}, which is a file. What is registered must have been measured, in a run. "
                 "Type run=<a run's id>, or leave out register."
             )
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A format that was written and checked."""
-
-    name: str
-    size: int  # bytes
-    agreement: Agreement
-
-    @property
-    def agrees(self) -> bool:
-        return self.agreement.within(FORMATS[self.name].allowed)
-
-
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="export")
-@command.alone
+@cli.alone
 def task(config: DictConfig) -> None:
     """Writes and checks each format, keeps them with the run, and registers what passes the gate."""
     given: Any = OmegaConf.to_container(config, resolve=True)
-    wanted = Wanted(**{field.name: given[field.name] for field in dataclasses.fields(Wanted)} | {"run": command.word(config, "run")})
-    tracking = runs.store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
-    with runs.opened(tracking, wanted.run, Only(**config["only"])) as (record, classifier, file):
-        log.info("%s: %d breeds, %d px", runs.said(record) if record else file, len(classifier.class_names), classifier.size)
+    wanted = Wanted(**{field.name: given[field.name] for field in dataclasses.fields(Wanted)} | {"run": cli.word(config, "run")})
+    tracking = recorded_runs.store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
+    with recorded_runs.opened(tracking, wanted.run, Only(**config["only"])) as (record, classifier, file):
+        log.info("%s: %d breeds, %d px", recorded_runs.said(record) if record else file, len(classifier.class_names), classifier.size)
         photos = with_odd_sizes(_photos(wanted, config["data"]["root"], tracking, record))  # not opened yet
-        place = Path(wanted.output).expanduser() if wanted.output else home() / "multirun/exported" / runs.folder_name(record, file)
+        place = Path(wanted.output).expanduser() if wanted.output else home() / "multirun/exported" / recorded_runs.folder_name(record, file)
         _check_apart(place, file)
-        with output.folder(place, _OWN) as folder:
+        with files.folder(place, _OWN) as folder:
             found = _export(wanted.formats, classifier, photos, folder)
             _describe(folder, found, tracking, record, classifier, file)
             model_id = _keep(tracking, record, folder, file, photos[0]) if record is not None else None
@@ -127,43 +121,8 @@ def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record |
     """Photos to check on, spread over all that there are: of a folder, or of those that the run was tested on."""
     if wanted.photos_from is not None or record is None:
         return sample.of_folder(wanted.photos_from or "", wanted.photos)
-    data, dataset = runs.dataset(tracking, record, root)
+    data, dataset = recorded_runs.dataset(tracking, record, root)
     return sample.of_split(dataset.test or dataset.val, wanted.photos, data.on_corrupt == "skip")
-
-
-# --- formats ----------------------------------------------------------------------------------------------------------------
-
-
-def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Photo], folder: Path) -> list[Exported]:
-    """Writes each format and asks it; what does not agree with the trained network is removed again."""
-    asks = {}
-    for name in names:
-        started = time.perf_counter()
-        with interruption.held():  # the converters' native code must not be cut in two
-            asks[name] = formats.opened(name, formats.write(name, classifier, folder))
-        log.info("%s: written in %.1f s", name, time.perf_counter() - started)
-    with progress("checking", len(photos), "photos") as advance:
-        agreements = compare(asks, formats.ask_keras(classifier.whole), (photo() for photo in photos), advance)
-    found = [Exported(name, _size(folder / FORMATS[name].file), agreement) for name, agreement in agreements.items()]
-    for each in found:
-        if not each.agrees:
-            output.remove(folder / FORMATS[each.name].file)
-    return found
-
-
-def _size(place: Path) -> int:
-    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else place.stat().st_size
-
-
-def _check_all_agree(found: Sequence[Exported]) -> None:
-    wrong = [each for each in found if not each.agrees]
-    if wrong:
-        name, agreement = wrong[0].name, wrong[0].agreement
-        more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
-        raise Refused(
-            f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}. {FORMATS[name].allowed:g} is "
-            "allowed, so that its file was removed and nothing was registered. Type formats=[…] with those that agree."
-        )
 
 
 # --- what goes with them ----------------------------------------------------------------------------------------------------
@@ -203,7 +162,7 @@ def _table(found: Sequence[Exported]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    width = output.columns(sys.stdout)
+    width = console.columns(sys.stdout)
     wide = (width or _WIDE) >= _NARROW
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
@@ -215,7 +174,7 @@ def _table(found: Sequence[Exported]) -> str:
         verdict = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
         table.add_row(each.name, *((kind.file,) if wide else ()), *cells, verdict)
     with io.StringIO() as file:
-        output.console(file, width, _WIDE).print(table)
+        console.console(file, width, _WIDE).print(table)
         return "".join(f"{line.rstrip()}\n" for line in file.getvalue().strip("\n").splitlines() if line.strip())
 
 
@@ -234,14 +193,14 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
         )
     if current is not None and current.run_id == record.run_id:
         return f"{target} is run {short(record.run_id)} already, as version {current.number}: nothing was registered."
-    gate.check_verdict(record, target)
+    promotion_gate.check_verdict(record, target)
     tags = {"run": record.run_id, "verdict": record.tags["verdict"]}
     tags |= {metric: f"{record.metrics[metric]:.4f}" for metric in ("test/accuracy", "best/val_accuracy") if metric in record.metrics}
     beaten = "there was none before"
     if current is not None:
         other = tracking.record(current.run_id)
-        pair = gate.beside(record, other, mine, tracking.predictions(other.run_id), target)
-        gate.check_better(record, other, pair, wanted.alpha, target)
+        pair = promotion_gate.beside(record, other, mine, tracking.predictions(other.run_id), target)
+        promotion_gate.check_better(record, other, pair, wanted.alpha, target)
         beaten = f"beside version {current.number}, run {short(other.run_id)}, it has {pair}"
         tags |= {"beaten": other.run_id, "pair": str(pair)}
     made = registry.crown(tracking, name, wanted.alias, current, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
@@ -249,4 +208,4 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
 
 
 if __name__ == "__main__":
-    command.main(task, "export")
+    cli.main(task, "export")

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command, images, output
-from dogbreeds.answer import Csv, JsonLines, Table
-from dogbreeds.prediction import answers, network
-from dogbreeds.runs import Only, opened, said, store
-from dogbreeds.spec import Spec, boolean, home, integer, one_of, text
-from dogbreeds.terminal import progress
+from dogbreeds import cli
+from dogbreeds.core import console, files
+from dogbreeds.core.console import progress
+from dogbreeds.core.paths import home
+from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
+from dogbreeds.experiments.recorded_runs import Only, opened, said, store
+from dogbreeds.inference import image_sources
+from dogbreeds.inference.predictions import Csv, JsonLines, Table
+from dogbreeds.inference.predictor import answers, network
 
 if TYPE_CHECKING:
-    from dogbreeds.classifier import Classifier
-    from dogbreeds.explain import Overlays
+    from dogbreeds.inference.classifier import Classifier
+    from dogbreeds.inference.grad_cam import Overlays
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +58,16 @@ class Tally:
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="predict")
-@command.alone
+@cli.alone
 def task(config: DictConfig) -> None:
     """Says what each photo shows."""
-    wanted = Wanted(**{field.name: command.word(config, field.name) for field in dataclasses.fields(Wanted)})
+    wanted = Wanted(**{field.name: cli.word(config, field.name) for field in dataclasses.fields(Wanted)})
     only = Only(**config["only"])
     plain: Any = OmegaConf.to_container(config)
-    typed = images.typed(plain["images"])
+    typed = image_sources.typed(plain["images"])
     tracking = store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
-    found = images.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
-    with output.sink(wanted.output, "breeds.csv") as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
+    found = image_sources.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
+    with files.sink(wanted.output, "breeds.csv") as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
         log.info("%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size)
         tally = _predict(classifier, found, wanted, sink)
     if wanted.output is not None:
@@ -73,7 +76,7 @@ def task(config: DictConfig) -> None:
         sys.exit(_SOME_UNREAD)
 
 
-def _predict(classifier: "Classifier", found: images.Images, wanted: Wanted, sink: TextIO) -> Tally:
+def _predict(classifier: "Classifier", found: image_sources.Images, wanted: Wanted, sink: TextIO) -> Tally:
     """Writes an answer a photo as soon as its batch is done, and says at the end how it went."""
     overlays = _overlays(classifier, wanted) if wanted.explain else None
     run = network(classifier, wanted.explain)
@@ -98,7 +101,7 @@ def _predict(classifier: "Classifier", found: images.Images, wanted: Wanted, sin
 
 
 def _overlays(classifier: "Classifier", wanted: Wanted) -> "Overlays":
-    from dogbreeds.explain import Overlays
+    from dogbreeds.inference.grad_cam import Overlays
 
     overlays = Overlays(Path(wanted.explain_dir).expanduser(), classifier.resize)
     overlays.prepare()
@@ -110,7 +113,7 @@ def _lines(classifier: "Classifier", wanted: Wanted, top: int, sink: TextIO) -> 
         return JsonLines()
     if wanted.format == "csv":
         return Csv(top, wanted.explain)
-    width = output.columns(sink)
+    width = console.columns(sink)
     coloured = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Table(classifier.class_names, top, width, coloured)
 
@@ -136,4 +139,4 @@ def _bar(total: int | None, sink: TextIO) -> Iterator[Callable[[int], None]]:
 
 
 if __name__ == "__main__":
-    command.main(task, "predict")
+    cli.main(task, "predict")

@@ -10,17 +10,18 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-from dogbreeds import command, miniature
-from dogbreeds.model import SHIPPED, Miniature
-from dogbreeds.spec import home
+from dogbreeds import cli
+from dogbreeds.core.paths import home
+from dogbreeds.data import drawn_dogs
+from dogbreeds.models.model import SHIPPED, Miniature
 
 log = logging.getLogger(__name__)
 
 
 def photos(split: str, each: int) -> tuple[np.ndarray, np.ndarray]:
     """`each` photos of every breed: [n, 64, 64, 3] uint8 and [n] int32 labels."""
-    labels = np.repeat(np.arange(miniature.BREEDS, dtype=np.int32), each)
-    images = np.stack([miniature.draw(split, breed, photo) for breed in range(miniature.BREEDS) for photo in range(each)])
+    labels = np.repeat(np.arange(drawn_dogs.BREEDS, dtype=np.int32), each)
+    images = np.stack([drawn_dogs.draw(split, breed, photo) for breed in range(drawn_dogs.BREEDS) for photo in range(each)])
     return images, labels
 
 
@@ -47,13 +48,13 @@ def task(config: DictConfig) -> float:
     keras.utils.set_random_seed(config.seed)
     images, labels = photos("pretrain", config.photos_per_breed)
     held_out = photos("pretrain_val", config.validation_photos_per_breed)
-    backbone = Miniature(architecture="Miniature", image_size=miniature.SIZE, pixels="raw", weights=None).construct(None)
+    backbone = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None).construct(None)
     network = keras.Sequential(
         [
             backbone,
             keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dropout(config.dropout),
-            keras.layers.Dense(miniature.BREEDS, activation="softmax"),
+            keras.layers.Dense(drawn_dogs.BREEDS, activation="softmax"),
         ]
     )
     steps = config.epochs * -(-len(labels) // config.batch_size)
@@ -72,4 +73,4 @@ def task(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    command.main(task, "pretrain")
+    cli.main(task, "pretrain")

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import hydra
 from omegaconf import DictConfig
 
-from dogbreeds import command, rendering
-from dogbreeds.comparison import Table, not_run, tables
-from dogbreeds.output import Output
-from dogbreeds.record import Record
-from dogbreeds.runs import Only, store
-from dogbreeds.spec import Refused, home, one_of, text
+from dogbreeds import cli
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.core.spec import one_of, text
+from dogbreeds.experiments.recorded_runs import Only, store
+from dogbreeds.reports import attempts_rendering
+from dogbreeds.reports.attempts_table import Table, not_run, tables
+from dogbreeds.reports.output import Output
+from dogbreeds.tracking.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Wanted(Output):
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="table")
-@command.alone
+@cli.alone
 def task(config: DictConfig) -> None:
     """Prints or writes the table."""
     wanted, only = Wanted(**{name: config[name] for name in ("runs", "ui", "format", "output")}), Only(**config["only"])
@@ -40,13 +43,13 @@ def task(config: DictConfig) -> None:
 
 def _rendered(found: Sequence[Table], wanted: Wanted, address: Callable[[Record], str]) -> str:
     if wanted.format == "html":
-        return rendering.as_html(found, address)
+        return attempts_rendering.as_html(found, address)
     if wanted.format == "csv":
-        return rendering.as_csv(found, address)
+        return attempts_rendering.as_csv(found, address)
     if wanted.format == "markdown":
-        return "\n".join([*(rendering.as_markdown(table, address) for table in found), not_run(found)]).rstrip() + "\n"
-    return "\n".join([*(rendering.as_text(table, wanted.width, address) for table in found), not_run(found)]).rstrip() + "\n"
+        return "\n".join([*(attempts_rendering.as_markdown(table, address) for table in found), not_run(found)]).rstrip() + "\n"
+    return "\n".join([*(attempts_rendering.as_text(table, wanted.width, address) for table in found), not_run(found)]).rstrip() + "\n"
 
 
 if __name__ == "__main__":
-    command.main(task, "table")
+    cli.main(task, "table")

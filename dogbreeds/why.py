@@ -7,30 +7,25 @@ them, over several seeds. What has been run before is taken from MLflow.
 import logging
 import re
 import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds import command
-from dogbreeds.knobs import Cell, cells, effects, report
-from dogbreeds.phase import Finetune, LrRange
-from dogbreeds.record import RANKING, Composition, Record
-from dogbreeds.run import from_config
-from dogbreeds.spec import Refused, home
-from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import Mlflow
-
-if TYPE_CHECKING:
-    from dogbreeds.attempt import Done, Result
+from dogbreeds import cli
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.evaluation.ablation import Cell, cells, effects, report
+from dogbreeds.experiments.ablation_runs import _measured, changed
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.sweep import Sweep
+from dogbreeds.tracking.records import RANKING, Composition
+from dogbreeds.tracking.tracking import Mlflow
+from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
-
-_OF_THE_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")  # groups that a fine-tune shares with its frozen attempt
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="why")
@@ -89,36 +84,5 @@ def _seeds(config: DictConfig) -> list[int]:
     return seeds
 
 
-def changed(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Overrides, with those that are changed replaced: Hydra refuses two options of a group."""
-    keys = {change.split("=")[0] for change in changes}
-    return [*(override for override in typed if override.lstrip("+").split("=")[0] not in keys), *changes]
-
-
-def parent_of(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
-    """Overrides of the frozen attempt that a fine-tune goes on from: its data, model, pixels and head, also where an overlay brought them."""
-    brought = [f"{group}={choices[group]}" for group in _OF_THE_PARENT if group in choices]
-    own = [override for override in overrides if not override.lstrip("+").startswith(("attempt=", "phase", "unfreeze", "optimizer"))]
-    return changed(["attempt=frozen", *brought], own)
-
-
-def _measured(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str, str], folder: Path) -> Record:
-    """A run with these overrides: from MLflow if it has been run, else run now. All fine-tunes of a seed go on from the same parent."""
-    run = from_config(command.composed("train", overrides))
-    if isinstance(run.phase, Finetune) and run.phase.parent is None:
-        parent = _found_or_run(tracking, parent_of(overrides, choices), folder)
-        overrides = [*overrides, f"phase.parent='{parent.run_id}'"]
-    return _found_or_run(tracking, overrides, folder)
-
-
-def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> Record:
-    """A run with exactly these overrides; what has finished is not run again, as in any sweep."""
-    from dogbreeds.attempt import execute
-
-    config = command.composed("train", overrides)
-    done = execute(from_config(config), Composition(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
-    return tracking.record(cast("Result | Done", done).run_id)  # no range test: it is refused above
-
-
 if __name__ == "__main__":
-    command.main(task, "why", goes_on=True)
+    cli.main(task, "why", goes_on=True)

@@ -30,8 +30,8 @@ class OptunaSweeper(Sweeper):
 
         from omegaconf import OmegaConf
 
-        from dogbreeds.search import Search, Settings, Space
-        from dogbreeds.spec import Refused
+        from dogbreeds.core.errors import Refused
+        from dogbreeds.experiments.search import Search, Settings, Space
 
         if find_spec("optuna") is None:
             raise Refused("hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install 'dogbreeds[search]'.")

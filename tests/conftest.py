@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds import command as commands
-from dogbreeds import miniature
-from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home
+from dogbreeds.core.paths import home
+from dogbreeds.data import drawn_dogs
+from dogbreeds.experiments import compose
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.run import Run
 from tests import prefork
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def composed_in(empty_store: Path) -> Callable[[Path, Path], Callable[..., Run]]
             places = [f"features.dir={cache}", f"checkpoint_dir={folder}/checkpoints"]
             if not any(override.startswith("tracking=") for override in overrides):
                 places += [f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db", f"tracking.artifacts={folder}/mlruns/artifacts"]
-            return from_config(commands.composed("train", [*places, *overrides]))
+            return from_config(compose.composed("train", [*places, *overrides]))
 
         return run
 
@@ -129,7 +130,7 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
                 folder.mkdir(parents=True)
                 for number in range(count):
                     stream = part if part in ("val", "test") else "train"
-                    picture = Image.fromarray(miniature.draw(stream, breed, number))
+                    picture = Image.fromarray(drawn_dogs.draw(stream, breed, number))
                     picture.resize((size, size)).save(folder / f"{number}.jpg", quality=95)
         return root
 
@@ -146,7 +147,7 @@ def remembering(tmp_path: Path) -> Callable[..., "keras.Model"]:
 
         keras.utils.set_random_seed(3)
         network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(size, size, 3), **more)
-        photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(96)])
+        photos = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(96)])
         momenta = {layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)}
         for layer in momenta:
             layer.momentum = 0.0

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds import command, features, fit, train
+from dogbreeds import cli, train
+from dogbreeds.features import extraction
+from dogbreeds.training import loop
 
 MOMENT, FILE = int(sys.argv[1]), Path(sys.argv[2])
 passed = 0
@@ -53,8 +55,8 @@ def counted_progress(what: str, total: int, unit: str, **named):
         yield counted
 
 
-real_progress, features.progress = features.progress, counted_progress
-before(fit.Step, "__call__", "step", after=True)
+real_progress, extraction.progress = extraction.progress, counted_progress
+before(loop.Step, "__call__", "step", after=True)
 before(Path, "replace", "rename", after=True)
 before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkpoint")  # in the middle of a file
 
@@ -68,4 +70,4 @@ def watch_records() -> None:
 
 watch_records()
 sys.argv = ["train", *sys.argv[3:]]
-command.main(train.task, "train")
+cli.main(train.task, "train")

@@ -26,7 +26,7 @@ from typing import IO, NoReturn
 # What commands import sooner or later. The commands themselves are not among it: each is run as the main module.
 _IMPORTED = (
     "tensorflow", "keras", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.artifact.local_artifact_repo", "matplotlib.pyplot",
-    "scipy.stats", "pandas", "PIL.Image", "hydra", "dogbreeds.attempt",
+    "scipy.stats", "pandas", "PIL.Image", "hydra", "dogbreeds.experiments.attempt",
 )  # fmt: skip
 _LARGEST_REQUEST = 1 << 20  # bytes
 _LOOK_SECONDS = 10.0  # between two looks whether anybody may still ask

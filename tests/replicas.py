@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds import attempt, command
-from dogbreeds.record import Composition
-from dogbreeds.run import from_config
+from dogbreeds.experiments import attempt, compose
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.tracking.records import Composition
 from tests.losses import recorded
 
 FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -38,10 +38,10 @@ def trained(name: str, *strategy: str) -> None:
     """One case; what was measured goes to a file."""
     kind = "mirrored" if strategy else "single"
     places = (f"features.dir={FOLDER}/kept", f"checkpoint_dir={FOLDER}/{name}.{kind}")
-    run = from_config(command.composed("train", [*COMMON, *places, *CASES[name], *strategy]))
+    run = from_config(compose.composed("train", [*COMMON, *places, *CASES[name], *strategy]))
     with recorded() as losses:
         result = attempt.execute(run, Composition("", (), name, FOLDER, {}, ()))
-    assert isinstance(result, attempt.Result)
+    assert isinstance(result, result.Result)
     said = {"losses": losses, "verdict": result.verdict.name, "key": run.key, "metrics": [epoch.metrics() for epoch in result.outcome.epochs]}
     (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(said))
     np.savez(FOLDER / f"{name}.{kind}.npz", *result.outcome.best_weights)
@@ -49,9 +49,9 @@ def trained(name: str, *strategy: str) -> None:
 
 def features() -> None:
     """What the frozen part says of few photos and of more, on one device and on the parts."""
-    from dogbreeds.network import Prefix
+    from dogbreeds.models.network import Prefix
 
-    run = from_config(command.composed("train", COMMON))
+    run = from_config(compose.composed("train", COMMON))
     graph, devices = run.model.build(0).network, tuple(f"CPU:{number}" for number in range(PARTS))
     photos = np.stack([photo() for photo in run.data.open().train.source.read()][:7])
     one, several = Prefix(graph, ""), Prefix(graph, "", devices)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import Done, execute
-from dogbreeds.metrics import Pair
-from dogbreeds.record import SWEEP, Composition, short
-from dogbreeds.run import Run
-from dogbreeds.spec import Refused
-from dogbreeds.sweep import Sweep
-from dogbreeds.tracking import Mlflow
+from dogbreeds.core.errors import Refused
+from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.result import Done
+from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.sweep import Sweep
+from dogbreeds.tracking.records import SWEEP, Composition, short
+from dogbreeds.tracking.tracking import Mlflow
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
@@ -234,7 +235,7 @@ def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_run_never_stays_running(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str) -> None:
-    from dogbreeds import attempt
+    from dogbreeds.experiments import attempt
 
     def break_off(*_: object, **__: object) -> None:
         raise error
@@ -286,7 +287,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
 
     run = composed(*SMALL)
     assert isinstance(run.tracking, Mlflow)
-    settings = {"_target_": "dogbreeds.tracking.Mlflow"} | asdict(run.tracking)
+    settings = {"_target_": "dogbreeds.tracking.tracking.Mlflow"} | asdict(run.tracking)
     hydra = {"overrides": {"task": ["optimizer.lr=1e-2,1e-3"]}, "sweep": {"dir": str(tmp_path)}}
     Sweep().begin(OmegaConf.create({"tracking": settings, "seed": 0, "rerun": False, "hydra": hydra}))
     client, experiment = run.tracking.connect()

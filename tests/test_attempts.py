@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.attempt import execute
-from dogbreeds.phase import Finetune, Frozen
-from dogbreeds.record import Composition
-from dogbreeds.spec import home
+from dogbreeds.core.paths import home
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.tracking.records import Composition
+from dogbreeds.training.phase import Finetune, Frozen
 
 ATTEMPTS = {  # name: (phase, what its file states)
     "frozen": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preflight.action": "stop"}),

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dogbreeds import miniature
-from dogbreeds.augment import Guide, Plain
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.augment import Guide, Plain
 
 STILL = {
     "copies": 2,
@@ -24,7 +24,7 @@ GUIDE = {
     "brightness_fraction": 0.2,
     "contrast_fraction": 0.2,
 }
-PHOTOS = np.stack([miniature.draw("train", breed, 0) for breed in range(6)])
+PHOTOS = np.stack([drawn_dogs.draw("train", breed, 0) for breed in range(6)])
 INDICES = np.arange(6)
 
 

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.attempt import execute
-from dogbreeds.baseline import Nothing, Top, Untrained, note, said
-from dogbreeds.metrics import Proportion
-from dogbreeds.model import MobileNetV2, Model
-from dogbreeds.network import Network, assemble
-from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.record import Composition, Record
-from dogbreeds.spec import Missing, Refused
-from dogbreeds.unfreeze import Blocks, Unfreeze
-from dogbreeds.unfreeze import Nothing as Frozen
-from dogbreeds.wordnet import is_numbered, outputs
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.data.class_names import is_numbered, outputs
+from dogbreeds.evaluation.metrics import Proportion
+from dogbreeds.evaluation.results import Untrained
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.models.model import MobileNetV2, Model
+from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.models.unfreeze import Blocks, Unfreeze
+from dogbreeds.models.unfreeze import Nothing as Frozen
+from dogbreeds.reports.baseline_note import note, said
+from dogbreeds.tracking.records import Composition, Record
+from dogbreeds.training.baseline import Nothing, Top
 
 BREEDS = {"n02085620-Chihuahua": 151, "n02113978-Mexican_hairless": 268, "n02116738-African_hunting_dog": 275}
 RANDOM = Model(architecture="EfficientNetB0", image_size=64, pixels="raw", weights=None)

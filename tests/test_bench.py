@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dogbreeds.model import Model
-from dogbreeds.preprocessing import MODES
-from dogbreeds.run import Run
+from dogbreeds.experiments.run import Run
+from dogbreeds.models.model import Model
+from dogbreeds.models.preprocessing import MODES
 from tests.bench import faults, fuzz, grid, memory, predict, speed
 
 if TYPE_CHECKING:

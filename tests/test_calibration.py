@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dogbreeds.calibration import bins, calibration_error, cross_fitted, temperature
-from dogbreeds.metrics import probabilities
+from dogbreeds.evaluation.calibration import bins, calibration_error, cross_fitted, temperature
+from dogbreeds.evaluation.metrics import probabilities
 
 
 def drawn(true_temperature: float, n: int = 4000, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.checkpoint import Checkpoints
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.training.checkpoint import Checkpoints
 
 ARRAYS = {"weights.0": np.arange(1000, dtype=np.float32), "seeds": np.array([3, 2**32 - 1], dtype=np.uint32)}
 

@@ -1,8 +1,8 @@
 import pytest
 
-from dogbreeds.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, number_claim, verdict_claim
-from dogbreeds.spec import home
-from dogbreeds.verdict import VERDICTS
+from dogbreeds.core.paths import home
+from dogbreeds.evaluation.verdict import VERDICTS
+from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, number_claim, verdict_claim
 
 GUIDE = {
     "model.architecture": "EfficientNetB4",

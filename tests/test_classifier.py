@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import miniature
-from dogbreeds.classifier import load, spoken
-from dogbreeds.metrics import probabilities
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import All, LastN, Nothing
+from dogbreeds.core.errors import Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.class_names import spoken
+from dogbreeds.evaluation.metrics import probabilities
+from dogbreeds.inference.classifier import load
+from dogbreeds.models.unfreeze import All, LastN, Nothing
 from tests.test_network import FROZEN, NAMES, build
 from tests.tiers import tiered
 
@@ -27,7 +28,7 @@ def test_its_parts_say_what_it_says(policy, resize: str, mode: str, tmp_path: Pa
     build(policy, mode).whole(NAMES, resize).save(tmp_path / "model.keras")
     found = load(tmp_path / "model.keras")
     assert (found.class_names, found.size, found.resize) == (NAMES, 64, resize)
-    photos = np.stack([miniature.draw("test", breed, 0)[:50] for breed in range(3)])
+    photos = np.stack([drawn_dogs.draw("test", breed, 0)[:50] for breed in range(3)])
     expected = found.whole(photos)["probabilities"].numpy()
     shown = np.stack([found.resizer(photo) for photo in photos])
     assert np.allclose(probabilities(found.logits(shown)), expected, atol=1e-5)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.kept import Store
-from dogbreeds.spec import home
+from dogbreeds.core.paths import home
+from dogbreeds.features.cache import Store
 
 _PROBE = (
     "import sys; from dogbreeds import command, train\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dogbreeds.compare import Wanted
-from dogbreeds.record import Composition, Predictions, short
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.evaluation.results import Predictions
+from dogbreeds.tracking.records import Composition, short
 
 WANTED = {"first": "best", "second": "latest", "split": None, "alpha": 0.05, "breeds": 10, "ui": "http://x", "format": "text", "output": None}
 

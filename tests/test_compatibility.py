@@ -10,13 +10,14 @@ import mlflow
 import numpy as np
 import pytest
 
-from dogbreeds import command
-from dogbreeds.attempt import Done, execute
-from dogbreeds.classifier import load
-from dogbreeds.comparison import tables
-from dogbreeds.record import SWEEP, Composition
-from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home
+from dogbreeds.core.paths import home
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.compose import composed, from_config
+from dogbreeds.experiments.result import Done
+from dogbreeds.experiments.run import Run
+from dogbreeds.inference.classifier import load
+from dogbreeds.reports.attempts_table import tables
+from dogbreeds.tracking.records import SWEEP, Composition
 
 FIXTURE = Path(__file__).parent / "fixtures/version_0.1.0.tar.xz"
 MADE_IN = "/tmp/before"
@@ -37,7 +38,7 @@ def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
     (tmp_path / "home/conf").symlink_to(home() / "conf")
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
-    return lambda *overrides: from_config(command.composed("train", [*overrides, *SMALL]))
+    return lambda *overrides: from_config(composed("train", [*overrides, *SMALL]))
 
 
 def recorded(place: Path) -> list:

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.data import Folder, Miniature, StanfordDogs, hold_out
-from dogbreeds.photo import Unreadable, decode
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.data.dataset import hold_out
+from dogbreeds.data.folder import Folder
+from dogbreeds.data.image import Unreadable, decode
+from dogbreeds.data.miniature import Miniature
+from dogbreeds.data.stanford_dogs import StanfordDogs
 
 COMMON = {"resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
 

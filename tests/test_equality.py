@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import _head_seed, execute
-from dogbreeds.augment import Augment
-from dogbreeds.fit import order
-from dogbreeds.network import Network
-from dogbreeds.record import Composition
-from dogbreeds.run import Run
+from dogbreeds.data.augment import Augment
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.prepare import _head_seed
+from dogbreeds.experiments.run import Run
+from dogbreeds.models.network import Network
+from dogbreeds.tracking.records import Composition
+from dogbreeds.training.loop import order
 from tests.losses import recorded
 from tests.tiers import tiered
 
@@ -35,11 +36,11 @@ def losses() -> Iterator[list[float]]:
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
     """The networks that our code trains."""
-    from dogbreeds import attempt
+    from dogbreeds.experiments import prepare
 
     made: list[Network] = []
-    assemble = attempt.assemble
-    monkeypatch.setattr(attempt, "assemble", lambda *arguments: made.append(assemble(*arguments)) or made[-1])
+    assemble = prepare.assemble
+    monkeypatch.setattr(prepare, "assemble", lambda *arguments: made.append(assemble(*arguments)) or made[-1])
     return made
 
 
@@ -180,7 +181,7 @@ def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Networ
 
 @pytest.mark.slow
 def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: Path, networks: list[Network], monkeypatch) -> None:
-    from dogbreeds import attempt
+    from dogbreeds.experiments import recording
 
     changed: list[set[str]] = []
     run = composed("unfreeze=gradual", "unfreeze.top=3", "unfreeze.every_epochs=1", "phase.epochs=3", *SMALL)
@@ -192,6 +193,6 @@ def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: 
         changed.append({name.split("_")[0] for name in moved})
         return ""
 
-    monkeypatch.setattr(attempt, "_epoch_line", said)
+    monkeypatch.setattr(recording, "_epoch_line", said)
     execute(run, Composition("", (), "", tmp_path))
     assert changed == [{"top"}, {"top", "block7a"}, {"top", "block7a", "block6c"}]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds import miniature
-from dogbreeds.command import composed as compose
-from dogbreeds.evaluate import Wanted
-from dogbreeds.record import short
-from dogbreeds.run import part
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.experiments.compose import composed as compose
+from dogbreeds.experiments.compose import part
+from dogbreeds.inference.evaluator import Wanted
+from dogbreeds.tracking.records import short
 
 BEGINNING = "or the beginning of one run's id; the newest are"
 TRAINED = ("data.breeds=12", "data.val_per_breed=5", "data.test_per_breed=8", "phase.epochs=4", "tracking.system_metrics_seconds=0")
@@ -71,7 +71,7 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
     photos = list(csv.DictReader((kept / "photos.csv").open()))
     said = tracking.predictions(record.run_id)["test"]
     assert [row["photo"] for row in photos] == list(said.ids)
-    assert [row["called"] for row in photos] == [miniature.breed_name(index) for index in said.logits.argmax(axis=1)]
+    assert [row["called"] for row in photos] == [drawn_dogs.breed_name(index) for index in said.logits.argmax(axis=1)]
     assert np.mean([row["called"] == row["breed"] for row in photos]) == pytest.approx(measured)
     breeds = list(csv.DictReader((kept / "breeds.csv").open()))
     assert sum(int(row["right"]) for row in breeds) == round(96 * measured)
@@ -83,10 +83,10 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(command, tmp_pat
 
     own = tmp_path / "other photos"
     for breed in range(3):
-        folder = own / miniature.breed_name(breed)
+        folder = own / drawn_dogs.breed_name(breed)
         folder.mkdir(parents=True)
         for number in range(4):
-            Image.fromarray(miniature.draw("test", breed, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
+            Image.fromarray(drawn_dogs.draw("test", breed, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
     network = tracking.network(record.run_id, tmp_path)
     alone = command("evaluate", f"run={network}", f"photos='{own}'", "output=here", "tracking=none")
     assert alone.returncode == 0, alone.stderr

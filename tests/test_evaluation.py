@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from dogbreeds.evaluation import Calibration, Measure, augmented, breeds, confusions, evaluate, macro_f1
-from dogbreeds.metrics import score
+from dogbreeds.evaluation.metrics import score
+from dogbreeds.evaluation.summary import Calibration, Measure, augmented, breeds, confusions, evaluate, macro_f1
 
 NAMES = ("akita", "beagle", "collie")
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])

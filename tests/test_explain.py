@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds import explain, miniature
-from dogbreeds.classifier import Classifier
-from dogbreeds.explain import Overlays, grad_cam, overlay, placed
-from dogbreeds.head import MLP, Linear
-from dogbreeds.images import Named
-from dogbreeds.model import Miniature
-from dogbreeds.network import Network, assemble
-from dogbreeds.photo import Unreadable
-from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.resize import resizer
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import All, LastN, Nothing, Unfreeze
+from dogbreeds.core.errors import Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.image import Unreadable
+from dogbreeds.data.resize import resizer
+from dogbreeds.inference.classifier import Classifier
+from dogbreeds.inference.grad_cam import _NAME, Overlays, grad_cam, overlay, placed
+from dogbreeds.inference.image_sources import Named
+from dogbreeds.models.head import MLP, Linear
+from dogbreeds.models.model import Miniature
+from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.models.unfreeze import All, LastN, Nothing, Unfreeze
 
 FROZEN = {"batchnorm": "frozen", "drop_connect": "off"}
 NAMES = ("akita", "beagle", "collie", "dingo")
-PHOTOS = np.stack([miniature.draw("test", breed, 0) for breed in range(5)])
+PHOTOS = np.stack([drawn_dogs.draw("test", breed, 0) for breed in range(5)])
 
 
 def build(policy: Unfreeze, linear: bool = False, mode: str = "raw") -> Network:
@@ -33,7 +33,7 @@ def build(policy: Unfreeze, linear: bool = False, mode: str = "raw") -> Network:
 
 
 def saved(network: Network, folder: Path, resize: str = "stretch") -> Classifier:
-    from dogbreeds.classifier import load
+    from dogbreeds.inference.classifier import load
 
     network.whole(NAMES, resize).save(folder / "model.keras")
     return load(folder / "model.keras")
@@ -266,4 +266,4 @@ def test_a_photo_that_went_away_has_no_picture(tmp_path: Path) -> None:
     with pytest.raises(Unreadable):
         Overlays(tmp_path, "stretch").save(replace(named("a.jpg"), pixels=gone), np.ones((2, 2), np.float32), "x")
     assert list(tmp_path.iterdir()) == []
-    assert explain._NAME * 4 + len("-0123456789.jpg") + len(".") + len(".4194304") < 256  # bytes of a name, aside
+    assert _NAME * 4 + len("-0123456789.jpg") + len(".") + len(".4194304") < 256  # bytes of a name, aside

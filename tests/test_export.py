@@ -9,19 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import export, formats, miniature, output
-from dogbreeds.classifier import load
+from dogbreeds import export
+from dogbreeds.core import files
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.sample import of_folder, of_split
 from dogbreeds.export import Wanted
-from dogbreeds.sample import of_folder, of_split
-from dogbreeds.spec import Missing, Refused
-from dogbreeds.unfreeze import Nothing
+from dogbreeds.inference import export_formats, exporter
+from dogbreeds.inference.classifier import load
+from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 
 BREEDS = ("data.breeds=12", "tracking.system_metrics_seconds=0")
 
 
 def test_photos_are_spread_over_all_that_there_are(photos) -> None:
-    from dogbreeds.data import Folder
+    from dogbreeds.data.folder import Folder
 
     root = photos(classes=3, train=4, test=5)
     shared = {"resize": "stretch", "max_corrupt_fraction": 0.5}
@@ -77,33 +80,33 @@ def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, mo
     network = build(Nothing(**FROZEN))
     network.whole(NAMES, "stretch").save(tmp_path / "network.keras")
     classifier = load(tmp_path / "network.keras")
-    trained = formats.ask_keras(classifier.whole)
+    trained = export_formats.ask_keras(classifier.whole)
 
-    def off(photos: np.ndarray) -> formats.Answers:
+    def off(photos: np.ndarray) -> export_formats.Answers:
         probabilities, breeds = trained(photos)
         return probabilities + 3e-4, breeds
 
-    wrong = replace(formats.FORMATS["onnx"], needs=(), write=lambda classifier, file: file.write_text("wrong"), open=lambda file: off)
-    monkeypatch.setitem(formats.FORMATS, "onnx", wrong)
+    wrong = replace(export_formats.FORMATS["onnx"], needs=(), write=lambda classifier, file: file.write_text("wrong"), open=lambda file: off)
+    monkeypatch.setitem(export_formats.FORMATS, "onnx", wrong)
     place = tmp_path / "place"
     (place / "savedmodel").mkdir(parents=True)
     (place / "model.onnx").write_text("of an earlier export")
     (place / "notes.txt").write_text("the user's own")
     (place / "checks.json").write_text("{}")
-    with output.folder(place, export._OWN) as folder:
+    with files.folder(place, export._OWN) as folder:
         (folder / "checks.json").write_text("{}")
-        found = export._export(["keras", "onnx"], classifier, [lambda: miniature.draw("test", 0, 0)] * 3, folder)
+        found = exporter._export(["keras", "onnx"], classifier, [lambda: drawn_dogs.draw("test", 0, 0)] * 3, folder)
     assert {file.name for file in place.iterdir()} == {"model.keras", "notes.txt", "checks.json"}
     assert [each.agrees for each in found] == [True, False]
     shown = export._table(found)
     assert "no: removed" in shown
     assert "3.0e-04" in shown
     with pytest.raises(Refused) as refused:
-        export._check_all_agree(found)
+        exporter._check_all_agree(found)
     assert str(refused.value).startswith(
         "onnx is not the network that was trained: a probability differs by 0.0003. 0.0001 is allowed, so that its file"
     )
-    export._check_all_agree(found[:1])
+    exporter._check_all_agree(found[:1])
 
 
 def artifacts(home: Path, run: str) -> Path:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.extract import extract
-from dogbreeds.features import ALL, Share
-from dogbreeds.kept import Store
-from dogbreeds.run import Run
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.training_inputs import extract
+from dogbreeds.features.cache import Store
+from dogbreeds.features.features import ALL, Share
 
 pytestmark = pytest.mark.own_cache
 

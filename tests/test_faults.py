@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import Done, Result, execute
-from dogbreeds.kept import Store
-from dogbreeds.record import SWEEP, Composition, short
-from dogbreeds.run import Run
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.result import Done, Result
+from dogbreeds.experiments.run import Run
+from dogbreeds.features.cache import Store
+from dogbreeds.tracking.records import SWEEP, Composition, short
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
@@ -198,7 +199,7 @@ OTHERS = "has the same settings, but its photos, class names or weights were oth
     ids=lambda change: change.__name__,
 )
 def test_what_was_computed_from_something_else_is_not_reused(change, place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    from dogbreeds.model import SHIPPED
+    from dogbreeds.models.model import SHIPPED
 
     shutil.copy(SHIPPED, place.root / "own.weights.h5")
     client, experiment = place.run().tracking.connect()
@@ -208,7 +209,7 @@ def test_what_was_computed_from_something_else_is_not_reused(change, place: Plac
     assert isinstance(place.attempt(*own), Done)
     before = place.features
     change(place)
-    from dogbreeds import model
+    from dogbreeds.models import model
 
     model._build.cache_clear()  # as in another process
     with caplog.at_level(logging.WARNING):

@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import part as parts
-from dogbreeds import terminal
-from dogbreeds.augment import Guide, Plain
-from dogbreeds.data import Folder, Miniature, Source
-from dogbreeds.features import ALL, Features, Photos, Share, View, compute
-from dogbreeds.kept import Store
-from dogbreeds.model import Miniature as MiniatureModel
-from dogbreeds.network import Prefix, assemble
-from dogbreeds.photo import Unreadable
-from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import Blocks, Nothing
+from dogbreeds.core import console
+from dogbreeds.core.errors import Refused
+from dogbreeds.data.augment import Guide, Plain
+from dogbreeds.data.dataset import Source
+from dogbreeds.data.folder import Folder
+from dogbreeds.data.image import Unreadable
+from dogbreeds.data.miniature import Miniature
+from dogbreeds.features import partial_array
+from dogbreeds.features.cache import Store
+from dogbreeds.features.extraction import Photos, View, compute
+from dogbreeds.features.features import ALL, Features, Share
+from dogbreeds.models.model import Miniature as MiniatureModel
+from dogbreeds.models.network import Prefix, assemble
+from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.models.unfreeze import Blocks, Nothing
 
 MODES = {"batchnorm": "frozen", "drop_connect": "off"}
 DATA = Miniature(breeds=10, train_per_breed=3, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="stop", max_corrupt_fraction=0.01)
@@ -178,8 +181,8 @@ class Counted:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Photos are taken as they are, and each step of a computation is written down, not only each second."""
-    monkeypatch.setattr("dogbreeds.resize.resizer", lambda size, how: lambda photo: photo)
-    monkeypatch.setattr(parts, "_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("dogbreeds.data.resize.resizer", lambda size, how: lambda photo: photo)
+    monkeypatch.setattr(partial_array, "_PROGRESS_SECONDS", 0.0)
     yield
     Store.release()
 
@@ -274,7 +277,7 @@ def test_killed_again_and_again_it_comes_to_an_end(plain: None, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["photo", "batch"])
 def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(parts, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
+    monkeypatch.setattr(partial_array, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
 
     def at(what: str, row: int) -> None:
         if what == kind and row == {"photo": 100, "batch": 5}[kind]:
@@ -285,7 +288,7 @@ def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path
     assert interruption.tb is not None  # what is said of where it was holds on to all that was going on
     assert left(tmp_path / "cut") == ({"photos": 96, "features": 96} if kind == "photo" else {"photos": 96, "features": 80})
     again = Counted()
-    monkeypatch.setattr(terminal, "_QUIET_SECONDS", -1.0)
+    monkeypatch.setattr(console, "_QUIET_SECONDS", -1.0)
     with caplog.at_level(logging.INFO):
         again.compute(tmp_path / "cut")
     assert sorted(again.decoded) == list(range(96, PHOTOS))
@@ -372,9 +375,9 @@ def test_a_row_that_cannot_be_read_is_black_whatever_was_left_there(plain: None,
 
 def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 20)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(terminal.sys.stderr, "isatty", lambda: False, raising=False)
-    with caplog.at_level(logging.INFO), terminal.progress("features", 1_000, "images", before=600) as advance:
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: False, raising=False)
+    with caplog.at_level(logging.INFO), console.progress("features", 1_000, "images", before=600) as advance:
         advance(100)
         advance(300)
     assert caplog.messages == ["features: 700 of 1,000, 5 images/s, 60 s left", "features: 400 in 60.0 s, 7 images/s"]
@@ -383,9 +386,9 @@ def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(caplog: pytest
 def test_a_bar_begins_with_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(terminal.sys, "stderr", screen)
+    monkeypatch.setattr(console.sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "120")
-    with terminal.progress("features", 1_000, "images", before=600) as advance:
+    with console.progress("features", 1_000, "images", before=600) as advance:
         advance(400)
     assert "600/1000" in screen.getvalue()
     assert "1000/1000" in screen.getvalue()
@@ -500,7 +503,7 @@ def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(p
 
 
 def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
+    monkeypatch.setattr(partial_array, "WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
     Counted().compute(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     sharded(tmp_path / "shards", 5, left_out=(2,))

@@ -6,15 +6,17 @@ import signal
 import numpy as np
 import pytest
 
-from dogbreeds import interruption
-from dogbreeds.fit import Epoch, Progress, Rows, Step, fit, order, predict
-from dogbreeds.head import MLP, BatchNorm, Linear
-from dogbreeds.metrics import score
-from dogbreeds.network import Network
-from dogbreeds.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
-from dogbreeds.phase import Frozen
-from dogbreeds.schedule import Constant, Cosine, Plateau
-from dogbreeds.unfreeze import Plan
+from dogbreeds.core import signals
+from dogbreeds.evaluation.metrics import score
+from dogbreeds.evaluation.results import Epoch
+from dogbreeds.models.head import MLP, BatchNorm, Linear
+from dogbreeds.models.network import Network
+from dogbreeds.models.unfreeze import Plan
+from dogbreeds.training.loop import Rows, Step, fit, order, predict
+from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
+from dogbreeds.training.phase import Frozen
+from dogbreeds.training.schedule import Constant, Cosine, Plateau
+from dogbreeds.training.state import Progress
 
 N, FEATURES, CLASSES = 96, 12, 5
 PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})  # only the head trains
@@ -181,7 +183,7 @@ def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: 
 @pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7])
 def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int) -> None:
     """A signal arrives in the middle of a step: the step is finished and written down."""
-    interruption.handle()
+    signals.handle()
     data, held, kept, calls = rows(), rows(1, 200), [], []
     real = Step.__call__
 
@@ -198,7 +200,7 @@ def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int
     run(whole)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Step, "__call__", interrupted)
-        with pytest.raises(interruption.Terminated):
+        with pytest.raises(signals.Terminated):
             run(first, save=lambda progress: kept.append(progress.packed()))
     before = Progress.unpacked(*kept[-1])
     assert before.epoch * 5 + before.step == at

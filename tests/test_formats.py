@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import formats, miniature
-from dogbreeds.agreement import Agreement, compare, with_odd_sizes
-from dogbreeds.classifier import Classifier, load
-from dogbreeds.formats import FORMATS, LABELS
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import Nothing
+from dogbreeds.core.errors import Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.inference import export_formats
+from dogbreeds.inference.agreement import Agreement, compare, with_odd_sizes
+from dogbreeds.inference.classifier import Classifier, load
+from dogbreeds.inference.export_formats import FORMATS, LABELS
+from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 from tests.tiers import tiered
 
@@ -40,7 +41,7 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Cla
 
 
 def photos(count: int = 6) -> list[np.ndarray]:
-    drawn = [lambda breed=breed: miniature.draw("test", breed, 0) for breed in range(count)]
+    drawn = [lambda breed=breed: drawn_dogs.draw("test", breed, 0) for breed in range(count)]
     return [photo() for photo in with_odd_sizes(drawn)]
 
 
@@ -57,12 +58,12 @@ def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: C
     if name in ABSENT:
         pytest.skip(f"{name} needs dogbreeds[export]")
     classifier = classifiers(how)
-    place = formats.write(name, classifier, tmp_path)
+    place = export_formats.write(name, classifier, tmp_path)
     assert place == tmp_path / FORMATS[name].file
-    trained = formats.ask_keras(classifier.whole)
-    found = compare({name: formats.opened(name, place)}, trained, photos(), lambda done: None)[name]
+    trained = export_formats.ask_keras(classifier.whole)
+    found = compare({name: export_formats.opened(name, place)}, trained, photos(), lambda done: None)[name]
     assert (found.n, found.same) == (10, 10)
-    assert found.difference <= (2e-5 if FORMATS[name].allowed == formats.EXACT else 5e-3)
+    assert found.difference <= (2e-5 if FORMATS[name].allowed == export_formats.EXACT else 5e-3)
     assert found.difference > 0 or name == "keras"
     answers = [trained(photo[None]) for photo in photos()]
     assert len({breed for _, (breed,) in answers}) > 1  # else any network would agree
@@ -75,10 +76,10 @@ def test_names_travel_with_a_file(classifiers: Callable[[str], Classifier], tmp_
         pytest.skip("needs dogbreeds[export]")
     import onnx
 
-    lite = formats.write("tflite", classifiers("pad"), tmp_path)
+    lite = export_formats.write("tflite", classifiers("pad"), tmp_path)
     with zipfile.ZipFile(lite) as end:
         assert end.read(LABELS).decode().split("\n") == list(NAMES)
-    model = onnx.load(str(formats.write("onnx", classifiers("pad"), tmp_path)))
+    model = onnx.load(str(export_formats.write("onnx", classifiers("pad"), tmp_path)))
     assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == {"class_names": list(NAMES)}
     sides = [[side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim] for end in [*model.graph.input, *model.graph.output]]
     assert [end.name for end in [*model.graph.input, *model.graph.output]] == ["photo", "probabilities", "breed"]
@@ -89,7 +90,7 @@ def test_names_travel_with_a_file(classifiers: Callable[[str], Classifier], tmp_
 def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
     if "tflite_float16" in ABSENT:
         pytest.skip("needs dogbreeds[export]")
-    whole, half = (formats.write(name, classifiers("pad"), tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
+    whole, half = (export_formats.write(name, classifiers("pad"), tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
     assert 0.5 < half / whole < 0.7  # a third of this small network's weights lies in kernels that are small or depthwise
 
 
@@ -105,27 +106,27 @@ def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], 
 )
 def test_an_unknown_format_is_refused(names: list[str], said: str) -> None:
     with pytest.raises(Refused) as refused:
-        formats.check_installed(names)
+        export_formats.check_installed(names)
     assert str(refused.value).startswith(said)
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda module: None)
-    formats.check_installed(["keras", "savedmodel"])
+    monkeypatch.setattr(export_formats, "find_spec", lambda module: None)
+    export_formats.check_installed(["keras", "savedmodel"])
     with pytest.raises(
         Refused, match=r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install 'dogbreeds\[export\]'"
     ):
-        formats.check_installed(["keras", "onnx"])
+        export_formats.check_installed(["keras", "onnx"])
 
 
 def test_another_network_does_not_agree() -> None:
     shown = [np.full((8, 8, 3), level, np.uint8) for level in (0, 100, 200)]
 
-    def trained(batch: np.ndarray) -> formats.Answers:
+    def trained(batch: np.ndarray) -> export_formats.Answers:
         first = batch[:, 0, 0, 0] / 255
         return np.stack([first, 1 - first], axis=1), ["a" if each > 0.5 else "b" for each in first]
 
-    def off(by: float) -> formats.Ask:
+    def off(by: float) -> export_formats.Ask:
         return lambda batch: (trained(batch)[0] + np.float64(by) * (batch[0, 0, 0, 0] == 200), ["b"] * len(batch))
 
     advanced: list[int] = []
@@ -148,7 +149,7 @@ def test_fewer_probabilities_are_no_agreement() -> None:
 def test_large_photos_are_asked_about_one_by_one() -> None:
     sizes: list[int] = []
 
-    def ask(batch: np.ndarray) -> formats.Answers:
+    def ask(batch: np.ndarray) -> export_formats.Answers:
         sizes.append(len(batch))
         return np.zeros((len(batch), 2)), ["a"] * len(batch)
 

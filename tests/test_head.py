@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.head import MLP, BatchNorm, Linear
+from dogbreeds.models.head import MLP, BatchNorm, Linear
 
 HEADS = {"mlp": MLP(widths=[512, 256], dropout=0.5), "linear": Linear(dropout=0.0), "batchnorm": BatchNorm(dropout=0.2)}
 

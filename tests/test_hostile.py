@@ -16,13 +16,15 @@ import pytest
 from bench import fuzz
 from PIL import Image
 
-from dogbreeds import data, photo
-from dogbreeds.data import Folder
-from dogbreeds.features import Photos
-from dogbreeds.kept import Store
-from dogbreeds.photo import MAX_BYTES, REASONS, Unreadable, decode, decode_file, digest, examine, printable
-from dogbreeds.resize import resizer
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.text import digest, printable
+from dogbreeds.data import files, image, stanford_dogs
+from dogbreeds.data.files import decode_file, examine
+from dogbreeds.data.folder import Folder
+from dogbreeds.data.image import MAX_BYTES, REASONS, Unreadable, decode
+from dogbreeds.data.resize import resizer
+from dogbreeds.features.cache import Store
+from dogbreeds.features.extraction import Photos
 
 COMMON = {"resize": "stretch", "val_fraction": 0.2, "split_seed": 0}
 
@@ -83,7 +85,7 @@ def test_a_bomb_is_refused_by_its_header(kind: str, width: int, height: int, sai
 
 
 def test_the_limit_of_pixels_is_the_last_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photo, "MAX_PIXELS", 48)
+    monkeypatch.setattr(image, "MAX_PIXELS", 48)
     assert decode(encoded(size=(8, 6)), "photo").shape == (6, 8, 3)
     with pytest.raises(Unreadable, match="declares 7 x 7 pixels"):
         decode(encoded(size=(7, 7)), "photo")
@@ -280,7 +282,7 @@ def test_a_file_that_may_not_be_read(root: Path) -> None:
 
 def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
     with pytest.raises(Refused, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
-        data.photos_below(root / "gone")
+        files.photos_below(root / "gone")
 
 
 def test_a_machine_out_of_open_files_blames_no_photo(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,7 +517,7 @@ def test_names_in_an_archive_are_names_only(name: bytes, identity: str, monkeypa
     monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
     rows = [{"image": encoded(5), "label": 1, "image/filename": name}, {"image": b"cut", "label": 0, "image/filename": name}]
     features = {"label": tfds.features.ClassLabel(num_classes=2)}
-    source = data._tfds_source(SimpleNamespace(info=SimpleNamespace(features=features), as_dataset=lambda **_: iter(rows)), "train")
+    source = stanford_dogs._tfds_source(SimpleNamespace(info=SimpleNamespace(features=features), as_dataset=lambda **_: iter(rows)), "train")
     assert source.ids == (identity, identity)
     assert source.labels.tolist() == [1, 0]
     assert ".." not in identity.split("/")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds import lookahead
-from dogbreeds.images import found, typed
-from dogbreeds.photo import MAX_BYTES, Unreadable
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.core import prefetch
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.data.image import MAX_BYTES, Unreadable
+from dogbreeds.inference.image_sources import found, typed
 
 NOTHING = io.BytesIO()
 
@@ -261,7 +261,7 @@ def test_results_come_in_order_and_only_so_many_are_begun_ahead() -> None:
             begun.append(number)
             yield number
 
-    results = lookahead.mapped(lambda number: number**2, items(), ahead=7)
+    results = prefetch.mapped(lambda number: number**2, items(), ahead=7)
     for number in range(100):
         assert next(results) == number**2
         assert len(begun) <= min(100, number + 7)
@@ -270,14 +270,14 @@ def test_results_come_in_order_and_only_so_many_are_begun_ahead() -> None:
 
 def test_what_is_closed_early_begins_nothing_more() -> None:
     done: list[int] = []
-    results = lookahead.mapped(done.append, range(10**9), ahead=3)
+    results = prefetch.mapped(done.append, range(10**9), ahead=3)
     next(results)
     results.close()
     assert len(done) <= 3
 
 
 def test_a_failure_comes_at_its_place() -> None:
-    results = lookahead.mapped(lambda number: 6 // (3 - number), range(9), ahead=4)
+    results = prefetch.mapped(lambda number: 6 // (3 - number), range(9), ahead=4)
     assert [next(results), next(results), next(results)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):
         next(results)

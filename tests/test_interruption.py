@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dogbreeds import interruption
-from dogbreeds.interruption import Terminated, exit_code, held
+from dogbreeds.core import signals
+from dogbreeds.core.signals import Terminated, exit_code, held
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 
@@ -14,7 +14,7 @@ SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated,
 @pytest.fixture(autouse=True)
 def handled() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number, *_ in SIGNALS}
-    interruption.handle()
+    signals.handle()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -51,7 +51,7 @@ def test_a_block_that_fails_says_so_and_not_that_it_was_interrupted() -> None:
 
 
 def test_only_a_main_thread_handles_signals() -> None:
-    worker = threading.Thread(target=interruption.handle)
+    worker = threading.Thread(target=signals.handle)
     worker.start()
     worker.join()
     with pytest.raises(Terminated):
@@ -62,8 +62,8 @@ def test_a_schedulers_signal_ends_the_block_first_and_is_then_the_schedulers_aga
     said = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: said.append(number))
     try:
-        interruption.handle()
-        with pytest.raises(interruption.OutOfTime) as caught, held():
+        signals.handle()
+        with pytest.raises(signals.OutOfTime) as caught, held():
             os.kill(os.getpid(), signal.SIGUSR2)
             assert said == []
         assert isinstance(caught.value, KeyboardInterrupt)  # what is ended by it is ended as by any signal

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import kept, mapped
-from dogbreeds import part as on_its_way
-from dogbreeds.kept import Store
-from dogbreeds.mapped import Unwritable
-from dogbreeds.part import Entry, Shard
-from dogbreeds.spec import Missing, Refused, home
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.paths import home
+from dogbreeds.features import cache, memmap, partial_array
+from dogbreeds.features.cache import Store
+from dogbreeds.features.memmap import Unwritable
+from dogbreeds.features.partial_array import Entry, Shard
 
 SHAPE = (100, 4)
 
@@ -199,7 +199,7 @@ def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, 
         (part / "progress.json").unlink()
     elif damage in ("too many", "another identity"):
         said = json.loads((part / "progress.json").read_text())
-        too_many = {"done": 500, "crc32": mapped.checksum(np.load(part / "rows.npy"))}
+        too_many = {"done": 500, "crc32": memmap.checksum(np.load(part / "rows.npy"))}
         (part / "progress.json").write_text(json.dumps(said | (too_many if damage == "too many" else {"identity": {"a": 1}})))
     step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
     with caplog.at_level(logging.WARNING):
@@ -222,7 +222,7 @@ def _killed_at(root: Path, at: int) -> None:
         if next(moments) == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    on_its_way._PROGRESS_SECONDS = 0.0
+    partial_array._PROGRESS_SECONDS = 0.0
     real_replace, real_dump = Path.replace, json.dump
 
     def replace(self, target):
@@ -276,7 +276,7 @@ def _hang(root: Path, ready) -> None:
                 ready.set()
                 time.sleep(60)
 
-    on_its_way._PROGRESS_SECONDS = 0.0
+    partial_array._PROGRESS_SECONDS = 0.0
     Store(root, 10**9).array("features", {}, SHAPE, "float32", produce)
 
 
@@ -714,7 +714,7 @@ def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(s
         fcntl.flock(lock, fcntl.LOCK_EX)
         store.array("features", {"a": 1}, SHAPE, "float32", counting([]), step=10)
     assert sorted(listed.unfinished is None for listed in store.entries()) == [False, True, True]
-    shutil.rmtree(store.root / f"features-{kept.digest({'a': 1})}")
+    shutil.rmtree(store.root / f"features-{cache.digest({'a': 1})}")
     store.array("features", {"a": 1}, SHAPE, "float32", counting([]), step=10)
     assert parts(store) == []
 

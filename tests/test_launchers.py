@@ -16,8 +16,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dogbreeds import launcher
-from dogbreeds.spec import Refused, home
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.experiments import launcher
 from tests.said import listen, until
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/")  # pytest undoes the filter that `launcher` sets

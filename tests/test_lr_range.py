@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import execute
-from dogbreeds.lr_range import Range, suggest
-from dogbreeds.record import Composition
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.evaluation.results import Range, suggest
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.tracking.records import Composition
 
 LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]  # twenty a decade
 

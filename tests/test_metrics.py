@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dogbreeds.metrics import Pair, Proportion, score
+from dogbreeds.evaluation.metrics import Pair, Proportion, score
 
 
 @pytest.mark.parametrize(

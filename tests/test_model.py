@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.model import SHIPPED, Miniature, MobileNetV2, Model, find_blocks
-from dogbreeds.spec import Missing, Refused
+from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.models.blocks import find_blocks
+from dogbreeds.models.model import SHIPPED, Miniature, MobileNetV2, Model
 
 
 def model(architecture: str, size: int = 64, weights: str | None = None, **more: object) -> Model:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds import miniature
-from dogbreeds.head import MLP
-from dogbreeds.model import Miniature, MobileNetV2
-from dogbreeds.network import Network, assemble
-from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.resize import resizer
-from dogbreeds.unfreeze import All, Blocks, LastN, Nothing, Unfreeze
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.resize import resizer
+from dogbreeds.models.head import MLP
+from dogbreeds.models.model import Miniature, MobileNetV2
+from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.models.unfreeze import All, Blocks, LastN, Nothing, Unfreeze
 
 FROZEN = {"batchnorm": "frozen", "drop_connect": "off"}
 NAMES = ("akita", "beagle", "collie")
@@ -48,7 +48,7 @@ def parts(network: Network, pixels: np.ndarray) -> np.ndarray:
 )
 def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
     network = build(policy, mode)
-    pixels = np.stack([miniature.draw("test", breed, 0) for breed in range(4)])
+    pixels = np.stack([drawn_dogs.draw("test", breed, 0) for breed in range(4)])
     whole = network.whole(NAMES, "stretch")
     before = [array.copy() for array in whole.get_weights()]
     said = whole(pixels)
@@ -71,7 +71,7 @@ def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
 def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
     network = build(LastN(layers=20, exact=False, **FROZEN), "caffe")
     network.whole(NAMES, "pad").save(tmp_path / "model.keras")
-    photo = miniature.draw("test", 1, 0)[:50]
+    photo = drawn_dogs.draw("test", 1, 0)[:50]
     Image.fromarray(photo).save(tmp_path / "photo.png")
     script = (
         "import keras, numpy, sys; from PIL import Image\n"

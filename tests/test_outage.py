@@ -17,12 +17,13 @@ import requests
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from dogbreeds import interruption
-from dogbreeds.lifecycle import begin, ended
-from dogbreeds.record import Composition
-from dogbreeds.server import Server, is_outage, masked
-from dogbreeds.spec import Refused
-from dogbreeds.tracking import Mlflow, _Client
+from dogbreeds.core import signals
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.text import masked
+from dogbreeds.tracking.delivery import Server, is_outage
+from dogbreeds.tracking.lifecycle import begin, ended
+from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.tracking import Mlflow, _Client
 
 
 class Answers(http.server.ThreadingHTTPServer):
@@ -146,15 +147,15 @@ def test_after_patience_is_over_nobody_waits_until_there_was_an_answer(answers: 
 
 def test_a_signal_ends_a_wait_that_lies_in_a_held_block(caplog: pytest.LogCaptureFixture) -> None:
     server, before = patient(nowhere()), signal.getsignal(signal.SIGTERM)
-    interruption.handle()
+    signals.handle()
     try:
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        with pytest.raises(interruption.Terminated), interruption.held():
+        with pytest.raises(signals.Terminated), signals.held():
             server.ask(metric(server.address, 0))
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with interruption.held():
+    with signals.held():
         pass  # it was raised once, and is over
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from dogbreeds.output import folder, sink
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.files import folder, sink
 
 OWN = ("page.html", "more", "old.png")
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dogbreeds.page import cell, image, link, page, svg, table
+from dogbreeds.reports.html import cell, image, link, page, svg, table
 
 
 class Read(HTMLParser):

@@ -7,12 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from dogbreeds import beside
-from dogbreeds.difference import Difference
-from dogbreeds.metrics import Pair
-from dogbreeds.paired import Comparison, Confusion, adjust, compare
-from dogbreeds.record import Predictions, Record
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.evaluation.paired_comparison import Comparison, Confusion, adjust, compare
+from dogbreeds.evaluation.results import Predictions
+from dogbreeds.reports import comparison_rendering
+from dogbreeds.reports.run_comparison import Difference
+from dogbreeds.tracking.records import Record
 
 NAMES = ("n02085620-Chihuahua", "beagle", "border_collie")
 
@@ -191,7 +192,7 @@ def address(of: Record) -> str:
 def test_the_text_keeps_to_the_terminal_s_width(compared, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    text = beside.as_text(difference(compared), width, address)
+    text = comparison_rendering.as_text(difference(compared), width, address)
     assert f"http://mlflow/#/experiments/7/runs/{'a' * 32}\x1b" in text
     bare = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", text)
     assert "\x1b" not in bare
@@ -201,17 +202,17 @@ def test_the_text_keeps_to_the_terminal_s_width(compared, width: int, monkeypatc
 
 
 def test_text_that_goes_into_a_file_has_no_colours_and_no_links(compared) -> None:
-    text = beside.as_text(difference(compared), None, address)
+    text = comparison_rendering.as_text(difference(compared), None, address)
     assert "\x1b" not in text
     assert "first   run aaaaaaaa: 55.0 % (95 % interval 34.2–74.2, n = 20)" in text
 
 
 def test_markdown_csv_and_html_say_the_same(compared) -> None:
     found = difference(compared)
-    markdown = beside.as_markdown(found, address)
+    markdown = comparison_rendering.as_markdown(found, address)
     assert "| Chihuahua | 9 | 1 → 8 | 8 | 1 | 0.039 | 0.12 |" in markdown
     assert f"- second: run [bbbbbbbb](http://mlflow/#/experiments/7/runs/{'b' * 32}), `attempt of {'b' * 32}`: 85.0 %" in markdown
-    rows = list(csv.DictReader(io.StringIO(beside.as_csv(found))))
+    rows = list(csv.DictReader(io.StringIO(comparison_rendering.as_csv(found))))
     assert [(row["breed"], row["n"], row["first_right"], row["second_right"]) for row in rows] == [
         ("Chihuahua", "9", "1", "8"),
         ("beagle", "6", "6", "5"),
@@ -219,7 +220,7 @@ def test_markdown_csv_and_html_say_the_same(compared) -> None:
     ]
     assert float(rows[0]["p"]) == pytest.approx(0.0390625)
     assert (rows[0]["first"], rows[0]["second"], rows[0]["split"]) == ("a" * 32, "b" * 32, "test")
-    page = beside.as_html(found, address)
+    page = comparison_rendering.as_html(found, address)
     assert page.count("<svg") == 1
     assert page.count("<tr>") == 1 + 2 + 1 + 3  # headings and two runs, headings and three breeds
     assert "No difference is shown at the level of 0.05" in page
@@ -227,7 +228,7 @@ def test_markdown_csv_and_html_say_the_same(compared) -> None:
 
 
 def test_the_picture_shows_the_breeds_named_and_how_many_changed_by_how_much(compared) -> None:
-    breeds, all_of_them = beside.draw(difference(compared)).axes
+    breeds, all_of_them = comparison_rendering.draw(difference(compared)).axes
     assert [label.get_text() for label in breeds.get_yticklabels()] == ["Chihuahua", "beagle"]
     assert breeds.lines[0].get_xdata().tolist() == pytest.approx([100 / 9, 800 / 9])
     assert {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in all_of_them.patches} == {7: 1, -1: 1, 0: 1}

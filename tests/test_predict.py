@@ -18,19 +18,19 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from dogbreeds import miniature
-from dogbreeds.answer import Answer, Csv, JsonLines, Table, fitted
-from dogbreeds.classifier import Classifier, load
-from dogbreeds.explain import Overlays
-from dogbreeds.head import Linear
-from dogbreeds.images import Named
-from dogbreeds.model import Miniature
-from dogbreeds.network import assemble
-from dogbreeds.photo import Unreadable
-from dogbreeds.prediction import answers, network
-from dogbreeds.preprocessing import Preprocessing
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import Nothing
+from dogbreeds.core.errors import Refused
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.image import Unreadable
+from dogbreeds.inference.classifier import Classifier, load
+from dogbreeds.inference.grad_cam import Overlays
+from dogbreeds.inference.image_sources import Named
+from dogbreeds.inference.predictions import Answer, Csv, JsonLines, Table, fitted
+from dogbreeds.inference.predictor import answers, network
+from dogbreeds.models.head import Linear
+from dogbreeds.models.model import Miniature
+from dogbreeds.models.network import assemble
+from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.models.unfreeze import Nothing
 from tests.said import until
 from tests.tiers import tiered
 
@@ -60,7 +60,7 @@ def drawn(number: int, decoded: list[int] | None = None) -> Named:
             decoded.append(number)
         if number % 7 == 3:
             raise Unreadable(f"{number} is a pipe. Photos must be files. Remove it, or type data.on_corrupt=skip.")
-        photo = miniature.draw("test", number % 50, number // 50)
+        photo = drawn_dogs.draw("test", number % 50, number // 50)
         return photo[: 64 - number % 5, : 64 - number % 3]
 
     return Named(str(number), f"/{number}", pixels)
@@ -127,7 +127,7 @@ def test_explained_photos_are_answered_alike_and_have_pictures(classifier: Class
 
 
 def test_a_photo_that_goes_away_before_it_is_drawn_is_a_bad_one(classifier: Classifier, tmp_path: Path) -> None:
-    looks = iter([miniature.draw("test", 0, 0)])
+    looks = iter([drawn_dogs.draw("test", 0, 0)])
 
     def once() -> np.ndarray:
         try:
@@ -211,7 +211,7 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "shots"
     (root / "deep").mkdir(parents=True)
     for number in range(8):
-        Image.fromarray(miniature.draw("test", number, 0)).save(root / ("deep" if number % 2 else "") / f"{number}.jpg", quality=95)
+        Image.fromarray(drawn_dogs.draw("test", number, 0)).save(root / ("deep" if number % 2 else "") / f"{number}.jpg", quality=95)
     (root / "cut.jpg").write_bytes((root / "0.jpg").read_bytes()[:700])
     (root / "text.png").write_text("no photo")
     return root
@@ -382,7 +382,7 @@ def test_a_recorded_run_answers(command: Callable[..., "subprocess.CompletedProc
     assert ran.returncode == 0, ran.stderr
     done = command("predict", "images=shots/deep", "format=jsonl", "top=1")
     assert done.returncode == 0, done.stderr
-    right = [json.loads(line)["breed"] == miniature.breed_name(int(Path(json.loads(line)["photo"]).stem)) for line in done.stdout.splitlines()]
+    right = [json.loads(line)["breed"] == drawn_dogs.breed_name(int(Path(json.loads(line)["photo"]).stem)) for line in done.stdout.splitlines()]
     assert sum(right) >= 3
     assert re.match(r"run [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation: 8 breeds, 64 px\n", done.stderr)
     other = command("predict", "images=shots", "only.model=effnetb4")

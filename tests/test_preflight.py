@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.attempt import execute
-from dogbreeds.data import Dataset, Source, Split
-from dogbreeds.memory import Fit, divergence
-from dogbreeds.model import Backbone
-from dogbreeds.preflight import Finding, Preflight, initial_loss, judge, said
-from dogbreeds.preprocessing import MODES
-from dogbreeds.record import Composition
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.data.dataset import Dataset, Source, Split
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.models.model import Backbone
+from dogbreeds.models.preprocessing import MODES
+from dogbreeds.tracking.records import Composition
+from dogbreeds.training.batchnorm_statistics import Fit, divergence
+from dogbreeds.training.preflight import Finding, Preflight, initial_loss, judge, said
 
 SMALL = ("data.breeds=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
 RAW = {"raw": 0.002, "caffe": 0.29, "torch": 1.54, "unit": 1.54, "tf": 1.55}  # nats, of the miniature

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.preprocessing import MODES, Preprocessing
+from dogbreeds.models.preprocessing import MODES, Preprocessing
 
 
 @pytest.mark.parametrize("mode", MODES)

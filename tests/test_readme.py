@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dogbreeds.spec import home
+from dogbreeds.core.paths import home
 
 README = (home() / "README.md").read_text()
 ROWS = re.findall(r"^\| [^|]+ \| ((?:`\w+::\w+`(?:, )?)+) \|$", README, re.MULTILINE)

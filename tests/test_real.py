@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.attempt import execute
-from dogbreeds.record import Composition
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.tracking.records import Composition
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif("DOGBREEDS_REAL_DATA" not in os.environ, reason="DOGBREEDS_REAL_DATA names no folder")]
 

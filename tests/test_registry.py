@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dogbreeds import registry
-from dogbreeds.record import Record
-from dogbreeds.tracking import Mlflow
+from dogbreeds.tracking import registry
+from dogbreeds.tracking.records import Record
+from dogbreeds.tracking.tracking import Mlflow
 
 
 @pytest.fixture

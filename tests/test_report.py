@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.evaluation import evaluate
-from dogbreeds.pictures import Mistake, confusion
-from dogbreeds.report import FILES, Report
+from dogbreeds.evaluation.results import Mistake
+from dogbreeds.evaluation.summary import evaluate
+from dogbreeds.reports.evaluation_report import FILES, Report
+from dogbreeds.reports.figures import confusion
 
 NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.resize import resized, resized_in_steps, resizer
+from dogbreeds.data.resize import resized, resized_in_steps, resizer
 
 
 def disc(height: int, width: int) -> np.ndarray:

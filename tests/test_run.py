@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds import data, model, optimizer, phase, tracking, unfreeze
-from dogbreeds.run import ALONE, Run, part
-from dogbreeds.spec import Refused, home
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.paths import home
+from dogbreeds.data import folder, miniature, stanford_dogs
+from dogbreeds.experiments.compose import part
+from dogbreeds.experiments.run import ALONE, Run
+from dogbreeds.models import model, unfreeze
+from dogbreeds.tracking import tracking
+from dogbreeds.training import optimizer, phase
 
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in (home() / "conf").glob("*/*.yaml") if path.parent.name not in ("hydra", "attempt"))
 
@@ -22,7 +27,7 @@ def test_fields_groups_and_modules_have_the_same_names() -> None:
 def test_with_nothing_named_it_is_the_miniature(composed) -> None:
     run = composed()
     assert isinstance(run.model, model.Miniature)
-    assert isinstance(run.data, data.Miniature)
+    assert isinstance(run.data, miniature.Miniature)
     assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.phase.batch_size, run.seed) == (64, "raw", 1e-3, 32, 0)
 
 
@@ -40,7 +45,7 @@ def test_with_nothing_named_it_is_the_miniature(composed) -> None:
 )
 def test_a_model_brings_its_data_size_pixels_and_rates(composed, name: str, size: int, pixels: str, finetune_lr: float) -> None:
     run = composed(f"model={name}")
-    assert isinstance(run.data, data.StanfordDogs)
+    assert isinstance(run.data, stanford_dogs.StanfordDogs)
     assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.model.weights) == (size, pixels, 1e-3, "imagenet")
     finetune = composed(f"model={name}", "phase=finetune")
     assert finetune.optimizer.lr == finetune_lr
@@ -55,7 +60,7 @@ def test_the_command_line_wins_over_what_is_brought(composed, tmp_path: Path) ->
         "model=effnetb0", "data=folder", f"data.root={tmp_path}", "phase=finetune", "unfreeze=all", "phase.batch_size=8",
         "optimizer=sgd", "optimizer.lr=3e-2", "model.image_size=128", "preprocessing=torch",
     )  # fmt: skip
-    assert isinstance(run.data, data.Folder)
+    assert isinstance(run.data, folder.Folder)
     assert isinstance(run.unfreeze, unfreeze.All)
     assert isinstance(run.optimizer, optimizer.SGD)
     assert (run.phase.batch_size, run.optimizer.lr, run.model.image_size, run.preprocessing.mode) == (8, 0.03, 128, "torch")
@@ -84,8 +89,8 @@ def test_zero_is_a_seed_and_less_is_not(composed) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "dogbreeds.spec.Spec", "dogbreeds.command.main", "builtins.eval", "dogbreeds_evil.Adam", "dogbreeds.optimizer.Nope",
-        "dogbreeds.optimizer.Spec", "dogbreeds.optimizer.Adam.group", "dogbreeds.head.Linear",
+        "os.system", "dogbreeds.core.spec.Spec", "dogbreeds.cli.main", "builtins.eval", "dogbreeds_evil.Adam", "dogbreeds.optimizer.Nope",
+        "dogbreeds.optimizer.Spec", "dogbreeds.training.optimizer.Adam.group", "dogbreeds.models.head.Linear",
     ],
 )  # fmt: skip
 def test_no_target_outside_the_group_s_module_is_instantiated(composed, target: str) -> None:
@@ -107,8 +112,8 @@ def test_tracking_names_an_absolute_store(composed, tmp_path: Path) -> None:
 
 # --- configs that would call something ---------------------------------------------------------------------------------
 
-MLP = {"_target_": "dogbreeds.head.MLP", "widths": [8], "dropout": 0.1}
-FOLDER = {"_target_": "dogbreeds.data.Folder"}
+MLP = {"_target_": "dogbreeds.models.head.MLP", "widths": [8], "dropout": 0.1}
+FOLDER = {"_target_": "dogbreeds.data.folder.Folder"}
 
 
 def touch(path: Path) -> dict[str, object]:
@@ -120,18 +125,18 @@ NO_CLASSES = {
     "of another module": ("head", lambda path: touch(path)),
     "imported by the module": ("data", lambda path: touch(path) | {"_target_": "dogbreeds.data.os.system"}),
     "imported by name": ("data", lambda path: {"_target_": "dogbreeds.data.Path", "_args_": [str(path)]}),
-    "no spec": ("data", lambda path: {"_target_": "dogbreeds.data.Source", "name": "x"}),
-    "a function": ("data", lambda path: {"_target_": "dogbreeds.data.hold_out"}),
+    "no spec": ("data", lambda path: {"_target_": "dogbreeds.data.dataset.Source", "name": "x"}),
+    "a function": ("data", lambda path: {"_target_": "dogbreeds.data.dataset.hold_out"}),
     "a constant": ("data", lambda path: {"_target_": "dogbreeds.data.OUTSIDE"}),
     "a spec of another module": ("data", lambda path: {"_target_": "dogbreeds.data.Spec"}),
     "another group's": ("head", lambda path: FOLDER),
-    "a method": ("data", lambda path: {"_target_": "dogbreeds.data.Folder.open"}),
+    "a method": ("data", lambda path: {"_target_": "dogbreeds.data.folder.Folder.open"}),
     "unknown": ("head", lambda path: {"_target_": "dogbreeds.head.Nope"}),
     "with a dot more": ("head", lambda path: {"_target_": "dogbreeds.head..MLP"}),
     "of a module that is not there": ("head", lambda path: {"_target_": "dogbreeds.nope.Nope"}),
     "no text": ("head", lambda path: {"_target_": 7}),
     "a class in a class": ("head", lambda path: {"_target_": touch(path)}),
-    "a text for a group": ("head", lambda path: "dogbreeds.head.MLP"),
+    "a text for a group": ("head", lambda path: "dogbreeds.models.head.MLP"),
     "a list for a group": ("head", lambda path: [touch(path)]),
     "null for a group": ("head", lambda path: None),
 }

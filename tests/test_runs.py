@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from dogbreeds.record import short
-from dogbreeds.runs import Only, find, is_file
-from dogbreeds.spec import Refused
-from dogbreeds.tracking import Mlflow
+from dogbreeds.core.errors import Refused
+from dogbreeds.experiments.recorded_runs import Only, find, is_file
+from dogbreeds.tracking.records import short
+from dogbreeds.tracking.tracking import Mlflow
 
 ANY = Only(model=None, data=None)
 

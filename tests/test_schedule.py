@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.schedule import Constant, Cosine, Plateau
+from dogbreeds.training.schedule import Constant, Cosine, Plateau
 
 
 def test_constant() -> None:

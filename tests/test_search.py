@@ -14,12 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from dogbreeds.attempt import GivenUp, execute
-from dogbreeds.record import SWEEP, Composition
-from dogbreeds.run import Run
-from dogbreeds.search import Search, Settings, Space
-from dogbreeds.spec import Refused
-from dogbreeds.trial import TRIAL, Trial, current
+from dogbreeds.core.errors import Refused
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.result import GivenUp
+from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.search import Search, Settings, Space
+from dogbreeds.experiments.trial import TRIAL, Trial, current
+from dogbreeds.tracking.records import SWEEP, Composition
 from tests.said import listen
 
 SMALL = ("data.breeds=6", "phase.epochs=5", "tracking.system_metrics_seconds=0", "tracking.model=none", "preflight=none", "baseline=none")

@@ -18,7 +18,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from dogbreeds.record import short
+from dogbreeds.tracking.records import short
 from tests.said import listen, rest, until
 
 SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")

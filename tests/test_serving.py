@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dogbreeds import miniature
+from dogbreeds.data import drawn_dogs
 
 SECONDS = 900
 
 
 def _jpeg(tmp_path: Path, breed: int) -> bytes:
     file = tmp_path / f"{breed}.jpg"
-    Image.fromarray(miniature.draw("test", breed, 1)).resize((91, 37)).save(file, quality=95)
+    Image.fromarray(drawn_dogs.draw("test", breed, 1)).resize((91, 37)).save(file, quality=95)
     return file.read_bytes()
 
 
@@ -93,8 +93,8 @@ def _wait(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 @pytest.mark.slow
 def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(served: tuple[str, Path], tmp_path: Path) -> None:
-    from dogbreeds.classifier import load
-    from dogbreeds.photo import decode
+    from dogbreeds.data.image import decode
+    from dogbreeds.inference.classifier import load
 
     address, network = served
     classifier = load(network)

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from dogbreeds.spec import Refused, Spec, boolean, integer, integers, number, one_of, text, texts
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.spec import Spec, boolean, integer, integers, number, one_of, text, texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.replicas import OneDevice
-from dogbreeds.spec import Refused
-from dogbreeds.strategy import Mirrored, Single
+from dogbreeds.core.errors import Refused
+from dogbreeds.models.replicas import OneDevice
+from dogbreeds.models.strategy import Mirrored, Single
 from tests import prefork
 from tests.test_resume import chosen, final, train
 

@@ -10,7 +10,7 @@ import mlflow
 import psutil
 import pytest
 
-from dogbreeds.record import short
+from dogbreeds.tracking.records import short
 from tests.said import listen, rest
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]

@@ -8,8 +8,9 @@ import mlflow
 import psutil
 import pytest
 
-from dogbreeds import lifecycle
-from dogbreeds.record import Composition, Known, owner
+from dogbreeds.core.process import owner
+from dogbreeds.tracking import lifecycle
+from dogbreeds.tracking.records import Composition, Known
 
 
 def composition(folder: Path, identity: str = "i", key: str = "k") -> Composition:

@@ -1,11 +1,11 @@
 import numpy as np
 
-from dogbreeds import miniature
-from dogbreeds.tta import view
+from dogbreeds.data import drawn_dogs
+from dogbreeds.inference.tta import view
 
 
 def photos() -> np.ndarray:
-    return np.stack([miniature.draw("test", breed, 0) for breed in range(3)])
+    return np.stack([drawn_dogs.draw("test", breed, 0) for breed in range(3)])
 
 
 def test_views_are_the_photo_its_mirror_and_both_from_closer() -> None:

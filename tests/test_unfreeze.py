@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from dogbreeds.spec import Refused
-from dogbreeds.unfreeze import All, Blocks, Gradual, LastN, Nothing, Plan
+from dogbreeds.core.errors import Refused
+from dogbreeds.models.unfreeze import All, Blocks, Gradual, LastN, Nothing, Plan
 
 
 def blocks(**sizes: int) -> list[SimpleNamespace]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from dogbreeds.fit import Epoch
-from dogbreeds.metrics import Pair, Proportion, Scores
-from dogbreeds.verdict import VERDICTS, Setting, has_collapsed, judge
+from dogbreeds.evaluation.metrics import Pair, Proportion, Scores
+from dogbreeds.evaluation.results import Epoch
+from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
 
 GUIDE = [43.10, 24.44, 15.94, 14.39]  # % on validation, of the guide's attempt 2
 N, CLASSES = 4072, 120  # its photos and its breeds

@@ -1,7 +1,7 @@
 import pytest
 
-from dogbreeds.knobs import cells, conclusion, effects, interval, report
-from dogbreeds.why import changed, parent_of
+from dogbreeds.evaluation.ablation import cells, conclusion, effects, interval, report
+from dogbreeds.experiments.ablation_runs import changed, parent_of
 
 LR, HEAD = "optimizer.lr=1e-3", "head=linear"
 NONE, BOTH = frozenset(), frozenset({LR, HEAD})

@@ -27,14 +27,21 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from dogbreeds import command, data, head, miniature, preflight
-from dogbreeds.attempt import Result, execute
-from dogbreeds.metrics import Proportion
-from dogbreeds.preprocessing import MODES
-from dogbreeds.record import Composition, Parent, Predictions, Record
-from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home, text
-from dogbreeds.tracking import Tracker, Tracking
+from dogbreeds.core.paths import home
+from dogbreeds.core.spec import text
+from dogbreeds.data import dataset, drawn_dogs, miniature
+from dogbreeds.evaluation.metrics import Proportion
+from dogbreeds.evaluation.results import Predictions
+from dogbreeds.experiments import compose
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.result import Result
+from dogbreeds.experiments.run import Run
+from dogbreeds.models import head
+from dogbreeds.models.preprocessing import MODES
+from dogbreeds.tracking.records import Composition, Parent, Record
+from dogbreeds.tracking.tracking import Tracker, Tracking
+from dogbreeds.training import preflight
 
 HALVES = ("choose", "report")
 COMPOSITION = Composition("", (), "fault", Path())
@@ -56,7 +63,7 @@ class Dead(head.MLP):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shuffled(data.Miniature):
+class Shuffled(miniature.Miniature):
     """Photos of which a share has the training labels of others."""
 
     share: float = 1.0
@@ -65,13 +72,13 @@ class Shuffled(data.Miniature):
     def __post_init__(self) -> None:
         pass  # made of one that was checked
 
-    def open(self) -> data.Dataset:
+    def open(self) -> dataset.Dataset:
         opened = super().open()
         source = opened.train.source
         rng = np.random.default_rng(self.shuffle)
         labels, moved = source.labels.copy(), rng.permutation(len(source.labels))[: round(self.share * len(source.labels))]
         labels[moved] = labels[rng.permutation(moved)]
-        return dataclasses.replace(opened, train=data.Split(dataclasses.replace(source, labels=labels), opened.train.rows))
+        return dataclasses.replace(opened, train=dataset.Split(dataclasses.replace(source, labels=labels), opened.train.rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +245,7 @@ def _run(settings: tuple[str, ...], seed: int, folder: str, change: Callable[[Ru
 
 def _composed(*settings: str) -> Run:
     """Compose a run, the last setting of each key; Hydra refuses two options of a group."""
-    return from_config(command.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values())))
+    return from_config(compose.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values())))
 
 
 # --- the preflight ------------------------------------------------------------------------------------------------------
@@ -259,7 +266,7 @@ def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple
     for name, architecture, more, mode in (("mobilenetv2", "MobileNetV2", {"alpha": 0.35}, "tf"), ("resnet50", "ResNet50", {}, "caffe")):
         if name not in names:
             continue
-        photos = np.stack([miniature.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
+        photos = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
         network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(64, 64, 3), **more)
         for layer in network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):

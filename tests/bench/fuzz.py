@@ -27,10 +27,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from dogbreeds import miniature
-from dogbreeds.data import examine_below
-from dogbreeds.photo import MAX_BYTES, MAX_PIXELS, REASONS, Unreadable, decode, decode_file, digest
-from dogbreeds.spec import Refused
+from dogbreeds.core.errors import Refused
+from dogbreeds.core.text import digest
+from dogbreeds.data import drawn_dogs
+from dogbreeds.data.files import decode_file, examine_below
+from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, Unreadable, decode
 
 FILES, SEED = 10_000, 0
 PATIENCE = 30  # seconds that a file may take before it counts as a hang
@@ -81,7 +82,7 @@ ENCODINGS: dict[str, tuple[str, str, dict]] = {
 
 
 def _dog(breed: int, photo: int, mode: str) -> Image.Image:
-    picture = Image.fromarray(miniature.draw("train", breed, photo)).resize((48 + 16 * (photo % 5), 64))
+    picture = Image.fromarray(drawn_dogs.draw("train", breed, photo)).resize((48 + 16 * (photo % 5), 64))
     return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
 
 

@@ -16,10 +16,11 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from dogbreeds import command
-from dogbreeds.network import Network, assemble
-from dogbreeds.run import Run, from_config
-from dogbreeds.terminal import hushed
+from dogbreeds.core.console import hushed
+from dogbreeds.experiments import compose
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.run import Run
+from dogbreeds.models.network import Network, assemble
 
 MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072  # the guide's
 PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)  # a pass of one photo, decoding and all, on its GPU
@@ -107,7 +108,7 @@ def row(kind: Kind, above: float, head: float, attempts: int) -> str:
 
 
 def built(kind: Kind, workload: Workload) -> tuple[Run, Network]:
-    run = workload.change(from_config(command.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])))
+    run = workload.change(from_config(compose.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])))
     backbone = run.model.build(0)
     return run, assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, BREEDS, 0))
 
@@ -134,7 +135,7 @@ def share(network: Network, workload: Workload) -> float:
 
 def head_seconds(run: Run, network: Network, workload: Workload) -> float:
     """Of a training step of the head, a photo: kept features in, weights moved."""
-    from dogbreeds.fit import Step
+    from dogbreeds.training.loop import Step
 
     step, rng = Step(network, run.optimizer), np.random.default_rng(0)
     inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)

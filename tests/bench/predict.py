@@ -27,13 +27,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from PIL import Image
 
-from dogbreeds import command, images, miniature
-from dogbreeds.classifier import Classifier, load
-from dogbreeds.network import assemble
-from dogbreeds.prediction import answers, network
-from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home
-from dogbreeds.terminal import hushed
+from dogbreeds.core.console import hushed
+from dogbreeds.core.paths import home
+from dogbreeds.data import drawn_dogs
+from dogbreeds.experiments import compose
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.run import Run
+from dogbreeds.inference import image_sources
+from dogbreeds.inference.classifier import Classifier, load
+from dogbreeds.inference.predictor import answers, network
+from dogbreeds.models.network import assemble
 
 TOP, BREEDS = 3, 120
 # VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
@@ -96,7 +99,7 @@ def photos(place: Path, side: int, total: int) -> Path:
             shutil.copy(there[row], root / f"{number:04}.jpg")
         return root
     for number in range(total):
-        drawn = Image.fromarray(miniature.draw("test", number % miniature.BREEDS, number // miniature.BREEDS))
+        drawn = Image.fromarray(drawn_dogs.draw("test", number % drawn_dogs.BREEDS, number // drawn_dogs.BREEDS))
         drawn.resize((side, side)).save(root / f"{number:04}.jpg", quality=90)
     return root
 
@@ -104,7 +107,7 @@ def photos(place: Path, side: int, total: int) -> Path:
 def saved(place: Path, model: str, workload: Workload) -> Path:
     """A network as an attempt keeps it, but untrained."""
     weights = [] if model == "miniature" else ["model.weights=null"]
-    run = workload.change(from_config(command.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"])))
+    run = workload.change(from_config(compose.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"])))
     backbone = run.model.build(0)
     plan = run.unfreeze.plan(backbone.blocks)
     built = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, BREEDS, 0))
@@ -117,7 +120,7 @@ def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
     import tensorflow as tf
 
     batch, total = classifier.batch_size(), workload.photos
-    ready = np.stack([photo.pixels() for photo in images.found([str(root)], sys.stdin.buffer).photos])  # [n, h, w, 3] uint8
+    ready = np.stack([photo.pixels() for photo in image_sources.found([str(root)], sys.stdin.buffer).photos])  # [n, h, w, 3] uint8
     small = np.stack([classifier.resizer(photo) for photo in ready])
     whole = tf.function(lambda shown: classifier.whole(shown, training=False), reduce_retracing=True)
     run = network(classifier, explained=False)
@@ -131,7 +134,7 @@ def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
             classifier.logits(small[start : start + batch])
 
     def ours() -> None:
-        read = sum(not answer.error for answer in answers(classifier, run, images.found([str(root)], sys.stdin.buffer).photos, batch, TOP))
+        read = sum(not answer.error for answer in answers(classifier, run, image_sources.found([str(root)], sys.stdin.buffer).photos, batch, TOP))
         assert read == total
 
     ways: dict[str, Callable[[], None]] = {"the bare network": bare, "its core alone": core, "predict, from files": ours}

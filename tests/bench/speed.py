@@ -22,15 +22,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from PIL import Image
 
-from dogbreeds import command, miniature
-from dogbreeds.attempt import Result, execute
-from dogbreeds.features import Photos
-from dogbreeds.kept import Store
-from dogbreeds.network import assemble
-from dogbreeds.record import Composition
-from dogbreeds.run import Run, from_config
-from dogbreeds.spec import home
-from dogbreeds.terminal import hushed
+from dogbreeds.core.console import hushed
+from dogbreeds.core.paths import home
+from dogbreeds.data import drawn_dogs
+from dogbreeds.experiments import compose
+from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.result import Result
+from dogbreeds.experiments.run import Run
+from dogbreeds.features.cache import Store
+from dogbreeds.features.extraction import Photos
+from dogbreeds.models.network import assemble
+from dogbreeds.tracking.records import Composition
 
 FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
 
@@ -120,10 +123,10 @@ def _drawn(folder: Path, workload: Workload) -> Setup:
     root = folder / "drawn"
     for part, count in (("train", workload.train), ("test", workload.test)):
         for breed in range(workload.breeds):
-            place = root / part / miniature.breed_name(breed)
+            place = root / part / drawn_dogs.breed_name(breed)
             place.mkdir(parents=True)
             for photo in range(count):
-                Image.fromarray(miniature.draw(part, breed, photo)).save(place / f"{photo}.png")
+                Image.fromarray(drawn_dogs.draw(part, breed, photo)).save(place / f"{photo}.png")
     return Setup("the miniature on drawn dogs", root, ("model=miniature",), workload)
 
 
@@ -188,7 +191,7 @@ def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
     fixed = (f"phase.epochs={setup.workload.epochs}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
     places = (f"data.root={root}", f"features.dir={cache}", f"checkpoint_dir={cache}_checkpoints")
     asked = [*setup.model, "data=folder", *places, *fixed, *overrides]
-    return setup.workload.change(from_config(command.composed("train", list({item.split("=")[0]: item for item in asked}.values()))))
+    return setup.workload.change(from_config(compose.composed("train", list({item.split("=")[0]: item for item in asked}.values()))))
 
 
 def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:

@@ -1,0 +1,47 @@
+"""What happens to pixels before the backbone sees them. The layer travels inside the saved model."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dogbreeds.core.spec import Spec, one_of
+
+if TYPE_CHECKING:
+    import keras
+
+MODES = ("raw", "torch", "caffe", "tf", "unit")
+
+# out = in * scale + offset, a number a channel; the channels are RGB in [0, 255], for `caffe` turned into BGR first.
+# Source: keras.applications.imagenet_utils.preprocess_input.
+_SCALE = {
+    "raw": (1.0, 1.0, 1.0),
+    "torch": (1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225)),
+    "caffe": (1.0, 1.0, 1.0),
+    "tf": (1 / 127.5, 1 / 127.5, 1 / 127.5),
+    "unit": (1 / 255, 1 / 255, 1 / 255),
+}
+_OFFSET = {
+    "raw": (0.0, 0.0, 0.0),
+    "torch": (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
+    "caffe": (-103.939, -116.779, -123.68),
+    "tf": (-1.0, -1.0, -1.0),
+    "unit": (0.0, 0.0, 0.0),
+}
+RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}  # of values, for people
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Spec):
+    """The pixel convention: `raw` 0–255, `torch` and `caffe` by ImageNet's mean, `tf` in [-1, 1], `unit` in [0, 1]."""
+
+    group = "preprocessing"
+    mode: str = one_of(*MODES)
+
+    def apply(self, pixels: "keras.KerasTensor") -> "keras.KerasTensor":
+        """[b, h, w, 3] float32 RGB in [0, 255] -> the same shape in this convention. Built-in layers only: a saved model needs no code of ours."""
+        import keras
+
+        if self.mode == "raw":
+            return pixels
+        if self.mode == "caffe":
+            pixels = keras.ops.flip(pixels, axis=-1)  # RGB -> BGR
+        return keras.layers.Rescaling(list(_SCALE[self.mode]), list(_OFFSET[self.mode]), name=f"{self.mode}_pixels")(pixels)
