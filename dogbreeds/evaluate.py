@@ -12,21 +12,48 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core import files
+from dogbreeds.core.errors import Refused
 from dogbreeds.core.paths import home
+from dogbreeds.core.spec import Spec, integer, one_of, text
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import part
-from dogbreeds.experiments.recorded_runs import Only, folder_name, of_run, opened, said, store
+from dogbreeds.experiments.recorded_runs import Only, folder_name, is_file, of_run, opened, said, store
 from dogbreeds.features.cache import Store
 from dogbreeds.inference.evaluation_set import Subject, of_folder
-from dogbreeds.inference.evaluator import Wanted, _evaluate, _mistakes
+from dogbreeds.inference.evaluator import evaluated, mistakes
 from dogbreeds.inference.tta import Tta
 from dogbreeds.reports import baseline_note
 from dogbreeds.reports.evaluation_report import FILES, Report, augmented_said, score_lines
 from dogbreeds.tracking.records import Record, short
 
 log = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted(Spec):
+    """What is evaluated on what."""
+
+    group = ""
+    run: str = text(example="latest")
+    split: str | None = one_of(*_SPLITS, optional=True)
+    photos: str | None = text(example="path/to/photos", optional=True)
+    on_corrupt: str = one_of("stop", "skip")
+    mistakes: int = integer(at_least=0, example=24)
+    seed: int = integer(at_least=0, example=0)
+    output: str | None = text(example="evaluation", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.photos is not None and self.split is not None:
+            raise Refused(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
+        if self.photos is None and is_file(self.run):
+            raise Refused(
+                f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named. Type photos=path/to/photos, too."
+            )
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="evaluate")
@@ -48,10 +75,10 @@ def task(config: DictConfig) -> None:
         place = Path(wanted.output).expanduser() if wanted.output else own
         trained = tracking.predictions(record.run_id) if record else {}
         with files.folder(place, FILES) as folder:  # made first: that it cannot be written must not be found out at the end
-            found, logits = _evaluate(wanted, views, trained, classifier, subject)
+            found, logits = evaluated(classifier, subject, views, wanted.seed, trained)
             about = _about(record, trained, name, subject, logits)
             title = f"{'Run ' + short(record.run_id) if record else file.name} on {subject.place}"
-            shown = _mistakes(classifier, subject, logits, wanted.mistakes)
+            shown = mistakes(classifier, subject, logits, wanted.mistakes)
             facts = _facts(record, file, subject)
             Report(title, about, facts, found, classifier.class_names, subject.ids, subject.labels, logits, shown).write(folder)
             if record is not None:

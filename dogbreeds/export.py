@@ -131,8 +131,8 @@ def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record |
 def _describe(folder: Path, found: Sequence[Exported], tracking: Mlflow, record: Record | None, classifier: "Classifier", file: Path) -> None:
     title = f"{record.params['model.architecture']} on {record.params['data.name']}" if record is not None else file.stem
     said = tracking.predictions(record.run_id) if record is not None else {}
-    there = [each.name for each in found if each.agrees]
-    text = card(title, record, said, classifier.class_names, classifier.size, classifier.resize, there)
+    usages = {each.name: FORMATS[each.name].usage.format(file=FORMATS[each.name].file) for each in found if each.agrees}
+    text = card(title, record, said, classifier.class_names, classifier.size, classifier.resize, usages)
     (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "breeds.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
     checks = {

@@ -84,13 +84,13 @@ def test_the_top_says_what_the_whole_network_says(architecture: str, pixels: str
     model = kind(architecture=architecture, image_size=64, pixels=pixels, weights=f"{tmp_path}/bare.weights.h5", **narrow)
     backbone, preprocessing = model.build(0), Preprocessing(mode=pixels)
     network = built(model, preprocessing)
-    zero = Top(weights=f"{tmp_path}/full.weights.h5").build(model, backbone, preprocessing, network, list(BREEDS))
+    zero, topped = Top(weights=f"{tmp_path}/full.weights.h5").build(model, backbone, preprocessing, network, list(BREEDS))
     assert zero.said == "zero training: the 1000-way top's 3 outputs"
-    assert (zero.network.prefix is network.prefix) == (architecture != "ConvNeXtTiny")
+    assert (topped.prefix is network.prefix) == (architecture != "ConvNeXtTiny")
     photos = rng.uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
     shown = keras.applications.imagenet_utils.preprocess_input(photos.copy(), mode=pixels) if pixels != "raw" else photos
     expected = full(shown, training=False).numpy()[:, list(BREEDS.values())]
-    measured = zero.network.infer(zero.network.prefix.compiled(photos)).numpy()
+    measured = topped.infer(topped.prefix.compiled(photos)).numpy()
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(measured, expected, rtol=1e-3, atol=1e-4)
 
@@ -216,8 +216,8 @@ def test_the_key_is_the_same_with_and_without(composed) -> None:
 )
 def test_why_classes_and_weights_may_have_none(class_names: list[str], reason: str, shown: bool) -> None:
     preprocessing = Preprocessing(mode="raw")
-    zero = Top(weights=None).build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing), class_names)
-    assert (zero.said, zero.network, zero.metrics()) == (reason, None, {})
+    zero, topped = Top(weights=None).build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing), class_names)
+    assert (zero.said, topped, zero.metrics()) == (reason, None, {})
     assert zero.lines() == ([f"zero  no baseline: {reason}"] if shown else [])
 
 
@@ -230,8 +230,8 @@ def test_why_classes_and_weights_may_have_none(class_names: list[str], reason: s
 )
 def test_why_an_attempt_may_have_none(mode: str, unfreeze: Unfreeze, reason: str) -> None:
     preprocessing = Preprocessing(mode=mode)
-    zero = Top(weights="full.weights.h5").build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing, unfreeze), list(BREEDS))
-    assert (zero.said, zero.network, zero.tags()) == (reason, None, {"baseline": reason, "data.imagenet_classes": "3"})
+    zero, topped = Top(weights="full.weights.h5").build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing, unfreeze), list(BREEDS))
+    assert (zero.said, topped, zero.tags()) == (reason, None, {"baseline": reason, "data.imagenet_classes": "3"})
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
         f"baseline.weights={tmp_path}/other.weights.h5 holds other backbone weights than model.weights={bare}. A 1000-way top can be used on the "
         "very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
     )
-    assert Nothing().build(*parts) == Untrained("not asked for", 3)
+    assert Nothing().build(*parts) == (Untrained("not asked for", 3), None)
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from PIL import Image
 
 from dogbreeds.core.errors import Refused
 from dogbreeds.data import drawn_dogs
+from dogbreeds.evaluate import Wanted
 from dogbreeds.experiments.compose import composed as compose
 from dogbreeds.experiments.compose import part
-from dogbreeds.inference.evaluator import Wanted
 from dogbreeds.tracking.records import short
 
 BEGINNING = "or the beginning of one run's id; the newest are"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.evaluation.metrics import Pair, Proportion, Scores
-from dogbreeds.models.network import Network
 
 _MEASURED = "zero training: the 1000-way top's"  # and how many outputs: how the tag begins where there is a baseline
 
@@ -23,13 +22,11 @@ class Untrained:
     Attributes:
         said: what it is, or the reason, as the run is tagged.
         dogs: how many classes are among ImageNet's.
-        network: the attempt's, with the weights' own top in place of its head; None where there is nothing to measure.
         accuracies: measured, by split.
     """
 
     said: str
     dogs: int
-    network: Network | None = None
     accuracies: dict[str, Proportion] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:

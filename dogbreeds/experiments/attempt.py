@@ -172,7 +172,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
 
 def _measure_untrained(prepared: _Prepared, tested: bool) -> Untrained:
     """The zero-training baseline on validation, and where the attempt was tested, on test; what a fine-tune inherits was measured before."""
-    dataset, network = prepared.dataset, prepared.untrained.network
+    dataset, network = prepared.dataset, prepared.untrained_network
     if network is None:
         return prepared.untrained
     shown, splits = Shown(prepared.run, dataset, network), {"val": dataset.val}

@@ -37,6 +37,7 @@ class _Prepared:
     facts: dict[str, str]
     parent: Parent | None
     untrained: Untrained
+    untrained_network: Network | None
     fit: Fit | None
     findings: list[preflight.Finding]
     started: float
@@ -56,8 +57,8 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     if isinstance(run.phase, Finetune):
         wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
         parent = _go_on_from_parent(run, wanted, facts, network)
-    untrained = untrained_of(run, backbone, network, parent, dataset.class_names)
-    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, fit, findings, started)
+    untrained, untrained_network = untrained_of(run, backbone, network, parent, dataset.class_names)
+    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, untrained_network, fit, findings, started)
 
 
 def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None, list[preflight.Finding]]:
@@ -96,10 +97,13 @@ def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None
     return backbone, network, fit, findings
 
 
-def untrained_of(run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]) -> Untrained:
-    """The zero-training baseline, yet to be measured, or a fine-tune's, which its frozen attempt has measured."""
+def untrained_of(
+    run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]
+) -> tuple[Untrained, Network | None]:
+    """The zero-training baseline and the network that it is yet to be measured by, or a fine-tune's, which its frozen attempt has measured."""
     if parent is not None:
-        return run.baseline.inherit(parent, class_names)
+        sizes = {split: len(predictions.ids) for split, predictions in parent.predictions.items()}
+        return run.baseline.inherit(parent.baseline_said, parent.baseline, sizes, class_names), None
     wanted = run.baseline if isinstance(run.phase, Training) else Nothing()  # a range test has no result that could be held against it
     return wanted.build(run.model, backbone, run.preprocessing, network, class_names)
 

@@ -33,7 +33,7 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
         | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **prepared.facts}
         | {"unfreeze.layers_asked": plan.asked, "unfreeze.layers_trained": plan.layers, "unfreeze.plan": plan.summary}
     )
-    tracker.dataset(dataset)
+    tracker.dataset(dataset.name, dataset.fingerprint, {name: len(split.rows) for name, split in dataset.splits.items()})
     if prepared.fit is not None:
         tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.fit.distances.items()})
     if parent is not None:

@@ -80,8 +80,9 @@ def extract(run: Run, share: Share) -> None:
     judged = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
     for split in judged:
         shown.compute(split, share)
-    untrained = None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names).network
-    if untrained is not None:  # a fine-tune inherits what its frozen attempt measured
+    # A fine-tune inherits what its frozen attempt measured.
+    untrained = None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names)[1]
+    if untrained is not None:
         for split in judged:
             Shown(run, dataset, untrained).compute(split, share)
     part = "all" if share == ALL else f"shard {share.shard} of {share.shards}"

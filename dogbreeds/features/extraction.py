@@ -4,9 +4,9 @@ import contextlib
 import itertools
 import logging
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from dogbreeds.features.partial_array import Identity, Notes, Produce, Shard
 
 if TYPE_CHECKING:
     from dogbreeds.data.augment import Augment
-    from dogbreeds.models.network import Prefix
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +133,26 @@ def _chunks(photos: Iterator[Photo], start: int) -> Iterator[tuple[int, list[Pho
         start += len(chunk)
 
 
-def compute(prefix: "Prefix", photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL) -> np.ndarray:
+class Prefix(Protocol):
+    """The frozen part of a network, as far as its features are concerned."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what it computes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one photo's features."""
+
+    @property
+    def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
+        """[b, size, size, 3] -> [b, *shape]."""
+
+    def batch_size(self) -> int:
+        """Photos at a time that suit this machine."""
+
+
+def compute(prefix: Prefix, photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL) -> np.ndarray:
     """The prefix's output for every photo of a source.
 
     Args:

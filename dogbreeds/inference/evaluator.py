@@ -2,67 +2,47 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dogbreeds.core.console import progress
 from dogbreeds.core.errors import Refused
-from dogbreeds.core.spec import Spec, integer, one_of, text
 from dogbreeds.data.class_names import spoken
 from dogbreeds.evaluation import calibration, summary
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.evaluation.results import Mistake, Predictions
 from dogbreeds.evaluation.summary import Evaluation
-from dogbreeds.experiments.recorded_runs import is_file
 from dogbreeds.inference import tta
 from dogbreeds.inference.evaluation_set import Subject
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
 
-_SPLITS = ("train", "val", "test")
 
+def evaluated(classifier: "Classifier", subject: Subject, views: int, seed: int, trained: Mapping[str, Predictions]) -> tuple[Evaluation, np.ndarray]:
+    """A network's scores, and its [n, classes] logits of the photos as they are.
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted(Spec):
-    """What is evaluated on what."""
-
-    group = ""
-    run: str = text(example="latest")
-    split: str | None = one_of(*_SPLITS, optional=True)
-    photos: str | None = text(example="path/to/photos", optional=True)
-    on_corrupt: str = one_of("stop", "skip")
-    mistakes: int = integer(at_least=0, example=24)
-    seed: int = integer(at_least=0, example=0)
-    output: str | None = text(example="evaluation", optional=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.photos is not None and self.split is not None:
-            raise Refused(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
-        if self.photos is None and is_file(self.run):
-            raise Refused(
-                f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named. Type photos=path/to/photos, too."
-            )
-
-
-def _evaluate(
-    wanted: Wanted, views: int, trained: Mapping[str, Predictions], classifier: "Classifier", subject: Subject
-) -> tuple[Evaluation, np.ndarray]:
+    Args:
+        classifier: the network.
+        subject: the photos.
+        views: of each photo, over which probabilities are averaged too; 1 for none.
+        seed: of the bootstrap.
+        trained: what training said, by split; its validation photos calibrate the answers to others.
+    """
     logits, seconds = _logits(classifier, subject, 0)
     if not np.isfinite(logits).all():
         raise Refused("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
     fitted = _temperature(trained, subject.place)
-    found = summary.evaluate(logits, subject.labels, classifier.class_names, fitted, wanted.seed)
+    found = summary.evaluate(logits, subject.labels, classifier.class_names, fitted, seed)
     if views == 1:
         return found, logits
     shares, all_seconds = probabilities(logits), seconds
     for number in range(1, views):
         seen, more = _logits(classifier, subject, number)
         shares, all_seconds = shares + probabilities(seen), all_seconds + more
-    gained = summary.augmented(logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, wanted.seed)
+    gained = summary.augmented(logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, seed)
     return replace(found, augmented=gained), logits
 
 
@@ -88,7 +68,7 @@ def _temperature(trained: Mapping[str, Predictions], place: str) -> tuple[float,
     return calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos"
 
 
-def _mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
+def mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
     shares, called = probabilities(logits), logits.argmax(axis=1)
     confidence = np.where(called == subject.labels, -1, shares.max(axis=1))
     worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.reports import baseline_note
 from dogbreeds.tracking.records import Record
 
@@ -16,7 +15,7 @@ _DRAWN = "The photos are drawn, and so were those that its backbone learned from
 
 
 def card(
-    title: str, record: Record | None, said: Mapping[str, Predictions], class_names: Sequence[str], size: int, resize: str, names: Sequence[str]
+    title: str, record: Record | None, said: Mapping[str, Predictions], class_names: Sequence[str], size: int, resize: str, usages: Mapping[str, str]
 ) -> str:
     """A README in Markdown.
 
@@ -26,7 +25,7 @@ def card(
         said: the attempt's predictions, by split.
         class_names: in the order of the probabilities.
         size, resize: what it does with a photo first.
-        names: of the formats that are there.
+        usages: Python that asks the network, for each format that is there.
     """
     parts = [
         f"# {title}",
@@ -37,7 +36,7 @@ def card(
         *_measured(record, said),
         "## How to ask it",
         "```python\n" + _PHOTOS + "\n```",
-        *(f"**{name}**\n\n```python\n{FORMATS[name].usage.format(file=FORMATS[name].file)}\n```" for name in names),
+        *(f"**{name}**\n\n```python\n{usage}\n```" for name, usage in usages.items()),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
     from mlflow.entities import Run as MlflowRun
 
-    from dogbreeds.data.dataset import Dataset
 
 _MODEL_FOLDER, _MODEL_FILE, _PREDICTIONS, _HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
 _FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
@@ -65,8 +64,8 @@ class Tracker:
     def describe(self, text: str) -> None:
         """Says what happened, where a person looks first."""
 
-    def dataset(self, dataset: "Dataset") -> None:
-        """Records which photos were used."""
+    def dataset(self, name: str, fingerprint: str, sizes: dict[str, int]) -> None:
+        """Records which photos were used, and how many in each split."""
 
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
         """Records a picture, which is drawn if it is wanted."""
@@ -469,12 +468,11 @@ class _MlflowTracker(Tracker):
     def describe(self, text: str) -> None:
         self._client.kept.set_tag(self.run_id, "mlflow.note.content", text)
 
-    def dataset(self, dataset: "Dataset") -> None:
+    def dataset(self, name: str, fingerprint: str, sizes: dict[str, int]) -> None:
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput
 
-        sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
-        about = MlflowDataset(dataset.name, dataset.fingerprint[:36], "local", json.dumps({"name": dataset.name}), profile=json.dumps(sizes))
+        about = MlflowDataset(name, fingerprint[:36], "local", json.dumps({"name": name}), profile=json.dumps(sizes))
         self._client.keep_inputs(self.run_id, [DatasetInput(about, [])])
 
     def picture(self, draw: "Callable[[], Figure]", name: str) -> None:

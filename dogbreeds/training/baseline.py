@@ -5,7 +5,7 @@ without any training is what a result must be held against. A frozen attempt has
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,6 @@ from dogbreeds.models.blocks import in_order
 from dogbreeds.models.model import UNFIT, Backbone, MobileNetV2, Model, content, downloaded, load_all
 from dogbreeds.models.network import Network, Prefix
 from dogbreeds.models.preprocessing import Preprocessing
-from dogbreeds.tracking.records import Parent
 
 if TYPE_CHECKING:
     import keras
@@ -47,16 +46,28 @@ class Baseline(Spec):
         """
         return None
 
-    def build(self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> Untrained:
+    def build(
+        self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
+    ) -> tuple[Untrained, Network | None]:
         """The baseline of an attempt that goes on from no other, yet to be measured.
+
+        Returns:
+            What is known of it, and the attempt's network with the weights' own top in place of its head; None where there is nothing to measure.
 
         Raises:
             Missing, Refused: where a file of the top is not there, does not fit, or belongs to other weights.
         """
-        return Untrained(_NOT_ASKED, _dogs(class_names))
+        return Untrained(_NOT_ASKED, _dogs(class_names)), None
 
-    def inherit(self, parent: Parent, class_names: Sequence[str]) -> Untrained:
-        """The baseline of a fine-tune: that of its frozen attempt, which had the same backbone and photos."""
+    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> Untrained:
+        """The baseline of a fine-tune: that of its frozen attempt, which had the same backbone and photos.
+
+        Args:
+            said: how that attempt's run was tagged; empty where it recorded none.
+            measured: its metrics.
+            sizes: photos by split.
+            class_names: of the data.
+        """
         return Untrained(_NOT_ASKED, _dogs(class_names))
 
 
@@ -82,15 +93,17 @@ class Top(Baseline):
             )
         return path
 
-    def build(self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> Untrained:
+    def build(
+        self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
+    ) -> tuple[Untrained, Network | None]:
         dogs, reason = _dogs(class_names), self._lacking(model, preprocessing, network, class_names)
         if reason:
-            return Untrained(reason, dogs)
+            return Untrained(reason, dogs), None
         file = self.weights_file()
         try:
             top, stands_on = _opened(model, file)
         except Missing:  # what was asked for is the attempt: it can do without
-            return Untrained("the weights with the 1000-way top could not be downloaded", dogs)
+            return Untrained("the weights with the 1000-way top could not be downloaded", dogs), None
         pooled = _before_pooling(backbone)
         if file is not None and stands_on != _content(backbone.network.input, pooled):
             raise Refused(
@@ -98,7 +111,7 @@ class Top(Baseline):
                 "used on the very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
             )
         zero = replace(network, prefix=_prefix(network, backbone, preprocessing, pooled), head=_chosen(top, outputs(class_names)))
-        return Untrained(f"{_MEASURED} {dogs} outputs", dogs, zero)
+        return Untrained(f"{_MEASURED} {dogs} outputs", dogs), zero
 
     def _lacking(self, model: Model, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> str:
         """Why there is no baseline, as far as settings and names tell; empty where there may be one."""
@@ -116,11 +129,10 @@ class Top(Baseline):
             return "part of the backbone trains"
         return "" if preprocessing.mode == model.pixels else f"{preprocessing.mode} pixels are not the backbone's own"
 
-    def inherit(self, parent: Parent, class_names: Sequence[str]) -> Untrained:
-        sizes = {split: len(predictions.ids) for split, predictions in parent.predictions.items()}
-        measured = {split: parent.baseline.get(f"baseline/{split}_accuracy") for split in _SPLITS if split in sizes}
-        accuracies = {split: Proportion(round(value * sizes[split]), sizes[split]) for split, value in measured.items() if value is not None}
-        return Untrained(parent.baseline_said or "its frozen attempt recorded none", _dogs(class_names), None, accuracies)
+    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> Untrained:
+        values = {split: measured.get(f"baseline/{split}_accuracy") for split in _SPLITS if split in sizes}
+        accuracies = {split: Proportion(round(value * sizes[split]), sizes[split]) for split, value in values.items() if value is not None}
+        return Untrained(said or "its frozen attempt recorded none", _dogs(class_names), accuracies)
 
 
 @functools.lru_cache(maxsize=1)
