@@ -15,8 +15,8 @@ from dogbreeds.experiments.recorded_runs import Only, find, store
 from dogbreeds.reports import comparison_rendering
 from dogbreeds.reports.output import Output
 from dogbreeds.reports.run_comparison import Difference
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
-from dogbreeds.tracking.tracking import Mlflow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.inference.exporter import Exported, _check_all_agree, _export
 from dogbreeds.reports.model_card import card
 from dogbreeds.tracking import promotion_gate, registry
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
-from dogbreeds.tracking.tracking import Mlflow
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier

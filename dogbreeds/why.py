@@ -21,8 +21,8 @@ from dogbreeds.evaluation.ablation import Cell, cells, effects, report
 from dogbreeds.experiments.ablation_runs import _measured, changed
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.sweep import Sweep
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING, Composition
-from dogbreeds.tracking.tracking import Mlflow
 from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.result import Done
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import SWEEP, Composition, short
-from dogbreeds.tracking.tracking import Mlflow
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
@@ -287,7 +287,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
 
     run = composed(*SMALL)
     assert isinstance(run.tracking, Mlflow)
-    settings = {"_target_": "dogbreeds.tracking.tracking.Mlflow"} | asdict(run.tracking)
+    settings = {"_target_": "dogbreeds.tracking.mlflow_backend.Mlflow"} | asdict(run.tracking)
     hydra = {"overrides": {"task": ["optimizer.lr=1e-2,1e-3"]}, "sweep": {"dir": str(tmp_path)}}
     Sweep().begin(OmegaConf.create({"tracking": settings, "seed": 0, "rerun": False, "hydra": hydra}))
     client, experiment = run.tracking.connect()

@@ -20,10 +20,11 @@ from mlflow.exceptions import MlflowException
 from dogbreeds.core import signals
 from dogbreeds.core.errors import Refused
 from dogbreeds.core.text import masked
+from dogbreeds.tracking.connection import _Client
 from dogbreeds.tracking.delivery import Server, is_outage
 from dogbreeds.tracking.lifecycle import begin, ended
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Composition
-from dogbreeds.tracking.tracking import Mlflow, _Client
 
 
 class Answers(http.server.ThreadingHTTPServer):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from dogbreeds.tracking import registry
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
-from dogbreeds.tracking.tracking import Mlflow
 
 
 @pytest.fixture

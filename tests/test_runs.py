@@ -7,8 +7,8 @@ import pytest
 
 from dogbreeds.core.errors import Refused
 from dogbreeds.experiments.recorded_runs import Only, find, is_file
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import short
-from dogbreeds.tracking.tracking import Mlflow
 
 ANY = Only(model=None, data=None)
 

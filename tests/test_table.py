@@ -11,8 +11,8 @@ from dogbreeds.core.errors import Refused
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.reports.attempts_rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.reports.attempts_table import not_run, tables
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
-from dogbreeds.tracking.tracking import Mlflow
 
 CURVES = {"torch_pixels": [0.008, 0.006], "lr_collapse": [0.354, 0.22, 0.05], "frozen": [0.787, 0.919, 0.912], "finetune_50": [0.92, 0.927]}
 VERDICTS = {"torch_pixels": "never_learned", "lr_collapse": "collapsed", "frozen": "learned", "finetune_50": "better_than_frozen"}

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from dogbreeds.experiments import compose
 from dogbreeds.experiments.compose import from_config
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Composition, Record
-from dogbreeds.tracking.tracking import Mlflow
 from dogbreeds.training.phase import Finetune
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from dogbreeds.core.errors import Refused
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec
+from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import ALONE, Run, _Alone
+from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import Composition
 
 

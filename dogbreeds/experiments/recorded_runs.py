@@ -18,8 +18,8 @@ from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import part
 from dogbreeds.features.cache import Store
 from dogbreeds.inference.evaluation_set import Subject, _shown
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING, Record, short
-from dogbreeds.tracking.tracking import Mlflow
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier

@@ -11,8 +11,8 @@ from dogbreeds.experiments.compose import part
 from dogbreeds.experiments.launcher import Launched
 from dogbreeds.reports import curves
 from dogbreeds.tracking.lifecycle import beating, begin, close_gone, go_on
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING, REUSED, SWEEP, Composition
-from dogbreeds.tracking.tracking import Mlflow
 
 if TYPE_CHECKING:
     import mlflow

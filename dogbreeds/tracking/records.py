@@ -4,11 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
+
     from dogbreeds.evaluation.results import Predictions
 
+# Artifacts of a run.
+MODEL_FOLDER, MODEL_FILE, PREDICTIONS, HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
 RANKING = "best/val_accuracy"
 SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
 REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
@@ -116,3 +120,16 @@ def short(run_id: str) -> str:
 
 # What does not decide a result, but for the features' precision.
 ELSEWHERE = ("tracking", "features", "preflight", "baseline", "strategy", "checkpoint_steps", "checkpoint_dir", "rerun")
+
+
+def record_of(run: "MlflowRun") -> Record:
+    """What MLflow has of a run."""
+    info, data = run.info, run.data
+    return Record(info.run_id, info.run_name, info.start_time / 1000, info.status, data.params, data.metrics, data.tags, info.experiment_id)
+
+
+def plain(value: Any) -> str:
+    """A hyper-parameter as it is recorded."""
+    return (
+        "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core.console import hushed
 from dogbreeds.core.errors import Refused
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
-from dogbreeds.tracking.tracking import Mlflow
 
 if TYPE_CHECKING:
     import mlflow
