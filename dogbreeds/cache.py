@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments.compose import part
 from dogbreeds.features.cache import Listed
@@ -20,7 +20,7 @@ def task(config: DictConfig) -> None:
     """Prints what is kept and where, the most recently used first, or clears it."""
     clear = config["clear"]
     if not isinstance(clear, bool):
-        raise Refused(f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
+        raise UserError(f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
     store = part(config, "features").store()
     if clear:
         gone, stayed = store.clear()

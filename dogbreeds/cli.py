@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import composed
@@ -45,7 +45,7 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
         task()
         status = "FINISHED"
         Sweep.close(status)
-    except (Refused, Missing, HydraException, OmegaConfBaseException) as error:
+    except (UserError, MissingFileError, HydraException, OmegaConfBaseException) as error:
         if _traced:
             raise
         sys.exit(f"error: {sentences(error, name)}")
@@ -69,7 +69,7 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
             "that can be written. Mend that, or move them with DOGBREEDS_HOME and DOGBREEDS_CACHE, and run the same command again."
         )
     finally:
-        with signals.held(), contextlib.suppress(Refused, OSError):  # what ended the command has been said already
+        with signals.deferred(), contextlib.suppress(UserError, OSError):  # what ended the command has been said already
             Sweep.close(status)
 
 
@@ -82,7 +82,7 @@ def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
         try:
             task(config)
             sys.stdout.flush()
-        except (Refused, Missing) as error:
+        except (UserError, MissingFileError) as error:
             if _traced:
                 raise
             sys.exit(f"error: {error}")
@@ -105,7 +105,7 @@ def word(config: DictConfig, key: str) -> Any:
 
 def sentences(error: Exception, name: str) -> str:
     """An error of a command as what was received, what is allowed, and what to type."""
-    if isinstance(error, (Refused, Missing)):
+    if isinstance(error, (UserError, MissingFileError)):
         return str(error)
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, name)

@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import integer, number, one_of, text
 from dogbreeds.evaluation import paired_comparison
@@ -48,7 +48,7 @@ def _found(tracking: Mlflow, run: str | None, only: Only, key: str) -> Record:
     if run is None:
         newest = [short(record.run_id) for record in tracking.records() if only.holds(record)][:3]
         there = f"; the newest runs are {', '.join(newest)}" if newest else ""
-        raise Refused(
+        raise UserError(
             f"{key} was not given. Two attempts are compared, each latest, best or the beginning of its run's id{there}. "
             "Type first=best second=latest, for example."
         )
@@ -60,14 +60,14 @@ def _predictions(tracking: Mlflow, first: Record, second: Record, wanted: str | 
     ours, theirs = tracking.predictions(first.run_id), tracking.predictions(second.run_id)
     for key, record, said in (("first", first, ours), ("second", second, theirs)):
         if not said:
-            raise Refused(
+            raise UserError(
                 f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions: it finished no epoch, or they "
                 f"were removed. Both must have some. Type {key}=<another run>."
             )
     both = sorted(ours.keys() & theirs.keys())
     split = wanted or ("test" if "test" in both else "val")
     if split not in both:
-        raise Refused(f"split={split} is not recorded of both runs. They have {' and '.join(both)} in common. Type split={both[0]}.")
+        raise UserError(f"split={split} is not recorded of both runs. They have {' and '.join(both)} in common. Type split={both[0]}.")
     return split, ours[split], theirs[split]
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core import files
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, one_of, text
 from dogbreeds.evaluation.metrics import probabilities
@@ -20,8 +20,8 @@ from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import part
 from dogbreeds.experiments.recorded_runs import Only, folder_name, is_file, of_run, opened, said, store
-from dogbreeds.features.cache import Store
-from dogbreeds.inference.evaluation_set import Subject, of_folder
+from dogbreeds.features.cache import FeatureCache
+from dogbreeds.inference.evaluation_set import EvaluationSet, of_folder
 from dogbreeds.inference.evaluator import evaluated, mistakes
 from dogbreeds.inference.tta import Tta
 from dogbreeds.reports import baseline_note
@@ -49,9 +49,9 @@ class Wanted(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.photos is not None and self.split is not None:
-            raise Refused(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
+            raise UserError(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
         if self.photos is None and is_file(self.run):
-            raise Refused(
+            raise UserError(
                 f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named. Type photos=path/to/photos, too."
             )
 
@@ -84,11 +84,11 @@ def task(config: DictConfig) -> None:
             if record is not None:
                 numbers = {f"evaluation/{subject.place}/{key}": value for key, value in found.metrics().items()}
                 tracking.add(record.run_id, folder, f"evaluation/{subject.place}", numbers)
-    Store.release()
+    FeatureCache.release()
     _print(found, about, place)
 
 
-def _about(record: Record | None, trained: Mapping[str, Predictions], name: str, subject: Subject, logits: np.ndarray) -> tuple[str, ...]:
+def _about(record: Record | None, trained: Mapping[str, Predictions], name: str, subject: EvaluationSet, logits: np.ndarray) -> tuple[str, ...]:
     """What a reader must know first."""
     sentences = [f"{name[0].upper() if record else name[0]}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
     if record is None:
@@ -105,7 +105,7 @@ def _about(record: Record | None, trained: Mapping[str, Predictions], name: str,
     return (*sentences, baseline_note.said(record, subject.place, len(subject.ids)))
 
 
-def _facts(record: Record | None, file: Path, subject: Subject) -> dict[str, str]:
+def _facts(record: Record | None, file: Path, subject: EvaluationSet) -> dict[str, str]:
     facts = {"photos": f"{subject.about}, {subject.place}"}
     if record is None:
         return facts | {"network": str(file)}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
 from dogbreeds.core import console, files
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, number, text, texts
 from dogbreeds.data import sample
@@ -65,17 +65,17 @@ class Wanted(Spec):
         export_formats.check_installed(self.formats)
         for key, name in (("register", self.register), ("alias", self.alias)):
             if name is not None and (not _NAME.fullmatch(name) or (key == "alias" and _TAKEN.fullmatch(name))):
-                raise Refused(
+                raise UserError(
                     f"{key} was {name!r}. It must be a name of letters, digits, - and _ that begins with a letter, and no alias of MLflow's own, "
                     f"such as latest. Type {key}={'dogs' if key == 'register' else 'champion'}, for example."
                 )
         if recorded_runs.is_file(self.run) and self.photos_from is None:
-            raise Refused(
+            raise UserError(
                 f"run={self.run} is a file, which does not know its photos. Each format is checked on photos, so that some must be named. "
                 "Type photos_from=path/to/photos, too."
             )
         if recorded_runs.is_file(self.run) and self.register is not None:
-            raise Refused(
+            raise UserError(
                 f"register={self.register} was asked for with run={self.run}, which is a file. What is registered must have been measured, in a run. "
                 "Type run=<a run's id>, or leave out register."
             )
@@ -112,9 +112,9 @@ def task(config: DictConfig) -> None:
 
 
 def _check_apart(place: Path, file: Path) -> None:
-    """Raises `Refused` where what is exported lies in the folder that it is exported to, and would be replaced."""
+    """Raises `UserError` where what is exported lies in the folder that it is exported to, and would be replaced."""
     if place.resolve() in file.resolve().parents:
-        raise Refused(f"{file} lies in {place}, which the export goes to. It must go to another folder. Type output=<folder>.")
+        raise UserError(f"{file} lies in {place}, which the export goes to. It must go to another folder. Type output=<folder>.")
 
 
 def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None) -> list[Photo]:
@@ -187,7 +187,7 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
     mine = tracking.predictions(record.run_id)
     current = registry.champion(tracking, name, wanted.alias)
     if current is not None and not current.run_id:
-        raise Refused(
+        raise UserError(
             f"Run {short(record.run_id)} was not registered: {target}, version {current.number}, comes from no run. It must come from one, to be "
             "compared with. Type another name, such as register=other."
         )
@@ -203,7 +203,7 @@ def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model
         promotion_gate.check_better(record, other, pair, wanted.alpha, target)
         beaten = f"beside version {current.number}, run {short(other.run_id)}, it has {pair}"
         tags |= {"beaten": other.run_id, "pair": str(pair)}
-    made = registry.crown(tracking, name, wanted.alias, current, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
+    made = registry.promote(tracking, name, wanted.alias, current, record, model_id, {key.replace("/", "."): value for key, value in tags.items()})
     return f"{target} is version {made.number} now, run {short(record.run_id)}: {beaten}."
 
 

@@ -13,7 +13,7 @@ from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.training_inputs import extract
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import Share
 
 
@@ -26,7 +26,7 @@ def task(config: DictConfig) -> None:
         try:
             extract(run, share)
         finally:
-            Store.release()
+            FeatureCache.release()
 
 
 if __name__ == "__main__":

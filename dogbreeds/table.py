@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.experiments.recorded_runs import Only, store
@@ -33,7 +33,7 @@ def task(config: DictConfig) -> None:
     tracking = store(config, "The table is made from what MLflow keeps.")
     records = [record for record in tracking.records() if only.holds(record)]
     if not records:
-        raise Refused(
+        raise UserError(
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The table needs one at least. "
             "Type make table, or python -m dogbreeds.train attempt=frozen."
         )

@@ -15,14 +15,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.evaluation.ablation import Cell, cells, effects, report
 from dogbreeds.experiments.ablation_runs import _measured, changed
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING, Composition
+from dogbreeds.tracking.records import RANKING, RunOrigin
 from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ def task(config: DictConfig) -> None:
     attempt, run = choices.get("attempt"), from_config(config)
     knobs, seeds = _knobs(config, attempt), _seeds(config)
     if here.mode == RunMode.MULTIRUN:
-        raise Refused("--multirun was given. why makes its own runs, over why.seeds. Leave --multirun out.")
+        raise UserError("--multirun was given. why makes its own runs, over why.seeds. Leave --multirun out.")
     if isinstance(run.phase, LrRange):
-        raise Refused("phase=lr_range was asked about. It trains nothing that could be explained. Type phase=frozen or phase=finetune.")
+        raise UserError("phase=lr_range was asked about. It trains nothing that could be explained. Type phase=frozen or phase=finetune.")
     if not isinstance(run.tracking, Mlflow):
-        raise Refused("tracking=none was chosen. The runs are compared through MLflow, which also remembers them. Type tracking=mlflow.")
-    above = Composition(OmegaConf.to_yaml(config), tuple(typed), f"why {attempt or 'this'}: {' '.join(knobs)}"[:250], Path(here.runtime.output_dir))
+        raise UserError("tracking=none was chosen. The runs are compared through MLflow, which also remembers them. Type tracking=mlflow.")
+    above = RunOrigin(OmegaConf.to_yaml(config), tuple(typed), f"why {attempt or 'this'}: {' '.join(knobs)}"[:250], Path(here.runtime.output_dir))
     run_id = Sweep.open(run.tracking, above)
     measured: dict[Cell, list[float]] = {}
     verdicts: dict[Cell, list[str]] = {}
@@ -65,20 +65,20 @@ def _knobs(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
         wanted = config.why.references.get(attempt)
     if wanted is None:
         named = f"attempt={attempt} has no reference in conf/why.yaml" if attempt else "No attempt was named"
-        raise Refused(
+        raise UserError(
             f"{named}. It must be one of {', '.join(config.why.references)}, or its knobs must be named. "
             "Type attempt=finetune_50, or 'why.put_back=[optimizer.lr=1e-3]', for example."
         )
     knobs = list(wanted) if OmegaConf.is_list(wanted) else []
     if not knobs or not all(isinstance(knob, str) and "=" in knob for knob in knobs):
-        raise Refused(f"why.put_back was {wanted}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for example.")
+        raise UserError(f"why.put_back was {wanted}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for example.")
     return tuple(knobs)
 
 
 def _seeds(config: DictConfig) -> list[int]:
     seeds = list(config.why.seeds) if OmegaConf.is_list(config.why.seeds) else []
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise Refused(
+        raise UserError(
             f"why.seeds was {config.why.seeds}. It must be a list of different whole numbers of 0 or more. Type 'why.seeds=[0,1,2]', for example."
         )
     return seeds

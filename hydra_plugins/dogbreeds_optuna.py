@@ -30,11 +30,11 @@ class OptunaSweeper(Sweeper):
 
         from omegaconf import OmegaConf
 
-        from dogbreeds.core.errors import Refused
+        from dogbreeds.core.errors import UserError
         from dogbreeds.experiments.search import Search, Settings, Space
 
         if find_spec("optuna") is None:
-            raise Refused("hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install 'dogbreeds[search]'.")
+            raise UserError("hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install 'dogbreeds[search]'.")
 
         assert self._launcher is not None
         assert self.hydra_context is not None

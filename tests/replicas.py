@@ -11,7 +11,7 @@ import numpy as np
 
 from dogbreeds.experiments import attempt, compose
 from dogbreeds.experiments.compose import from_config
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 from tests.losses import recorded
 
 FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
@@ -40,7 +40,7 @@ def trained(name: str, *strategy: str) -> None:
     places = (f"features.dir={FOLDER}/kept", f"checkpoint_dir={FOLDER}/{name}.{kind}")
     run = from_config(compose.composed("train", [*COMMON, *places, *CASES[name], *strategy]))
     with recorded() as losses:
-        result = attempt.execute(run, Composition("", (), name, FOLDER, {}, ()))
+        result = attempt.execute(run, RunOrigin("", (), name, FOLDER, {}, ()))
     assert isinstance(result, result.Result)
     said = {"losses": losses, "verdict": result.verdict.name, "key": run.key, "metrics": [epoch.metrics() for epoch in result.outcome.epochs]}
     (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(said))

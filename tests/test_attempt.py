@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
-from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.experiments.result import Done
+from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import SWEEP, Composition, short
+from dogbreeds.tracking.records import SWEEP, RunOrigin, short
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
 
-def composition(folder: Path, name: str = "an attempt") -> Composition:
-    return Composition("seed: 0\n", ("data.breeds=12",), name, folder)
+def composition(folder: Path, name: str = "an attempt") -> RunOrigin:
+    return RunOrigin("seed: 0\n", ("data.breeds=12",), name, folder)
 
 
 def predictions(client, record, split: str, folder: Path) -> dict[str, bool]:
@@ -143,7 +143,7 @@ def test_in_a_sweep_what_has_finished_is_not_run_again(attempted, composed, tmp_
     monkeypatch.setenv(SWEEP, client.create_run(experiment).info.run_id)
     settings = (*SMALL, "tracking.model=none", "phase.epochs=1")
     again = execute(composed(*settings), composition(tmp_path))
-    assert (type(again), again.run_id, again.objective) == (Done, first.run_id, first.objective)
+    assert (type(again), again.run_id, again.objective) == (Skipped, first.run_id, first.objective)
     assert any(message.startswith(f"already there: run {short(first.run_id)} ") for message in caplog.messages)
     anew = execute(composed(*settings, "rerun=true"), composition(tmp_path))
     assert anew.run_id != first.run_id
@@ -199,7 +199,7 @@ def test_a_fine_tune_is_compared_with_its_parent_photo_by_photo(finished, beside
         lost = sum(before[name] and not now[name] for name in now)
         assert (other.data.metrics[f"parent/{split}_gained"], other.data.metrics[f"parent/{split}_lost"]) == (gained, lost)
         assert gained + lost > 0
-        assert other.data.metrics[f"parent/{split}_p_value"] == Pair(gained, lost, len(now), split).p_value
+        assert other.data.metrics[f"parent/{split}_p_value"] == PairedOutcome(gained, lost, len(now), split).p_value
     assert other.data.metrics["verdict/p_value"] == other.data.metrics["parent/test_p_value"]  # val chose the epoch: only test judges fairly
 
 
@@ -214,7 +214,7 @@ def test_a_parent_that_does_not_fit_is_refused(finished, beside) -> None:
             "does not fit: preprocessing.mode is raw there and torch here.",
         ),
     ):
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(UserError) as refusal:
             beside(*TUNED, *overrides)
         assert said in str(refusal.value)
     assert {record.info.status for record in client.search_runs([parent.info.experiment_id])} == {"FINISHED"}  # a refusal leaves no run behind
@@ -222,7 +222,7 @@ def test_a_parent_that_does_not_fit_is_refused(finished, beside) -> None:
 
 def test_a_fine_tune_without_records_is_refused(composed, tmp_path: Path) -> None:
     with pytest.raises(
-        Refused, match=r"^phase=finetune was asked for with tracking=none\. A fine-tune goes on from a frozen attempt that MLflow keeps\."
+        UserError, match=r"^phase=finetune was asked for with tracking=none\. A fine-tune goes on from a frozen attempt that MLflow keeps\."
     ):
         execute(composed(SMALL[0], *TUNED, "tracking=none"), composition(tmp_path))
 
@@ -308,7 +308,7 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "nosuch://place", "sqlite:////proc/no/mlflow.db"])
 def test_a_store_that_cannot_be_used(composed, uri: str) -> None:
-    with pytest.raises(Refused, match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri="):
+    with pytest.raises(UserError, match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri="):
         composed(f"tracking.uri={uri}").tracking.connect()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from dogbreeds.core.paths import home
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.phase import Finetune, Frozen
 
 ATTEMPTS = {  # name: (phase, what its file states)
@@ -70,7 +70,7 @@ def test_no_attempt_is_named_by_default(composed) -> None:
 def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
     settings = ("attempt=lr_collapse", "optimizer.lr=3e-1", "data.breeds=12", "data.test_per_breed=1", "phase.batch_size=8", "tracking.model=none")
     run = composed(*settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0")
-    result = execute(run, Composition("", (), "a collapse", tmp_path))
+    result = execute(run, RunOrigin("", (), "a collapse", tmp_path))
     val = [epoch.val.accuracy.value for epoch in result.outcome.epochs]
     assert result.outcome.ended == "stop_on_collapse"
     assert result.verdict.name == "collapsed"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data.class_names import is_numbered, outputs
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.evaluation.results import Untrained
+from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.models.model import MobileNetV2, Model
 from dogbreeds.models.network import Network, assemble
@@ -19,7 +19,7 @@ from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Unfreeze
 from dogbreeds.models.unfreeze import Nothing as Frozen
 from dogbreeds.reports.baseline_note import note, said
-from dogbreeds.tracking.records import Composition, Record
+from dogbreeds.tracking.records import Record, RunOrigin
 from dogbreeds.training.baseline import Nothing, Top
 
 BREEDS = {"n02085620-Chihuahua": 151, "n02113978-Mexican_hairless": 268, "n02116738-African_hunting_dog": 275}
@@ -149,7 +149,7 @@ def attempted(composed, weights, photographed: Path, tmp_path: Path):
         if not any(override.startswith("baseline") for override in overrides):
             places.append(f"baseline.weights={tmp_path}/full.weights.h5")
         run = composed(*places, "phase.epochs=2", "tracking.model=best", *overrides)
-        result = execute(run, Composition("seed: 0\n", (), "an attempt", tmp_path))
+        result = execute(run, RunOrigin("seed: 0\n", (), "an attempt", tmp_path))
         return result, run.tracking.record(result.run_id)
 
     return attempt
@@ -242,9 +242,9 @@ def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
     model = Model(architecture="EfficientNetB0", image_size=64, pixels="raw", weights=bare)
     preprocessing = Preprocessing(mode="raw")
     parts = (model, model.build(0), preprocessing, built(model, preprocessing), list(BREEDS))
-    with pytest.raises(Missing, match=r"^baseline\.weights=/not/there\.h5 is not a file\. It must be .*, or null\. Type baseline\.weights="):
+    with pytest.raises(MissingFileError, match=r"^baseline\.weights=/not/there\.h5 is not a file\. It must be .*, or null\. Type baseline\.weights="):
         Top(weights="/not/there.h5").weights_file()
-    with pytest.raises(Refused) as refusal:  # the file without the top
+    with pytest.raises(UserError) as refusal:  # the file without the top
         Top(weights=bare).build(*parts)
     assert str(refusal.value).startswith(f"baseline.weights={bare} does not fit EfficientNetB0 with its top (")
     assert str(refusal.value).endswith(
@@ -253,13 +253,13 @@ def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
     )
     keras.utils.set_random_seed(4)
     keras.applications.EfficientNetB0(include_top=True, weights=None, input_shape=(64, 64, 3)).save_weights(tmp_path / "other.weights.h5")
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         Top(weights=f"{tmp_path}/other.weights.h5").build(*parts)
     assert str(refusal.value) == (
         f"baseline.weights={tmp_path}/other.weights.h5 holds other backbone weights than model.weights={bare}. A 1000-way top can be used on the "
         "very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
     )
-    assert Nothing().build(*parts) == (Untrained("not asked for", 3), None)
+    assert Nothing().build(*parts) == (ZeroShotBaseline("not asked for", 3), None)
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.training.checkpoint import Checkpoints
 
 ARRAYS = {"weights.0": np.arange(1000, dtype=np.float32), "seeds": np.array([3, 2**32 - 1], dtype=np.uint32)}
@@ -74,7 +74,7 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(
-            Refused, match=r"^The checkpoint in .*/a cannot be written \(File too large\)\. It needs .*\. Make room and run the same "
+            UserError, match=r"^The checkpoint in .*/a cannot be written \(File too large\)\. It needs .*\. Make room and run the same "
         ):
             checkpoints.save({"epoch": 1}, ARRAYS)
     finally:
@@ -85,7 +85,7 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match=r"cannot be locked \(.*\)\. It needs a folder that can be written.* or type checkpoint_dir=<folder>\."):  # noqa: SIM117
+    with pytest.raises(UserError, match=r"cannot be locked \(.*\)\. It needs a folder that can be written.* or type checkpoint_dir=<folder>\."):  # noqa: SIM117
         with Checkpoints(tmp_path / "file/a").locked():
             pass
 

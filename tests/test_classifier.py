@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.class_names import spoken
 from dogbreeds.evaluation.metrics import probabilities
@@ -40,10 +40,12 @@ def test_files_that_are_no_network_of_ours_are_refused(tmp_path: Path) -> None:
     import keras
 
     (tmp_path / "broken.keras").write_bytes(b"PK\x03\x04 and then nothing")
-    with pytest.raises(Refused, match=r"cannot be read as a saved network .* It must be a .keras file that an attempt kept, whole. Type run=latest"):
+    with pytest.raises(
+        UserError, match=r"cannot be read as a saved network .* It must be a .keras file that an attempt kept, whole. Type run=latest"
+    ):
         load(tmp_path / "broken.keras")
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
-    with pytest.raises(Refused, match=r"other.keras is a network without class names. It must give names and probabilities"):
+    with pytest.raises(UserError, match=r"other.keras is a network without class names. It must give names and probabilities"):
         load(tmp_path / "other.keras")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dogbreeds.core.paths import home
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 
 _PROBE = (
     "import sys; from dogbreeds import command, train\n"
@@ -82,7 +82,7 @@ def test_what_is_unfinished_or_damaged_is_listed_as_such(typed, tmp_path: Path) 
 
     place = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        Store(place, 10**9).array("features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce)
+        FeatureCache(place, 10**9).array("features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce)
     damaged = place / f"photos-{24 * 'a'}"
     damaged.mkdir()
     os.utime(damaged, (time.time() + 86_400,) * 2)  # another machine's clock may be ahead

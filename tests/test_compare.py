@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dogbreeds.compare import Wanted
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.tracking.records import Composition, short
+from dogbreeds.tracking.records import RunOrigin, short
 
 WANTED = {"first": "best", "second": "latest", "split": None, "alpha": 0.05, "breeds": 10, "ui": "http://x", "format": "text", "output": None}
 
@@ -19,7 +19,7 @@ def test_recorded_predictions_know_the_breeds_names_and_older_ones_can_be_read(c
     tracking = composed().tracking
     client, experiment = tracking.connect()
     said = Predictions(["a", "b"], np.array([0, 1]), np.array([[2.0, 1.0], [0.5, 0.0]]), ("Große Dogge", "beagle"))
-    with tracking.open(Composition("seed: 0\n", (), "an attempt", tmp_path)) as tracker:
+    with tracking.open(RunOrigin("seed: 0\n", (), "an attempt", tmp_path)) as tracker:
         tracker.predictions("val", said)
     found = tracking.predictions(tracker.run_id)["val"]
     assert (found.ids, found.class_names) == (["a", "b"], ("Große Dogge", "beagle"))
@@ -32,7 +32,7 @@ def test_recorded_predictions_know_the_breeds_names_and_older_ones_can_be_read(c
 
 def test_an_id_without_letters_is_one_all_the_same() -> None:
     assert Wanted(**WANTED | {"first": 12345678}).first == "12345678"
-    with pytest.raises(Refused, match=r"alpha was 1\. It must be a finite number above 0 and below 1\. Type alpha=0.01"):
+    with pytest.raises(UserError, match=r"alpha was 1\. It must be a finite number above 0 and below 1\. Type alpha=0.01"):
         Wanted(**WANTED | {"alpha": 1})
 
 

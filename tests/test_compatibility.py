@@ -13,11 +13,11 @@ import pytest
 from dogbreeds.core.paths import home
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.compose import composed, from_config
-from dogbreeds.experiments.result import Done
+from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.inference.classifier import load
 from dogbreeds.reports.attempts_table import tables
-from dogbreeds.tracking.records import SWEEP, Composition
+from dogbreeds.tracking.records import SWEEP, RunOrigin
 
 FIXTURE = Path(__file__).parent / "fixtures/version_0.1.0.tar.xz"
 MADE_IN = "/tmp/before"
@@ -46,8 +46,8 @@ def recorded(place: Path) -> list:
     return mlflow.MlflowClient(f"sqlite:///{place}/home/mlruns/mlflow.db").search_runs(["1"], order_by=["attributes.start_time"])
 
 
-def composition(place: Path) -> Composition:
-    return Composition("seed: 0\n", (), "a later version's", place)
+def composition(place: Path) -> RunOrigin:
+    return RunOrigin("seed: 0\n", (), "a later version's", place)
 
 
 def test_settings_have_the_keys_that_they_had(before, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_sweep_takes_their_results_over(before, tmp_path: Path, monkeypatch: p
     above = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db").create_run("1").info.run_id
     monkeypatch.setenv(SWEEP, above)
     result = execute(before("optimizer.lr=3e-3", "phase.epochs=3", "tracking.model=none", HEAD), composition(tmp_path))
-    assert result == Done(swept.info.run_id, swept.data.metrics["best/val_accuracy"])
+    assert result == Skipped(swept.info.run_id, swept.data.metrics["best/val_accuracy"])
     assert SWEEP in os.environ
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.core.errors import Missing, Refused
-from dogbreeds.data.dataset import hold_out
+from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.data.dataset import stratified_split
 from dogbreeds.data.folder import Folder
 from dogbreeds.data.image import Unreadable, decode
 from dogbreeds.data.miniature import Miniature
@@ -30,23 +30,23 @@ def read(source, row: int) -> np.ndarray:
 
 def test_a_hold_out_is_stratified_disjoint_and_stable() -> None:
     labels = np.repeat([0, 1, 2], [10, 20, 5])
-    stays, held = hold_out(labels, 0.2, seed=0)
+    stays, held = stratified_split(labels, 0.2, seed=0)
     assert np.bincount(labels[held]).tolist() == [2, 4, 1]
     assert np.array_equal(np.sort(np.concatenate([stays, held])), np.arange(35))
-    again = hold_out(labels, 0.2, seed=0)
+    again = stratified_split(labels, 0.2, seed=0)
     assert np.array_equal(again[1], held)
-    assert not np.array_equal(hold_out(labels, 0.2, seed=1)[1], held)
+    assert not np.array_equal(stratified_split(labels, 0.2, seed=1)[1], held)
 
 
 def test_a_hold_out_of_one_class_does_not_depend_on_the_others() -> None:
-    alone = hold_out(np.zeros(10, int), 0.3, seed=4)[1]
-    beside = hold_out(np.repeat([0, 1], [10, 7]), 0.3, seed=4)[1]
+    alone = stratified_split(np.zeros(10, int), 0.3, seed=4)[1]
+    beside = stratified_split(np.repeat([0, 1], [10, 7]), 0.3, seed=4)[1]
     assert np.array_equal(beside[beside < 10], alone)
 
 
 def test_a_class_of_one_photo_cannot_be_held_out_of() -> None:
-    with pytest.raises(Refused, match=r"Class number 1 has one photo.*Every class needs two photos or more"):
-        hold_out(np.array([0, 0, 1]), 0.2, seed=0)
+    with pytest.raises(UserError, match=r"Class number 1 has one photo.*Every class needs two photos or more"):
+        stratified_split(np.array([0, 0, 1]), 0.2, seed=0)
 
 
 # --- folders --------------------------------------------------------------------------------------------------------
@@ -113,13 +113,15 @@ def write(root: Path, files: dict[str, bytes | None]) -> Path:
     ],
 )
 def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, bytes | None], said: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         folder(write(tmp_path / "photos", files)).open()
     assert said in str(refusal.value)
 
 
 def test_a_missing_root() -> None:
-    with pytest.raises(Missing, match=r"data.root=/nowhere is not a folder \(looked in /nowhere\)\. It must hold .* Type data.root=path/to/photos\."):
+    with pytest.raises(
+        MissingFileError, match=r"data.root=/nowhere is not a folder \(looked in /nowhere\)\. It must hold .* Type data.root=path/to/photos\."
+    ):
         folder("/nowhere").open()
 
 
@@ -131,7 +133,7 @@ def test_fake_photos_are_skipped_counted_and_capped(tmp_path: Path) -> None:
     assert "a/3.jpg" not in dataset.train.source.ids
     assert dataset.notes[0].startswith("1 of 20 photos of train skipped: ")
     assert "a/3.jpg" in dataset.notes[0]
-    with pytest.raises(Refused, match=r"1 of 20 photos of train cannot be read\. data.max_corrupt_fraction allows 0.01 of them\. .* Type|type"):
+    with pytest.raises(UserError, match=r"1 of 20 photos of train cannot be read\. data.max_corrupt_fraction allows 0.01 of them\. .* Type|type"):
         folder(root, on_corrupt="skip", max_corrupt_fraction=0.01).open()
 
 
@@ -147,7 +149,7 @@ def test_a_root_of_an_odd_name_is_named_so_that_it_can_be_printed(tmp_path: Path
     odd.mkdir()
     for place in make:
         (odd / place).mkdir(parents=True)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         folder(odd).open()
     assert r"/caf\udce9\n" in str(refusal.value)
     assert str(refusal.value).isprintable()
@@ -155,7 +157,7 @@ def test_a_root_of_an_odd_name_is_named_so_that_it_can_be_printed(tmp_path: Path
 
 @pytest.mark.parametrize(("named", "shown"), [("a\0b", r"a\x00b"), ("no\udcff", r"no\udcff"), ("a\nb", r"a\nb"), ("x" * 5000, "x" * 5000)])
 def test_a_root_that_is_not_there_is_named_as_it_was_given(named: str, shown: str) -> None:
-    with pytest.raises(Missing) as refusal:
+    with pytest.raises(MissingFileError) as refusal:
         folder(named).open()
     assert str(refusal.value).startswith(f"data.root={shown} is not a folder (looked in /")
     assert str(refusal.value).isprintable()
@@ -276,7 +278,7 @@ def test_without_network_stanford_dogs_says_the_offline_ways(tmp_path: Path, mon
         raise tfds.download.DownloadError("no route to host")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
-    with pytest.raises(Missing) as refusal:
+    with pytest.raises(MissingFileError) as refusal:
         dogs(root=str(tmp_path)).open()
     assert "could not be downloaded from vision.stanford.edu (no route to host)" in str(refusal.value)
     assert "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>" in str(refusal.value)

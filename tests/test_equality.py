@@ -12,7 +12,7 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.prepare import _head_seed
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.network import Network
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.loop import order
 from tests.losses import recorded
 from tests.tiers import tiered
@@ -111,7 +111,7 @@ def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, lo
     architecture, more, pixels, _ = MODELS[name]
     network = remembering(architecture, pixels, SIZE, **more)
     run = composed(*settings(name, tmp_path, finetune, augment))
-    execute(run, Composition("", (), name, tmp_path))
+    execute(run, RunOrigin("", (), name, tmp_path))
     expected = live_losses(run, reference(run, name, network, finetune), pixels)
     assert len(losses) == BREEDS * EACH / BATCH
     assert losses == pytest.approx(expected, rel=1e-4)
@@ -132,7 +132,7 @@ def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list
         "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "phase.epochs=1", "tracking=none",
     )  # fmt: skip
     before = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
-    result = execute(run, Composition("", (), "", tmp_path))
+    result = execute(run, RunOrigin("", (), "", tmp_path))
     network = networks[0]
     assert network.suffix is not None
     assert network.plan.layers == 50
@@ -168,7 +168,7 @@ def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Networ
             "unfreeze=blocks", "unfreeze.top=3", "optimizer=sgd", "optimizer.lr=1e-2", "optimizer.momentum=0", f"optimizer.layer_decay={decay}",
             "phase.epochs=1", "phase.batch_size=18", "head.dropout=0", *SMALL,
         )  # fmt: skip
-        execute(run, Composition("", (), "", tmp_path))
+        execute(run, RunOrigin("", (), "", tmp_path))
         assert networks[-1].suffix is not None
         original = run.model.build(0).network
         layers = [layer for layer in networks[-1].suffix.layers if hasattr(layer, "kernel")]
@@ -194,5 +194,5 @@ def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: 
         return ""
 
     monkeypatch.setattr(recording, "_epoch_line", said)
-    execute(run, Composition("", (), "", tmp_path))
+    execute(run, RunOrigin("", (), "", tmp_path))
     assert changed == [{"top"}, {"top", "block7a"}, {"top", "block7a", "block6c"}]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.evaluate import Wanted
 from dogbreeds.experiments.compose import composed as compose
@@ -34,7 +34,7 @@ def wanted(**changes: object) -> Wanted:
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(Refused, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         wanted(**changes)
 
 

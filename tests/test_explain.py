@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.image import Unreadable
 from dogbreeds.data.resize import resizer
@@ -243,7 +243,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Image.Image, "save", cut)
     with pytest.raises(
-        Refused, match=r"a-[0-9a-f]{10}\.jpg cannot be written \(No space left on device\)\. Overlays need a folder that can be written\."
+        UserError, match=r"a-[0-9a-f]{10}\.jpg cannot be written \(No space left on device\)\. Overlays need a folder that can be written\."
     ):
         overlays.save(named("a.jpg"), np.ones((2, 2), np.float32), "second")
     assert place.read_bytes() == before
@@ -253,7 +253,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file/explained"):
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(UserError) as refusal:
             Overlays(place, "stretch").prepare()
         assert str(refusal.value).startswith(f"{place} cannot be written (")
         assert str(refusal.value).endswith("). Overlays need a folder that can be written. Type explain_dir=<folder>, for example.")

@@ -11,7 +11,7 @@ import pytest
 
 from dogbreeds import export
 from dogbreeds.core import files
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.sample import of_folder, of_split
 from dogbreeds.export import Wanted
@@ -38,14 +38,16 @@ def test_photos_are_spread_over_all_that_there_are(photos) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-400])
     split = Folder(root=str(root), val_fraction=0.3, split_seed=0, on_corrupt="skip", **shared).open().test
     assert len(of_split(split, 3, skip=True)) == 2
-    with pytest.raises(Refused, match=r"2.jpg cannot be read as a photo"):
+    with pytest.raises(UserError, match=r"2.jpg cannot be read as a photo"):
         [photo() for photo in of_folder(str(root / "test/breed_1"), 5)]
 
 
 def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Missing, match=r"photos_from=nowhere is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos."):
+    with pytest.raises(
+        MissingFileError, match=r"photos_from=nowhere is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos."
+    ):
         of_folder("nowhere", 3)
-    with pytest.raises(Refused, match=r"holds no photos. They must be JPEG, PNG or WebP files."):
+    with pytest.raises(UserError, match=r"holds no photos. They must be JPEG, PNG or WebP files."):
         of_folder(str(tmp_path), 3)
 
 
@@ -71,7 +73,7 @@ def wanted(**changes) -> Wanted:
 )
 def test_what_cannot_be_exported_is_said_before_anything_is_loaded(changes, said: str) -> None:
     wanted(register="dogs", photos=3)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         wanted(**changes)
     assert str(refused.value).startswith(said)
 
@@ -101,7 +103,7 @@ def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, mo
     shown = export._table(found)
     assert "no: removed" in shown
     assert "3.0e-04" in shown
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         exporter._check_all_agree(found)
     assert str(refused.value).startswith(
         "onnx is not the network that was trained: a probability differs by 0.0003. 0.0001 is allowed, so that its file"

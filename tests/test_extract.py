@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import extract
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import ALL, Share
 
 pytestmark = pytest.mark.own_cache
@@ -25,12 +25,12 @@ def kept_in(place: Path) -> dict[str, bytes]:
 
 
 def test_a_shard_beyond_the_last_is_refused() -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         Share(shards=4, shard=4)
     assert str(refused.value) == (
         "shard was 4 and shards 4. Shards are counted from 0 to shards - 1. Type shard=3, or --multirun 'shard=range(4)' for all of them."
     )
-    with pytest.raises(Refused, match=r"^shards was 0\. It must be a whole number of 1 or more\. Type shards=8"):
+    with pytest.raises(UserError, match=r"^shards was 0\. It must be a whole number of 1 or more\. Type shards=8"):
         Share(shards=0, shard=0)
 
 
@@ -58,7 +58,7 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
     composed: Callable[..., Run], tmp_path: Path, settings: tuple[str, ...], kinds: dict[str, int], shards: dict[str, int]
 ) -> None:
     def counts(place: Path) -> dict[str, int]:
-        found = [listed.name.split("-")[0] for listed in Store(place, 1).entries()]
+        found = [listed.name.split("-")[0] for listed in FeatureCache(place, 1).entries()]
         return {kind: found.count(kind) for kind in sorted(set(found))}
 
     run = composed(*SMALL, *settings, "tracking=none")
@@ -68,10 +68,10 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
     in_parts = replace(run, features=replace(run.features, dir=str(parts)))
     for shard in range(3):
         extract(in_parts, Share(shards=3, shard=shard))
-        Store.release()
+        FeatureCache.release()
     assert counts(parts) == shards | {"preflight": 1}
     extract(in_parts, ALL)
-    Store.release()
+    FeatureCache.release()
     assert kept_in(parts) == kept_in(whole)
 
 

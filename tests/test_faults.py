@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.experiments.result import Done, Result
+from dogbreeds.experiments.result import Result, Skipped
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.cache import Store
-from dogbreeds.tracking.records import SWEEP, Composition, short
+from dogbreeds.features.cache import FeatureCache
+from dogbreeds.tracking.records import SWEEP, RunOrigin, short
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
@@ -32,10 +32,10 @@ class Place:
     composed: Callable[..., Run]
     patch: pytest.MonkeyPatch
 
-    def attempt(self, *overrides: str) -> Result | Done:
+    def attempt(self, *overrides: str) -> Result | Skipped:
         run = self.run(*overrides)
-        Store._verified.clear()  # as in another process
-        return execute(run, Composition("", overrides, "an attempt", self.root))
+        FeatureCache._verified.clear()  # as in another process
+        return execute(run, RunOrigin("", overrides, "an attempt", self.root))
 
     def run(self, *overrides: str) -> Run:
         return self.composed(*SETTINGS, f"data.root={self.photos}", *overrides)
@@ -156,7 +156,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("fault", REFUSED, ids=lambda fault: fault.__name__)
 def test_a_fault_is_said_in_sentences_and_leaves_nothing_half_written(fault, place: Place) -> None:
-    with pytest.raises((Refused, Missing)) as refusal:
+    with pytest.raises((UserError, MissingFileError)) as refusal:
         place.attempt(*fault(place))
     said = str(refusal.value)
     assert re.search(REFUSED[fault], said), said
@@ -206,7 +206,7 @@ def test_what_was_computed_from_something_else_is_not_reused(change, place: Plac
     place.patch.setenv(SWEEP, client.create_run(experiment).info.run_id)
     own = (f"model.weights={place.root}/own.weights.h5",)
     first = place.attempt(*own)
-    assert isinstance(place.attempt(*own), Done)
+    assert isinstance(place.attempt(*own), Skipped)
     before = place.features
     change(place)
     from dogbreeds.models import model

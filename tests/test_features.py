@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from dogbreeds.core import console
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.augment import Guide, Plain
 from dogbreeds.data.dataset import Source
 from dogbreeds.data.folder import Folder
 from dogbreeds.data.image import Unreadable
 from dogbreeds.data.miniature import Miniature
 from dogbreeds.features import partial_array
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import Photos, View, compute
 from dogbreeds.features.features import ALL, Features, Share
 from dogbreeds.models.model import Miniature as MiniatureModel
@@ -37,7 +37,7 @@ DATA = Miniature(breeds=10, train_per_breed=3, val_per_breed=1, test_per_breed=1
 @pytest.fixture
 def features(tmp_path: Path):
     yield Features(dir=str(tmp_path / "kept"), dtype="float32", max_gigabytes=1, batch_size=16)
-    Store.release()
+    FeatureCache.release()
 
 
 @functools.cache
@@ -129,7 +129,7 @@ def test_a_photo_that_is_cut_off(photos: Callable[..., Path], features: Features
     split = data.open().train
     assert len(split.without(shown.skipped()).rows) == len(split.rows) - (bad in split.rows)
     strict = Folder(root=str(root), val_fraction=0.2, split_seed=0, resize="pad", on_corrupt="skip", max_corrupt_fraction=0.01)
-    with pytest.raises(Refused, match=r"1 of 60 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\."):
+    with pytest.raises(UserError, match=r"1 of 60 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\."):
         compute(prefix(), Photos(source, strict, 64, features.store()), features)
 
 
@@ -175,7 +175,7 @@ class Counted:
         return compute(self, self.photos(place), features, view, share)  # type: ignore[arg-type]
 
     def photos(self, place: Path, data: Miniature = SKIPPING) -> Photos:
-        return Photos(self.source, data, 4, Store(place, 10**9))
+        return Photos(self.source, data, 4, FeatureCache(place, 10**9))
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("dogbreeds.data.resize.resizer", lambda size, how: lambda photo: photo)
     monkeypatch.setattr(partial_array, "_PROGRESS_SECONDS", 0.0)
     yield
-    Store.release()
+    FeatureCache.release()
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -194,7 +194,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 def left(place: Path) -> dict[str, int]:
     """How far each unfinished array is, by its kind."""
-    listed = Store(place, 1).entries()
+    listed = FeatureCache(place, 1).entries()
     return {entry.name.split("-")[0]: entry.unfinished[0] for entry in listed if entry.unfinished is not None}
 
 
@@ -260,7 +260,7 @@ def test_killed_at_any_moment_photos_and_features_end_with_the_same_bytes(plain:
         assert (len(again.decoded), sum(again.batches)) == (PHOTOS - before["photos"], PHOTOS - before["features"])
         for kind in saved:
             saved[kind].add(before[kind])
-        Store.release()
+        FeatureCache.release()
     assert moment > 60
     assert saved == {"photos": {0, 32, 64, 96, 128, 150}, "features": {*range(0, 150, 16), 150}}
 
@@ -408,7 +408,7 @@ def sharded(place: Path, shards: int, left_out: tuple[int, ...] = (), view: View
             job = Counted()
             job.compute(place, batch, view, Share(shards=shards, shard=shard))
             decoded += job.decoded
-    Store.release()
+    FeatureCache.release()
     return sorted(decoded)
 
 
@@ -471,12 +471,12 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path:
     sharded(tmp_path / "shards", 4, left_out=(2,))
     before = set((tmp_path / "shards").glob("features-*[0-9a-f]"))
     Counted().compute(tmp_path / "shards", 8 if damage == "another step" else 16, share=Share(shards=4, shard=2))
-    Store.release()
+    FeatureCache.release()
     (shard,) = set((tmp_path / "shards").glob("features-*[0-9a-f]")) - before
     if damage == "a bit":
         whole = (shard / "rows.npy").read_bytes()
         (shard / "rows.npy").write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-    Store._verified.clear()  # as in another process
+    FeatureCache._verified.clear()  # as in another process
     last = Counted()
     last.compute(tmp_path / "shards")
     warned = f"{shard} was damaged and is computed anew" if damage == "a bit" else f"{shard.name} was computed 8 at a time, not 16: it is not used"
@@ -493,7 +493,7 @@ def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(p
     Counted().compute(tmp_path / "whole", 24)
     for number in (0, 2):  # on a machine that takes more photos at a time
         Counted().compute(tmp_path / "shards", 24, share=Share(shards=3, shard=number))
-    Store.release()
+    FeatureCache.release()
     last = Counted()
     last.compute(tmp_path / "shards")
     assert last.batches == [24, 24]
@@ -520,7 +520,7 @@ def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, t
         assert sum(again.batches) <= 32
         assert again.photos(place).skipped() == set(BAD)
         assert contents(place) == expected
-        Store.release()
+        FeatureCache.release()
     assert moment > 30
     assert seen == {*range(0, PHOTOS, 16), PHOTOS}
 
@@ -555,8 +555,8 @@ def test_too_many_unreadable_photos_are_noticed_where_shards_are_joined(plain: N
         compute(job, job.photos(tmp_path, strict), features, share=Share(shards=4, shard=shard))  # type: ignore[arg-type]
     last = Counted(bad=(40, 100))
     compute(last, last.photos(tmp_path, strict), features)  # type: ignore[arg-type]
-    with pytest.raises(Refused, match=r"^2 of 150 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\. Mend "):
+    with pytest.raises(UserError, match=r"^2 of 150 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\. Mend "):
         last.photos(tmp_path, strict).skipped()
     job = Counted(bad=(40, 50))
-    with pytest.raises(Refused, match=r"^2 of 150 photos of train cannot be read\."):
+    with pytest.raises(UserError, match=r"^2 of 150 photos of train cannot be read\."):
         compute(job, job.photos(tmp_path / "other", strict), features, share=Share(shards=4, shard=1))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from dogbreeds.training.loop import Rows, Step, fit, order, predict
 from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.training.phase import Frozen
 from dogbreeds.training.schedule import Constant, Cosine, Plateau
-from dogbreeds.training.state import Progress
+from dogbreeds.training.state import TrainingState
 
 N, FEATURES, CLASSES = 96, 12, 5
 PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})  # only the head trains
@@ -162,7 +162,7 @@ def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: 
     settings = phase(epochs=epochs, patience=2), optimizer, Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0), 3
     kept: list[tuple[str, dict]] = []
 
-    def save(progress: Progress) -> None:
+    def save(progress: TrainingState) -> None:
         about, arrays = progress.packed()
         kept.append((json.dumps(about), {name: array.copy() for name, array in arrays.items()}))
 
@@ -172,7 +172,7 @@ def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: 
     assert len(kept) == (len(expected.epochs) if save_steps is None else len(expected.epochs) + len(expected.epochs) * 5 // 2)
     for about, arrays in kept:
         resumed, said = network(head, seed=9), []
-        outcome = fit(resumed, lambda epoch: data, held, *settings, said.append, before=Progress.unpacked(json.loads(about), arrays))
+        outcome = fit(resumed, lambda epoch: data, held, *settings, said.append, before=TrainingState.unpacked(json.loads(about), arrays))
         assert [epoch.metrics() for epoch in outcome.epochs] == [epoch.metrics() for epoch in expected.epochs]
         assert said == outcome.epochs[json.loads(about)["epoch"] :]  # what was told before is not told again
         assert (outcome.ended, outcome.best.number) == (expected.ended, expected.best.number)
@@ -202,7 +202,7 @@ def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int
         patch.setattr(Step, "__call__", interrupted)
         with pytest.raises(signals.Terminated):
             run(first, save=lambda progress: kept.append(progress.packed()))
-    before = Progress.unpacked(*kept[-1])
+    before = TrainingState.unpacked(*kept[-1])
     assert before.epoch * 5 + before.step == at
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +216,7 @@ def test_a_gradient_that_is_not_finite_stops_at_once_and_nothing_is_saved_after_
     import keras
 
     root = keras.layers.Lambda(lambda scores: keras.ops.sqrt(keras.ops.relu(scores)))  # at 0 its slope is not a number
-    kept: list[Progress] = []
+    kept: list[TrainingState] = []
     head = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES), root])
     built = Network(None, None, head, PLAN)  # type: ignore[arg-type]
     data = rows()

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.inference import export_formats
-from dogbreeds.inference.agreement import Agreement, compare, with_odd_sizes
+from dogbreeds.inference.agreement import ParityCheck, compare, with_odd_sizes
 from dogbreeds.inference.classifier import Classifier, load
 from dogbreeds.inference.export_formats import FORMATS, LABELS
 from dogbreeds.models.unfreeze import Nothing
@@ -105,7 +105,7 @@ def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], 
     ],
 )
 def test_an_unknown_format_is_refused(names: list[str], said: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         export_formats.check_installed(names)
     assert str(refused.value).startswith(said)
 
@@ -114,7 +114,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_formats, "find_spec", lambda module: None)
     export_formats.check_installed(["keras", "savedmodel"])
     with pytest.raises(
-        Refused, match=r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install 'dogbreeds\[export\]'"
+        UserError, match=r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install 'dogbreeds\[export\]'"
     ):
         export_formats.check_installed(["keras", "onnx"])
 
@@ -143,7 +143,7 @@ def test_fewer_probabilities_are_no_agreement() -> None:
     found = compare(
         {"less": lambda batch: (np.zeros((1, 2)), ["a"])}, lambda batch: (np.zeros((1, 3)), ["a"]), [np.zeros((2, 2, 3), np.uint8)], print
     )
-    assert found["less"] == Agreement(np.inf, 1, 1)
+    assert found["less"] == ParityCheck(np.inf, 1, 1)
 
 
 def test_large_photos_are_asked_about_one_by_one() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking import promotion_gate
 from dogbreeds.tracking.records import Record
@@ -31,7 +31,7 @@ def test_what_learned_may_pass(verdict: str) -> None:
 
 @pytest.mark.parametrize("verdict", ["collapsed", "never_learned", "diverged", "overfitting", "worse_than_frozen"])
 def test_where_something_went_wrong_nothing_is_registered(verdict: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         promotion_gate.check_verdict(record("aaaaaaaaaaaa", verdict), "dogs@champion")
     assert str(refused.value).startswith(
         f"Run aaaaaaaa was not registered as dogs@champion: its verdict is {verdict.replace('_', ' ')}. "
@@ -47,7 +47,7 @@ def test_six_photos_gained_and_none_lost_are_enough_and_five_are_not() -> None:
         if passes:
             promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
         else:
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(UserError) as refused:
                 promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
             assert "Run aaaaaaaa was not registered: beside dogs@champion, run bbbbbbbb, it has +12.5 points on test" in str(refused.value)
             assert "p = 0.062). It must have more photos right, with p below 0.05. Type run=" in str(refused.value)
@@ -56,13 +56,13 @@ def test_six_photos_gained_and_none_lost_are_enough_and_five_are_not() -> None:
 def test_worse_is_not_better_however_sure() -> None:
     pair = promotion_gate.beside(OURS, THEIRS, said([False] * 30 + [True] * 10), said([True] * 40), "dogs@champion")
     assert pair.p_value < 1e-6
-    with pytest.raises(Refused, match=r"it has -75.0 points on test"):
+    with pytest.raises(UserError, match=r"it has -75.0 points on test"):
         promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
 
 
 def test_equal_is_not_better() -> None:
     pair = promotion_gate.beside(OURS, THEIRS, said([True, False] * 20), said([True, False] * 20), "dogs@champion")
-    with pytest.raises(Refused, match=r"it has \+0.0 points on test"):
+    with pytest.raises(UserError, match=r"it has \+0.0 points on test"):
         promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
 
 
@@ -84,7 +84,7 @@ def test_order_of_photos_does_not_matter() -> None:
     ],
 )
 def test_other_photos_do_not_compare(mine, theirs, why: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         promotion_gate.beside(OURS, THEIRS, mine, theirs, "dogs@champion")
     assert f"dogs@champion is run bbbbbbbb, and they have no test photos in common to be compared on ({why})" in str(refused.value)
     assert str(refused.value).endswith("Train both on the same data, or type another name, such as register=other.")

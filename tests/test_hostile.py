@@ -16,14 +16,14 @@ import pytest
 from bench import fuzz
 from PIL import Image
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data import files, image, stanford_dogs
 from dogbreeds.data.files import decode_file, examine
 from dogbreeds.data.folder import Folder
 from dogbreeds.data.image import MAX_BYTES, REASONS, Unreadable, decode
 from dogbreeds.data.resize import resizer
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import Photos
 
 COMMON = {"resize": "stretch", "val_fraction": 0.2, "split_seed": 0}
@@ -276,12 +276,12 @@ def test_a_file_that_may_not_be_read(root: Path) -> None:
     with pytest.raises(Unreadable, match=r"a/0\.jpg cannot be opened \(Permission denied\)"):
         strict(root).open()
     (root / "a").chmod(0)
-    with pytest.raises(Refused, match=r"photos/a cannot be listed \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"photos/a cannot be listed \(Permission denied\)"):
         strict(root).open()
 
 
 def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
-    with pytest.raises(Refused, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
+    with pytest.raises(UserError, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
         files.photos_below(root / "gone")
 
 
@@ -339,8 +339,8 @@ def test_a_photo_that_changed_since_it_was_examined_stops_the_attempt(root: Path
     settings = lenient(root)
     source = settings.open().train.source
     change(root / "b/1.jpg")
-    with pytest.raises(Refused) as refusal:
-        Photos(source, settings, 8, Store(tmp_path / "kept", 10**9)).rows()
+    with pytest.raises(UserError) as refusal:
+        Photos(source, settings, 8, FeatureCache(tmp_path / "kept", 10**9)).rows()
     assert str(refusal.value) == (
         f"{root}/b/1.jpg changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again."
     )
@@ -415,7 +415,7 @@ def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tm
 )
 def test_a_folder_that_is_a_link_out_of_the_root_is_refused(root: Path, elsewhere: Path, link: str, target: str) -> None:
     (root / link).symlink_to(target.format(elsewhere=elsewhere))
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         lenient(root).open()
     assert not isinstance(refusal.value, Unreadable)
     assert str(refusal.value).startswith(f"{root}/{link} is a link to /")
@@ -432,9 +432,9 @@ def test_a_class_that_is_a_link_to_the_root_is_gone_through_once(root: Path) -> 
 
 def test_a_root_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
     (tmp_path / "photos").symlink_to("photos")
-    with pytest.raises(Missing, match="is not a folder"):
+    with pytest.raises(MissingFileError, match="is not a folder"):
         strict(tmp_path / "photos").open()
-    with pytest.raises(Missing, match=r"^data\.root=~nobody-of-that-name/photos is not a folder"):
+    with pytest.raises(MissingFileError, match=r"^data\.root=~nobody-of-that-name/photos is not a folder"):
         strict(Path("~nobody-of-that-name/photos")).open()
 
 
@@ -489,7 +489,7 @@ def test_two_names_stay_two() -> None:
 @pytest.mark.parametrize("name", [b"c\xff", b"c\nd", b"c\x1b[31m", "c\u2028".encode(), b"c\x7f"])
 def test_a_class_folder_must_have_a_name_that_can_be_said(root: Path, name: bytes) -> None:
     os.mkdir(os.path.join(os.fsencode(root), name))
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         lenient(root).open()
     assert str(refusal.value) == (
         f"{root}/{printable(os.fsdecode(name))} has a name that is not UTF-8 or has control characters. "

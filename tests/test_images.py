@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dogbreeds.core import prefetch
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data.image import MAX_BYTES, Unreadable
 from dogbreeds.inference.image_sources import found, typed
 
@@ -133,7 +133,7 @@ def test_links_to_folders_are_not_gone_round(here: Path) -> None:
 @pytest.mark.parametrize("images", ["empty", "photos/*.gif", "photos/none/*.jpg", "photos/.cache/*.txt", "photos/**/.hidden.jpg"])
 def test_what_holds_no_photos_is_refused(here: Path, images: str) -> None:
     (here / "empty").mkdir()
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         found([images], NOTHING)
     assert str(refusal.value) == (
         f"images={images} holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden. "
@@ -142,7 +142,7 @@ def test_what_holds_no_photos_is_refused(here: Path, images: str) -> None:
 
 
 def test_what_is_not_there_is_missing(here: Path) -> None:
-    with pytest.raises(Missing) as refusal:
+    with pytest.raises(MissingFileError) as refusal:
         found(["photos", "phtos"], NOTHING)
     assert str(refusal.value) == (
         f"images=phtos is not there (looked for {here}/phtos). It must be a photo, a folder of photos, a pattern, or - for the standard input. "
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_missing(here: Path) -> None:
 @pytest.mark.parametrize("value", [None, "", [], ()])
 def test_images_must_be_given(value: object) -> None:
     with pytest.raises(
-        Refused, match=r"^images was not given\. It must be a photo, .* Type images=path/to/photos, or 'images=photos/\*\.jpg', for example\.$"
+        UserError, match=r"^images was not given\. It must be a photo, .* Type images=path/to/photos, or 'images=photos/\*\.jpg', for example\.$"
     ):
         typed(value)
 
@@ -161,7 +161,7 @@ def test_images_must_be_given(value: object) -> None:
 @pytest.mark.parametrize("value", [7, ["a.jpg", 7], {"a": "b"}, [""], [["a.jpg"]]])
 def test_images_are_texts(value: object) -> None:
     with pytest.raises(
-        Refused, match=r"^images was .*\. It must be a photo, .* or a list of them\. Type 'images=\[first\.jpg,second\.jpg\]', for example\.$"
+        UserError, match=r"^images was .*\. It must be a photo, .* or a list of them\. Type 'images=\[first\.jpg,second\.jpg\]', for example\.$"
     ):
         typed(value)
     assert typed("a.jpg") == typed(["a.jpg"]) == ("a.jpg",)
@@ -234,7 +234,7 @@ def test_a_list_is_worked_on_while_it_is_being_made(here: Path) -> None:
 @pytest.mark.parametrize("given", [b"", b"\n\n", b"  \n"])
 def test_an_empty_standard_input_is_refused(given: bytes) -> None:
     with pytest.raises(
-        Refused, match=r"^images=- was given, and the standard input is empty\. It must be a photo, or paths of photos, each on a line\. Type find"
+        UserError, match=r"^images=- was given, and the standard input is empty\. It must be a photo, or paths of photos, each on a line\. Type find"
     ):
         found(["-"], io.BytesIO(given))
 
@@ -245,7 +245,7 @@ def test_an_empty_standard_input_is_refused(given: bytes) -> None:
 )
 def test_other_bytes_on_the_standard_input_are_not_taken_for_names(given: bytes) -> None:
     with pytest.raises(
-        Refused, match=r"^The standard input is neither a photo nor a list of paths\. It must be one JPEG, PNG or WebP file, or paths"
+        UserError, match=r"^The standard input is neither a photo nor a list of paths\. It must be one JPEG, PNG or WebP file, or paths"
     ):
         list(found(["-"], io.BytesIO(given)).photos)
 

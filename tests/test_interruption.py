@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from dogbreeds.core import signals
-from dogbreeds.core.signals import Terminated, exit_code, held
+from dogbreeds.core.signals import Terminated, deferred, exit_code
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 
@@ -32,21 +32,21 @@ def test_a_signal_is_raised_at_once(number: int, raised: type[BaseException], co
 def test_a_block_that_is_held_comes_to_its_end_first(number: int, raised: type[BaseException], code: int) -> None:
     done = []
     with pytest.raises(raised):
-        with held():
-            with held():
+        with deferred():
+            with deferred():
                 os.kill(os.getpid(), number)
                 os.kill(os.getpid(), number)
                 done.append("inner")
             done.append("outer")
         done.append("beyond")
     assert done == ["inner", "outer"]
-    with held():
+    with deferred():
         done.append("later")  # it was raised once, and is over
     assert done[-1] == "later"
 
 
 def test_a_block_that_fails_says_so_and_not_that_it_was_interrupted() -> None:
-    with pytest.raises(ValueError, match="bug"), held():
+    with pytest.raises(ValueError, match="bug"), deferred():
         raise ValueError("bug")
 
 
@@ -63,7 +63,7 @@ def test_a_schedulers_signal_ends_the_block_first_and_is_then_the_schedulers_aga
     before = signal.signal(signal.SIGUSR2, lambda number, frame: said.append(number))
     try:
         signals.handle()
-        with pytest.raises(signals.OutOfTime) as caught, held():
+        with pytest.raises(signals.OutOfTime) as caught, deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
             assert said == []
         assert isinstance(caught.value, KeyboardInterrupt)  # what is ended by it is ended as by any signal

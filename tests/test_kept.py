@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.paths import home
 from dogbreeds.features import cache, memmap, partial_array
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.memmap import Unwritable
-from dogbreeds.features.partial_array import Entry, Shard
+from dogbreeds.features.partial_array import CachedArray, Shard
 
 SHAPE = (100, 4)
 
@@ -58,11 +58,11 @@ def from_where(started: list[int]):
 
 @pytest.fixture
 def store(tmp_path: Path):
-    yield Store(tmp_path / "kept", max_bytes=10**9)
-    Store.release()
+    yield FeatureCache(tmp_path / "kept", max_bytes=10**9)
+    FeatureCache.release()
 
 
-def test_an_array_is_computed_once_and_read_back(store: Store) -> None:
+def test_an_array_is_computed_once_and_read_back(store: FeatureCache) -> None:
     calls: list[int] = []
     first = store.array("features", {"a": 1}, SHAPE, "float32", counting(calls))
     again = store.array("features", {"a": 1}, SHAPE, "float32", counting(calls))
@@ -75,7 +75,7 @@ def test_an_array_is_computed_once_and_read_back(store: Store) -> None:
     assert len(calls) == 2
 
 
-def test_rows_are_given_while_they_are_computed(store: Store) -> None:
+def test_rows_are_given_while_they_are_computed(store: FeatureCache) -> None:
     seen: list[int] = []
 
     def produce(rows, _, __):
@@ -93,17 +93,19 @@ def test_rows_are_given_while_they_are_computed(store: Store) -> None:
     assert len(seen) == 10
 
 
-def content(entry: Entry) -> tuple[bytes, str]:
+def content(entry: CachedArray) -> tuple[bytes, str]:
     return (entry.folder / "rows.npy").read_bytes(), (entry.folder / "entry.json").read_text()
 
 
-def parts(store: Store) -> list[Path]:
+def parts(store: FeatureCache) -> list[Path]:
     return [path for path in store.root.iterdir() if path.name.endswith(".part")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_what_was_interrupted_is_gone_on_with(store: Store, tmp_path: Path, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    expected = content(Store(tmp_path / "other", 10**9).array("features", {}, SHAPE, "float32", counting([])))
+def test_what_was_interrupted_is_gone_on_with(
+    store: FeatureCache, tmp_path: Path, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = content(FeatureCache(tmp_path / "other", 10**9).array("features", {}, SHAPE, "float32", counting([])))
     with pytest.raises(error):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
     (part,) = parts(store)
@@ -117,7 +119,7 @@ def test_what_was_interrupted_is_gone_on_with(store: Store, tmp_path: Path, erro
     assert parts(store) == []
 
 
-def test_notes_are_of_the_rows_that_are_done(store: Store) -> None:
+def test_notes_are_of_the_rows_that_are_done(store: FeatureCache) -> None:
     def produce(rows, start, notes):
         yield from counting([], fail_at=50)(rows[:50], start, notes)
         notes["computed"].append(50)  # and then, before the row is done
@@ -128,26 +130,26 @@ def test_notes_are_of_the_rows_that_are_done(store: Store) -> None:
     assert store.array("features", {}, SHAPE, "float32", counting([])).notes == {"computed": list(range(0, 100, 10))}
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Refused, Unwritable])
-def test_where_nothing_is_done_nothing_stays(store: Store, error: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, UserError, Unwritable])
+def test_where_nothing_is_done_nothing_stays(store: FeatureCache, error: type[BaseException]) -> None:
     with pytest.raises(error):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=0, error=error))
     assert parts(store) == []
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError, Missing])
-def test_what_a_producer_says_is_passed_on_as_it_is(store: Store, error: type[OSError]) -> None:
+@pytest.mark.parametrize("error", [FileNotFoundError, MissingFileError])
+def test_what_a_producer_says_is_passed_on_as_it_is(store: FeatureCache, error: type[OSError]) -> None:
     with pytest.raises(error, match=r"^interrupted$"):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
 
 
-def test_a_producer_that_ends_early_makes_no_entry(store: Store) -> None:
+def test_a_producer_that_ends_early_makes_no_entry(store: FeatureCache) -> None:
     with pytest.raises(RuntimeError, match=r"the producer of .*/features-\w+ ended after 50 of 100 rows"):
         store.array("features", {}, SHAPE, "float32", lambda rows, start, notes: counting([])(rows[:50], start, notes))
     assert [listed.unfinished for listed in store.entries()] == [(50, 100)]
 
 
-def test_a_reader_who_leaves_loses_nothing(store: Store) -> None:
+def test_a_reader_who_leaves_loses_nothing(store: FeatureCache) -> None:
     stream = store.stream("features", {}, SHAPE, "float32", counting([]), batch=20)
     next(stream)
     next(stream)
@@ -162,7 +164,7 @@ def test_a_reader_who_leaves_loses_nothing(store: Store) -> None:
     assert started == [40]
 
 
-def test_a_reader_may_begin_beyond_what_is_done(store: Store) -> None:
+def test_a_reader_may_begin_beyond_what_is_done(store: FeatureCache) -> None:
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
     started: list[int] = []
@@ -171,16 +173,16 @@ def test_a_reader_may_begin_beyond_what_is_done(store: Store) -> None:
     assert np.concatenate(pieces)[:, 0].tolist() == list(range(75, 100))
 
 
-def test_what_the_user_must_put_right_leaves_nothing(store: Store) -> None:
-    with pytest.raises(Refused):
-        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=Refused))
+def test_what_the_user_must_put_right_leaves_nothing(store: FeatureCache) -> None:
+    with pytest.raises(UserError):
+        store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=UserError))
     assert parts(store) == []
 
 
 @pytest.mark.parametrize(
     "damage", ["rows", "an end", "progress", "brackets", "no progress", "too many", "another identity", "another step", "another shape"]
 )
-def test_a_part_that_cannot_be_trusted_is_begun_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_cannot_be_trusted_is_begun_anew(store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50), step=10)
     (part,) = parts(store)
@@ -243,12 +245,12 @@ def _killed_at(root: Path, at: int) -> None:
             yield done
 
     Path.replace, json.dump = replace, dump  # type: ignore[method-assign,assignment]
-    Store(root, 10**9).array("features", {}, SHAPE, "float32", produce, step=10)
+    FeatureCache(root, 10**9).array("features", {}, SHAPE, "float32", produce, step=10)
     os._exit(7)
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    expected = content(Store(tmp_path / "whole", 10**9).array("features", {}, SHAPE, "float32", counting([]), step=10))
+    expected = content(FeatureCache(tmp_path / "whole", 10**9).array("features", {}, SHAPE, "float32", counting([]), step=10))
     context = multiprocessing.get_context("fork")
     began: list[int] = []
     for at in range(1, 100):
@@ -259,13 +261,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         if worker.exitcode == 7:
             break
         assert worker.exitcode == -signal.SIGKILL
-        entry = Store(root, 10**9).array("features", {}, SHAPE, "float32", from_where(began), step=10)
+        entry = FeatureCache(root, 10**9).array("features", {}, SHAPE, "float32", from_where(began), step=10)
         assert content(entry) == expected
-        assert parts(Store(root, 10**9)) == []
+        assert parts(FeatureCache(root, 10**9)) == []
     assert at > 40
     assert began == sorted(began)  # the later it was killed, the less had to be done again
     assert set(began) == set(range(0, 100, 10))  # and where all was done but the last rename, nothing
-    Store.release()
+    FeatureCache.release()
 
 
 def _hang(root: Path, ready) -> None:
@@ -277,7 +279,7 @@ def _hang(root: Path, ready) -> None:
                 time.sleep(60)
 
     partial_array._PROGRESS_SECONDS = 0.0
-    Store(root, 10**9).array("features", {}, SHAPE, "float32", produce)
+    FeatureCache(root, 10**9).array("features", {}, SHAPE, "float32", produce)
 
 
 def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_away(tmp_path: Path) -> None:
@@ -286,7 +288,7 @@ def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_a
     worker = context.Process(target=_hang, args=(tmp_path, ready))
     worker.start()
     assert ready.wait(30)
-    store = Store(tmp_path, 10**9)
+    store = FeatureCache(tmp_path, 10**9)
     assert store.clear() == (0, 1)  # somebody is at work on it
     threading.Timer(0.3, worker.kill).start()
     started: list[int] = []
@@ -295,11 +297,11 @@ def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_a
     assert worker.exitcode == -signal.SIGKILL
     assert started == [50]
     assert entry.notes == {"computed": list(range(0, 100, 10))}
-    Store.release()
+    FeatureCache.release()
 
 
 def test_an_array_that_went_away_while_it_was_in_use_is_computed_by_one_process_all_the_same(tmp_path: Path) -> None:
-    store, calls = Store(tmp_path, 10**9), list[int]()
+    store, calls = FeatureCache(tmp_path, 10**9), list[int]()
     shutil.rmtree(store.array("features", {}, SHAPE, "float32", counting([])).folder)
     context = multiprocessing.get_context("fork")
     counter = context.Value("i", 0)
@@ -311,35 +313,35 @@ def test_an_array_that_went_away_while_it_was_in_use_is_computed_by_one_process_
     worker.join(30)
     assert (worker.exitcode, counter.value, calls) == (0, 1, [])
     assert entry.rows[:, 0].tolist() == list(range(100))
-    Store.release()
+    FeatureCache.release()
 
 
 def test_parts_are_cleared_and_evicted_like_entries(tmp_path: Path) -> None:
-    store = Store(tmp_path, 10**9)
+    store = FeatureCache(tmp_path, 10**9)
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
     assert store.clear() == (1, 0)
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
-    small = Store(tmp_path, 1000)
+    small = FeatureCache(tmp_path, 1000)
     small.array("features", {"another": 1}, (10, 4), "float32", counting([]))
     assert parts(small) == []
     assert [listed.identity for listed in small.entries()] == [{"another": 1}]
-    Store.release()
+    FeatureCache.release()
 
 
 def test_the_part_that_was_left_last_is_evicted_last(tmp_path: Path) -> None:
-    store = Store(tmp_path, 10**9)
+    store = FeatureCache(tmp_path, 10**9)
     for name in "abc":
         with pytest.raises(RuntimeError):
             store.array("features", {"n": name}, SHAPE, "float32", counting([], fail_at=50))
         time.sleep(0.02)
-    Store(tmp_path, 4000).array("features", {"n": "d"}, (10, 4), "float32", counting([]))
+    FeatureCache(tmp_path, 4000).array("features", {"n": "d"}, (10, 4), "float32", counting([]))
     assert [listed.identity["n"] for listed in store.entries()] == ["d", "c", "b"]
-    Store.release()
+    FeatureCache.release()
 
 
-def test_what_is_left_of_a_part_is_listed_and_cleared_and_what_is_not_ours_stays(store: Store) -> None:
+def test_what_is_left_of_a_part_is_listed_and_cleared_and_what_is_not_ours_stays(store: FeatureCache) -> None:
     for name in ("features-" + 24 * "a" + ".part", ".features-" + 24 * "b" + ".part-0123abcd", "photos-" + 24 * "c", "film.part", "notes"):
         (store.root / name).mkdir(parents=True)
         (store.root / name / "rows.npy").write_bytes(b"x" * 1000)
@@ -355,7 +357,7 @@ def test_what_is_left_of_a_part_is_listed_and_cleared_and_what_is_not_ours_stays
     assert sorted(path.name for path in store.root.iterdir() if path.is_dir()) == ["film.part", "notes"]
 
 
-def test_without_room_for_a_note_it_says_so(store: Store) -> None:
+def test_without_room_for_a_note_it_says_so(store: FeatureCache) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def produce(rows, start, notes):
@@ -364,7 +366,9 @@ def test_without_room_for_a_note_it_says_so(store: Store) -> None:
         yield len(rows)
 
     try:
-        with pytest.raises(Refused, match=r"progress\.json cannot be written \(File too large\)\. .* on a disk with room; .*\. Type features\.dir="):
+        with pytest.raises(
+            UserError, match=r"progress\.json cannot be written \(File too large\)\. .* on a disk with room; .*\. Type features\.dir="
+        ):
             store.array("features", {}, SHAPE, "float32", produce)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -372,7 +376,7 @@ def test_without_room_for_a_note_it_says_so(store: Store) -> None:
     assert store.array("features", {}, SHAPE, "float32", counting([])).notes["computed"][-1] == 90
 
 
-def test_without_room_what_is_done_stays_even_of_what_needed_the_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_what_is_done_stays_even_of_what_needed_the_room(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -383,7 +387,7 @@ def test_without_room_what_is_done_stays_even_of_what_needed_the_room(store: Sto
                 store.array("photos", {}, SHAPE, "float32", counting([]))
             yield done
 
-    with pytest.raises(Refused, match=r"has no room for 0\.0 GB of features"):
+    with pytest.raises(UserError, match=r"has no room for 0\.0 GB of features"):
         store.array("features", {}, SHAPE, "float32", produce)
     assert [(listed.name.split("-")[0], listed.unfinished) for listed in store.entries()] == [("features", (50, 100))]
 
@@ -406,7 +410,7 @@ def closed() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
         os.chmod(name, 0o755)
-        Store.release()
+        FeatureCache.release()
 
 
 def test_a_place_that_may_only_be_read_is_refused(closed: Path) -> None:
@@ -414,36 +418,36 @@ def test_a_place_that_may_only_be_read_is_refused(closed: Path) -> None:
     closed.chmod(0o555)
     with (
         _as_nobody(),
-        pytest.raises(Refused, match=r"/\.features-\w+\.lock cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+        pytest.raises(UserError, match=r"/\.features-\w+\.lock cannot be written \(Permission denied\)\. Features need .*\. Type features"),
     ):
-        Store(closed, 1).array("features", {}, SHAPE, "float32", counting(calls))
+        FeatureCache(closed, 1).array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
     closed.chmod(0o755)
-    Store(closed, 10**9).array("features", {}, SHAPE, "float32", counting(calls))
-    Store.release()
+    FeatureCache(closed, 10**9).array("features", {}, SHAPE, "float32", counting(calls))
+    FeatureCache.release()
     closed.chmod(0o555)
     for file in closed.glob(".*"):
         file.chmod(0o444)
     with _as_nobody():
-        assert [listed.unfinished for listed in Store(closed, 1).entries()] == [None]
-        with pytest.raises(Refused, match=r"/features-\w+ cannot be written \(Permission denied\)\. "):
-            Store(closed, 1).clear()
+        assert [listed.unfinished for listed in FeatureCache(closed, 1).entries()] == [None]
+        with pytest.raises(UserError, match=r"/features-\w+ cannot be written \(Permission denied\)\. "):
+            FeatureCache(closed, 1).clear()
     assert calls == [1]
 
 
-def test_an_entry_whose_time_cannot_be_set_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_whose_time_cannot_be_set_is_refused(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.utime", denied)
     with pytest.raises(
-        Refused, match=r"/features-\w+ cannot be written \(Operation not permitted\)\. Features need .*\. Type features\.dir=<folder>\."
+        UserError, match=r"/features-\w+ cannot be written \(Operation not permitted\)\. Features need .*\. Type features\.dir=<folder>\."
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
 
 
 def test_a_part_that_another_user_left_is_refused_and_stays(closed: Path) -> None:
-    store = Store(closed, 10**9)
+    store = FeatureCache(closed, 10**9)
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
     (part,) = parts(store)
@@ -452,14 +456,14 @@ def test_a_part_that_another_user_left_is_refused_and_stays(closed: Path) -> Non
     (part / "rows.npy").chmod(0o444)
     with (
         _as_nobody(),
-        pytest.raises(Refused, match=r"/features-\w+\.part cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+        pytest.raises(UserError, match=r"/features-\w+\.part cannot be written \(Permission denied\)\. Features need .*\. Type features"),
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
     assert [listed.unfinished for listed in store.entries()] == [(50, 100)]
 
 
 def test_what_another_user_hides_is_passed_over(closed: Path) -> None:
-    store = Store(closed, max_bytes=1)
+    store = FeatureCache(closed, max_bytes=1)
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50))
     (part,) = parts(store)
@@ -473,25 +477,25 @@ def test_what_another_user_hides_is_passed_over(closed: Path) -> None:
     assert (part / "progress.json").exists()
 
 
-def test_a_disk_without_locks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_refused(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*_: object) -> None:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", without)
     with pytest.raises(
-        Refused, match=r"/\.features-\w+\.lock cannot be written \(No locks available\)\. Features need .*\. Type features\.dir=<folder>\."
+        UserError, match=r"/\.features-\w+\.lock cannot be written \(No locks available\)\. Features need .*\. Type features\.dir=<folder>\."
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
     assert parts(store) == []
 
 
 @pytest.mark.parametrize("damage", ["a bit", "an end", "all", "byte order", "header", "entry.json", "a list", "no entry.json", "no rows"])
-def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_array_is_noticed_and_computed_anew(store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", counting(calls))
     expected = content(entry)
-    Store.release()
-    Store._verified.clear()  # as in another process
+    FeatureCache.release()
+    FeatureCache._verified.clear()  # as in another process
     rows, about = entry.folder / "rows.npy", entry.folder / "entry.json"
     whole = rows.read_bytes()
     damaged = {
@@ -516,7 +520,7 @@ def test_a_damaged_array_is_noticed_and_computed_anew(store: Store, damage: str,
 
 def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: Path) -> None:
     big = (1000, 25)  # 100 kB
-    store = Store(tmp_path / "kept", max_bytes=250_000)
+    store = FeatureCache(tmp_path / "kept", max_bytes=250_000)
 
     def produce(rows, _, __):
         rows[:] = 1
@@ -527,26 +531,26 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: P
 
     for name in "ab":
         store.array("features", {"n": name}, big, "float32", produce)
-        Store.release()
+        FeatureCache.release()
         time.sleep(0.02)
     store.array("features", {"n": "a"}, big, "float32", produce)  # used again: b is now the oldest
-    Store.release()
+    FeatureCache.release()
     store.array("features", {"n": "c"}, big, "float32", produce)
     assert names() == {"a", "c"}
     store.array("features", {"n": "a"}, big, "float32", produce)  # in use, like c
     store.array("features", {"n": "d"}, big, "float32", produce)
     assert names() == {"a", "c", "d"}
-    Store.release()
+    FeatureCache.release()
     assert store.clear() == (3, 0)
 
 
-def test_without_room_it_says_so_before_it_computes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_it_says_so_before_it_computes(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     calls: list[int] = []
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(Refused, match=r"has no room for 0\.0 GB of features \(No space left on device\)\. .* Type features\.dir=<folder>, "):
+    with pytest.raises(UserError, match=r"has no room for 0\.0 GB of features \(No space left on device\)\. .* Type features\.dir=<folder>, "):
         store.array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
     assert store.entries() == []
@@ -554,13 +558,13 @@ def test_without_room_it_says_so_before_it_computes(store: Store, monkeypatch: p
 
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refused, match=r"file/kept cannot be written \(Not a directory\)\. .* Type features\.dir=<folder>\."):
-        Store(tmp_path / "file/kept", 1).array("features", {}, SHAPE, "float32", counting([]))
+    with pytest.raises(UserError, match=r"file/kept cannot be written \(Not a directory\)\. .* Type features\.dir=<folder>\."):
+        FeatureCache(tmp_path / "file/kept", 1).array("features", {}, SHAPE, "float32", counting([]))
 
 
 def _compute(root: Path, counter) -> None:
     calls: list[int] = []
-    Store(root, 10**9).array("features", {}, SHAPE, "float32", counting(calls, delay=0.05))
+    FeatureCache(root, 10**9).array("features", {}, SHAPE, "float32", counting(calls, delay=0.05))
     with counter.get_lock():
         counter.value += len(calls)
 
@@ -578,7 +582,7 @@ def test_of_processes_that_want_the_same_one_computes_and_the_others_wait(tmp_pa
 
 
 def _hold(root: Path, ready, leave) -> None:
-    Store(root, 10**9).array("features", {}, SHAPE, "float32", counting([]))
+    FeatureCache(root, 10**9).array("features", {}, SHAPE, "float32", counting([]))
     ready.set()
     leave.wait(30)
 
@@ -589,21 +593,22 @@ def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:
     worker = context.Process(target=_hold, args=(tmp_path, ready, leave))
     worker.start()
     assert ready.wait(30)
-    assert Store(tmp_path, 10**9).clear() == (0, 1)
+    assert FeatureCache(tmp_path, 10**9).clear() == (0, 1)
     leave.set()
     worker.join(30)
-    assert Store(tmp_path, 10**9).clear() == (1, 0)
+    assert FeatureCache(tmp_path, 10**9).clear() == (1, 0)
 
 
 # --- on storage that hosts share -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = fcntl.flock, list[int]()
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     for _ in range(2):
         with pytest.raises(
-            Refused, match=r"/kept is on a file system where locks do not hold\. Kept features need locks.*\. Type features\.dir=<local folder>, or "
+            UserError,
+            match=r"/kept is on a file system where locks do not hold\. Kept features need locks.*\. Type features\.dir=<local folder>, or ",
         ):
             store.array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
@@ -612,7 +617,7 @@ def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(store
     assert calls == [1]
 
 
-def test_locks_are_asked_for_as_nfs_grants_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_are_asked_for_as_nfs_grants_them(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = fcntl.flock, set()
 
     def flock(file, operation: int) -> None:
@@ -624,12 +629,12 @@ def test_locks_are_asked_for_as_nfs_grants_them(store: Store, monkeypatch: pytes
 
     monkeypatch.setattr("fcntl.flock", flock)
     store.array("features", {}, SHAPE, "float32", counting([]))
-    Store.release()
+    FeatureCache.release()
     assert store.clear() == (1, 0)
     assert asked == {fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH}
 
 
-def test_rows_are_on_the_disk_before_another_host_can_see_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_on_the_disk_before_another_host_can_see_them(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr("os.fsync", lambda number: happened.append(Path(os.readlink(f"/proc/self/fd/{number}")).name) or fsync(number))
@@ -638,12 +643,12 @@ def test_rows_are_on_the_disk_before_another_host_can_see_them(store: Store, mon
     assert happened[-5:] == ["rows.npy", "to progress.json", "to entry.json", "entry.json", f"to {folder.name}"]
 
 
-def test_who_has_waited_looks_at_the_folder_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_waited_looks_at_the_folder_anew(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
-    flock, scandir, opened = fcntl.flock, os.scandir, Store._open
+    flock, scandir, opened = fcntl.flock, os.scandir, FeatureCache._open
     monkeypatch.setattr("fcntl.flock", lambda *of: happened.append("locked") or flock(*of))
     monkeypatch.setattr("os.scandir", lambda *of: happened.append("looked") or scandir(*of))
-    monkeypatch.setattr(Store, "_open", lambda *of: happened.append("opened") or opened(*of))
+    monkeypatch.setattr(FeatureCache, "_open", lambda *of: happened.append("opened") or opened(*of))
     store.array("features", {}, SHAPE, "float32", counting([]))
     at = happened.index("opened")
     assert happened[at - 1] == "looked"
@@ -700,7 +705,7 @@ def test_two_hosts_compute_once(tmp_path: Path) -> None:
     assert sorted(calls for _, _, calls in said) == ["0", "1"]
 
 
-def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(store: Store) -> None:
+def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(store: FeatureCache) -> None:
     def rows(shard: Shard, **options):
         return store.array("features", shard.identity({"a": 1}), (len(shard), 4), "float32", counting([], **options), step=10)
 
@@ -709,7 +714,7 @@ def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(s
         rows(Shard(50, 100, 100, 10), fail_at=20)
     store.array("features", {"a": 2}, SHAPE, "float32", counting([]), step=10)
     assert len(store.entries()) == 3  # the shards are another array's
-    Store.release()
+    FeatureCache.release()
     with open(store.root / f".{parts(store)[0].stem}.lock", "a+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         store.array("features", {"a": 1}, SHAPE, "float32", counting([]), step=10)
@@ -733,7 +738,7 @@ def _joined_in(root: Path, memory) -> None:
             rows[first : first + 10] = first
             yield first + 10
 
-    store = Store(root, 10**10)
+    store = FeatureCache(root, 10**10)
     store.array("features", half.identity({}), (200, shape[1]), "float32", produce, step=10)
     before = _peak_kib()
     store.array("features", {}, shape, "float32", produce, step=10)

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
 from tests.said import listen, until
@@ -55,7 +55,7 @@ def trained(place: Path) -> dict[str, list[int]]:
 @pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "basic"])
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(UserError) as caught:
         launcher.ready(config(f"hydra/launcher={name}"))
     extra = name.removesuffix("_local")
     assert str(caught.value).endswith(f"Type pip install 'dogbreeds[{extra}]'.")
@@ -63,7 +63,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(name: str,
 
 def test_slurm_that_is_not_there_is_refused_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Refused, match=r"there is no Slurm here: .* Go there, or type hydra/launcher=joblib to use this one\."):
+    with pytest.raises(UserError, match=r"there is no Slurm here: .* Go there, or type hydra/launcher=joblib to use this one\."):
         launcher.ready(config("hydra/launcher=submitit_slurm"))
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Range, suggest
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 
 LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]  # twenty a decade
 
@@ -60,7 +60,7 @@ def test_a_loss_that_falls_to_the_end_suggests_nothing() -> None:
 @pytest.mark.slow
 def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
     run = composed("phase=lr_range", "data.breeds=6", "phase.steps=120", "tracking.system_metrics_seconds=0")
-    found = execute(run, Composition("", (), "a range test", tmp_path))
+    found = execute(run, RunOrigin("", (), "a range test", tmp_path))
     assert isinstance(found, Range)
     client, experiment = run.tracking.connect()
     record = client.search_runs([experiment])[0]
@@ -82,5 +82,5 @@ def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("low", "high"), [("1", "1"), ("1e-2", "1e-3")])
 def test_the_rate_must_grow(composed, low: str, high: str) -> None:
     said = rf"^phase\.max_lr was {float(high):g} and phase\.min_lr {float(low):g}\. The rate grows from the one to the other\. "
-    with pytest.raises(Refused, match=said + r"Type phase\.min_lr=1e-6 phase\.max_lr=1, for example\.$"):
+    with pytest.raises(UserError, match=said + r"Type phase\.min_lr=1e-6 phase\.max_lr=1, for example\.$"):
         composed("phase=lr_range", f"phase.min_lr={low}", f"phase.max_lr={high}")

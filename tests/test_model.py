@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.models.blocks import find_blocks
 from dogbreeds.models.model import SHIPPED, Miniature, MobileNetV2, Model
 
@@ -128,15 +128,15 @@ def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random
 @pytest.mark.slow
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        Refused, match=r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of keras\.applications\.EfficientNet"
+        UserError, match=r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of keras\.applications\.EfficientNet"
     ):
         model("EfficientNetB0", weights=str(SHIPPED)).build(0)
     half = model("MobileNetV2", alpha=0.5).construct(None)
     half.save_weights(tmp_path / "half.weights.h5")
-    with pytest.raises(Refused, match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\."):
+    with pytest.raises(UserError, match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\."):
         model("MobileNetV2", weights=str(tmp_path / "half.weights.h5")).build(0)
     (tmp_path / "text.weights.h5").write_text("not HDF5")
-    with pytest.raises(Refused, match=r"text\.weights\.h5 does not fit Miniature"):
+    with pytest.raises(UserError, match=r"text\.weights\.h5 does not fit Miniature"):
         model("Miniature", weights=str(tmp_path / "text.weights.h5")).build(0)
 
 
@@ -147,10 +147,10 @@ def test_without_network_imagenet_says_the_offline_ways(monkeypatch: pytest.Monk
         raise Exception("URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name or service not known")
 
     monkeypatch.setattr(file_utils, "get_file", unreachable)
-    with pytest.raises(Missing) as refusal:
+    with pytest.raises(MissingFileError) as refusal:
         model("EfficientNetB0", weights="imagenet").build(0)
     assert "The ImageNet weights of EfficientNetB0 are not in " in str(refusal.value)
     assert "could not be downloaded (URL fetch failure on https://" in str(refusal.value)
     assert "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing." in str(refusal.value)
-    with pytest.raises(Refused, match=r"model\.weights=imagenet was asked of the miniature"):
+    with pytest.raises(UserError, match=r"model\.weights=imagenet was asked of the miniature"):
         model("Miniature", weights="imagenet").build(0)

@@ -18,13 +18,13 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import masked
 from dogbreeds.tracking.connection import _Client
-from dogbreeds.tracking.delivery import Server, is_outage
+from dogbreeds.tracking.delivery import DeliveryQueue, is_outage
 from dogbreeds.tracking.lifecycle import begin, ended
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 
 
 class Answers(http.server.ThreadingHTTPServer):
@@ -77,8 +77,8 @@ def metric(uri: str, step: int):
     return lambda: client.log_batch("r", metrics=[Metric("loss", 0.5, 1000, step)])
 
 
-def patient(uri: str) -> Server:
-    server = Server(uri)
+def patient(uri: str) -> DeliveryQueue:
+    server = DeliveryQueue(uri)
     server.patience_seconds, server.awaited = 60.0, True
     return server
 
@@ -125,9 +125,9 @@ def test_a_refusal_is_said_at_once(answers: Answers) -> None:
 
 def test_a_server_that_never_answered_is_waited_for_only_by_what_records(caplog: pytest.LogCaptureFixture) -> None:
     uri = nowhere()
-    server = Server(uri)
+    server = DeliveryQueue(uri)
     server.patience_seconds = 600.0
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         server.ask(metric(uri, 0))
     assert str(refused.value).startswith(f"The tracking server at {uri} does not answer ([Errno 111] Connection refused). tracking.uri must be ")
     assert caplog.messages == []
@@ -136,10 +136,10 @@ def test_a_server_that_never_answered_is_waited_for_only_by_what_records(caplog:
 def test_after_patience_is_over_nobody_waits_until_there_was_an_answer(answers: Answers) -> None:
     server = patient(answers.uri)
     server.patience_seconds, answers.status = 1.5, 500
-    with pytest.raises(Refused, match=r"does not answer \(too many 500 error responses\), and was waited for 0\.025 minutes\. "):
+    with pytest.raises(UserError, match=r"does not answer \(too many 500 error responses\), and was waited for 0\.025 minutes\. "):
         server.ask(metric(answers.uri, 0))
     server.patience_seconds = 600.0
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         server.ask(metric(answers.uri, 1))
     answers.status = 200
     server.keep(metric(answers.uri, 2)).result(timeout=30)
@@ -151,12 +151,12 @@ def test_a_signal_ends_a_wait_that_lies_in_a_held_block(caplog: pytest.LogCaptur
     signals.handle()
     try:
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        with pytest.raises(signals.Terminated), signals.held():
+        with pytest.raises(signals.Terminated), signals.deferred():
             server.ask(metric(server.address, 0))
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with signals.held():
+    with signals.deferred():
         pass  # it was raised once, and is over
 
 
@@ -191,7 +191,7 @@ def test_a_run_whose_making_was_not_confirmed_is_made_once(composed, tmp_path: P
     tracking = composed().tracking
     client, experiment = tracking.connect()
     doubtful = _Client(Unconfirmed(tracking.uri), tracking.reached, patient("a store that loses answers"))
-    run = begin(doubtful, experiment, Composition("seed: 0\n", (), "an attempt", tmp_path), None)
+    run = begin(doubtful, experiment, RunOrigin("seed: 0\n", (), "an attempt", tmp_path), None)
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run.info.run_id]
 
 
@@ -201,7 +201,7 @@ def test_passwords_are_nowhere_to_be_read(composed, tmp_path: Path) -> None:
     assert masked("sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab") == "sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab"
     tracking = composed().tracking
     client, _ = tracking.connect()
-    composition = Composition(f"tracking:\n  uri: {uri}\n", (f"tracking.uri={uri}",), f"miniature frozen tracking.uri={uri}", tmp_path)
+    composition = RunOrigin(f"tracking:\n  uri: {uri}\n", (f"tracking.uri={uri}",), f"miniature frozen tracking.uri={uri}", tmp_path)
     with tracking.open(composition) as tracker:
         tracker.parameters({"tracking.uri": uri})
     run = client.get_run(tracker.run_id)
@@ -215,7 +215,7 @@ def test_a_server_s_password_is_not_in_what_goes_wrong(composed, monkeypatch: py
         monkeypatch.setenv(name, "before")  # so that it is taken away afterwards
     uri = nowhere()
     tracking = composed(f"tracking.uri={uri.replace('//', '//me:pa%2Fss@')}", "tracking.patience_minutes=0").tracking
-    with pytest.raises(Refused, match=f"The tracking server at {uri} does not answer") as refused:
+    with pytest.raises(UserError, match=f"The tracking server at {uri} does not answer") as refused:
         tracking.connect()
     assert "pa%2Fss" not in str(refused.value)
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "pa/ss")
@@ -235,7 +235,7 @@ def test_what_was_refused_ends_a_run_as_failed(composed, tmp_path: Path) -> None
     tracking = composed().tracking
     local, experiment = tracking.connect()
     client = _Client(mlflow.MlflowClient(tracking.uri), tracking.reached, patient("a store that refuses"))
-    run = begin(client, experiment, Composition("seed: 0\n", (), "an attempt", tmp_path), None)
-    with pytest.raises(Refused, match="cannot be used"), ended(client, run.info.run_id):
+    run = begin(client, experiment, RunOrigin("seed: 0\n", (), "an attempt", tmp_path), None)
+    with pytest.raises(UserError, match="cannot be used"), ended(client, run.info.run_id):
         client.kept.log_param(run.info.run_id, "overrides", "MLflow refuses to change one")
     assert local.get_run(run.info.run_id).info.status == "FAILED"

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
-from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.paired_comparison import Comparison, Confusion, adjust, compare
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.reports import comparison_rendering
@@ -44,7 +44,7 @@ def compared() -> Comparison:
 
 
 def test_gained_and_lost_are_counted_and_their_p_is_exact(compared) -> None:
-    assert compared.pair == Pair(8, 2, 20, "test")
+    assert compared.pair == PairedOutcome(8, 2, 20, "test")
     assert compared.pair.p_value == pytest.approx(2 * (1 + 10 + 45) / 2**10)
     assert [(share.correct, share.n) for share in compared.accuracies] == [(11, 20), (17, 20)]
 
@@ -95,7 +95,7 @@ def test_p_is_adjusted_as_scipy_does(rng: np.random.Generator) -> None:
 def test_how_many_photos_a_single_breed_needs(breeds: int, alpha: float) -> None:
     labels = list(range(breeds))
     found = compare(*[said(labels, labels, names=(), classes=breeds)] * 2, "test").needed(alpha)
-    lowest = [adjust([Pair(gained, 0, gained, "test").p_value] + [1.0] * (breeds - 1))[0] for gained in (found - 1, found)]
+    lowest = [adjust([PairedOutcome(gained, 0, gained, "test").p_value] + [1.0] * (breeds - 1))[0] for gained in (found - 1, found)]
     assert lowest[1] <= alpha < lowest[0]
 
 
@@ -123,7 +123,7 @@ def test_without_recorded_names_classes_have_numbers() -> None:
     ],
 )
 def test_what_cannot_be_compared_is_refused(second: Predictions, sentence: str) -> None:
-    with pytest.raises(Refused, match=re.escape(sentence)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         compare(said([0, 1], [0, 1]), second, "test")
 
 

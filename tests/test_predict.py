@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 from rich.cells import cell_len
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.image import Unreadable
 from dogbreeds.inference.classifier import Classifier, load
 from dogbreeds.inference.grad_cam import Overlays
 from dogbreeds.inference.image_sources import Named
-from dogbreeds.inference.predictions import Answer, Csv, JsonLines, Table, fitted
+from dogbreeds.inference.predictions import Csv, JsonLines, Prediction, Table, fitted
 from dogbreeds.inference.predictor import answers, network
 from dogbreeds.models.head import Linear
 from dogbreeds.models.model import Miniature
@@ -66,7 +66,7 @@ def drawn(number: int, decoded: list[int] | None = None) -> Named:
     return Named(str(number), f"/{number}", pixels)
 
 
-def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: object) -> list[Answer]:
+def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: object) -> list[Prediction]:
     return list(answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more))  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, ba
     assert [answer.photo for answer in found] == [str(number) for number in range(6)]
     for number, answer in enumerate(found):
         if number % 7 == 3:
-            assert answer == Answer(str(number), error=f"{number} is a pipe. Photos must be files. Remove it.")
+            assert answer == Prediction(str(number), error=f"{number} is a pipe. Photos must be files. Remove it.")
             continue
         whole = classifier.whole(drawn(number).pixels()[None])
         shares = whole["probabilities"].numpy()[0]
@@ -109,7 +109,7 @@ def test_a_network_whose_answers_are_no_numbers_is_refused(classifier: Classifie
         return np.full((len(pixels), len(NAMES)), np.nan), None
 
     with pytest.raises(
-        Refused, match=r"^The network's answers are not numbers: its training diverged\. A network must give probabilities\. Type run=best"
+        UserError, match=r"^The network's answers are not numbers: its training diverged\. A network must give probabilities\. Type run=best"
     ):
         list(answers(classifier, run, [drawn(0)], 2, 1))
 
@@ -136,15 +136,15 @@ def test_a_photo_that_goes_away_before_it_is_drawn_is_a_bad_one(classifier: Clas
             raise Unreadable("a cannot be opened. Photos must be files. Mend it, or type data.on_corrupt=skip.") from None
 
     (answer,) = answers(classifier, network(classifier, True), [Named("a", "/a", once)], 2, 1, Overlays(tmp_path, "pad"))
-    assert answer == Answer("a", error="a cannot be opened. Photos must be files. Mend it.")
+    assert answer == Prediction("a", error="a cannot be opened. Photos must be files. Mend it.")
 
 
 # --- how it is said -------------------------------------------------------------------------------------------------------
 
 ANSWERS = [
-    Answer("photos/a.jpg", ((NAMES[0], 0.9314159265), (NAMES[1], 0.0500000001)), explained="x/a-1.jpg"),
-    Answer("photos/Bär, 犬.jpg", ((NAMES[3], 0.4), (NAMES[2], 1e-9))),
-    Answer("photos/cut.jpg", error='photos/cut.jpg is "cut", off. Photos must be whole. Replace the file.'),
+    Prediction("photos/a.jpg", ((NAMES[0], 0.9314159265), (NAMES[1], 0.0500000001)), explained="x/a-1.jpg"),
+    Prediction("photos/Bär, 犬.jpg", ((NAMES[3], 0.4), (NAMES[2], 1e-9))),
+    Prediction("photos/cut.jpg", error='photos/cut.jpg is "cut", off. Photos must be whole. Replace the file.'),
 ]
 
 
@@ -191,7 +191,7 @@ def test_a_table_keeps_to_the_terminal_s_width(width: int, coloured: bool) -> No
 
 
 def test_a_table_in_a_file_shortens_nothing() -> None:
-    long = Answer("a" * 200, ANSWERS[0].top)
+    long = Prediction("a" * 200, ANSWERS[0].top)
     assert Table(NAMES, 2, None, False)(long) == f"{'a' * 200}  Chihuahua               {' 93.1 %'}  {NAMES[1].ljust(23)}   5.0 %\n"
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.dataset import Dataset, Source, Split
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.preprocessing import MODES
-from dogbreeds.tracking.records import Composition
-from dogbreeds.training.batchnorm_statistics import Fit, divergence
+from dogbreeds.tracking.records import RunOrigin
+from dogbreeds.training.batchnorm_statistics import PixelFit, divergence
 from dogbreeds.training.preflight import Finding, Preflight, initial_loss, judge, said
 
 SMALL = ("data.breeds=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
@@ -24,7 +24,7 @@ RAW = {"raw": 0.002, "caffe": 0.29, "torch": 1.54, "unit": 1.54, "tf": 1.55}  # 
 
 
 def attempted(run, folder: Path):
-    return execute(run, Composition("", (), "an attempt", folder))
+    return execute(run, RunOrigin("", (), "an attempt", folder))
 
 
 def three_sentences(text: str) -> bool:
@@ -78,32 +78,33 @@ SPREAD = {"raw": 0.0, "caffe": 0.4, "torch": 0.998, "tf": 0.999, "unit": 0.99}
 @pytest.mark.parametrize(
     ("fit", "mode", "native", "clear", "sentences"),
     [
-        (Fit(True, RAW), "raw", "raw", None, ""),
-        (Fit(True, RAW), "torch", "raw", True, mismatch("torch", "raw", "1.54", "0.002", "native")),
-        (Fit(True, RAW), "caffe", "raw", True, mismatch("caffe", "raw", "0.29", "0.002", "native")),
-        (Fit(True, RAW), "torch", "torch", True, mismatch("torch", "raw", "1.54", "0.002", "raw")),  # the model's own config is wrong
-        (Fit(True, RAW | {"caffe": 0.0035}), "caffe", "raw", None, ""),  # both fit, whichever fits best
-        (Fit(True, {"raw": 12.0, "torch": 7.0, "tf": 8.0, "unit": 9.0, "caffe": 1300.0}), "raw", "raw", False, STRANGE),
-        (Fit(True, {"raw": 40.0, "torch": 7.0, "tf": 8.0}), "raw", "torch", True, mismatch("raw", "torch", "40", "7.00", "native")),
-        (Fit(False, SPREAD), "raw", "raw", None, ""),
-        (Fit(False, SPREAD), "caffe", "raw", False, CANNOT_TELL),
-        (Fit(False, SPREAD), "torch", "raw", True, FLAT),
-        (Fit(False, dict.fromkeys(MODES, 0.0)), "tf", "tf", None, ""),
+        (PixelFit(True, RAW), "raw", "raw", None, ""),
+        (PixelFit(True, RAW), "torch", "raw", True, mismatch("torch", "raw", "1.54", "0.002", "native")),
+        (PixelFit(True, RAW), "caffe", "raw", True, mismatch("caffe", "raw", "0.29", "0.002", "native")),
+        (PixelFit(True, RAW), "torch", "torch", True, mismatch("torch", "raw", "1.54", "0.002", "raw")),  # the model's own config is wrong
+        (PixelFit(True, RAW | {"caffe": 0.0035}), "caffe", "raw", None, ""),  # both fit, whichever fits best
+        (PixelFit(True, {"raw": 12.0, "torch": 7.0, "tf": 8.0, "unit": 9.0, "caffe": 1300.0}), "raw", "raw", False, STRANGE),
+        (PixelFit(True, {"raw": 40.0, "torch": 7.0, "tf": 8.0}), "raw", "torch", True, mismatch("raw", "torch", "40", "7.00", "native")),
+        (PixelFit(False, SPREAD), "raw", "raw", None, ""),
+        (PixelFit(False, SPREAD), "caffe", "raw", False, CANNOT_TELL),
+        (PixelFit(False, SPREAD), "torch", "raw", True, FLAT),
+        (PixelFit(False, dict.fromkeys(MODES, 0.0)), "tf", "tf", None, ""),
     ],
 )  # fmt: skip
-def test_what_a_fit_says_of_a_convention(fit: Fit, mode: str, native: str, clear: bool | None, sentences: str) -> None:
+def test_what_a_fit_says_of_a_convention(fit: PixelFit, mode: str, native: str, clear: bool | None, sentences: str) -> None:
     found = judge(fit, mode, native)
     assert found == ([] if clear is None else [Finding("pixels", clear, sentences)])
     assert all(three_sentences(finding.said) for finding in found)
 
 
 def test_a_fit_reads_from_the_best_to_the_worst() -> None:
-    fit = Fit(True, {"raw": 4481.0, "torch": 1.02, "caffe": 914.0, "tf": 0.0021, "unit": 0.24})
+    fit = PixelFit(True, {"raw": 4481.0, "torch": 1.02, "caffe": 914.0, "tf": 0.0021, "unit": 0.24})
     assert fit.best == "tf"
     assert said(fit, "unit") == "pixels: unit is 0.24 nats from what BatchNorm remembers (tf 0.002, unit 0.24, torch 1.02, caffe 914, raw 4,481)"
     kept = "raw 100 %, caffe 60 %, unit 1 %, torch 0 %, tf 0 %"
     assert (
-        said(Fit(False, SPREAD), "raw") == f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
+        said(PixelFit(False, SPREAD), "raw")
+        == f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
     )
 
 
@@ -138,7 +139,7 @@ def test_a_finding_stops_where_it_is_clear_and_asked_to(caplog: pytest.LogCaptur
     doubtful, clear = Finding("pixels", False, "Perhaps."), Finding("labels", True, "Certainly.")
     check.report([doubtful])
     if action == "stop":
-        with pytest.raises(Refused, match=r"^Certainly\.$"):
+        with pytest.raises(UserError, match=r"^Certainly\.$"):
             check.report([doubtful, clear])
     else:
         check.report([doubtful, clear])
@@ -153,7 +154,7 @@ def test_a_finding_stops_where_it_is_clear_and_asked_to(caplog: pytest.LogCaptur
 def test_wrong_pixels_are_refused_and_what_was_measured_is_kept(composed, tmp_path: Path) -> None:
     for mode in ("torch", "unit"):
         run = composed(*SMALL, f"preprocessing={mode}")
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(UserError) as refusal:
             attempted(run, tmp_path)
         text = str(refusal.value)
         assert text.startswith(f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember raw pixels: {mode} is ")
@@ -284,7 +285,7 @@ def test_a_photo_of_train_among_those_of_test(composed, photos: Callable[..., Pa
         "0.01 of them, since they flatter the result. Remove them from one of the two, or type preflight=warn."
     )
     assert three_sentences(text)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         attempted(composed(*settings), tmp_path)
     assert str(refusal.value) == text
     allowed = composed(*settings, "preflight.max_duplicate_fraction=0.2").preflight
@@ -319,7 +320,7 @@ def test_every_photo_that_is_in_train_too_counts(composed) -> None:
 
 
 def test_without_batchnorm_the_model_s_own_pixels_are_never_refused() -> None:
-    assert judge(Fit(False, {"raw": 0.95, "torch": 0.0}), "raw", "raw") == []
+    assert judge(PixelFit(False, {"raw": 0.95, "torch": 0.0}), "raw", "raw") == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif("DOGBREEDS_REAL_DATA" not in os.environ, reason="DOGBREEDS_REAL_DATA names no folder")]
 
@@ -28,12 +28,12 @@ def test_the_guide_s_head_learns_and_collapses(composed, tmp_path: Path, name: s
         f"data.root={place}/stanford_dogs_224",
         "tracking=none",
     )
-    learned = execute(composed(*common), Composition("", (), name, tmp_path))
+    learned = execute(composed(*common), RunOrigin("", (), name, tmp_path))
     assert learned.test is not None
     assert learned.objective >= least
     assert learned.test.accuracy.n == 2400
     assert learned.test.accuracy.value >= least
-    collapsed = execute(composed(*common, "optimizer.lr=1e-2"), Composition("", (), name, tmp_path)).outcome
+    collapsed = execute(composed(*common, "optimizer.lr=1e-2"), RunOrigin("", (), name, tmp_path)).outcome
     assert collapsed.best is not None
     assert collapsed.best.number == 1
     assert collapsed.epochs[-1].val.accuracy.value < 0.5 * learned.objective

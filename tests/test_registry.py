@@ -27,10 +27,10 @@ def trained(tracking: Mlflow) -> tuple[Record, str]:
 def test_an_alias_moves_to_the_last_that_was_crowned(tracking: Mlflow) -> None:
     assert registry.champion(tracking, "dogs", "champion") is None
     (first, one), (second, two) = trained(tracking), trained(tracking)
-    assert registry.crown(tracking, "dogs", "champion", None, first, one, {"pair": "none"}) == registry.Version("dogs", "1", first.run_id)
+    assert registry.promote(tracking, "dogs", "champion", None, first, one, {"pair": "none"}) == registry.Version("dogs", "1", first.run_id)
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
     assert registry.champion(tracking, "dogs", "challenger") is None
-    registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
+    registry.promote(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
 
@@ -39,7 +39,7 @@ def test_a_name_with_an_apostrophe_is_found_again(tracking: Mlflow) -> None:
     record, model = trained(tracking)
     assert registry.champion(tracking, "Ada's dogs", "champion") is None
     for _ in range(2):  # the second takes the version of the first
-        registry.crown(tracking, "Ada's dogs", "champion", registry.champion(tracking, "Ada's dogs", "champion"), record, model, {})
+        registry.promote(tracking, "Ada's dogs", "champion", registry.champion(tracking, "Ada's dogs", "champion"), record, model, {})
     assert registry.champion(tracking, "Ada's dogs", "champion") == registry.Version("Ada's dogs", "1", record.run_id)
 
 
@@ -48,7 +48,7 @@ def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(tracking: Mlflo
     import mlflow
 
     (first, one), (second, two) = trained(tracking), trained(tracking)
-    registry.crown(tracking, "dogs", "champion", None, first, one, {})
+    registry.promote(tracking, "dogs", "champion", None, first, one, {})
 
     def stop(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
@@ -56,9 +56,9 @@ def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(tracking: Mlflo
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, cut, stop)
         with pytest.raises(KeyboardInterrupt):
-            registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
+            registry.promote(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
-    registry.crown(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
+    registry.promote(tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"})
     assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
     assert len(tracking.connect()[0].search_model_versions("name = 'dogs'")) == 2
 

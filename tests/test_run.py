@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.data import folder, miniature, stanford_dogs
 from dogbreeds.experiments.compose import part
@@ -82,7 +82,7 @@ def test_the_key_is_of_what_decides_the_result(composed) -> None:
 
 def test_zero_is_a_seed_and_less_is_not(composed) -> None:
     assert composed("seed=0").seed == 0
-    with pytest.raises(Refused, match=r"^seed was -1\. It must be a whole number of 0 or more\."):
+    with pytest.raises(UserError, match=r"^seed was -1\. It must be a whole number of 0 or more\."):
         composed("seed=-1")
 
 
@@ -94,13 +94,13 @@ def test_zero_is_a_seed_and_less_is_not(composed) -> None:
     ],
 )  # fmt: skip
 def test_no_target_outside_the_group_s_module_is_instantiated(composed, target: str) -> None:
-    with pytest.raises(Refused, match=r"optimizer\._target_ was .* must be a class of dogbreeds\.optimizer"):
+    with pytest.raises(UserError, match=r"optimizer\._target_ was .* must be a class of dogbreeds\.optimizer"):
         composed(f"optimizer._target_={target}")
 
 
 @pytest.mark.parametrize("key", ["+optimizer.foo=1", "+optimizer._args_=[1]", "+optimizer._partial_=true"])
 def test_a_key_that_its_option_lacks_is_refused(composed, key: str) -> None:
-    with pytest.raises(Refused, match=r"is not a setting of Adam\. It has beta_1, "):
+    with pytest.raises(UserError, match=r"is not a setting of Adam\. It has beta_1, "):
         composed(key)
 
 
@@ -145,7 +145,7 @@ NO_CLASSES = {
 @pytest.mark.parametrize("what", NO_CLASSES)
 def test_only_a_group_s_own_classes_are_built(tmp_path: Path, what: str) -> None:
     name, group = NO_CLASSES[what]
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         part(OmegaConf.create({name: group(tmp_path / "made")}), name)
     said = rf"{name}\._target_ was .*\. It must be a class of dogbreeds\.{name}, as in the files of conf/{name}/\. Type {name}=<option>; python -m"
     assert re.match(said, str(refusal.value))
@@ -157,7 +157,7 @@ def test_only_a_group_s_own_classes_are_built(tmp_path: Path, what: str) -> None
 def test_nothing_within_a_setting_is_called(tmp_path: Path, key: str, deep: Callable[[object], object]) -> None:
     call = touch(tmp_path / "made") if key == "_target_" else {key: True}
     with pytest.raises(
-        Refused, match=rf"^head\.widths.* has a key {key} \(.*\)\. Only a group itself names a class, and its settings are plain values\. "
+        UserError, match=rf"^head\.widths.* has a key {key} \(.*\)\. Only a group itself names a class, and its settings are plain values\. "
     ):
         part(OmegaConf.create({"head": MLP | {"widths": deep(call)}}), "head")
     assert list(tmp_path.iterdir()) == []
@@ -165,15 +165,15 @@ def test_nothing_within_a_setting_is_called(tmp_path: Path, key: str, deep: Call
 
 def test_a_text_that_would_resolve_to_a_call_stays_a_text(tmp_path: Path) -> None:
     elsewhere = {"head": MLP | {"widths": "${call}"}, "call": touch(tmp_path / "made")}
-    with pytest.raises(Refused, match=r"^head\.widths has a key _target_ "):
+    with pytest.raises(UserError, match=r"^head\.widths has a key _target_ "):
         part(OmegaConf.create(elsewhere), "head")
-    with pytest.raises(Refused, match=r"^head\.widths was "):
+    with pytest.raises(UserError, match=r"^head\.widths was "):
         part(OmegaConf.create({"head": MLP | {"widths": "\\${call}"}, "call": touch(tmp_path / "made")}), "head")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_setting_that_is_left_out_is_named() -> None:
     said = r"^head\.widths was not given\. MLP has dropout, widths, and needs them all\. Type head=<option>, whose file gives them; "
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(UserError, match=said):
         part(OmegaConf.create({"head": {key: value for key, value in MLP.items() if key != "widths"}}), "head")
     assert part(OmegaConf.create({"head": MLP}), "head").widths == (8,)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.recorded_runs import Only, find, is_file
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import short
@@ -48,7 +48,7 @@ def test_best_is_sought_on_the_same_photos_only(tracking: Mlflow, recorded: Call
     said = (
         "run=best was asked for, and experiment 'dogbreeds' has attempts on miniature and stanford_dogs. The best is among those on the same photos."
     )
-    with pytest.raises(Refused, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         find(tracking, "best", ANY)
     assert find(tracking, "best", Only(model=None, data="stanford_dogs")).run_id == hard
     assert find(tracking, "best", Only(model=None, data="miniature")).run_id == easy
@@ -66,22 +66,24 @@ def test_best_is_sought_on_the_same_photos_only(tracking: Mlflow, recorded: Call
 )
 def test_runs_that_are_of_no_use_are_refused(tracking: Mlflow, recorded: Callable[..., str], changes: dict[str, str], words: str) -> None:
     run_id = recorded(0.9, **changes)
-    with pytest.raises(Refused, match=re.escape(f"run={run_id} {words}")):
+    with pytest.raises(UserError, match=re.escape(f"run={run_id} {words}")):
         find(tracking, run_id, ANY)
 
 
 def test_what_names_nothing_or_too_much_is_refused(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     with pytest.raises(
-        Refused, match=r"Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type python"
+        UserError, match=r"Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type python"
     ):
         find(tracking, "latest", ANY)
     first = recorded(0.5)
     recorded(0.6)
-    with pytest.raises(Refused, match=rf"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are .*{short(first)}"):
+    with pytest.raises(
+        UserError, match=rf"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are .*{short(first)}"
+    ):
         find(tracking, "zz", ANY)
-    with pytest.raises(Refused, match=r"first= names 2 runs of experiment 'dogbreeds'."):
+    with pytest.raises(UserError, match=r"first= names 2 runs of experiment 'dogbreeds'."):
         find(tracking, "", ANY, key="first")
-    with pytest.raises(Refused, match=re.escape("has no finished attempt that kept its network with only.data=cats.")):
+    with pytest.raises(UserError, match=re.escape("has no finished attempt that kept its network with only.data=cats.")):
         find(tracking, "latest", Only(model=None, data="cats"))
 
 

@@ -14,13 +14,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.experiments.result import GivenUp
+from dogbreeds.experiments.result import PrunedResult
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.search import Search, Settings, Space
 from dogbreeds.experiments.trial import TRIAL, Trial, current
-from dogbreeds.tracking.records import SWEEP, Composition
+from dogbreeds.tracking.records import SWEEP, RunOrigin
 from tests.said import listen
 
 SMALL = ("data.breeds=6", "phase.epochs=5", "tracking.system_metrics_seconds=0", "tracking.model=none", "preflight=none", "baseline=none")
@@ -57,7 +57,7 @@ class Here:
             self.numbers[-1].append(json.loads(env.value())["number"])
             assert self.numbers[-1] == list(range(initial_job_idx, initial_job_idx + len(self.numbers[-1])))  # as launchers number them
             task = [text for text in overrides if not text.startswith("hydra.")]
-            self.results.append(execute(self._composed(*task), Composition("", tuple(task), " ".join(task), Path())))
+            self.results.append(execute(self._composed(*task), RunOrigin("", tuple(task), " ".join(task), Path())))
             self._monkeypatch.delenv(TRIAL)
             returns.append(JobReturn(_return_value=self.results[-1].objective, status=JobStatus.COMPLETED))
         return returns
@@ -98,7 +98,7 @@ def test_what_is_searched(override: str, distribution) -> None:
     ],
 )
 def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         space(*overrides)
     assert str(refused.value).startswith(sentence)
     assert "Type " in str(refused.value)
@@ -149,10 +149,10 @@ def test_a_trial_whose_job_failed_is_gone_on_with_once(composed, monkeypatch, tm
     search = Search(settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), "")  # there are not so many
     failing = Failing(composed, monkeypatch)
     for _ in range(2):
-        with pytest.raises(Refused):
+        with pytest.raises(UserError):
             search.run(failing)
     assert failing.numbers == [[0], [0]]
-    with pytest.raises(Refused):
+    with pytest.raises(UserError):
         search.run(failing)
     assert failing.numbers == [[0], [0], [1]]
     assert [trial.state.name for trial in study(search, tmp_path).trials] == ["FAIL", "RUNNING"]
@@ -164,7 +164,7 @@ class Failing(Here):
     def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
         try:
             return super().launch(job_overrides, initial_job_idx)
-        except Refused as error:
+        except UserError as error:
             return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
 
 
@@ -188,7 +188,7 @@ def test_rerun_begins_the_same_study_anew(composed, monkeypatch, tmp_path: Path)
     assert Search(settings(tmp_path), space(RATES, *SMALL), "another model").name != first.name
 
 
-def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[GivenUp, Run]:
+def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[PrunedResult, Run]:
     """An attempt that the median of five better trials prunes after its first epoch."""
     search = Search(settings(tmp_path, n_startup_trials=1), space(RATES), "")
     with search._alone():
@@ -200,7 +200,7 @@ def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[Give
     number = opened.ask(space(RATES).searched).number
     monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": number}))
     run = composed(f"optimizer.lr={lr}", *SMALL)
-    result = execute(run, Composition("", (), "pruned", Path()))
+    result = execute(run, RunOrigin("", (), "pruned", Path()))
     attributes = opened.trials[number].user_attrs
     assert attributes["epochs"] == 1
     assert attributes["pruned"].endswith("is below the median of the trials before")
@@ -210,7 +210,7 @@ def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[Give
 
 def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed, monkeypatch, tmp_path: Path) -> None:
     result, run = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
-    assert isinstance(result, GivenUp)
+    assert isinstance(result, PrunedResult)
     client = mlflow.MlflowClient(run.tracking.uri)
     (record,) = client.search_runs(["1"])
     assert record.info.status == "KILLED"
@@ -219,19 +219,19 @@ def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed
     assert "verdict" not in record.data.tags
     assert record.data.tags["search.trial"] == "5"
     assert result.objective == client.get_metric_history(record.info.run_id, "val/accuracy")[0].value
-    execute(run, Composition("", (), "itself", Path()))
+    execute(run, RunOrigin("", (), "itself", Path()))
     (record,) = client.search_runs(["1"])
     assert record.info.status == "FINISHED"
     assert record.data.tags["pruned"] == "no: gone on with"
     assert [point.step for point in client.get_metric_history(record.info.run_id, "val/loss")] == [1, 2, 3, 4, 5]
-    execute(composed("optimizer.lr=1e-5", *SMALL, "rerun=true"), Composition("", (), "uninterrupted", Path()))
+    execute(composed("optimizer.lr=1e-5", *SMALL, "rerun=true"), RunOrigin("", (), "uninterrupted", Path()))
     one, other = (client.get_metric_history(run.info.run_id, "val/loss") for run in client.search_runs(["1"]))
     assert [point.value for point in one] == [point.value for point in other]
 
 
 @pytest.mark.slow
 def test_what_was_finished_before_tells_the_search_its_curve(composed, monkeypatch, tmp_path: Path) -> None:
-    execute(composed("optimizer.lr=1e-3", *SMALL), Composition("", (), "before", Path()))
+    execute(composed("optimizer.lr=1e-3", *SMALL), RunOrigin("", (), "before", Path()))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     above = client.create_run("1").info.run_id
     monkeypatch.setenv(SWEEP, above)
@@ -249,7 +249,7 @@ def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_pat
     first = Search(settings(tmp_path, study_name="rates", n_trials=1), space(RATES, *SMALL), "")
     first.run(Here(composed, monkeypatch))
     other = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         other.run(Here(composed, monkeypatch))
     assert str(refused.value).startswith("hydra.sweeper.study_name=rates names a study of optimizer.lr with other ranges or settings.")
     anew = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "", rerun=True)
@@ -259,7 +259,7 @@ def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_pat
 
 def test_one_command_at_a_time_searches_a_study(composed, monkeypatch, tmp_path: Path) -> None:
     search = Search(settings(tmp_path), space(RATES, *SMALL), "")
-    with search._alone(), pytest.raises(Refused) as refused:
+    with search._alone(), pytest.raises(UserError) as refused:
         search.run(Here(composed, monkeypatch))
     assert str(refused.value).startswith(f"The study {search.name} is being searched by another command.")
 
@@ -267,12 +267,12 @@ def test_one_command_at_a_time_searches_a_study(composed, monkeypatch, tmp_path:
 def test_a_study_that_cannot_be_kept_is_refused(composed, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     search = Search(settings(tmp_path, storage=f"{tmp_path}/file/below"), space(RATES, *SMALL), "")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         search.run(Here(composed, monkeypatch))
     assert "cannot be written (Not a directory)" in str(refused.value)
     elsewhere = Search(settings(tmp_path, storage="postgresql+none://nobody@127.0.0.1/none"), space(RATES, *SMALL), "")
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path))
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(UserError) as refused:
         elsewhere.run(Here(composed, monkeypatch))
     assert str(refused.value).startswith("The studies in postgresql+none://nobody@127.0.0.1/none cannot be used (")
 
@@ -280,13 +280,13 @@ def test_a_study_that_cannot_be_kept_is_refused(composed, monkeypatch, tmp_path:
 @pytest.mark.slow
 def test_what_was_pruned_once_and_finished_since_is_no_longer_pruned(composed, monkeypatch, tmp_path: Path) -> None:
     result, _ = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
-    assert isinstance(result, GivenUp)
-    finished = execute(composed("optimizer.lr=1e-5", *SMALL), Composition("", (), "itself", Path()))
+    assert isinstance(result, PrunedResult)
+    finished = execute(composed("optimizer.lr=1e-5", *SMALL), RunOrigin("", (), "itself", Path()))
     above = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").create_run("1").info.run_id
     monkeypatch.setenv(SWEEP, above)
     search = Search(settings(tmp_path, n_startup_trials=1), space(RATES), "")
     monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": 5}))
-    again = execute(composed("optimizer.lr=1e-5", *SMALL), Composition("", (), "its trial", Path()))
+    again = execute(composed("optimizer.lr=1e-5", *SMALL), RunOrigin("", (), "its trial", Path()))
     assert again.run_id == finished.run_id
     trial = study(search, tmp_path).trials[5]
     assert trial.user_attrs["pruned"] is None
@@ -306,7 +306,7 @@ def test_a_study_that_is_out_of_reach_does_not_end_training(composed, monkeypatc
         real(self, value, step)
 
     monkeypatch.setattr(optuna.trial.Trial, "report", away)
-    execute(composed("optimizer.lr=1e-3", *SMALL), Composition("", (), "trial", Path()))
+    execute(composed("optimizer.lr=1e-3", *SMALL), RunOrigin("", (), "trial", Path()))
     assert "epoch 2 is not reported to the search: The studies in " in caplog.text
     assert list(study(search, tmp_path).trials[number].intermediate_values) == [1, 2, 3, 4, 5]
 
@@ -315,7 +315,7 @@ def test_optuna_that_is_not_installed_is_named_with_the_extra_that_brings_it(mon
     from hydra_plugins.dogbreeds_optuna import OptunaSweeper
 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(Refused, match=r"Type pip install 'dogbreeds\[search\]'\."):
+    with pytest.raises(UserError, match=r"Type pip install 'dogbreeds\[search\]'\."):
         OptunaSweeper().sweep([])
 
 

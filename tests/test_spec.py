@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, boolean, integer, integers, number, one_of, text, texts
 
 
@@ -51,6 +51,6 @@ def test_values_become_plain_types() -> None:
     ],
 )
 def test_a_wrong_value_is_said_in_three_sentences(field: str, value: object, sentences: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         Sample(**GOOD | {field: value})
     assert str(refusal.value) == sentences

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.models.replicas import OneDevice
 from dogbreeds.models.strategy import Mirrored, Single
 from tests import prefork
@@ -29,13 +29,13 @@ def test_one_device_is_the_default_and_neither_decides_the_key(composed) -> None
 @pytest.mark.parametrize("devices", [0, -1, True, 1.5, "GPU:0", [], ["GPU"], ["GPU:0", "GPU:0"], ["CPU:0", "GPU:0"], [0]])
 def test_what_names_no_devices_is_refused(devices) -> None:
     said = f"strategy.devices was {devices!r}. It must be null for all GPUs, their number, or different names of one kind, such as GPU:0. "
-    with pytest.raises(Refused, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         Mirrored(devices=devices)
 
 
 @pytest.mark.parametrize("devices", [None, 2, ["GPU:0", "GPU:1"]])
 def test_without_a_gpu_it_says_what_to_type(devices) -> None:
-    with pytest.raises(Refused, match=r"^strategy=mirrored was asked for, and TensorFlow finds no GPU here\. .* Type strategy=single, or "):
+    with pytest.raises(UserError, match=r"^strategy=mirrored was asked for, and TensorFlow finds no GPU here\. .* Type strategy=single, or "):
         Mirrored(devices=devices).build()
 
 
@@ -50,7 +50,7 @@ def test_gpus_that_are_not_there_are_refused(devices, there: int, said: str, mon
     import tensorflow as tf
 
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [object()] * there)
-    with pytest.raises(Refused, match=f"^{re.escape(said)}$"):
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         Mirrored(devices=devices).build()
 
 
@@ -58,7 +58,7 @@ def test_the_processor_is_not_divided_any_more_once_it_is_used() -> None:
     import tensorflow as tf
 
     tf.constant(0.0)
-    with pytest.raises(Refused, match=r"^strategy\.devices names CPU:1, and TensorFlow has begun with fewer devices\. "):
+    with pytest.raises(UserError, match=r"^strategy\.devices names CPU:1, and TensorFlow has begun with fewer devices\. "):
         Mirrored(devices=["CPU:0", "CPU:1"]).build()
 
 

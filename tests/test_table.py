@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.reports.attempts_rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.reports.attempts_table import not_run, tables
@@ -207,7 +207,7 @@ def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_sho
     tracking = Mlflow(uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0)
     assert tracking.page(record("frozen"), ui) == begins
     with pytest.raises(
-        Refused, match=re.escape("ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui=")
+        UserError, match=re.escape("ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui=")
     ):
         replace(tracking, uri="sqlite:///mlflow.db").page(record("frozen"), "javascript:x")
 

@@ -10,11 +10,11 @@ import pytest
 
 from dogbreeds.core.process import owner
 from dogbreeds.tracking import lifecycle
-from dogbreeds.tracking.records import Composition, Known
+from dogbreeds.tracking.records import PriorRuns, RunOrigin
 
 
-def composition(folder: Path, identity: str = "i", key: str = "k") -> Composition:
-    return Composition("seed: 0\n", (), "an attempt", folder, key=key, identity=identity)
+def composition(folder: Path, identity: str = "i", key: str = "k") -> RunOrigin:
+    return RunOrigin("seed: 0\n", (), "an attempt", folder, key=key, identity=identity)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_runs_that_nobody_works_on_are_closed(composed, tags: dict[str, str], si
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time() - silent_seconds)} | tags).info.run_id
-    assert tracking.known("k", "i") == Known()
+    assert tracking.known("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == status
 
 
@@ -40,7 +40,7 @@ def test_a_run_that_is_not_one_of_ours_is_left_alone(composed) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(experiment, tags={"host": "elsewhere"}).info.run_id
-    assert tracking.known("k", "i") == Known()
+    assert tracking.known("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
@@ -54,7 +54,7 @@ def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: moved)
     monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", moved, raising=False)  # of an older psutil
     assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
-    assert tracking.known("k", "i") == Known()
+    assert tracking.known("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
@@ -71,10 +71,10 @@ def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(compose
 
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "search_runs", overtaken)
-        lifecycle.close_gone(client, experiment)
+        lifecycle.close_orphaned_runs(client, experiment)
     assert client.get_run(run_id).info.status == "RUNNING"
     client.set_tag(run_id, "process.started", "-1000.0")
-    lifecycle.close_gone(client, experiment)
+    lifecycle.close_orphaned_runs(client, experiment)
     assert client.get_run(run_id).info.status == "KILLED"
 
 
@@ -106,14 +106,14 @@ def test_a_run_whose_process_was_killed_before_it_said_what_it_was_started_with_
 def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
     tracking = composed().tracking
     client, _ = tracking.connect()
-    assert tracking.known("k", "i") == Known()
+    assert tracking.known("k", "i") == PriorRuns()
     with pytest.raises(KeyboardInterrupt), tracking.open(composition(tmp_path)) as tracker:
         first = tracker.run_id
         raise KeyboardInterrupt
     assert tracking.known("k", "i").unfinished.run_id == first
     assert tracking.known("k", "i").finished is None
-    assert tracking.known("k", "other photos") == Known(others=(first[: len(tracking.known("k", "other photos").others[0])],))
-    assert tracking.known("other settings", "i") == Known()
+    assert tracking.known("k", "other photos") == PriorRuns(others=(first[: len(tracking.known("k", "other photos").others[0])],))
+    assert tracking.known("other settings", "i") == PriorRuns()
     with tracking.open(composition(tmp_path), tracking.known("k", "i").unfinished) as tracker:
         assert tracker.run_id == first
         assert client.get_run(first).info.status == "RUNNING"

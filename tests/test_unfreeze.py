@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.models.unfreeze import All, Blocks, Gradual, LastN, Nothing, Plan
 
 
@@ -72,6 +72,6 @@ def test_gradual_goes_down_block_by_block() -> None:
     ],
 )
 def test_what_the_backbone_lacks_is_refused(policy, said: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(UserError) as refusal:
         policy.plan(B4)
     assert str(refusal.value).startswith(said)

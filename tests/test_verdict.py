@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dogbreeds.evaluation.metrics import Pair, Proportion, Scores
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
 
@@ -48,7 +48,7 @@ CASES = {  # name: (epochs, setting, verdict, words of its reason, words of its 
     ),
     "a collapse in wrong pixels": (curve(GUIDE), setting(1e-2, native=False), "collapsed", "43.1 %", "type preprocessing=native."),
     "a fine-tune that collapses": (
-        curve([93, 60, 20, 10]), setting(1e-2, pair=Pair(0, 100, N, "test")), "collapsed", "peaked at 93.0 % in epoch 1", "too harsh: type",
+        curve([93, 60, 20, 10]), setting(1e-2, pair=PairedOutcome(0, 100, N, "test")), "collapsed", "peaked at 93.0 % in epoch 1", "too harsh: type",
     ),
     "a dip that recovers": (curve([60, 75, 20, 74, 76]), setting(), "learned", "best validation 76.0 %", "type phase=finetune."),
     "a dip at the end": (curve([60, 75, 76, 20]), setting(), "learned", "76.0 % (95 % interval 74.7–77.3, n = 4,072) in epoch 3, 20.0 % in", ""),
@@ -93,20 +93,22 @@ CASES = {  # name: (epochs, setting, verdict, words of its reason, words of its 
         curve([70, 73, 73, 73], train=[70, 73, 74, 75], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 1.1, 1.0, 0.9]), setting(), "learned", "", "",
     ),
     "more gained than lost": (
-        curve(PARENTED), setting(1e-5, pair=Pair(60, 10, 1000, "test")), "better_than_frozen",
+        curve(PARENTED), setting(1e-5, pair=PairedOutcome(60, 10, 1000, "test")), "better_than_frozen",
         "+5.0 points on test (95 % interval +3.4 to +6.6; 60 photos gained, 10 lost of 1,000, p = ", "Keep the fine-tuned network.",
     ),
     "more lost than gained": (
-        curve(PARENTED), setting(1e-4, pair=Pair(10, 60, 1000, "val")), "worse_than_frozen", "-5.0 points on val", "type optimizer.lr=1e-5, or unf",
+        curve(PARENTED), setting(1e-4, pair=PairedOutcome(10, 60, 1000, "val")), "worse_than_frozen", "-5.0 points on val",
+        "type optimizer.lr=1e-5, or unf",
     ),
     "as many gained as lost": (
-        curve(PARENTED), setting(1e-5, pair=Pair(12, 10, 1000, "test")), "no_better_than_frozen", "+0.2 points on test", "is cheaper, keep it",
+        curve(PARENTED), setting(1e-5, pair=PairedOutcome(12, 10, 1000, "test")), "no_better_than_frozen", "+0.2 points on test",
+        "is cheaper, keep it",
     ),
     "a gain that is noise": (
-        curve(PARENTED), setting(1e-5, pair=Pair(20, 10, 1000, "test")), "no_better_than_frozen", "p = 0.099) against the frozen parent", "",
+        curve(PARENTED), setting(1e-5, pair=PairedOutcome(20, 10, 1000, "test")), "no_better_than_frozen", "p = 0.099) against the frozen parent", "",
     ),
     "a fine-tune where nothing changed": (
-        curve(PARENTED), setting(1e-5, pair=Pair(0, 0, 60, "test")), "no_better_than_frozen", "0 photos gained, 0 lost of 60, p = 1)", "",
+        curve(PARENTED), setting(1e-5, pair=PairedOutcome(0, 0, 60, "test")), "no_better_than_frozen", "0 photos gained, 0 lost of 60, p = 1)", "",
     ),
 }  # fmt: skip
 
@@ -133,7 +135,7 @@ def test_a_verdict_s_numbers_can_be_searched_by() -> None:
     collapsed, never = judge(curve(GUIDE), setting(1e-2)).numbers, judge(curve([0.8, 1.0, 0.9]), setting()).numbers
     assert collapsed == pytest.approx({"peak": 0.431, "fall": 0.431 - 0.1439, "peak_epoch": 1}, abs=1e-4)
     assert never == pytest.approx({"peak": 0.01, "chance": 1 / 120}, abs=1e-4)
-    assert judge(curve(PARENTED), setting(pair=Pair(10, 0, 100, "test"))).numbers == {
+    assert judge(curve(PARENTED), setting(pair=PairedOutcome(10, 0, 100, "test"))).numbers == {
         "difference": 0.1, "p_value": pytest.approx(2 / 1024), "gained": 10, "lost": 0,
     }  # fmt: skip
 

@@ -79,7 +79,7 @@ def _lines(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """Holds back what native code writes to the standard error, such as TensorFlow's remarks on being imported; shows it if the body fails.
 
     TensorFlow's own log says errors only from then on: it warns of retracing, and of tables in a graph, which are meant to be so.

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import psutil
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def sink(place: str | None, example: str) -> Iterator[TextIO]:
         example: of a file, for errors.
 
     Raises:
-        Refused: where there can be no such file.
+        UserError: where there can be no such file.
     """
     if place is None:
         yield sys.stdout
@@ -37,7 +37,7 @@ def sink(place: str | None, example: str) -> Iterator[TextIO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = opened.enter_context(opened.enter_context(aside(path)).open("w", encoding="utf-8"))
         except OSError as error:
-            raise Refused(f"{path} cannot be written ({error.strerror}). output must be a file. Type output={example}, for example.") from error
+            raise UserError(f"{path} cannot be written ({error.strerror}). output must be a file. Type output={example}, for example.") from error
         yield stream
 
 
@@ -64,21 +64,23 @@ def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
             folder is one of its own.
 
     Raises:
-        Refused: where there can be no such folder, or where it holds other things.
+        UserError: where there can be no such folder, or where it holds other things.
     """
     new = not place.exists()
     try:
         place.mkdir(parents=True, exist_ok=True)
         there = [item.name for item in place.iterdir() if not _PART.fullmatch(item.name)]
         if there and own[0] not in there:
-            raise Refused(f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an earlier result. {_TYPE}")
+            raise UserError(
+                f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an earlier result. {_TYPE}"
+            )
         for item in place.iterdir():
             if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):  # by a process that was killed
                 remove(item)
         written = place / f".{os.getpid()}.part"
         written.mkdir()
     except OSError as error:
-        raise Refused(f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}") from error
+        raise UserError(f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}") from error
     try:
         yield written
         for name in own:

@@ -77,7 +77,7 @@ def end_elsewhere() -> None:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """A block that is not cut in two: a signal that arrives within is raised at its end."""
     global _held
     _held += 1
@@ -92,11 +92,11 @@ def raise_arrived() -> None:
     """Raises a signal that has arrived, within a held block too: one that waits for somebody else must not hold the user up."""
     global _held
     if _arrived is not None:
-        held, _held = _held, 0
+        deferred, _held = _held, 0
         try:
             _raise_what_arrived()
         finally:
-            _held = held
+            _held = deferred
 
 
 def ignore() -> None:

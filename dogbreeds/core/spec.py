@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 
 Check = Callable[[str, Any], Any]
 
@@ -34,7 +34,7 @@ def number(
             and (at_most is None or value <= at_most)
         )
         if not fits:
-            raise Refused(f"{key} was {value!r}. It must be a finite number {said}. Type {key}={example:g}, for example.")
+            raise UserError(f"{key} was {value!r}. It must be a finite number {said}. Type {key}={example:g}, for example.")
         return float(value)
 
     return _declared(check)
@@ -48,7 +48,7 @@ def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
             return None
         if not _is_number(value) or int(value) != value or value < at_least:
             null = ", or null" if optional else ""
-            raise Refused(f"{key} was {value!r}. It must be a whole number of {at_least} or more{null}. Type {key}={example}, for example.")
+            raise UserError(f"{key} was {value!r}. It must be a whole number of {at_least} or more{null}. Type {key}={example}, for example.")
         return int(value)
 
     return _declared(check)
@@ -62,7 +62,7 @@ def one_of(*choices: str, optional: bool = False) -> Any:
             return None
         if value not in choices:
             null = ", or null" if optional else ""
-            raise Refused(f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for example.")
+            raise UserError(f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for example.")
         return str(value)
 
     return _declared(check)
@@ -73,7 +73,7 @@ def boolean() -> Any:
 
     def check(key: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise Refused(f"{key} was {value!r}. It must be true or false. Type {key}=true or {key}=false.")
+            raise UserError(f"{key} was {value!r}. It must be true or false. Type {key}=true or {key}=false.")
         return value
 
     return _declared(check)
@@ -88,7 +88,7 @@ def text(*, example: str, optional: bool = False) -> Any:
         if type(value) is int:  # a folder's name, or the beginning of a run's id, may be all digits; none that begin with 0 come as a number
             value = str(value)
         if not isinstance(value, str) or not value:
-            raise Refused(f"{key} was {value!r}. It must be a text. Type {key}={example}, for example.")
+            raise UserError(f"{key} was {value!r}. It must be a text. Type {key}={example}, for example.")
         return value
 
     return _declared(check)
@@ -99,7 +99,7 @@ def integers(*, example: str) -> Any:
 
     def check(key: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not all(_is_number(item) and int(item) == item and item > 0 for item in value):
-            raise Refused(f"{key} was {value!r}. It must be a list of whole numbers above 0. Type '{key}={example}', for example.")
+            raise UserError(f"{key} was {value!r}. It must be a list of whole numbers above 0. Type '{key}={example}', for example.")
         return tuple(int(item) for item in value)
 
     return _declared(check)
@@ -110,7 +110,7 @@ def texts(*, example: str) -> Any:
 
     def check(key: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
-            raise Refused(f"{key} was {value!r}. It must be a list of names. Type '{key}={example}', for example.")
+            raise UserError(f"{key} was {value!r}. It must be a list of names. Type '{key}={example}', for example.")
         return tuple(value)
 
     return _declared(check)

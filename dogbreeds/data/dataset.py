@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, number, one_of
 from dogbreeds.core.text import digest
 from dogbreeds.data.image import Photo
@@ -75,7 +75,7 @@ class Dataset:
         return digest("\n".join([*self.class_names, *parts]).encode())
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows in two, class by class, the same way for the same seed.
 
     Args:
@@ -87,13 +87,13 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
         The rows that stay and those held out, both ascending.
 
     Raises:
-        Refused: where a class has a single row.
+        UserError: where a class has a single row.
     """
     held: list[np.ndarray] = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
-            raise Refused(
+            raise UserError(
                 f"Class number {label} has one photo, and validation has to be held out of it. "
                 "Every class needs two photos or more, or a val folder of its own. Add photos, or make root/val/<class>/."
             )
@@ -118,14 +118,14 @@ class Data(Spec):
 
         Raises:
             Missing: where the data is not there.
-            Refused: where it cannot be trained on.
+            UserError: where it cannot be trained on.
         """
         raise NotImplementedError
 
     def check_skipped(self, skipped: int, total: int, source: str) -> None:
-        """Raises `Refused` where more photos were skipped than `max_corrupt_fraction` allows."""
+        """Raises `UserError` where more photos were skipped than `max_corrupt_fraction` allows."""
         if skipped > self.max_corrupt_fraction * total:
-            raise Refused(
+            raise UserError(
                 f"{skipped:,} of {total:,} photos of {source} cannot be read. "
                 f"data.max_corrupt_fraction allows {self.max_corrupt_fraction:g} of them. "
                 f"Mend the files, or type data.max_corrupt_fraction={min(1.0, round(1.2 * skipped / total, 3)):g}."

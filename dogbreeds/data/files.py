@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.image import _OR_SKIP, NOT_A_FILE, OUTSIDE, SUFFIXES, Unreadable, _check_bytes, _opened, decode
 
@@ -39,7 +39,7 @@ def photos_below(folder: Path) -> "list[os.DirEntry[str]]":
     """All files below a folder that are named as photos are, sorted; links to folders are not gone into.
 
     Raises:
-        Refused: where a folder may not be listed.
+        UserError: where a folder may not be listed.
     """
     found, folders = [], [str(folder)]
     while folders:
@@ -56,7 +56,7 @@ def _listed(folder: str | Path) -> "list[os.DirEntry[str]]":
         with os.scandir(str(folder)) as entries:
             return list(entries)
     except OSError as error:
-        raise Refused(
+        raise UserError(
             f"{printable(str(folder))} cannot be listed ({error.strerror}). Folders of photos must be ones that you may read. Mend or remove it."
         ) from error
 
@@ -105,7 +105,7 @@ def decode_file(path: str, expected: str) -> np.ndarray:
 
     Raises:
         Unreadable: as `decode`.
-        Refused: where its content is another by now; no setting skips that, since what was kept would be of no known photos.
+        UserError: where its content is another by now; no setting skips that, since what was kept would be of no known photos.
     """
     try:
         encoded = read(path)
@@ -116,8 +116,10 @@ def decode_file(path: str, expected: str) -> np.ndarray:
     return decode(encoded, printable(path))
 
 
-def _changed(path: str) -> Refused:
-    return Refused(f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again.")
+def _changed(path: str) -> UserError:
+    return UserError(
+        f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again."
+    )
 
 
 def read(path: str) -> bytes:

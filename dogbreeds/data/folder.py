@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import integer, number, text
 from dogbreeds.core.text import ODD, digest, printable
-from dogbreeds.data.dataset import Data, Dataset, Source, Split, hold_out
+from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
 from dogbreeds.data.files import _listed, decode_file, examine_below, is_within, photos_below
 from dogbreeds.data.image import SUFFIXES, Unreadable
 
@@ -28,14 +28,14 @@ class Folder(Data):
         parts = {name: root / name for name in ("train", "val", "test") if _is_folder(root, str(root / name))}
         if "train" not in parts:
             if parts:
-                raise Refused(
+                raise UserError(
                     f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, "
                     f"or <class>/ folders alone. Make {printable(str(root / 'train'))}, or name another data.root."
                 )
             parts = {"train": root}
         class_names = tuple(_class_folders(root, parts["train"]))
         if len(class_names) < 2:
-            raise Refused(
+            raise UserError(
                 f"{printable(str(parts['train']))} has {len(class_names)} class folder{'' if len(class_names) == 1 else 's'}. "
                 "There must be two or more, one for each breed. Name the folder above them in data.root."
             )
@@ -45,7 +45,7 @@ class Folder(Data):
         if "val" in sources:
             val = Split(sources["val"], np.arange(len(sources["val"].labels)))
         else:
-            train_rows, val_rows = hold_out(sources["train"].labels, self.val_fraction, self.split_seed)
+            train_rows, val_rows = stratified_split(sources["train"].labels, self.val_fraction, self.split_seed)
             val = Split(sources["train"], val_rows)
         test = Split(sources["test"], np.arange(len(sources["test"].labels))) if "test" in sources else None
         notes = tuple(note for _, note in opened.values() if note)
@@ -59,7 +59,7 @@ class Folder(Data):
         """
         root = self._root()
         if not _class_folders(root, root):
-            raise Refused(
+            raise UserError(
                 f"{printable(str(root))} has no class folders. It must hold <class>/ folders of photos, named as the network's classes are. "
                 f"Make {printable(str(root / class_names[0]))}, for example, or name another folder; photos without labels are for predict."
             )
@@ -68,10 +68,10 @@ class Folder(Data):
 
     def _root(self) -> Path:
         if self.root is None:
-            raise Refused("data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos.")
+            raise UserError("data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos.")
         place = os.path.expanduser(self.root)
         if not os.path.isdir(place):
-            raise Missing(
+            raise MissingFileError(
                 f"data.root={printable(self.root)} is not a folder (looked in {printable(os.path.abspath(place))}). "
                 "It must hold train/<class>/ or <class>/ folders of photos. Type data.root=path/to/photos."
             )
@@ -86,7 +86,7 @@ class Folder(Data):
                 if known == "train"
                 else "Name the folder right above the class folders, or remove it."
             )
-            raise Refused(
+            raise UserError(
                 f"{printable(str(folder / strangers[0]))} is a class that {known} does not have{more}. "
                 f"Classes of {name} must be among those of {known}. {fix}"
             )
@@ -96,7 +96,7 @@ class Folder(Data):
             there = (folder / class_name).is_dir()
             found = photos_below(folder / class_name) if there else []
             if there and not found:
-                raise Refused(
+                raise UserError(
                     f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in {', '.join(SUFFIXES)}. "
                     "Add photos, or remove the folder."
                 )
@@ -130,7 +130,7 @@ def _class_folders(root: Path, folder: Path) -> list[str]:
     found = [entry for entry in _listed(folder) if not entry.name.startswith(".") and _is_folder(root, entry.path)]
     for entry in found:
         if ODD.search(entry.name):
-            raise Refused(
+            raise UserError(
                 f"{printable(entry.path)} has a name that is not UTF-8 or has control characters. "
                 "A class folder's name is what the model will call its photos. Rename the folder."
             )
@@ -138,9 +138,9 @@ def _class_folders(root: Path, folder: Path) -> list[str]:
 
 
 def _is_folder(root: Path, path: str) -> bool:
-    """Whether there is a folder at a path; `Refused` where a link there leads to one out of the root, or nowhere."""
+    """Whether there is a folder at a path; `UserError` where a link there leads to one out of the root, or nowhere."""
     if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and is_within(root, path)):
-        raise Refused(
+        raise UserError(
             f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below data.root={printable(str(root))}. "
             "Folders of photos must lie below it. Put the folder itself there, remove the link, or name another data.root."
         )

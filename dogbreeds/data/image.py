@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import ODD
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ REASONS = (NOT_A_PHOTO, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS
 _OR_SKIP = ", or type data.on_corrupt=skip."
 
 
-class Unreadable(Refused):
+class Unreadable(UserError):
     """A photo that `data.on_corrupt=skip` passes over.
 
     Attributes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import integer
 from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Dataset, Source, Split
@@ -27,7 +27,7 @@ class Miniature(Data):
 
         super().__post_init__()
         if self.breeds > BREEDS:
-            raise Refused(f"data.breeds was {self.breeds}. There are {BREEDS} drawn breeds. Type data.breeds={BREEDS}, for example.")
+            raise UserError(f"data.breeds was {self.breeds}. There are {BREEDS} drawn breeds. Type data.breeds={BREEDS}, for example.")
 
     def _source(self, name: str, each: int) -> Source:
         from dogbreeds.data import drawn_dogs

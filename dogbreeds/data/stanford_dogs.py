@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing
+from dogbreeds.core.errors import MissingFileError
 from dogbreeds.core.spec import integer, number, one_of, text
 from dogbreeds.core.text import digest, printable
-from dogbreeds.data.dataset import Data, Dataset, Source, Split, hold_out
+from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
 from dogbreeds.data.image import Photo, decode
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class StanfordDogs(Data):
         class_names = tuple(builder.info.features["label"].names)
         if self.split == "guide":
             everything = _tfds_source(builder, "train+test")
-            train_rows, val_rows = hold_out(everything.labels, self.val_fraction, self.guide_seed)
+            train_rows, val_rows = stratified_split(everything.labels, self.val_fraction, self.guide_seed)
             return Dataset("stanford_dogs", class_names, Split(everything, train_rows), Split(everything, val_rows), None)
         train, test = _tfds_source(builder, "train"), _tfds_source(builder, "test")
-        train_rows, val_rows = hold_out(train.labels, self.val_fraction, self.split_seed)
+        train_rows, val_rows = stratified_split(train.labels, self.val_fraction, self.split_seed)
         whole = Split(test, np.arange(len(test.labels)))
         return Dataset("stanford_dogs", class_names, Split(train, train_rows), Split(train, val_rows), whole)
 
@@ -55,7 +55,7 @@ class StanfordDogs(Data):
             try:
                 builder.download_and_prepare()
             except (OSError, tfds.download.DownloadError) as error:
-                raise Missing(
+                raise MissingFileError(
                     f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu "
                     f"({' '.join(str(error).split())[:100]}). It is needed once, 778 MiB, prepared by TensorFlow Datasets. "
                     "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos> for a folder of photos, "

@@ -75,7 +75,7 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedOutcome:
     """Two networks on the same n photos: how many only the second got right (`gained`), how many only the first did (`lost`)."""
 
     gained: int
@@ -84,7 +84,7 @@ class Pair:
     split: str
 
     @classmethod
-    def of(cls, before: np.ndarray, now: np.ndarray, split: str) -> "Pair":
+    def of(cls, before: np.ndarray, now: np.ndarray, split: str) -> "PairedOutcome":
         """Of [n] bool each: which photos the first got right, and which the second."""
         return cls(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
 

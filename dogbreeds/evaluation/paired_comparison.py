@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
-from dogbreeds.evaluation.metrics import Pair, Proportion
+from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
 from dogbreeds.evaluation.results import Predictions
 
 _REPEATED = 2  # photos of one breed that are called the same other one: a single one says little
@@ -28,7 +28,7 @@ class Change:
     name: str
     before: int
     after: int
-    pair: Pair
+    pair: PairedOutcome
     adjusted: float
 
     @property
@@ -72,11 +72,11 @@ class Comparison:
         return Proportion(int((self.first == self.labels).sum()), n), Proportion(int((self.second == self.labels).sum()), n)
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> PairedOutcome:
         return self._pair(np.ones(len(self.labels), bool))
 
-    def _pair(self, these: np.ndarray) -> Pair:
-        return Pair.of((self.first == self.labels)[these], (self.second == self.labels)[these], self.split)
+    def _pair(self, these: np.ndarray) -> PairedOutcome:
+        return PairedOutcome.of((self.first == self.labels)[these], (self.second == self.labels)[these], self.split)
 
     @cached_property
     def changes(self) -> tuple[Change, ...]:
@@ -134,27 +134,29 @@ def compare(first: Predictions, second: Predictions, split: str) -> Comparison:
     """Puts two networks side by side on the photos that both have in a split, which are told by their names.
 
     Raises:
-        Refused: where they have none in common, or mean something else by their labels.
+        UserError: where they have none in common, or mean something else by their labels.
     """
     classes = first.logits.shape[1], second.logits.shape[1]
     if classes[0] != classes[1]:
-        raise Refused(f"first has {classes[0]} breeds and second {classes[1]}. Both must know the same. Type only.data=<data> to choose among such.")
+        raise UserError(
+            f"first has {classes[0]} breeds and second {classes[1]}. Both must know the same. Type only.data=<data> to choose among such."
+        )
     if first.class_names and second.class_names and first.class_names != second.class_names:
         one, other_one = next(pair for pair in zip(first.class_names, second.class_names, strict=True) if pair[0] != pair[1])
-        raise Refused(
+        raise UserError(
             f"first has a breed '{one}' where second has '{other_one}'. Both must know the same. Type only.data=<data> to choose among such."
         )
     place = {name: row for row, name in enumerate(second.ids)}
     shared = [(row, place[name]) for row, name in enumerate(first.ids) if name in place]
     if not shared:
-        raise Refused(
+        raise UserError(
             f"first and second share no photo of {split} (such as {first.ids[0]} and {second.ids[0]}). A paired test needs the same photos. "
             "Type split=test where both have one, or train both on the same data."
         )
     ours, theirs = np.asarray(shared).T
     other = first.labels[ours] != second.labels[theirs]
     if other.any():
-        raise Refused(
+        raise UserError(
             f"{first.ids[ours[other.argmax()]]} is of another breed in first than in second. A photo of the same name must be the same photo. "
             "Train both on the same data."
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.evaluation.metrics import Pair, Proportion, Scores
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 
 _MEASURED = "zero training: the 1000-way top's"  # and how many outputs: how the tag begins where there is a baseline
 
@@ -16,7 +16,7 @@ _HOLDS = "ImageNet holds Stanford Dogs' photos"
 
 
 @dataclass(frozen=True)
-class Untrained:
+class ZeroShotBaseline:
     """The baseline of an attempt, or why it has none.
 
     Attributes:
@@ -166,9 +166,9 @@ class Predictions:
     logits: np.ndarray
     class_names: tuple[str, ...] = ()
 
-    def beside(self, other: "Predictions", split: str) -> Pair:
+    def beside(self, other: "Predictions", split: str) -> PairedOutcome:
         """This network, photo by photo beside another one, whose photos must be these."""
         theirs = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
         before = np.array([theirs[name] for name in self.ids])
         now = self.logits.argmax(axis=1) == self.labels
-        return Pair.of(before, now, split)
+        return PairedOutcome.of(before, now, split)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dogbreeds.evaluation import calibration
 from dogbreeds.evaluation.calibration import Bin
-from dogbreeds.evaluation.metrics import Pair, Proportion, Scores, probabilities, score
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities, score
 
 _DRAWS = 1000  # of the bootstrap
 _LEAST = 1e-12  # of a probability, so that a photo that was thought impossible costs a finite log loss
@@ -108,7 +108,7 @@ class Augmented:
     views: int
     accuracy: Proportion
     log_loss: Measure
-    pair: Pair
+    pair: PairedOutcome
     cost: float
 
 
@@ -193,7 +193,7 @@ def augmented(plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views
     """
     before, now = plain.argmax(axis=1) == labels, averaged.argmax(axis=1) == labels
     accuracy = Proportion(int(now.sum()), len(labels))
-    return Augmented(views, accuracy, log_loss(averaged, labels, _draws(len(labels), seed)), Pair.of(before, now, split), cost)
+    return Augmented(views, accuracy, log_loss(averaged, labels, _draws(len(labels), seed)), PairedOutcome.of(before, now, split), cost)
 
 
 def log_loss(shares: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Measure:

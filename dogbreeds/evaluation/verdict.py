@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.evaluation.metrics import PairedOutcome
 
 if TYPE_CHECKING:
     from dogbreeds.evaluation.results import Epoch
@@ -70,7 +70,7 @@ class Setting:
     classes: int
     lr: float
     native: bool | None = None
-    pair: Pair | None = None
+    pair: PairedOutcome | None = None
     diverged: str = ""
 
 
@@ -151,7 +151,7 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
     return Verdict(found.name, found.reason, advice, found.numbers)
 
 
-def _beside_parent(pair: Pair, setting: Setting) -> Verdict:
+def _beside_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
     lower = f"optimizer.lr={_lower(setting.lr)}"
     name = "no_better_than_frozen" if pair.p_value >= PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     advice = {

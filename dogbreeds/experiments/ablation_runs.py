@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from dogbreeds.experiments import compose
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import Composition, Record
+from dogbreeds.tracking.records import Record, RunOrigin
 from dogbreeds.training.phase import Finetune
 
 if TYPE_CHECKING:
-    from dogbreeds.experiments.result import Done, Result
+    from dogbreeds.experiments.result import Result, Skipped
 
 _OF_THE_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")  # groups that a fine-tune shares with its frozen attempt
 
@@ -45,5 +45,5 @@ def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> R
     from dogbreeds.experiments.attempt import execute
 
     config = compose.composed("train", overrides)
-    done = execute(from_config(config), Composition(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
-    return tracking.record(cast("Result | Done", done).run_id)  # no range test: it is refused above
+    done = execute(from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
+    return tracking.record(cast("Result | Skipped", done).run_id)  # no range test: it is refused above

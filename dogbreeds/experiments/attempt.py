@@ -14,31 +14,31 @@ from dogbreeds.core import signals
 from dogbreeds.data.dataset import Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import score
-from dogbreeds.evaluation.results import Epoch, Predictions, Range, Untrained
+from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting
 from dogbreeds.experiments import trial
 from dogbreeds.experiments.prepare import _prepare, _Prepared
 from dogbreeds.experiments.recording import _describe, _epoch_line, _final_metrics, _paired_metrics, _summary
-from dogbreeds.experiments.result import Done, GivenUp, Result
+from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
-from dogbreeds.experiments.training_inputs import Shown
-from dogbreeds.features.cache import Store
+from dogbreeds.experiments.training_inputs import TrainingInputs
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.reports import curves
-from dogbreeds.tracking.records import RANKING, SWEEP, Composition, Known, Pruned, Record, short
+from dogbreeds.tracking.records import RANKING, SWEEP, PriorRuns, Pruned, Record, RunOrigin, short
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training import preflight
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.loop import Rows, fit, predict
 from dogbreeds.training.lr_range import range_test
 from dogbreeds.training.phase import LrRange, Training
-from dogbreeds.training.state import Outcome, Progress
+from dogbreeds.training.state import History, TrainingState
 
 log = logging.getLogger(__name__)
 
 _PRUNED = "pruned: "  # begins why training ended where a search gave it up
 
 
-def execute(run: Run, composition: Composition) -> Result | Range | Done | GivenUp:
+def execute(run: Run, composition: RunOrigin) -> Result | Range | Skipped | PrunedResult:
     """Runs an attempt and records it, or goes on with it where it was cut off; in a sweep, what has finished is not run again.
 
     Raises:
@@ -48,12 +48,12 @@ def execute(run: Run, composition: Composition) -> Result | Range | Done | Given
         try:
             return _run(run, composition, time.perf_counter())
         except Pruned as pruned:
-            return GivenUp(pruned.best)
+            return PrunedResult(pruned.best)
         finally:
-            Store.release()
+            FeatureCache.release()
 
 
-def _run(run: Run, composition: Composition, started: float) -> Result | Range | Done:
+def _run(run: Run, composition: RunOrigin, started: float) -> Result | Range | Skipped:
     run.baseline.weights_file()
     dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
     identity = run.identity(dataset.fingerprint)
@@ -74,7 +74,7 @@ def _run(run: Run, composition: Composition, started: float) -> Result | Range |
 
 def _execute(prepared: _Prepared, tracker: Tracker) -> Result | Range:
     _describe(prepared, tracker)
-    shown = Shown(prepared.run, prepared.dataset, prepared.network)
+    shown = TrainingInputs(prepared.run, prepared.dataset, prepared.network)
     shown.train(0)
     _tag_preflight(prepared, shown, tracker)
     if isinstance(prepared.run.phase, LrRange):
@@ -82,17 +82,17 @@ def _execute(prepared: _Prepared, tracker: Tracker) -> Result | Range:
     return _train(prepared, prepared.run.phase, shown, tracker)
 
 
-def _done(run: Run, record: Record, composition: Composition) -> Done:
+def _done(run: Run, record: Record, composition: RunOrigin) -> Skipped:
     """Says that a job of a sweep was finished before."""
     objective = record.metrics.get("suggested/lr" if isinstance(run.phase, LrRange) else RANKING, 0.0)
     verdict_said = f", {record.tags['verdict']}" if "verdict" in record.tags else ""
     log.info("already there: run %s '%s'%s; rerun=true runs it again", short(record.run_id), record.name, verdict_said)
     run.tracking.reuse(record, composition)
     trial.current().ended(run.tracking.history(record.run_id, "val/accuracy"), record.metrics.get("seconds/total", 0.0))
-    return Done(record.run_id, objective)
+    return Skipped(record.run_id, objective)
 
 
-def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | None:
+def _unfinished(run: Run, known: PriorRuns, checkpoints: Checkpoints) -> Record | None:
     """The recorded attempt to go on with, if any; says what is passed over."""
     if run.rerun or (known.finished is not None and known.unfinished is None):
         checkpoints.remove()  # of a run that had all but ended
@@ -109,7 +109,7 @@ def _unfinished(run: Run, known: Known, checkpoints: Checkpoints) -> Record | No
     return record
 
 
-def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker) -> Result:
+def _train(prepared: _Prepared, phase: Training, shown: TrainingInputs, tracker: Tracker) -> Result:
     run, dataset, network = prepared.run, prepared.dataset, prepared.network
     val = shown.rows(dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
@@ -125,7 +125,7 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
         hopeless = searched.judged(epochs, setting, len(epochs) == phase.epochs)
         return f"{_PRUNED}{hopeless}" if hopeless else None
 
-    def save(progress: Progress) -> None:
+    def save(progress: TrainingState) -> None:
         about, arrays = progress.packed()
         prepared.checkpoints.save(about | _setting(prepared), arrays)
 
@@ -170,19 +170,19 @@ def _train(prepared: _Prepared, phase: Training, shown: Shown, tracker: Tracker)
     return result
 
 
-def _measure_untrained(prepared: _Prepared, tested: bool) -> Untrained:
+def _measure_untrained(prepared: _Prepared, tested: bool) -> ZeroShotBaseline:
     """The zero-training baseline on validation, and where the attempt was tested, on test; what a fine-tune inherits was measured before."""
     dataset, network = prepared.dataset, prepared.untrained_network
     if network is None:
         return prepared.untrained
-    shown, splits = Shown(prepared.run, dataset, network), {"val": dataset.val}
+    shown, splits = TrainingInputs(prepared.run, dataset, network), {"val": dataset.val}
     if tested and dataset.test is not None:
         splits["test"] = dataset.test
     rows = {name: shown.rows(split) for name, split in splits.items()}
     return replace(prepared.untrained, accuracies={name: score(predict(network, those), those.labels).accuracy for name, those in rows.items()})
 
 
-def _given_up(why: str, outcome: Outcome, phase: Training, tracker: Tracker) -> Pruned:
+def _given_up(why: str, outcome: History, phase: Training, tracker: Tracker) -> Pruned:
     """Records that a search has pruned an attempt."""
     said = f"pruned after epoch {len(outcome.epochs)} of {phase.epochs}: {why}"
     tracker.tags({"pruned": why})
@@ -191,7 +191,7 @@ def _given_up(why: str, outcome: Outcome, phase: Training, tracker: Tracker) -> 
     return Pruned(outcome.best.val.accuracy.value if outcome.best else 0.0)
 
 
-def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Callable[[Sequence[Epoch]], str | None]) -> Progress | None:
+def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Callable[[Sequence[Epoch]], str | None]) -> TrainingState | None:
     """How far an earlier process came; what it did not record any more is recorded now. What one search gave up, another may go on with."""
     kept = prepared.checkpoints.load()
     if kept is None:
@@ -200,7 +200,7 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Calla
     if different:
         log.warning("the checkpoint that is there is of %s: this attempt begins anew", " and ".join(f"another {name}" for name in different))
         return None
-    progress = Progress.unpacked(*kept)
+    progress = TrainingState.unpacked(*kept)
     for epoch in progress.outcome.epochs:
         tracker.metrics(epoch.metrics(), epoch.number)
     if progress.outcome.ended.startswith(_PRUNED):
@@ -228,7 +228,7 @@ def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:
     log.info("the last state in which all was finite is kept: %s", kept)
 
 
-def _range_test(prepared: _Prepared, phase: LrRange, shown: Shown, tracker: Tracker) -> Range:
+def _range_test(prepared: _Prepared, phase: LrRange, shown: TrainingInputs, tracker: Tracker) -> Range:
     run = prepared.run
     found = range_test(prepared.network, shown.train(0), phase, run.optimizer, run.seed)
     tracker.series({"lr": found.lrs, "train/loss": found.losses})
@@ -249,7 +249,7 @@ def _ids(split: Split, rows: Rows) -> list[str]:
     return [split.source.ids[row] for row in rows.rows]  # only the training rows of a view are numbered otherwise
 
 
-def _tag_preflight(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:
+def _tag_preflight(prepared: _Prepared, shown: TrainingInputs, tracker: Tracker) -> None:
     """Records what the preflight found, once the last of its checks can be made."""
     if prepared.run.preflight.action == "none":
         tracker.tags({"preflight": "not checked"})
@@ -258,7 +258,7 @@ def _tag_preflight(prepared: _Prepared, shown: Shown, tracker: Tracker) -> None:
     tracker.tags({"preflight": " ".join(finding.said for finding in findings)[:4000] or "passed"})
 
 
-def _check_initial_loss(prepared: _Prepared, shown: Shown, tracker: Tracker) -> list[preflight.Finding]:
+def _check_initial_loss(prepared: _Prepared, shown: TrainingInputs, tracker: Tracker) -> list[preflight.Finding]:
     rows = shown.train(0)
     some = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.photos, len(rows))).astype(int)
     part = Rows(rows.array, rows.rows[some], rows.labels[some], rows.shown)

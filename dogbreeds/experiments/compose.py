@@ -12,13 +12,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import ALONE, Run, _Alone
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 
 
 def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -40,13 +40,13 @@ def from_config(config: DictConfig) -> Run:
     """The run that a composed config describes.
 
     Raises:
-        Refused: where a value is not allowed, a key is unknown, or a target lies outside the package.
+        UserError: where a value is not allowed, a key is unknown, or a target lies outside the package.
     """
     parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE}
     whole = _plain(config)
     missing = [name for name in ALONE if name not in whole]
     if missing:
-        raise Refused(f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out ~{missing[0]}.")
+        raise UserError(f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out ~{missing[0]}.")
     return Run(**parts, **dataclasses.asdict(_Alone(**{name: whole[name] for name in ALONE})))
 
 
@@ -54,7 +54,7 @@ def part(config: DictConfig, name: str) -> Any:
     """One group's spec, of a config that may lack others.
 
     Raises:
-        Refused: as `from_config`.
+        UserError: as `from_config`.
     """
     group = _plain(config).get(name)
     _check_target(name, group)
@@ -68,7 +68,7 @@ def _plain(config: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise Refused(
+        raise UserError(
             f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there. "
             "Type python -m dogbreeds.train --cfg job to see it whole."
         ) from error
@@ -79,21 +79,21 @@ def _check_target(name: str, group: Any) -> None:
     target = group.get("_target_") if isinstance(group, dict) else None
     kind = _spec(name, target)
     if kind is None:
-        raise Refused(
+        raise UserError(
             f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, as in the files of conf/{name}/. "
             f"Type {name}=<option>; python -m dogbreeds.train --help lists them."
         )
     known = {field.name for field in dataclasses.fields(kind)}
     for key, value in group.items():
         if key != "_target_" and key not in known:
-            raise Refused(
+            raise UserError(
                 f"{name}.{key} is not a setting of {kind.__name__}. It has {', '.join(sorted(known))}. "
                 "Type one of those, or leave out the attempt that sets it."
             )
         _check_value(f"{name}.{key}", value)
     missing = sorted(known - group.keys())
     if missing:
-        raise Refused(
+        raise UserError(
             f"{name}.{missing[0]} was not given. {kind.__name__} has {', '.join(sorted(known))}, and needs them all. "
             f"Type {name}=<option>, whose file gives them; python -m dogbreeds.train --help lists the options."
         )
@@ -119,7 +119,7 @@ def _check_value(key: str, value: Any) -> None:
     if isinstance(value, dict):
         for inner in value:
             if inner in _HYDRAS:
-                raise Refused(
+                raise UserError(
                     f"{key} has a key {inner} ({value[inner]!r}). Only a group itself names a class, and its settings are plain values. "
                     f"Type {key}=<value>."
                 )
@@ -133,7 +133,7 @@ def _check_value(key: str, value: Any) -> None:
 _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
 
 
-def _composition(config: DictConfig, run: Run) -> Composition:
+def _composition(config: DictConfig, run: Run) -> RunOrigin:
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)
     choices = {group: option for group, option in hydra_config.runtime.choices.items() if option and not group.startswith("hydra")}
@@ -141,7 +141,7 @@ def _composition(config: DictConfig, run: Run) -> Composition:
     name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     changed = _changed(run, choices) if "attempt" in choices else ()
     sought = {group: option for group, option in choices.items() if group in ("attempt", "model", "data")}
-    return Composition(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed)
+    return RunOrigin(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed)
 
 
 def _changed(run: Run, choices: dict[str, str]) -> tuple[str, ...]:

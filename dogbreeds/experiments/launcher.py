@@ -18,7 +18,7 @@ from hydra.types import RunMode
 
 from dogbreeds.core import signals
 from dogbreeds.core.console import alongside
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 
 if TYPE_CHECKING:
@@ -45,19 +45,19 @@ def ready(config: "DictConfig") -> None:
         config: the sweep's, with Hydra's part.
 
     Raises:
-        Refused: where something is not installed or does not answer.
+        UserError: where something is not installed or does not answer.
     """
     target, option = config.hydra.launcher._target_, config.hydra.runtime.choices["hydra/launcher"]
     package = target.split(".")[1] if target.startswith("hydra_plugins.") else None
     if package in _EXTRAS and importlib.util.find_spec(f"hydra_plugins.{package}") is None:
-        raise Refused(
+        raise UserError(
             f"hydra/launcher={option} was asked for and is not installed. Jobs side by side or elsewhere need it. "
             f"Type pip install 'dogbreeds[{_EXTRAS[package]}]'."
         )
     if target.endswith(".RayLauncher"):
         _connect(config.hydra.launcher.ray.init)
     elif target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
-        raise Refused(
+        raise UserError(
             f"hydra/launcher={option} was asked for, and there is no Slurm here: its command srun is not found. Such a sweep starts on "
             "a machine from which jobs can be submitted. Go there, or type hydra/launcher=joblib to use this one."
         )
@@ -101,7 +101,7 @@ class Launched(Callback):
         try:
             ready(config)
             self.begin(config)
-        except Refused as error:
+        except UserError as error:
             sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
         tell(config)
 
@@ -122,7 +122,7 @@ def _connect(init: "DictConfig") -> None:
         _knock(settings["address"])
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
-        raise Refused(
+        raise UserError(
             f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). It must be local, for one that lives as long as "
             "the sweep, auto, for a cluster that this machine is part of, or the address that ray start printed. "
             "Type hydra.launcher.ray.init.address=local."

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.core.console import hushed
+from dogbreeds.core.console import quiet_stderr
 from dogbreeds.data.dataset import Dataset
-from dogbreeds.evaluation.results import Untrained
+from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network, assemble
 from dogbreeds.tracking.records import Parent, Record
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
-from dogbreeds.training.batchnorm_statistics import Fit
+from dogbreeds.training.batchnorm_statistics import PixelFit
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.phase import Finetune, Training
 
@@ -36,9 +36,9 @@ class _Prepared:
     network: Network
     facts: dict[str, str]
     parent: Parent | None
-    untrained: Untrained
+    untrained: ZeroShotBaseline
     untrained_network: Network | None
-    fit: Fit | None
+    fit: PixelFit | None
     findings: list[preflight.Finding]
     started: float
 
@@ -61,7 +61,7 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
     return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, untrained_network, fit, findings, started)
 
 
-def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None, list[preflight.Finding]]:
+def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, PixelFit | None, list[preflight.Finding]]:
     """The backbone, the network on it with a new head, and what the preflight found; what can be refused before anything is spent is refused
     here, the cheapest first."""
     for note in dataset.notes:
@@ -71,7 +71,7 @@ def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None
     run.preflight.report(findings)
 
     first = "tensorflow" not in sys.modules
-    with hushed():
+    with quiet_stderr():
         import keras
         import tensorflow as tf
 
@@ -99,7 +99,7 @@ def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, Fit | None
 
 def untrained_of(
     run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]
-) -> tuple[Untrained, Network | None]:
+) -> tuple[ZeroShotBaseline, Network | None]:
     """The zero-training baseline and the network that it is yet to be measured by, or a fine-tune's, which its frozen attempt has measured."""
     if parent is not None:
         sizes = {split: len(predictions.ids) for split, predictions in parent.predictions.items()}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import part
-from dogbreeds.features.cache import Store
-from dogbreeds.inference.evaluation_set import Subject, _shown
+from dogbreeds.features.cache import FeatureCache
+from dogbreeds.inference.evaluation_set import EvaluationSet, _shown
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING, Record, short
 
@@ -56,11 +56,11 @@ def store(config: DictConfig, why: str, wanted: str = LATEST) -> Mlflow:
         wanted: the run, or a saved file, of which nothing is recorded: any way of recording will do then.
 
     Raises:
-        Refused: with tracking=none.
+        UserError: with tracking=none.
     """
     tracking = part(config, "tracking")
     if not isinstance(tracking, Mlflow) and not is_file(wanted):
-        raise Refused(f"tracking=none was chosen. {why} Type tracking=mlflow.")
+        raise UserError(f"tracking=none was chosen. {why} Type tracking=mlflow.")
     return cast(Mlflow, tracking)
 
 
@@ -75,14 +75,14 @@ def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: b
         network: whether the attempt must have kept its network.
 
     Raises:
-        Refused: where it names no finished attempt, several, or one without what is needed.
+        UserError: where it names no finished attempt, several, or one without what is needed.
     """
     if wanted not in (LATEST, BEST):
         return _by_id(tracking, wanted, key, network)
     records = [record for record in tracking.records() if only.holds(record) and (_kept(record) or not network)]
     if not records:
         which = f"{' that kept its network' if network else ''}{f' with {only}' if str(only) else ''}"
-        raise Refused(
+        raise UserError(
             f"Experiment '{tracking.experiment}' has no finished attempt{which}. {key}={wanted} is one of those. "
             f"Type python -m dogbreeds.train first{', or name a saved network by its file' if network else ''}."
         )
@@ -90,7 +90,7 @@ def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: b
         return records[0]
     data = sorted({record.params["data.name"] for record in records})
     if len(data) > 1:  # accuracies on different photos say nothing about which is better
-        raise Refused(
+        raise UserError(
             f"{key}=best was asked for, and experiment '{tracking.experiment}' has attempts on {' and '.join(data)}. The best is among those on the "
             f"same photos. Type only.data={records[0].params['data.name']}, for example."
         )
@@ -106,17 +106,17 @@ def _by_id(tracking: Mlflow, wanted: str, key: str, network: bool) -> Record:
     if len(found) != 1:
         some = found or [record for record in tracking.records() if _kept(record) or not network]
         there = f"; {'it names' if found else 'the newest are'} {', '.join(short(record.run_id) for record in some[:4])}" if some else ""
-        raise Refused(
+        raise UserError(
             f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment '{tracking.experiment}'. It must be latest, "
             f"best, or the beginning of one run's id{there}. Type {key}=latest, for example."
         )
     (record,) = found
     if record.status != "FINISHED" or "verdict" not in record.tags:
         state = f"has not finished ({record.status})" if record.status != "FINISHED" else "is no training: it has no verdict"
-        raise Refused(f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for example.")
+        raise UserError(f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for example.")
     if network and not _kept(record):
         why = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
-        raise Refused(
+        raise UserError(
             f"{key}={wanted} kept no network ({why}). There must be one. Type {key}=best, or run it by itself: "
             "python -m dogbreeds.train with its overrides."
         )
@@ -131,7 +131,9 @@ def opened(tracking: Mlflow, wanted: str, only: Only) -> "Iterator[tuple[Record 
     place = Path(wanted).expanduser()
     if is_file(wanted):
         if not place.is_file():
-            raise Missing(f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest, for example.")
+            raise MissingFileError(
+                f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest, for example."
+            )
         yield None, load(place), place
         return
     record = find(tracking, wanted, only)
@@ -152,13 +154,13 @@ def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, D
         How the photos are read, and the photos in their splits.
 
     Raises:
-        Missing: where they are not there any more.
-        Refused: where they are others.
+        MissingFileError: where they are not there any more.
+        UserError: where they are others.
     """
     config = cast(DictConfig, OmegaConf.create(tracking.config(record.run_id)))
     if root is not None:
         if "root" not in config["data"]:
-            raise Refused(
+            raise UserError(
                 f"data.root={root} was given, and the photos of run {short(record.run_id)} are drawn. Only photos that lie somewhere have a root. "
                 "Type the command without data.root."
             )
@@ -167,7 +169,7 @@ def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, D
     opened = data.open()
     if opened.fingerprint != record.params["data.fingerprint"]:
         place = f" at {root or config['data']['root']}" if "root" in config["data"] else ""
-        raise Refused(
+        raise UserError(
             f"The photos{place} are others than run {short(record.run_id)} had, or stand in other splits. They must be the same files, none more and "
             "none less. Type data.root=<folder> with those, or train on these first."
         )
@@ -191,7 +193,7 @@ def said(record: Record) -> str:
     return f"run {short(record.run_id)}, {record.params['model.architecture']} on {record.params['data.name']}{measured}"
 
 
-def of_run(tracking: Mlflow, record: Record, split: str | None, root: str | None, classifier: "Classifier", arrays: Store) -> Subject:
+def of_run(tracking: Mlflow, record: Record, split: str | None, root: str | None, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
     """A split of the photos that a run had.
 
     Args:
@@ -203,14 +205,14 @@ def of_run(tracking: Mlflow, record: Record, split: str | None, root: str | None
         arrays: where photos are kept once they are decoded.
 
     Raises:
-        Missing, Refused: where they are not there, are others, or cannot be read.
+        MissingFileError, UserError: where they are not there, are others, or cannot be read.
     """
     data, whole = dataset(tracking, record, root)
     for note in whole.notes:
         log.warning(note)
     place = split or ("test" if whole.test is not None else "val")
     if place not in whole.splits:
-        raise Refused(
+        raise UserError(
             f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type split=val, for example."
         )
     return _shown(place, whole.splits[place], data, classifier, arrays)

@@ -2,7 +2,7 @@
 
 import logging
 
-from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.experiments.prepare import _Prepared
 from dogbreeds.experiments.result import Result
@@ -65,7 +65,7 @@ def _final_metrics(result: Result) -> dict[str, float]:
     return final
 
 
-def _paired_metrics(pairs: dict[str, Pair]) -> dict[str, float]:
+def _paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     return {
         f"parent/{split}_{name}": value
         for split, pair in pairs.items()

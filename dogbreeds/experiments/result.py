@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from dogbreeds.evaluation.metrics import Scores
-from dogbreeds.evaluation.results import Untrained
+from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Verdict
-from dogbreeds.training.state import Outcome
+from dogbreeds.training.state import History
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class Result:
     """What an attempt measured, and the id that it is recorded under."""
 
     run_id: str
-    outcome: Outcome
+    outcome: History
     test: Scores | None
-    untrained: Untrained
+    untrained: ZeroShotBaseline
     verdict: Verdict
     feature_seconds: float
     seconds: float
@@ -27,7 +27,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Done:
+class Skipped:
     """An attempt of a sweep that was finished before.
 
     Attributes:
@@ -40,7 +40,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class GivenUp:
+class PrunedResult:
     """An attempt that a search has pruned. Asked for by itself, it goes on from its checkpoint.
 
     Attributes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, text
 from dogbreeds.core.text import digest
@@ -66,11 +66,11 @@ class Space:
         """The space that parsed overrides describe.
 
         Raises:
-            Refused: where nothing is searched, or an interval is none.
+            UserError: where nothing is searched, or an interval is none.
         """
         searched = {override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()}
         if not searched:
-            raise Refused(
+            raise UserError(
                 "hydra/sweeper=optuna was asked for and no setting was given a range. A search needs interval(low,high), range(low,high) or "
                 f"choice(one,other) of at least one setting. Type {_EXAMPLE}, for example."
             )
@@ -100,7 +100,7 @@ def _distribution(override: "Override") -> "optuna.distributions.BaseDistributio
                 return IntDistribution(min(steps), max(steps), step=abs(steps.step))
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
-        raise Refused(
+        raise UserError(
             f"{override.input_line} is no range to search ({str(error).splitlines()[0]}). It must be interval(low,high), of whole numbers with "
             f"int(…) around it, range(low,high) or choice(one,other). Type '{key}=interval(1e-5,1e-1)', for example."
         ) from error
@@ -131,7 +131,7 @@ class Search:
         """Runs what is missing of the trials; the same search goes on with what an earlier command has begun.
 
         Raises:
-            Refused: where the study is of another search, or is being searched by another command.
+            UserError: where the study is of another search, or is being searched by another command.
         """
         from optuna.trial import TrialState
 
@@ -173,7 +173,7 @@ class Search:
         study = optuna.create_study(study_name=self.name, storage=kept, direction="maximize", load_if_exists=True)
         before = study.user_attrs.get("search", self._said)
         if before != self._said:
-            raise Refused(
+            raise UserError(
                 f"hydra.sweeper.study_name={self.name} names a study of {', '.join(before['ranges'])} with other ranges or settings. A study goes on "
                 "with those that it began with. Type the same command, another hydra.sweeper.study_name, or rerun=true to forget that study."
             )
@@ -205,7 +205,7 @@ class Search:
         before = sum(self._is_whole(trial) for trial in study.get_trials(deepcopy=False))
         # Trials side by side should not all try the same: those that are not done count as bad ones.
         study.sampler = TPESampler(seed=self._settings.seed + before, n_startup_trials=max(1, self._settings.n_startup_trials), constant_liar=True)
-        with signals.held():
+        with signals.deferred():
             trial = study.ask(self._space.searched)
         return trial.number, trial.params
 
@@ -251,7 +251,7 @@ class Search:
             place.parent.mkdir(parents=True, exist_ok=True)
             lock = open(f"{place}.command", "a+b")  # noqa: SIM115 - closed below; .lock beside it is the lock of Optuna itself
         except OSError as error:
-            raise Refused(
+            raise UserError(
                 f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). A study is kept in a folder, or in a database "
                 "that Optuna knows. Type hydra.sweeper.storage=<folder>."
             ) from error
@@ -259,7 +259,7 @@ class Search:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Refused(
+                raise UserError(
                     f"The study {self.name} is being searched by another command. One command at a time asks for trials, and runs as many of them "
                     "side by side as hydra.sweeper.n_jobs says. Wait for it, or type hydra.sweeper.study_name=<another name>."
                 ) from None

@@ -10,9 +10,9 @@ from dogbreeds.core.text import digest
 from dogbreeds.experiments.compose import part
 from dogbreeds.experiments.launcher import Launched
 from dogbreeds.reports import curves
-from dogbreeds.tracking.lifecycle import beating, begin, close_gone, go_on
+from dogbreeds.tracking.lifecycle import begin, close_orphaned_runs, go_on, heartbeat
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING, REUSED, SWEEP, Composition
+from dogbreeds.tracking.records import RANKING, REUSED, SWEEP, RunOrigin
 
 if TYPE_CHECKING:
     import mlflow
@@ -35,18 +35,18 @@ class Sweep(Launched):
         name = f"sweep {' '.join(overrides)}"[:250]
         yaml = OmegaConf.to_yaml(shown)
         identity = "" if shown.rerun else digest(f"{yaml}{overrides}".encode())
-        Sweep.open(tracking, Composition(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
+        Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
 
     @classmethod
-    def open(cls, tracking: Mlflow, composition: Composition) -> str:
+    def open(cls, tracking: Mlflow, composition: RunOrigin) -> str:
         """Begins a run above those that follow, until `close`, or opens that of the same sweep again; gives its id."""
         client, experiment_id = tracking.connect()
-        close_gone(client, experiment_id)
+        close_orphaned_runs(client, experiment_id)
         same = client.search_runs([experiment_id], f"tags.identity = '{composition.identity}'") if composition.identity else []
         before = [run for run in same if run.info.status != "RUNNING"]
         run = go_on(client, before[0].info.run_id, composition, None) if before else begin(client, experiment_id, composition, None)
         run_id, alive = run.info.run_id, contextlib.ExitStack()
-        alive.enter_context(beating(client, run_id))
+        alive.enter_context(heartbeat(client, run_id))
         os.environ[SWEEP] = run_id
         cls._open = tracking, client, run_id, alive
         return run_id
@@ -71,7 +71,7 @@ class Sweep(Launched):
     def _sum_up(tracking: Mlflow, client: "mlflow.MlflowClient", run_id: str) -> bool:
         """Records what the best job measured, and all curves; gives whether a job has failed."""
         run = client.get_run(run_id)
-        close_gone(client, run.info.experiment_id)
+        close_orphaned_runs(client, run.info.experiment_id)
         jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
         jobs += [client.get_run(tag.removeprefix(REUSED)) for tag in run.data.tags if tag.startswith(REUSED)]
         measured = [job for job in reversed(jobs) if RANKING in job.data.metrics]  # MLflow gives the newest first

@@ -16,7 +16,7 @@ from dogbreeds.training.phase import Finetune, Training
 log = logging.getLogger(__name__)
 
 
-class Shown:
+class TrainingInputs:
     """What the network's trainable part is shown of each split: kept features, or the photos where nothing is frozen."""
 
     def __init__(self, run: Run, dataset: Dataset, network: Network):
@@ -73,7 +73,7 @@ def extract(run: Run, share: Share) -> None:
     from dogbreeds.experiments.prepare import assembled, untrained_of
 
     backbone, network, _, _ = assembled(run, dataset)
-    shown = Shown(run, dataset, network)
+    shown = TrainingInputs(run, dataset, network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1
     for epoch in range(min(epochs, max(1, run.augment.views()))):
         shown.compute(dataset.train, share, epoch)
@@ -84,6 +84,6 @@ def extract(run: Run, share: Share) -> None:
     untrained = None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names)[1]
     if untrained is not None:
         for split in judged:
-            Shown(run, dataset, untrained).compute(split, share)
+            TrainingInputs(run, dataset, untrained).compute(split, share)
     part = "all" if share == ALL else f"shard {share.shard} of {share.shards}"
     log.info("%s is kept in %s, after %.1f s", part, run.features.store().root, time.perf_counter() - started)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import masked
 from dogbreeds.evaluation import verdict
 
@@ -30,7 +30,7 @@ PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"  # attributes of a trial
 
 @contextlib.contextmanager
 def reached(place: str) -> Iterator[None]:
-    """Turns what goes wrong with a study in the body into `Refused`."""
+    """Turns what goes wrong with a study in the body into `UserError`."""
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -39,7 +39,7 @@ def reached(place: str) -> Iterator[None]:
     # The last three are of the database's driver, of a study that is gone, and of a damaged file.
     except (OptunaError, SQLAlchemyError, OSError, ImportError, KeyError, json.JSONDecodeError) as error:
         why = masked(" ".join(str(error).split()))[:200]
-        raise Refused(
+        raise UserError(
             f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be written, or the address of a "
             "database that Optuna knows. Type hydra.sweeper.storage=<folder>, or mend it and run the same command again."
         ) from error
@@ -52,7 +52,7 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
         place: a file that is appended to, safe for several processes and on shared storage, or the address of a database.
 
     Raises:
-        Refused: where it cannot be used.
+        UserError: where it cannot be used.
     """
     import optuna
     from optuna.storages import journal
@@ -110,7 +110,7 @@ class _Searched(Trial):
             with reached(self._place):
                 self._report(accuracies)
                 worse = self._trial.should_prune()
-        except Refused as error:  # training goes on; the next epoch reports what is missing
+        except UserError as error:  # training goes on; the next epoch reports what is missing
             log.warning("epoch %d is not reported to the search: %s", len(epochs), error)
             worse = False
         if last:

@@ -29,9 +29,9 @@ from typing import IO
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.features.memmap import WINDOW_BYTES, Unwritable, checksum, opened, pieces, writing
-from dogbreeds.features.partial_array import PROGRESS, SHARD, Entry, Identity, Part, Produce, Progress, Shard, computed, joined, read
+from dogbreeds.features.partial_array import PROGRESS, SHARD, CachedArray, Identity, PartialArray, Produce, Progress, Shard, computed, joined, read
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def digest(identity: Identity) -> str:
     return hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-class Store:
+class FeatureCache:
     """The folder of kept arrays.
 
     Args:
@@ -78,7 +78,7 @@ class Store:
     def __init__(self, root: Path, max_bytes: int):
         self.root, self.max_bytes = root, max_bytes
 
-    def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1) -> Entry:
+    def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1) -> CachedArray:
         """The whole array, computed if it is not there.
 
         Args:
@@ -97,7 +97,7 @@ class Store:
         folder = self._folder(kind, identity)
         entry = self._open(folder, identity, shape, dtype)
         if entry is None:
-            raise Refused(
+            raise UserError(
                 f"{folder} went away while it was being used. Kept arrays must be left alone while an attempt runs. Run the same command again."
             )
         return entry
@@ -132,7 +132,7 @@ class Store:
         with self._locked(folder):
             entry = self._open(folder, identity, shape, dtype)
             if entry is None:
-                part = Part(folder.with_name(f"{folder.name}{_PART}"), Progress(identity, step), shape, dtype)
+                part = PartialArray(folder.with_name(f"{folder.name}{_PART}"), Progress(identity, step), shape, dtype)
                 with part.kept():
                     with self._shards(kind, identity, shape, dtype, step) as shards:
                         yield from computed(part, joined(kind, shards, produce) if shards else produce, batch, start)
@@ -194,16 +194,16 @@ class Store:
             return
         with _lockable(locked) as again, contextlib.suppress(BlockingIOError):
             fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            raise Refused(
+            raise UserError(
                 f"{self.root} is on a file system where locks do not hold. Kept features need locks, so that jobs do not write over each other. "
                 "Type features.dir=<local folder>, or mount it with locks."
             )
         self._locks_hold.add(self.root)
 
     @contextlib.contextmanager
-    def _shards(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, step: int) -> Iterator[list[tuple[Shard, Entry]]]:
+    def _shards(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, step: int) -> Iterator[list[tuple[Shard, CachedArray]]]:
         """The shards of an array that can be used, in the order of their rows, and in use within."""
-        found: list[tuple[Shard, Entry]] = []
+        found: list[tuple[Shard, CachedArray]] = []
         try:
             for listed in self._listed_shards(kind, identity):
                 shard = Shard(**listed.identity[SHARD])
@@ -246,7 +246,7 @@ class Store:
             os.utime(folder / "entry.json")
             (folder / PROGRESS).unlink(missing_ok=True)  # it was of use until the entry was in its place
 
-    def _open(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> Entry | None:
+    def _open(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> CachedArray | None:
         if not folder.exists():
             return None
         found = read(folder / "entry.json", identity, shape, dtype)
@@ -256,7 +256,7 @@ class Store:
                 shutil.rmtree(folder)
             return None
         self._verified.add(_stamp(folder))
-        return Entry(folder, found[0], found[1].notes)
+        return CachedArray(folder, found[0], found[1].notes)
 
     def _evict(self) -> None:
         entries = self.entries()

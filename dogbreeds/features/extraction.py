@@ -14,7 +14,7 @@ from dogbreeds.core import prefetch
 from dogbreeds.core.console import progress
 from dogbreeds.data.dataset import Data, Source
 from dogbreeds.data.image import Photo, Unreadable
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import ALL, Features, Share
 from dogbreeds.features.partial_array import Identity, Notes, Produce, Shard
 
@@ -42,7 +42,7 @@ class Photos:
     source: Source
     data: Data
     size: int
-    store: Store
+    store: FeatureCache
     shard: Shard | None = None
 
     @property

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, number, one_of, text
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
 
 
@@ -24,8 +24,8 @@ class Features(Spec):
     max_gigabytes: float = number(above=0, example=50)
     batch_size: int | None = integer(at_least=1, example=64, optional=True)
 
-    def store(self) -> Store:
-        return Store(Path(self.dir).expanduser().resolve(), int(self.max_gigabytes * 1e9))
+    def store(self) -> FeatureCache:
+        return FeatureCache(Path(self.dir).expanduser().resolve(), int(self.max_gigabytes * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Share(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shard >= self.shards:
-            raise Refused(
+            raise UserError(
                 f"shard was {self.shard} and shards {self.shards}. Shards are counted from 0 to shards - 1. "
                 f"Type shard={self.shards - 1}, or --multirun 'shard=range({self.shards})' for all of them."
             )

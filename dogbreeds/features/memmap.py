@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 
 WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
 
 
-class Unwritable(Refused):
+class Unwritable(UserError):
     """What is kept cannot be written. What has been computed stays: with a disk that can be, it is gone on with."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.features.memmap import WINDOW_BYTES, Unwritable, checksum, let_go, opened, pieces, reserve, sync, write_aside, writing
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _PROGRESS_SECONDS = 1.0  # between two notes of how far an array has come
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedArray:
     """A whole array on disk.
 
     Attributes:
@@ -78,7 +78,7 @@ class Progress:
     notes: Notes = field(default_factory=dict)
 
 
-class Part:
+class PartialArray:
     """An array on its way; what an earlier process has done of it is gone on with. The entry's lock must be held.
 
     Attributes:
@@ -116,8 +116,8 @@ class Part:
         try:
             yield
         except BaseException as end:
-            with signals.held(), contextlib.suppress(Unwritable):  # the last note stays, and what has ended the block is said
-                if self.done == 0 or (isinstance(end, Refused) and not isinstance(end, Unwritable)):
+            with signals.deferred(), contextlib.suppress(Unwritable):  # the last note stays, and what has ended the block is said
+                if self.done == 0 or (isinstance(end, UserError) and not isinstance(end, Unwritable)):
                     shutil.rmtree(self._folder, ignore_errors=True)
                 else:
                     self._note()
@@ -174,7 +174,7 @@ class Part:
         self._noted = time.monotonic()
 
 
-def computed(part: Part, produce: Produce, batch: int, start: int) -> Generator[np.ndarray, None, None]:
+def computed(part: PartialArray, produce: Produce, batch: int, start: int) -> Generator[np.ndarray, None, None]:
     """A part's rows from a row on, in order, batch by batch: those that are done, then the others while they are being computed."""
     given, total = start, len(part.rows)
     with contextlib.closing(produce(part.rows, part.done, part.notes)) as producing:
@@ -185,7 +185,7 @@ def computed(part: Part, produce: Produce, batch: int, start: int) -> Generator[
                 yield part.rows[first:given]
 
 
-def joined(kind: str, shards: list[tuple[Shard, Entry]], produce: Produce) -> Produce:
+def joined(kind: str, shards: list[tuple[Shard, CachedArray]], produce: Produce) -> Produce:
     """Takes the rows that shards have from them, and produces the others."""
 
     def join(rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
@@ -209,7 +209,7 @@ def joined(kind: str, shards: list[tuple[Shard, Entry]], produce: Produce) -> Pr
     return join
 
 
-def _copied(rows: np.ndarray, begin: int, shard: Shard, entry: Entry, notes: Notes) -> Generator[int, None, None]:
+def _copied(rows: np.ndarray, begin: int, shard: Shard, entry: CachedArray, notes: Notes) -> Generator[int, None, None]:
     """Copies a shard's rows from `begin` on, whole steps at a time: without the shard, whoever goes on would compute from there."""
     steps = max(1, WINDOW_BYTES // 4 // max(1, shard.step * entry.rows[:1].nbytes))
     for piece in pieces(entry.rows, steps * shard.step, begin - shard.first):

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.image import Photo
 from dogbreeds.inference.export_formats import Ask
 
@@ -15,7 +15,7 @@ _PIXELS_AT_ONCE = 32 * 224 * 224  # photos that are alike in size are asked abou
 
 
 @dataclass
-class Agreement:
+class ParityCheck:
     """A format beside the trained network.
 
     Attributes:
@@ -33,7 +33,7 @@ class Agreement:
         return self.difference <= allowed
 
 
-def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray], advance: Callable[[int], None]) -> dict[str, Agreement]:
+def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray], advance: Callable[[int], None]) -> dict[str, ParityCheck]:
     """Asks all formats, and the trained network, about photos that pass by once.
 
     Args:
@@ -42,11 +42,11 @@ def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray],
         photos: each [h, w, 3] uint8.
         advance: told the number of photos just done.
     """
-    found = {name: Agreement() for name in asks}
+    found = {name: ParityCheck() for name in asks}
     for batch in _alike(photos):  # [b, h, w, 3]
         expected, breeds = trained(batch)
         if not np.isfinite(expected).all():
-            raise Refused("The network's answers are not numbers. A network must give some to be handed over. Type run=best, for example.")
+            raise UserError("The network's answers are not numbers. A network must give some to be handed over. Type run=best, for example.")
         for name, ask in asks.items():
             said, named = ask(batch)
             agreement = found[name]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.console import hushed
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.console import quiet_stderr
+from dogbreeds.core.errors import UserError
 from dogbreeds.models.blocks import in_order
 from dogbreeds.models.network import folded, photos_at_once
 
@@ -91,21 +91,21 @@ def load(file: Path) -> Classifier:
     """Reads a saved network.
 
     Raises:
-        Refused: where the file is none, or a network without breed names.
+        UserError: where the file is none, or a network without breed names.
     """
-    with hushed():
+    with quiet_stderr():
         import keras
     try:
         whole = keras.models.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise Refused(
+        raise UserError(
             f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a .keras file that an attempt kept, whole. "
             "Type run=latest, or the path of such a file."
         ) from error
     names = {layer.name: layer for layer in getattr(whole, "layers", ())}
     breed = names.get("breed")
     if not isinstance(breed, keras.layers.StringLookup) or "probabilities" not in names:
-        raise Refused(
+        raise UserError(
             f"{file} is a network without class names. It must give names and probabilities, as those do that an attempt keeps. "
             "Type run=latest, or the path of such a file."
         )

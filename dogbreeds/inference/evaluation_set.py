@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.dataset import Data, Split
 from dogbreeds.data.folder import Folder
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import Photos
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationSet:
     """Photos at a network's size, as training saw them, without those that cannot be read.
 
     Attributes:
@@ -44,7 +44,7 @@ class Subject:
     about: str
 
 
-def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: Store) -> Subject:
+def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
     """All photos of a folder `<class>/…` whose classes are among the network's.
 
     Args:
@@ -54,11 +54,11 @@ def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: Sto
         arrays: where photos are kept once they are decoded.
 
     Raises:
-        Missing, Refused: where there is no such folder, or where it has other classes or nothing that can be read.
+        MissingFileError, UserError: where there is no such folder, or where it has other classes or nothing that can be read.
     """
     folder = Path(named).expanduser()
     if not folder.is_dir():
-        raise Missing(
+        raise MissingFileError(
             f"photos={printable(named)} is not a folder. It must hold <class>/ folders of photos, named as the network's classes are. "
             "Type photos=path/to/photos."
         )
@@ -71,11 +71,11 @@ def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: Sto
     return _shown(place, split, data, classifier, arrays)
 
 
-def _shown(place: str, split: Split, data: Data, classifier: "Classifier", arrays: Store) -> Subject:
+def _shown(place: str, split: Split, data: Data, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
     photos = Photos(split.source, data, classifier.size, arrays)
     array = photos.rows()
     split = split.without(photos.skipped())
     if not len(split.rows):
-        raise Refused(f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder.")
+        raise UserError(f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder.")
     about = f"{len(split.rows):,} photos of {len(np.unique(split.labels))} breeds"
-    return Subject(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)
+    return EvaluationSet(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.console import progress
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.class_names import spoken
 from dogbreeds.evaluation import calibration, summary
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.evaluation.results import Mistake, Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.inference import tta
-from dogbreeds.inference.evaluation_set import Subject
+from dogbreeds.inference.evaluation_set import EvaluationSet
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
 
 
-def evaluated(classifier: "Classifier", subject: Subject, views: int, seed: int, trained: Mapping[str, Predictions]) -> tuple[Evaluation, np.ndarray]:
+def evaluated(
+    classifier: "Classifier", subject: EvaluationSet, views: int, seed: int, trained: Mapping[str, Predictions]
+) -> tuple[Evaluation, np.ndarray]:
     """A network's scores, and its [n, classes] logits of the photos as they are.
 
     Args:
@@ -33,7 +35,7 @@ def evaluated(classifier: "Classifier", subject: Subject, views: int, seed: int,
     """
     logits, seconds = _logits(classifier, subject, 0)
     if not np.isfinite(logits).all():
-        raise Refused("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
+        raise UserError("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
     fitted = _temperature(trained, subject.place)
     found = summary.evaluate(logits, subject.labels, classifier.class_names, fitted, seed)
     if views == 1:
@@ -46,7 +48,7 @@ def evaluated(classifier: "Classifier", subject: Subject, views: int, seed: int,
     return replace(found, augmented=gained), logits
 
 
-def _logits(classifier: "Classifier", subject: Subject, number: int) -> tuple[np.ndarray, float]:
+def _logits(classifier: "Classifier", subject: EvaluationSet, number: int) -> tuple[np.ndarray, float]:
     """[n, classes] logits of a view of the photos, and the seconds that they took."""
     batch, found = classifier.batch_size(), []
     classifier.logits(subject.array[subject.rows[:1]])  # compiled before the time is taken
@@ -68,7 +70,7 @@ def _temperature(trained: Mapping[str, Predictions], place: str) -> tuple[float,
     return calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos"
 
 
-def mistakes(classifier: "Classifier", subject: Subject, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
+def mistakes(classifier: "Classifier", subject: EvaluationSet, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
     shares, called = probabilities(logits), logits.argmax(axis=1)
     confidence = np.where(called == subject.labels, -1, shares.max(axis=1))
     worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.console import hushed
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.console import quiet_stderr
+from dogbreeds.core.errors import UserError
 from dogbreeds.inference.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ class Format:
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises `Refused` where a format is unknown, or needs what is not installed."""
+    """Raises `UserError` where a format is unknown, or needs what is not installed."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         received = f"formats has {unknown[0]!r}" if unknown else "formats was empty"
-        raise Refused(f"{received}. It must be a list of {', '.join(FORMATS)}. Type 'formats=[keras,onnx]', for example.")
+        raise UserError(f"{received}. It must be a list of {', '.join(FORMATS)}. Type 'formats=[keras,onnx]', for example.")
     absent = [(name, module) for name in names for module in FORMATS[name].needs if find_spec(module) is None]
     if absent:
         name, module = absent[0]
-        raise Refused(
+        raise UserError(
             f"{name} was asked for, and {module} is not installed. It needs the extra named export. "
             "Type pip install 'dogbreeds[export]', or 'formats=[keras,savedmodel]'."
         )
@@ -245,14 +245,14 @@ def write(name: str, classifier: Classifier, folder: Path) -> Path:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for chatty in ("tf2onnx", "absl"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    with hushed(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet_stderr(), contextlib.redirect_stdout(io.StringIO()):
         FORMATS[name].write(classifier, place)
     return place
 
 
 def opened(name: str, place: Path) -> Ask:
     """The function that asks what was written."""
-    with hushed():
+    with quiet_stderr():
         return FORMATS[name].open(place)
 
 

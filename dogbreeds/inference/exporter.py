@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dogbreeds.core import files, signals
 from dogbreeds.core.console import progress
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.image import Photo
 from dogbreeds.inference import export_formats
-from dogbreeds.inference.agreement import Agreement, compare
+from dogbreeds.inference.agreement import ParityCheck, compare
 from dogbreeds.inference.export_formats import FORMATS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Exported:
 
     name: str
     size: int  # bytes
-    agreement: Agreement
+    agreement: ParityCheck
 
     @property
     def agrees(self) -> bool:
@@ -42,7 +42,7 @@ def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Pho
     asks = {}
     for name in names:
         started = time.perf_counter()
-        with signals.held():  # the converters' native code must not be cut in two
+        with signals.deferred():  # the converters' native code must not be cut in two
             asks[name] = export_formats.opened(name, export_formats.write(name, classifier, folder))
         log.info("%s: written in %.1f s", name, time.perf_counter() - started)
     with progress("checking", len(photos), "photos") as advance:
@@ -63,7 +63,7 @@ def _check_all_agree(found: Sequence[Exported]) -> None:
     if wrong:
         name, agreement = wrong[0].name, wrong[0].agreement
         more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
-        raise Refused(
+        raise UserError(
             f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}. {FORMATS[name].allowed:g} is "
             "allowed, so that its file was removed and nothing was registered. Type formats=[…] with those that agree."
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core import files
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest
 from dogbreeds.inference.image_sources import Named
 from dogbreeds.models.network import folded
@@ -149,7 +149,7 @@ class Overlays:
         """Makes the folder.
 
         Raises:
-            Refused: where that cannot be.
+            UserError: where that cannot be.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class Overlays:
 
         Raises:
             Unreadable: where the photo cannot be read any more.
-            Refused: where the picture cannot be written.
+            UserError: where the picture cannot be written.
         """
         place, picture = self.place(photo), overlay(photo.pixels(), heat, self.how, caption)
         try:
@@ -180,5 +180,5 @@ class Overlays:
         return place
 
 
-def _refused(place: Path, why: str | None) -> Refused:
-    return Refused(f"{place} cannot be written ({why}). Overlays need a folder that can be written. Type explain_dir=<folder>, for example.")
+def _refused(place: Path, why: str | None) -> UserError:
+    return UserError(f"{place} cannot be written ({why}). Overlays need a folder that can be written. Type explain_dir=<folder>, for example.")

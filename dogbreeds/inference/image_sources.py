@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import ODD, digest, printable
 from dogbreeds.data.files import is_within, photos_below, read
 from dogbreeds.data.image import BEGINNINGS, MAX_BYTES, OUTSIDE, SUFFIXES, Photo, Unreadable, decode
@@ -58,13 +58,13 @@ def typed(images: Any) -> tuple[str, ...]:
     """The setting `images` as texts.
 
     Raises:
-        Refused: where it was not given, or is something else.
+        UserError: where it was not given, or is something else.
     """
     if images in (None, "", [], ()):
-        raise Refused(f"images was not given. It must be {_WHAT}. Type images=path/to/photos, or 'images=photos/*.jpg', for example.")
+        raise UserError(f"images was not given. It must be {_WHAT}. Type images=path/to/photos, or 'images=photos/*.jpg', for example.")
     texts = images if isinstance(images, (list, tuple)) else [images]
     if not all(isinstance(text, str) and text for text in texts):
-        raise Refused(f"images was {images!r}. It must be {_WHAT}, or a list of them. Type 'images=[first.jpg,second.jpg]', for example.")
+        raise UserError(f"images was {images!r}. It must be {_WHAT}, or a list of them. Type 'images=[first.jpg,second.jpg]', for example.")
     return tuple(texts)
 
 
@@ -77,8 +77,8 @@ def found(images: Iterable[str], standard_input: IO[bytes]) -> Images:
         standard_input: one photo's bytes, or paths with an end of line or a NUL after each.
 
     Raises:
-        Missing: where nothing is at a path.
-        Refused: where a folder, a pattern or the standard input holds no photos.
+        MissingFileError: where nothing is at a path.
+        UserError: where a folder, a pattern or the standard input holds no photos.
     """
     total: int | None = 0
     parts: list[Iterator[Named]] = []
@@ -122,12 +122,12 @@ def _paths(text: str) -> tuple[Path | None, list[str]]:
     elif _WILD.search(place):
         folder, paths = _matching(place)
     else:
-        raise Missing(
+        raise MissingFileError(
             f"images={printable(text)} is not there (looked for {printable(os.path.abspath(place))}). It must be {_WHAT}. "
             "Type images=path/to/photos, for example."
         )
     if not paths:
-        raise Refused(
+        raise UserError(
             f"images={printable(text)} holds no photos. They are files that end in {', '.join(SUFFIXES)} and are not hidden. "
             "Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
         )
@@ -165,7 +165,7 @@ def _streamed(stream: IO[bytes]) -> Iterator[Named]:
     while len(first) < _TELLING and (more := _some(stream)):
         first += more
     if not first.strip():
-        raise Refused(
+        raise UserError(
             f"images={STANDARD_INPUT} was given, and the standard input is empty. It must be a photo, or paths of photos, each on a line. "
             f"Type find photos -name '*.jpg' | python -m dogbreeds.predict images={STANDARD_INPUT}, for example."
         )
@@ -198,8 +198,8 @@ def _some(stream: IO[bytes]) -> bytes:
     return stream.read1(_AT_ONCE)  # type: ignore[attr-defined]
 
 
-def _no_list() -> Refused:
-    return Refused(
+def _no_list() -> UserError:
+    return UserError(
         "The standard input is neither a photo nor a list of paths. It must be one JPEG, PNG or WebP file, or paths with an end of line or a NUL "
         f"after each. Type find photos -name '*.jpg' -print0 | python -m dogbreeds.predict images={STANDARD_INPUT}, for example."
     )

@@ -16,7 +16,7 @@ _DIM, _BOLD, _SURE, _UNSURE, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[32m", "\x1b[33
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """What a network said of a photo, or why it could not.
 
     Attributes:
@@ -37,11 +37,11 @@ class JsonLines:
 
     heading = ""
 
-    def __call__(self, answer: Answer) -> str:
+    def __call__(self, answer: Prediction) -> str:
         return json.dumps(_described(answer), ensure_ascii=False) + "\n"
 
 
-def _described(answer: Answer) -> dict[str, object]:
+def _described(answer: Prediction) -> dict[str, object]:
     if answer.error:
         return {"photo": answer.photo, "error": answer.error}
     top = [{"breed": breed, "probability": _rounded(probability)} for breed, probability in answer.top]
@@ -66,7 +66,7 @@ class Csv:
         columns = [f"{name}{end}" for end in ends for name in ("breed", "probability")]
         self.heading = _row(["photo", *columns, *(["explained"] if explained else []), "error"])
 
-    def __call__(self, answer: Answer) -> str:
+    def __call__(self, answer: Prediction) -> str:
         cells = [str(cell) for breed, probability in answer.top for cell in (breed, _rounded(probability))] or [""] * (2 * self._top)
         return _row([answer.photo, *cells, *([answer.explained or ""] if self._explained else []), answer.error])
 
@@ -100,7 +100,7 @@ class Table:
             self._breed = max(1, min(self._breed, _SHORT_BREED if width < _NARROW else _BREED, left - around))
             self._count = max(1, min(top, left // (self._breed + around)))
 
-    def __call__(self, answer: Answer) -> str:
+    def __call__(self, answer: Prediction) -> str:
         if answer.error:
             return ""
         cells = [self._cell(*candidate, first=number == 0) for number, candidate in enumerate(answer.top[: self._count])]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core import prefetch
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.data.class_names import spoken
 from dogbreeds.data.image import Unreadable
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.inference.image_sources import Named
-from dogbreeds.inference.predictions import Answer
+from dogbreeds.inference.predictions import Prediction
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -49,7 +49,7 @@ class _Opened:
 
 def answers(
     classifier: "Classifier", run: Network, photos: Iterable[Named], batch: int, top: int, overlays: "Overlays | None" = None
-) -> Generator[Answer, None, None]:
+) -> Generator[Prediction, None, None]:
     """What a network says of photos, in their order. Those of a few batches are in memory at a time, however many there are.
 
     Args:
@@ -61,7 +61,7 @@ def answers(
         overlays: where pictures go, if they are wanted.
 
     Raises:
-        Refused: where the network's answers are not numbers.
+        UserError: where the network's answers are not numbers.
     """
     resize = classifier.resizer
 
@@ -82,25 +82,27 @@ def answers(
                 yield from drawn
 
 
-def _told(class_names: Sequence[str], run: Network, batch: Sequence[_Opened], top: int) -> list[tuple[Answer, np.ndarray | None]]:
+def _told(class_names: Sequence[str], run: Network, batch: Sequence[_Opened], top: int) -> list[tuple[Prediction, np.ndarray | None]]:
     """The answer to each photo of a batch, and its heat if there is any."""
     pixels = [one.pixels for one in batch if one.pixels is not None]
     logits, heat = run(np.stack(pixels)) if pixels else (np.empty((0, len(class_names))), None)
     if not np.isfinite(logits).all():
-        raise Refused("The network's answers are not numbers: its training diverged. A network must give probabilities. Type run=best, for example.")
+        raise UserError(
+            "The network's answers are not numbers: its training diverged. A network must give probabilities. Type run=best, for example."
+        )
     rows = zip(probabilities(logits), heat if heat is not None else [None] * len(pixels), strict=True)
-    told: list[tuple[Answer, np.ndarray | None]] = []
+    told: list[tuple[Prediction, np.ndarray | None]] = []
     for one in batch:
         if one.pixels is None:
-            told.append((Answer(one.photo.name, error=one.error), None))
+            told.append((Prediction(one.photo.name, error=one.error), None))
             continue
         shares, seen = next(rows)
         best = np.argsort(-shares, kind="stable")[:top]
-        told.append((Answer(one.photo.name, tuple((class_names[index], float(shares[index])) for index in best)), seen))
+        told.append((Prediction(one.photo.name, tuple((class_names[index], float(shares[index])) for index in best)), seen))
     return told
 
 
-def _explained(overlays: "Overlays", both: tuple[_Opened, tuple[Answer, np.ndarray | None]]) -> Answer:
+def _explained(overlays: "Overlays", both: tuple[_Opened, tuple[Prediction, np.ndarray | None]]) -> Prediction:
     """An answer with its picture. The photo is opened once more: none is kept in memory at its own size."""
     one, (answer, heat) = both
     if heat is None:
@@ -109,5 +111,5 @@ def _explained(overlays: "Overlays", both: tuple[_Opened, tuple[Answer, np.ndarr
     try:
         picture = overlays.save(one.photo, heat, f"{spoken(breed)}  {100 * probability:.1f} %")
     except Unreadable as error:
-        return Answer(answer.photo, error=error.plain)
+        return Prediction(answer.photo, error=error.plain)
     return dataclasses.replace(answer, explained=str(picture))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import Spec, integer, number, one_of, text
 from dogbreeds.core.text import digest
 from dogbreeds.models.blocks import Block, find_blocks
@@ -66,13 +66,13 @@ class Model(Spec):
         """The file to load; None for random weights and for those that Keras downloads.
 
         Raises:
-            Missing: where the file is not there.
+            MissingFileError: where the file is not there.
         """
         if self.weights in (None, "imagenet"):
             return None
         path = SHIPPED if self.weights == "shipped" else Path(self.weights).expanduser()
         if not path.is_file():
-            raise Missing(
+            raise MissingFileError(
                 f"model.weights={self.weights} is not a file. It must be imagenet, null for random weights, or a Keras weight file of "
                 f"{self.architecture} without its top. Type model.weights=path/to/file.weights.h5."
             )
@@ -90,8 +90,8 @@ class Model(Spec):
             seed: of random weights.
 
         Raises:
-            Missing: where a weight file is not there, or cannot be downloaded.
-            Refused: where it does not fit.
+            MissingFileError: where a weight file is not there, or cannot be downloaded.
+            UserError: where it does not fit.
         """
         return _build(self, seed if self.weights is None else 0)
 
@@ -134,7 +134,7 @@ class Miniature(Model):
         from keras.src.applications.efficientnet import EfficientNet
 
         if weights == "imagenet":
-            raise Refused(
+            raise UserError(
                 "model.weights=imagenet was asked of the miniature. It has its own shipped weights, or null for random ones. "
                 "Type model.weights=shipped."
             )
@@ -177,7 +177,7 @@ def downloaded(model: Model, top: bool = False) -> "keras.Model":
         top: as in `construct`.
 
     Raises:
-        Missing: where they cannot be downloaded.
+        MissingFileError: where they cannot be downloaded.
     """
     import keras
 
@@ -188,7 +188,7 @@ def downloaded(model: Model, top: bool = False) -> "keras.Model":
         if type(error) is not Exception:
             raise
         cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
-        raise Missing(
+        raise MissingFileError(
             f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded ({str(error)[:200]}). "
             "Without network, the file must be put there, or be named by its path. "
             "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing."
@@ -208,7 +208,7 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     try:
         load_all(network, file)
     except UNFIT as error:
-        raise Refused(
+        raise UserError(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). "
             f"It must hold the weights of keras.applications.{model.architecture}(include_top=False) in the same size"
             f"{f', with alpha={model.alpha:g}' if isinstance(model, MobileNetV2) else ''}. "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from dogbreeds.core.console import hushed
+from dogbreeds.core.console import quiet_stderr
 
 if TYPE_CHECKING:
     import keras
@@ -76,7 +76,7 @@ class Replicas(OneDevice):
         # Named: the collective ops of MirroredStrategy's default break when a process has two of it, such as jobs of a sweep
         # (tensorflow/tensorflow#62790).
         sums = tf.distribute.NcclAllReduce() if devices[0].startswith("GPU") else tf.distribute.ReductionToOneDevice()
-        with hushed():
+        with quiet_stderr():
             self._mirrored = tf.distribute.MirroredStrategy(list(devices), cross_device_ops=sums)
         log.info("each batch is split over %s", " and ".join(devices))
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec
 from dogbreeds.models.replicas import OneDevice, Replicas
 
@@ -23,7 +23,7 @@ class Strategy(Spec):
         """Claims the devices.
 
         Raises:
-            Refused: where they are not there.
+            UserError: where they are not there.
         """
         return OneDevice()
 
@@ -40,7 +40,7 @@ def _devices(key: str, value: Any) -> int | tuple[str, ...] | None:
     names = tuple(value) if isinstance(value, (list, tuple)) else ()
     named = all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
     if not names or not named or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
-        raise Refused(
+        raise UserError(
             f"{key} was {value!r}. It must be null for all GPUs, their number, or different names of one kind, such as GPU:0. "
             f"Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
         )
@@ -62,13 +62,13 @@ class Mirrored(Strategy):
         there = [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
         wanted = tuple(there[: self.devices]) if isinstance(self.devices, int) else there if self.devices is None else self.devices
         if not there:
-            raise Refused(
+            raise UserError(
                 "strategy=mirrored was asked for, and TensorFlow finds no GPU here. It splits each batch over GPUs of this machine. "
                 f"Type strategy=single, or {_DRY} for a dry run on the processor."
             )
         if (isinstance(self.devices, int) and self.devices > len(there)) or not set(wanted) <= set(there):
             said = self.devices if isinstance(self.devices, int) else f"[{','.join(wanted)}]"
-            raise Refused(
+            raise UserError(
                 f"strategy.devices was {said}. TensorFlow finds {', '.join(there)} here. "
                 f"Type strategy.devices={len(there)}, or {'strategy=single' if len(there) == 1 else 'fewer'}."
             )
@@ -85,7 +85,7 @@ def _divide_processor(count: int) -> None:
     try:
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
-        raise Refused(
+        raise UserError(
             f"strategy.devices names CPU:{count - 1}, and TensorFlow has begun with fewer devices. They must be made before the first job of a "
             "process. Type a command of its own for this strategy."
         ) from error

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, texts
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Unfreeze(Spec):
         """Which blocks train.
 
         Raises:
-            Refused: where the backbone has no such blocks or layers.
+            UserError: where the backbone has no such blocks or layers.
         """
         return self._plan(blocks, len(blocks))
 
@@ -99,7 +99,7 @@ class LastN(Unfreeze):
     def plan(self, blocks: "Sequence[Block]") -> Plan:
         total = sum(len(block.layers) for block in blocks)
         if self.layers > total:
-            raise Refused(
+            raise UserError(
                 f"unfreeze.layers was {self.layers}. The backbone has {total} layers. Type unfreeze.layers=20, or unfreeze=all for all of them."
             )
         cut, whole = len(blocks), 0
@@ -115,7 +115,7 @@ class LastN(Unfreeze):
             note = f"{self.layers} layers, from {part[0].name} within {split.name}; the kept prefix ends below {split.name}"
             return self._plan(blocks, cut - 1, (names,), note)
         if cut == len(blocks):
-            raise Refused(
+            raise UserError(
                 f"unfreeze.layers was {self.layers}, and {split.name}, the last block, has {len(split.layers)}. Blocks train whole unless "
                 f"unfreeze.exact=true. Type unfreeze.layers={len(split.layers)} or unfreeze.exact=true."
             )
@@ -133,18 +133,18 @@ class Blocks(Unfreeze):
     def plan(self, blocks: "Sequence[Block]") -> Plan:
         known = [block.name for block in blocks]
         if (self.top is None) == (not self.names):
-            raise Refused(
+            raise UserError(
                 f"unfreeze.top was {self.top} and unfreeze.names {list(self.names)}. One of the two must be given. Type unfreeze.top=2, for example."
             )
         strangers = [name for name in self.names if name not in known]
         if strangers:
-            raise Refused(
+            raise UserError(
                 f"unfreeze.names has {strangers[0]!r}. The backbone's blocks are {', '.join(known)}. "
                 f"Type 'unfreeze.names=[{known[-1]}]', for example."
             )
         if self.top is not None:
             if self.top > len(blocks):
-                raise Refused(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
+                raise UserError(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
             cut = len(blocks) - self.top
             return self._plan(blocks, cut)
         chosen = [block for block in blocks if block.name in self.names]
@@ -164,7 +164,7 @@ class Gradual(Unfreeze):
 
     def plan(self, blocks: "Sequence[Block]") -> Plan:
         if self.top > len(blocks):
-            raise Refused(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
+            raise UserError(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
         cut = len(blocks) - self.top
         note = f"{_said(blocks[cut:])}, from the top, one more every {self.every_epochs} epochs"
         stages = tuple(_names(blocks[first:]) for first in range(len(blocks) - 1, cut - 1, -1))

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import PROCESS
 from dogbreeds.core.spec import number, text
 from dogbreeds.core.text import masked
-from dogbreeds.tracking.delivery import Call, Server, is_outage
+from dogbreeds.tracking.delivery import Call, DeliveryQueue, is_outage
 
 if TYPE_CHECKING:
     import mlflow
@@ -46,7 +46,7 @@ class MlflowStore(Tracking):
         """A client of the store, made ready, and the id of the experiment, made if it is not there.
 
         Raises:
-            Refused: where the store cannot be reached or used.
+            UserError: where the store cannot be reached or used.
         """
         if self._server is not None:
             self._server.awaited, self._server.hurried = True, False  # what records waits from the beginning
@@ -57,7 +57,7 @@ class MlflowStore(Tracking):
         place = None if elsewhere else Path(self.artifacts).expanduser().resolve().as_uri()
         try:
             return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
-        except Refused:
+        except UserError:
             made = self._look()[1]  # by another job, meanwhile
             if made is None:
                 raise
@@ -77,7 +77,7 @@ class MlflowStore(Tracking):
         import mlflow
 
         if self._server is not None:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # MLflow's go on for minutes without a word; `Server` has its own
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # MLflow's go on for minutes without a word; `DeliveryQueue` has its own
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; a machine that is off does not refuse, it says nothing
             user = urlsplit(self.uri)
             if user.password:
@@ -97,7 +97,7 @@ class MlflowStore(Tracking):
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @property
-    def _server(self) -> Server | None:
+    def _server(self) -> DeliveryQueue | None:
         """The server, if that is what records; it is one for all of a process."""
         if not self.uri.startswith(("http://", "https://")):
             return None
@@ -107,7 +107,7 @@ class MlflowStore(Tracking):
 
     @contextlib.contextmanager
     def reached(self) -> Iterator[None]:
-        """Turns what goes wrong with the store in the body into `Refused`."""
+        """Turns what goes wrong with the store in the body into `UserError`."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError  # of a damaged database, which MLflow lets through
 
@@ -115,7 +115,7 @@ class MlflowStore(Tracking):
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             why = masked(" ".join(str(error).split()))[:200]
-            raise Refused(
+            raise UserError(
                 f"tracking.uri={masked(self.uri)} cannot be used ({why}). It must be sqlite:///<file>, whole and on a disk "
                 "with room, the address of an MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db or "
                 "tracking=none, or mend it and run the same command again."
@@ -123,9 +123,9 @@ class MlflowStore(Tracking):
 
 
 @functools.cache
-def _server(address: str, _process: int) -> Server:
+def _server(address: str, _process: int) -> DeliveryQueue:
     """A thread does not live on in a process that was forked."""
-    return Server(address)
+    return DeliveryQueue(address)
 
 
 class _Calls:
@@ -147,7 +147,7 @@ class _Client(_Calls):
         once: the same for what is tried at once, and once only.
     """
 
-    def __init__(self, client: "mlflow.MlflowClient", reached: Callable[[], contextlib.AbstractContextManager[None]], server: Server | None):
+    def __init__(self, client: "mlflow.MlflowClient", reached: Callable[[], contextlib.AbstractContextManager[None]], server: DeliveryQueue | None):
         super().__init__(client, self._ask)
         self._reached, self._server = reached, server
         self._waiting: list[Future[Any]] = []

@@ -10,7 +10,7 @@ from concurrent.futures import Future, InvalidStateError, wait
 from typing import Any
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _LOOK_SECONDS = 0.2
 _BRIEFLY_SECONDS = 5.0  # how long a command that is ending anyway waits
 
 
-class Server:
+class DeliveryQueue:
     """One server as one process sees it. A single thread talks to it, so that all arrives in the order in which it was said.
 
     MLflow has a queue of its own (`synchronous=False`). It drops a batch whose retries are used up, with a line in the log, sends batches from ten
@@ -54,7 +54,7 @@ class Server:
         """Makes a call, as `keep` does, and waits for its answer, while the server is away as long as patience lasts.
 
         Raises:
-            Refused: where that is over.
+            UserError: where that is over.
         """
         asked, future = time.monotonic(), self.keep(call)
         try:
@@ -62,7 +62,7 @@ class Server:
                 signals.raise_arrived()
                 if self._is_over(asked):
                     self._lost = True
-                    raise Refused(self._sentences())
+                    raise UserError(self._sentences())
             return future.result()
         finally:
             if not self.hurried:  # who is in a hurry leaves what was asked behind, such as how a run ended: it arrives if there is still time

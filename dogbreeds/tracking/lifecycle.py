@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import psutil
 
 from dogbreeds.core import signals
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.process import began, boot, owner, spelled
 from dogbreeds.core.text import masked
-from dogbreeds.tracking.records import Composition, Pruned, short
+from dogbreeds.tracking.records import Pruned, RunOrigin, short
 
 if TYPE_CHECKING:
     import mlflow
@@ -31,7 +31,7 @@ _HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
 _MISSED_SECONDS = 2.0  # after a heartbeat that did not arrive: once the server is back, other machines must not take the run for lost
 
 
-def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: RunOrigin, above: str | None) -> "MlflowRun":
     """Makes a run and records what it was started with.
 
     Args:
@@ -52,17 +52,17 @@ def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: Compos
     if commit != "none":
         tags["mlflow.source.git.commit"] = commit
     tags |= {f"version.{package}": version(package) for package in _PACKAGES}
-    with signals.held():
+    with signals.deferred():
         run_id = client.create_run_once(experiment_id, tags).info.run_id
         try:
             _keep_config(client, run_id, composition)
-        except Refused:
+        except UserError:
             client.set_terminated(run_id, "FAILED")
             raise
     return client.get_run(run_id)
 
 
-def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, above: str | None) -> "MlflowRun":
+def go_on(client: "mlflow.MlflowClient", run_id: str, composition: RunOrigin, above: str | None) -> "MlflowRun":
     """Opens a run again that was cut off."""
     from mlflow.entities import RunTag
 
@@ -78,7 +78,7 @@ def go_on(client: "mlflow.MlflowClient", run_id: str, composition: Composition, 
     return client.get_run(run_id)
 
 
-def _keep_config(client: "mlflow.MlflowClient", run_id: str, composition: Composition) -> None:
+def _keep_config(client: "mlflow.MlflowClient", run_id: str, composition: RunOrigin) -> None:
     """Records what a run was started with. The parameter comes last: where it is missing, a process was killed in between."""
     overrides = [masked(override) for override in composition.overrides]
     client.log_text(run_id, masked(composition.yaml), CONFIG)
@@ -86,19 +86,19 @@ def _keep_config(client: "mlflow.MlflowClient", run_id: str, composition: Compos
     client.log_param(run_id, "overrides", " ".join(overrides)[:6000] or "none")
 
 
-def choices(composition: Composition) -> dict[str, str]:
+def choices(composition: RunOrigin) -> dict[str, str]:
     """By which names a run is looked for."""
     tags = {f"choice.{group}": option for group, option in composition.choices.items()}
     return tags | ({"attempt.changed": " ".join(composition.changed)} if composition.changed else {})
 
 
-def _whereabouts(composition: Composition, above: str | None) -> dict[str, str]:
+def _whereabouts(composition: RunOrigin, above: str | None) -> dict[str, str]:
     """Which process is at work on a run, and for which sweep."""
     tags = owner() | {"heartbeat": str(time.time()), "hydra.folder": str(composition.folder)}
     return tags | ({"mlflow.parentRunId": above} if above is not None else {})
 
 
-def close_gone(client: "mlflow.MlflowClient", experiment_id: str, gone: Collection[str] = ()) -> None:
+def close_orphaned_runs(client: "mlflow.MlflowClient", experiment_id: str, gone: Collection[str] = ()) -> None:
     """Ends, as KILLED, runs that nobody works on any more: after a SIGKILL, or on a machine that was lost.
 
     Args:
@@ -137,7 +137,7 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
 
 
 @contextlib.contextmanager
-def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
+def heartbeat(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
     """Shows that somebody works on a run while the body runs."""
     over = threading.Event()
 
@@ -145,7 +145,7 @@ def beating(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
         pause = _HEARTBEAT_SECONDS
         while not over.wait(pause):
             pause = _MISSED_SECONDS
-            with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
+            with contextlib.suppress(UserError):  # the body meets the same trouble, and says so
                 client.once.set_tag(run_id, "heartbeat", str(time.time()))
                 pause = _HEARTBEAT_SECONDS
 
@@ -163,7 +163,7 @@ def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
     """Ends a run with how its body ended; what a search gives up has not finished."""
     given_up = None
     try:
-        with beating(client, run_id):
+        with heartbeat(client, run_id):
             try:
                 yield
             except Pruned as pruned:
@@ -171,10 +171,10 @@ def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
             client.settle()
     except BaseException as error:
         client.hurry()
-        with signals.held(), contextlib.suppress(Refused):  # what ended the body says more
+        with signals.deferred(), contextlib.suppress(UserError):  # what ended the body says more
             client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    with signals.held():
+    with signals.deferred():
         client.set_terminated(run_id, "FINISHED" if given_up is None else "KILLED")
     if given_up is not None:
         raise given_up
@@ -195,7 +195,7 @@ def system_metrics(client: "mlflow.MlflowClient", run_id: str, uri: str, seconds
         def monitor(self) -> None:
             while not self._shutdown_event.wait(self.sampling_interval):
                 self.collect_metrics()
-                with contextlib.suppress(Refused):  # the body meets the same trouble, and says so
+                with contextlib.suppress(UserError):  # the body meets the same trouble, and says so
                     self.publish_metrics(self.aggregate_metrics())
 
         def publish_metrics(self, metrics: dict[str, float]) -> None:

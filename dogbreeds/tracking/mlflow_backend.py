@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.spec import number, one_of
-from dogbreeds.tracking.lifecycle import begin, choices, close_gone, ended, go_on, system_metrics
-from dogbreeds.tracking.records import REUSED, SWEEP, Composition, Known, Record, short
+from dogbreeds.tracking.lifecycle import begin, choices, close_orphaned_runs, ended, go_on, system_metrics
+from dogbreeds.tracking.records import REUSED, SWEEP, PriorRuns, Record, RunOrigin, short
 
 if TYPE_CHECKING:
     pass
@@ -29,7 +29,7 @@ class Mlflow(MlflowReader):
     system_metrics_seconds: float = number(at_least=0, example=10)
 
     @contextlib.contextmanager
-    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
+    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
         above = os.environ.get(SWEEP)
         run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
@@ -37,21 +37,21 @@ class Mlflow(MlflowReader):
         with ended(client, run.info.run_id), sampled:
             yield MlflowTracker(client, run, self.experiment, self.model)
 
-    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> Known:
+    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> PriorRuns:
         client, experiment_id = self.connect()
-        close_gone(client, experiment_id, gone)
+        close_orphaned_runs(client, experiment_id, gone)
         same = [record_of(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
         finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)]
         unfinished = [record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity]
         others = tuple(short(record.run_id) for record in same if record.tags["identity"] != identity)
-        return Known(next(iter(finished), None), next(iter(unfinished), None), others)
+        return PriorRuns(next(iter(finished), None), next(iter(unfinished), None), others)
 
     def _lacks(self, record: Record) -> bool:
         """Whether a frozen attempt did not keep the head that a fine-tune would go on from, and should have."""
         frozen = (record.params.get("phase"), record.params.get("unfreeze")) == ("Frozen", "Nothing")
         return self.model != "none" and frozen and record.tags.get("head") != "kept"
 
-    def reuse(self, record: Record, composition: Composition) -> None:
+    def reuse(self, record: Record, composition: RunOrigin) -> None:
         for name, value in choices(composition).items():
             if name not in record.tags:  # it may have been run under no attempt's name
                 self._client().set_tag(record.run_id, name, value)

@@ -4,8 +4,8 @@ It must have learned; and where the alias points to another network already, it 
 chance would give. A better number alone is not better: of two equal networks one has the better number.
 """
 
-from dogbreeds.core.errors import Refused
-from dogbreeds.evaluation.metrics import Pair
+from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.records import Record, short
 
@@ -14,7 +14,7 @@ WORTHY = ("learned", "better_than_frozen", "no_better_than_frozen")
 
 
 def check_verdict(record: Record, target: str) -> None:
-    """Raises `Refused` for an attempt in which something went wrong, even if an epoch before that was good.
+    """Raises `UserError` for an attempt in which something went wrong, even if an epoch before that was good.
 
     Args:
         record: the attempt.
@@ -23,13 +23,13 @@ def check_verdict(record: Record, target: str) -> None:
     verdict = record.tags["verdict"]
     if verdict not in WORTHY:
         allowed = ", ".join(WORTHY[:-1]).replace("_", " ") + f" or {WORTHY[-1].replace('_', ' ')}"
-        raise Refused(
+        raise UserError(
             f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It must be {allowed}. "
             "Type run=<another run's id>, or train one that ends better; the export itself stays."
         )
 
 
-def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: dict[str, Predictions], target: str) -> Pair:
+def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: dict[str, Predictions], target: str) -> PairedOutcome:
     """An attempt beside the one that the alias points to, photo by photo.
 
     Args:
@@ -38,7 +38,7 @@ def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: 
         target: as in `check_verdict`.
 
     Raises:
-        Refused: where they were not measured on the same test photos.
+        UserError: where they were not measured on the same test photos.
     """
     if SPLIT not in mine or SPLIT not in theirs:
         without = record if SPLIT not in mine else other
@@ -56,15 +56,15 @@ def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: 
     return ours.beside(others, SPLIT)
 
 
-def _not_comparable(record: Record, other: Record, target: str, why: str) -> Refused:
-    return Refused(
+def _not_comparable(record: Record, other: Record, target: str, why: str) -> UserError:
+    return UserError(
         f"Run {short(record.run_id)} was not registered: {target} is run {short(other.run_id)}, and they have no test photos in common to be "
         f"compared on ({why}). They must have been tested on the same. Train both on the same data, or type another name, such as register=other."
     )
 
 
-def check_better(record: Record, other: Record, pair: Pair, alpha: float, target: str) -> None:
-    """Raises `Refused` where an attempt does not beat the one that the alias points to.
+def check_better(record: Record, other: Record, pair: PairedOutcome, alpha: float, target: str) -> None:
+    """Raises `UserError` where an attempt does not beat the one that the alias points to.
 
     Args:
         record, other: the two.
@@ -74,7 +74,7 @@ def check_better(record: Record, other: Record, pair: Pair, alpha: float, target
     """
     if pair.difference > 0 and pair.p_value < alpha:
         return
-    raise Refused(
+    raise UserError(
         f"Run {short(record.run_id)} was not registered: beside {target}, run {short(other.run_id)}, it has {pair}. It must have more photos "
         f"right, with p below {alpha:g}. Type run=<a better run's id>; the export itself stays."
     )

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.lifecycle import CONFIG
 from dogbreeds.tracking.records import RANKING, Parent, Record, short
@@ -66,12 +66,14 @@ class MlflowReader(MlflowStore):
             ui: where `make ui` or another server shows a local store.
 
         Raises:
-            Refused: where that is no address.
+            UserError: where that is no address.
         """
         parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
         host = parts.netloc.rpartition("@")[2]  # a name and password that stand in the address are for nobody else's eyes
         if parts.scheme not in ("http", "https") or not host:
-            raise Refused(f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type ui=http://127.0.0.1:5000.")
+            raise UserError(
+                f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type ui=http://127.0.0.1:5000."
+            )
         return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
 
     def config(self, run_id: str) -> str:
@@ -86,10 +88,10 @@ class MlflowReader(MlflowStore):
     def _downloaded(self, run_id: str, place: str, folder: Path, what: str) -> Path:
         try:
             return Path(self._client().download_artifacts(run_id, place, str(folder)))
-        except Refused as error:
+        except UserError as error:
             if error.__cause__ is None:  # a server that is away says nothing of what it has
                 raise
-            raise Refused(
+            raise UserError(
                 f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]}). It must lie among the run's "
                 f"artifacts, as {place}. Put it back, or name another run."
             ) from error
@@ -105,7 +107,7 @@ class MlflowReader(MlflowStore):
         if wanted is not None:
             named = [record for record in frozen if record.info.run_id.startswith(wanted)]
             if len(named) != 1:
-                raise Refused(
+                raise UserError(
                     f"phase.parent={wanted} names {len(named)} finished frozen attempts of experiment '{self.experiment}'. It must name one, by its "
                     "run's id or the beginning of it. Type phase.parent=null to have the best one that matches found."
                 )
@@ -116,7 +118,7 @@ class MlflowReader(MlflowStore):
         kept = [record for record in matching if record.data.tags.get("head") == "kept"]
         if not kept:
             lacking = "kept its head" if matching else f"matches in {', '.join(sorted(expected))}"
-            raise Refused(
+            raise UserError(
                 f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from the best weights of one with "
                 "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
             )
@@ -156,7 +158,7 @@ def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
     different = _differences(record, expected)
     if different:
         said = "; ".join(f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different)
-        raise Refused(
+        raise UserError(
             f"phase.parent={short(record.info.run_id)} does not fit: {said}. A fine-tune needs the weights, pixels, head and data of its frozen "
             "attempt. Type phase.parent=null to have one that matches found, or make the settings the same."
         )

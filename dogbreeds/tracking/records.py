@@ -27,7 +27,7 @@ class Pruned(Exception):
 
 
 @dataclass(frozen=True)
-class Composition:
+class RunOrigin:
     """How Hydra came to a run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Composition:
 
 
 @dataclass(frozen=True)
-class Known:
+class PriorRuns:
     """What is recorded of attempts with the same settings as one that is about to run.
 
     Attributes:

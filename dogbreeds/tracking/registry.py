@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dogbreeds.core.console import hushed
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.console import quiet_stderr
+from dogbreeds.core.errors import UserError
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
@@ -119,7 +119,7 @@ def champion(tracking: Mlflow, name: str, alias: str) -> Version | None:
     return None
 
 
-def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, record: Record, model_id: str, tags: dict[str, str]) -> Version:
+def promote(tracking: Mlflow, name: str, alias: str, before: Version | None, record: Record, model_id: str, tags: dict[str, str]) -> Version:
     """Registers a logged model and points the alias to it; that comes last, so that whatever cuts this off leaves the alias where it was.
 
     A version that an earlier command made, and did not come to point to, is taken.
@@ -128,7 +128,7 @@ def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, recor
         before: what the alias pointed to when the model was found good enough.
 
     Raises:
-        Refused: where it points to another by now.
+        UserError: where it points to another by now.
     """
     client = _client(tracking)
     if not client.search_registered_models(_is_named(name)):
@@ -139,7 +139,7 @@ def crown(tracking: Mlflow, name: str, alias: str, before: Version | None, recor
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     if champion(tracking, name, alias) != before:
-        raise Refused(
+        raise UserError(
             f"{name}@{alias} came to point to another version meanwhile. A model must beat the one that it points to. Run the same command again."
         )
     client.set_registered_model_alias(name, alias, number)
@@ -164,7 +164,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with hushed():
+        with quiet_stderr():
             yield
     finally:
         for logger, level in zip(loggers, before, strict=True):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.tracking.records import Composition, Known, Parent, Record
+from dogbreeds.tracking.records import Parent, PriorRuns, Record, RunOrigin
 
 if TYPE_CHECKING:
     import keras
@@ -64,7 +64,7 @@ class Tracking(Spec):
     group = "tracking"
 
     @contextlib.contextmanager
-    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
+    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         """A tracker for one attempt, closed with how it ended.
 
         Args:
@@ -73,7 +73,7 @@ class Tracking(Spec):
         """
         yield Tracker(composition.name)
 
-    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> Known:
+    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> PriorRuns:
         """What is recorded of the same attempt; attempts whose process is gone are closed first.
 
         Args:
@@ -81,9 +81,9 @@ class Tracking(Spec):
             identity: of settings, photos and weights.
             gone: processes that worked on it and are known to be no more.
         """
-        return Known()
+        return PriorRuns()
 
-    def reuse(self, record: Record, composition: Composition) -> None:
+    def reuse(self, record: Record, composition: RunOrigin) -> None:
         """Takes over a recorded attempt as the result of another command, and tells the sweep, if there is one."""
 
     def history(self, run_id: str, metric: str) -> list[float]:
@@ -100,9 +100,9 @@ class Tracking(Spec):
             folder: where its files are put.
 
         Raises:
-            Refused: where there is none, or where something differs.
+            UserError: where there is none, or where something differs.
         """
-        raise Refused(
+        raise UserError(
             "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps. "
             "Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
         )

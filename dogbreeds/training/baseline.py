@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.errors import Missing, Refused
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.data.class_names import is_numbered, outputs
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.evaluation.results import _MEASURED, _SPLITS, Untrained
+from dogbreeds.evaluation.results import _MEASURED, _SPLITS, ZeroShotBaseline
 from dogbreeds.models.blocks import in_order
 from dogbreeds.models.model import UNFIT, Backbone, MobileNetV2, Model, content, downloaded, load_all
 from dogbreeds.models.network import Network, Prefix
@@ -42,24 +42,24 @@ class Baseline(Spec):
         """The file that holds the top; None where no file is named.
 
         Raises:
-            Missing: where it is not there.
+            MissingFileError: where it is not there.
         """
         return None
 
     def build(
         self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
-    ) -> tuple[Untrained, Network | None]:
+    ) -> tuple[ZeroShotBaseline, Network | None]:
         """The baseline of an attempt that goes on from no other, yet to be measured.
 
         Returns:
             What is known of it, and the attempt's network with the weights' own top in place of its head; None where there is nothing to measure.
 
         Raises:
-            Missing, Refused: where a file of the top is not there, does not fit, or belongs to other weights.
+            MissingFileError, UserError: where a file of the top is not there, does not fit, or belongs to other weights.
         """
-        return Untrained(_NOT_ASKED, _dogs(class_names)), None
+        return ZeroShotBaseline(_NOT_ASKED, _dogs(class_names)), None
 
-    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> Untrained:
+    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> ZeroShotBaseline:
         """The baseline of a fine-tune: that of its frozen attempt, which had the same backbone and photos.
 
         Args:
@@ -68,7 +68,7 @@ class Baseline(Spec):
             sizes: photos by split.
             class_names: of the data.
         """
-        return Untrained(_NOT_ASKED, _dogs(class_names))
+        return ZeroShotBaseline(_NOT_ASKED, _dogs(class_names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Top(Baseline):
             return None
         path = Path(self.weights).expanduser()
         if not path.is_file():
-            raise Missing(
+            raise MissingFileError(
                 f"baseline.weights={self.weights} is not a file. It must be a Keras weight file of the model with its 1000-way top, or null. "
                 "Type baseline.weights=path/to/file.weights.h5, or baseline.weights=null."
             )
@@ -95,23 +95,23 @@ class Top(Baseline):
 
     def build(
         self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
-    ) -> tuple[Untrained, Network | None]:
+    ) -> tuple[ZeroShotBaseline, Network | None]:
         dogs, reason = _dogs(class_names), self._lacking(model, preprocessing, network, class_names)
         if reason:
-            return Untrained(reason, dogs), None
+            return ZeroShotBaseline(reason, dogs), None
         file = self.weights_file()
         try:
             top, stands_on = _opened(model, file)
-        except Missing:  # what was asked for is the attempt: it can do without
-            return Untrained("the weights with the 1000-way top could not be downloaded", dogs), None
+        except MissingFileError:  # what was asked for is the attempt: it can do without
+            return ZeroShotBaseline("the weights with the 1000-way top could not be downloaded", dogs), None
         pooled = _before_pooling(backbone)
         if file is not None and stands_on != _content(backbone.network.input, pooled):
-            raise Refused(
+            raise UserError(
                 f"baseline.weights={self.weights} holds other backbone weights than model.weights={model.weights or 'null'}. A 1000-way top can be "
                 "used on the very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
             )
         zero = replace(network, prefix=_prefix(network, backbone, preprocessing, pooled), head=_chosen(top, outputs(class_names)))
-        return Untrained(f"{_MEASURED} {dogs} outputs", dogs), zero
+        return ZeroShotBaseline(f"{_MEASURED} {dogs} outputs", dogs), zero
 
     def _lacking(self, model: Model, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> str:
         """Why there is no baseline, as far as settings and names tell; empty where there may be one."""
@@ -129,10 +129,10 @@ class Top(Baseline):
             return "part of the backbone trains"
         return "" if preprocessing.mode == model.pixels else f"{preprocessing.mode} pixels are not the backbone's own"
 
-    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> Untrained:
+    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> ZeroShotBaseline:
         values = {split: measured.get(f"baseline/{split}_accuracy") for split in _SPLITS if split in sizes}
         accuracies = {split: Proportion(round(value * sizes[split]), sizes[split]) for split, value in values.items() if value is not None}
-        return Untrained(said or "its frozen attempt recorded none", _dogs(class_names), accuracies)
+        return ZeroShotBaseline(said or "its frozen attempt recorded none", _dogs(class_names), accuracies)
 
 
 @functools.lru_cache(maxsize=1)
@@ -155,7 +155,7 @@ def _read(model: Model, file: Path) -> "keras.Model":
         load_all(whole, file)
     except UNFIT as error:
         width = f", alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
-        raise Refused(
+        raise UserError(
             f"baseline.weights={file} does not fit {model.architecture} with its top ({' '.join(str(error).split())[:160]}). It must hold the "
             f"weights of keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. "
             "Type baseline.weights=null, or the right file."

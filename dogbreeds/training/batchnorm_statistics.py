@@ -20,7 +20,7 @@ _BATCH = 16  # photos at a time
 
 
 @dataclass(frozen=True)
-class Fit:
+class PixelFit:
     """How well each pixel convention fits a backbone.
 
     Attributes:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import owner, spelled
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Checkpoints:
             arrays: by name.
 
         Raises:
-            Refused: where it cannot be written; the checkpoints that are there stay as they are.
+            UserError: where it cannot be written; the checkpoints that are there stay as they are.
         """
         files = self._files()
         number = int(files[-1].stem) + 1 if files else 1
@@ -139,7 +139,7 @@ class Checkpoints:
         try:
             yield
         except OSError as error:
-            raise Refused(
+            raise UserError(
                 f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). It needs a folder that can be written, on a disk with room. "
                 "Make room and run the same command again, which goes on from the last one, or type checkpoint_dir=<folder>."
             ) from error

@@ -19,7 +19,7 @@ from dogbreeds.models.network import Network
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import Training
 from dogbreeds.training.schedule import Schedule
-from dogbreeds.training.state import Outcome, Progress
+from dogbreeds.training.state import History, TrainingState
 
 if TYPE_CHECKING:
     import keras
@@ -145,10 +145,10 @@ def fit(
     seed: int,
     on_epoch: Callable[[Epoch], None],
     stop: Callable[[Sequence[Epoch]], str | None] = lambda epochs: None,
-    before: Progress | None = None,
-    save: Callable[[Progress], None] = lambda progress: None,
+    before: TrainingState | None = None,
+    save: Callable[[TrainingState], None] = lambda progress: None,
     save_steps: int | None = None,
-) -> Outcome:
+) -> History:
     """Trains a network's suffix and head, and leaves it with the weights of its best epoch.
 
     Args:
@@ -166,13 +166,13 @@ def fit(
         save_steps: None for after each epoch only.
     """
     step = Step(network, optimizer)
-    progress = before or Progress()
+    progress = before or TrainingState()
     outcome = progress.outcome
     _assign(network.learned, progress.weights)
     _assign(step.variables, progress.optimizers)
 
     def keep() -> None:
-        with signals.held():
+        with signals.deferred():
             progress.weights = [variable.numpy() for variable in network.learned]
             progress.optimizers = [variable.numpy() for variable in step.variables]
             save(progress)
@@ -186,7 +186,7 @@ def fit(
             for number in range(progress.step, steps):
                 inputs, labels = data[shuffled[number * phase.batch_size : (number + 1) * phase.batch_size]]
                 lr = schedule.lr(optimizer.lr, index + number / steps, phase.epochs, val_losses)
-                with signals.held():
+                with signals.deferred():
                     measured = step(network.plan.at(index), lr, inputs, labels)
                     fault = _fault(measured)
                     if fault:
@@ -202,7 +202,7 @@ def fit(
             lr = schedule.lr(optimizer.lr, index + (steps - 1) / steps, phase.epochs, val_losses)
             loss, accuracy, top5 = (progress.sums / len(data)).tolist()
             epoch = Epoch(index + 1, lr, loss, accuracy, top5, score(logits, val.labels), time.perf_counter() - started)
-            with signals.held():
+            with signals.deferred():
                 outcome.epochs.append(epoch)
                 if not math.isfinite(epoch.val.loss):
                     outcome.ended = f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch {index + 1}), lr {lr:g}"
@@ -236,7 +236,7 @@ def _fault(measured: np.ndarray) -> str:
     return "" if math.isfinite(measured[3]) else "the gradient was not finite"
 
 
-def _reason(outcome: Outcome, phase: Training, stop: Callable[[Sequence[Epoch]], str | None]) -> str:
+def _reason(outcome: History, phase: Training, stop: Callable[[Sequence[Epoch]], str | None]) -> str:
     """Why training ends after an epoch; nothing where it goes on."""
     waited = len(outcome.epochs) - outcome.best.number if outcome.best else 0
     impatient = phase.patience_epochs is not None and waited >= phase.patience_epochs

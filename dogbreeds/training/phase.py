@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, number, text
 
 
@@ -45,7 +45,7 @@ class LrRange(Phase):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_lr <= self.min_lr:
-            raise Refused(
+            raise UserError(
                 f"phase.max_lr was {self.max_lr:g} and phase.min_lr {self.min_lr:g}. The rate grows from the one to the other. "
                 "Type phase.min_lr=1e-6 phase.max_lr=1, for example."
             )

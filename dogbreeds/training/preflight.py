@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, number, one_of
 from dogbreeds.data.dataset import Data, Dataset, Source
 from dogbreeds.data.image import Unreadable
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.models.preprocessing import MODES, RANGES
-from dogbreeds.training.batchnorm_statistics import LAYERS, Fit, amount, batchnorms, divergences, has_seen_training, lost_spread
+from dogbreeds.training.batchnorm_statistics import LAYERS, PixelFit, amount, batchnorms, divergences, has_seen_training, lost_spread
 
 if TYPE_CHECKING:
     from dogbreeds.models.model import Backbone
@@ -60,11 +60,11 @@ class Preflight(Spec):
         """Says what was found.
 
         Raises:
-            Refused: on a clear finding, with `stop`.
+            UserError: on a clear finding, with `stop`.
         """
         for finding in findings:
             if finding.clear and self.action == "stop":
-                raise Refused(finding.said)
+                raise UserError(finding.said)
             log.warning("preflight: %s", finding.said)
 
     def check_data(self, dataset: Dataset) -> list[Finding]:
@@ -76,14 +76,14 @@ class Preflight(Spec):
             return []
         return [*_labels(dataset), *_duplicates(dataset, self.max_duplicate_fraction)]
 
-    def fit(self, backbone: "Backbone", dataset: Dataset, data: Data, store: Store) -> Fit | None:
+    def fit(self, backbone: "Backbone", dataset: Dataset, data: Data, store: FeatureCache) -> PixelFit | None:
         """How well each pixel convention fits the backbone, measured on training photos; kept, since it depends on nothing else.
 
         Returns:
             None with `preflight=none`.
 
         Raises:
-            Refused: where no photo can be read.
+            UserError: where no photo can be read.
         """
         if self.action == "none":
             return None
@@ -104,7 +104,7 @@ class Preflight(Spec):
         def produce(kept: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
             decoded = list(_decoded(split.source, rows, size, data))
             if not decoded:
-                raise Refused(
+                raise UserError(
                     f"None of {len(rows)} photos of train can be read. The preflight looks at some. Mend the files, or name another data.root."
                 )
             photos = np.stack(decoded)
@@ -112,10 +112,10 @@ class Preflight(Spec):
             yield len(kept)
 
         found = store.array("preflight", identity, (len(MODES),), "float64", produce).rows
-        return Fit(remembers, dict(zip(MODES, found.tolist(), strict=True)))
+        return PixelFit(remembers, dict(zip(MODES, found.tolist(), strict=True)))
 
 
-def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
+def judge(fit: PixelFit, mode: str, native: str) -> list[Finding]:
     """What the fit says of the chosen convention.
 
     Args:
@@ -145,13 +145,13 @@ def judge(fit: Fit, mode: str, native: str) -> list[Finding]:
     return []
 
 
-def _mismatch(why: str, fit: Fit, native: str) -> list[Finding]:
+def _mismatch(why: str, fit: PixelFit, native: str) -> list[Finding]:
     """A clear finding about pixels: why, and the convention to type."""
     fix = "native" if fit.best == native else fit.best
     return [Finding("pixels", True, f"{why} Type preprocessing={fix}, or preflight=warn to train on all the same.")]
 
 
-def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
+def _judge_spread(fit: PixelFit, mode: str, native: str) -> list[Finding]:
     lost = fit.distances[mode]
     if mode != native and lost > 1 - _SPREAD_RATIO:
         return _mismatch(
@@ -172,7 +172,7 @@ def _judge_spread(fit: Fit, mode: str, native: str) -> list[Finding]:
     return []
 
 
-def said(fit: Fit, mode: str) -> str:
+def said(fit: PixelFit, mode: str) -> str:
     """The fit in a line, for people."""
     if fit.remembers:
         return f"pixels: {mode} is {amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"

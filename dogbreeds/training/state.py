@@ -10,7 +10,7 @@ from dogbreeds.evaluation.results import Epoch, _scores
 
 
 @dataclass
-class Outcome:
+class History:
     """What training gave: its epochs, why it ended, and the best epoch's weights and predictions."""
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -22,7 +22,7 @@ class Outcome:
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far training has come: all that another process needs to go on as if it were this one.
 
     Orders, rates and augmentation follow from the seed and from what is here; dropout's generators are among the weights.
@@ -37,7 +37,7 @@ class Progress:
         optimizers: their variables, then too.
     """
 
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: History = field(default_factory=History)
     epoch: int = 0
     step: int = 0
     sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
@@ -55,7 +55,7 @@ class Progress:
         return about, arrays if outcome.best_logits is None else arrays | {"best_logits": outcome.best_logits}
 
     @classmethod
-    def unpacked(cls, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "Progress":
+    def unpacked(cls, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "TrainingState":
         """What `packed` gave."""
 
         def listed(name: str) -> list[np.ndarray]:
@@ -63,5 +63,5 @@ class Progress:
 
         epochs = [Epoch(**{**epoch, "val": _scores(epoch["val"])}) for epoch in about["epochs"]]
         best = epochs[about["best"] - 1] if about["best"] else None
-        outcome = Outcome(epochs, about["ended"], best, listed("best_weights"), arrays.get("best_logits"))
+        outcome = History(epochs, about["ended"], best, listed("best_weights"), arrays.get("best_logits"))
         return cls(outcome, about["epoch"], about["step"], np.array(about["sums"]), about["seconds"], listed("weights"), listed("optimizers"))

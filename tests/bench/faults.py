@@ -39,12 +39,12 @@ from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
 from dogbreeds.models import head
 from dogbreeds.models.preprocessing import MODES
-from dogbreeds.tracking.records import Composition, Parent, Record
+from dogbreeds.tracking.records import Parent, Record, RunOrigin
 from dogbreeds.tracking.tracking import Tracker, Tracking
 from dogbreeds.training import preflight
 
 HALVES = ("choose", "report")
-COMPOSITION = Composition("", (), "fault", Path())
+COMPOSITION = RunOrigin("", (), "fault", Path())
 SMALL = ("data.breeds=60", "phase.epochs=8", "phase.patience_epochs=null")
 TUNED = ("data.breeds=40", "data.train_per_breed=12", "data.test_per_breed=25")
 
@@ -183,7 +183,7 @@ class _Remembered(Tracking):
     folder: str = text(example="path/to/folder")
 
     @contextlib.contextmanager
-    def open(self, composition: Composition, unfinished: Record | None = None) -> Iterator[Tracker]:
+    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         yield _Remembering(Path(self.folder))
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from dogbreeds.core.errors import Refused
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.files import decode_file, examine_below
@@ -342,7 +342,7 @@ def outcome(root: Path, this: Case) -> str:
         said = str(error)
         fine = error.reason in REASONS and said.isprintable() and said.endswith(" data.on_corrupt=skip.") and " object at 0x" not in said
         return error.reason if fine else f"escaped: {said!r}"
-    except Refused as error:
+    except UserError as error:
         return CHANGED if "changed while it was being read" in str(error) else f"escaped: {error}"
     except Exception as error:  # what this is there to find
         return f"escaped: {type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"

@@ -16,7 +16,7 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from dogbreeds.core.console import hushed
+from dogbreeds.core.console import quiet_stderr
 from dogbreeds.experiments import compose
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
@@ -70,7 +70,7 @@ FULL = Workload()
 
 def main(workload: Workload = FULL) -> None:
     """Print what attempts cost, a table a kind."""
-    with hushed():
+    with quiet_stderr():
         import tensorflow  # noqa: F401
     print(
         f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}: {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"

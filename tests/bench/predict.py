@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from PIL import Image
 
-from dogbreeds.core.console import hushed
+from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.paths import home
 from dogbreeds.data import drawn_dogs
 from dogbreeds.experiments import compose
@@ -74,7 +74,7 @@ def main(wanted: str = "effnetb0", workload: Workload = FULL) -> dict[int, int]:
         wanted: a model with untrained weights, or a saved network's file.
         workload: how many photos, and how often.
     """
-    with hushed():
+    with quiet_stderr():
         import tensorflow  # noqa: F401
     peaks: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from PIL import Image
 
-from dogbreeds.core.console import hushed
+from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.paths import home
 from dogbreeds.data import drawn_dogs
 from dogbreeds.experiments import compose
@@ -30,10 +30,10 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.cache import Store
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import Photos
 from dogbreeds.models.network import assemble
-from dogbreeds.tracking.records import Composition
+from dogbreeds.tracking.records import RunOrigin
 
 FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
 
@@ -94,7 +94,7 @@ def main(workload: Workload = FULL, out: Path | None = None) -> dict[str, float]
         out: file to write; None stands for one in `multirun/`.
     """
     started = time.perf_counter()
-    with hushed():
+    with quiet_stderr():
         import tensorflow  # noqa: F401
     with tempfile.TemporaryDirectory() as folder:
         setup = _real(workload) or _drawn(Path(folder), workload)
@@ -196,7 +196,7 @@ def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
 
 def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
     """An attempt of ours, from files to the best epoch."""
-    result = execute(composed(setup, root, cache, *overrides), Composition("", (), "bench", cache))
+    result = execute(composed(setup, root, cache, *overrides), RunOrigin("", (), "bench", cache))
     assert isinstance(result, Result)
     return result
 
@@ -207,7 +207,7 @@ def bare_pass(setup: Setup, root: Path, folder: Path) -> float:
     sources = {split.source.name: split.source for split in run.data.open().splits.values()}
     store = run.features.store()
     photos = np.concatenate([Photos(source, run.data, run.model.image_size, store).rows() for source in sources.values()])
-    Store.release()
+    FeatureCache.release()
     backbone = run.model.build(0)
     prefix = assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, 2, 0)).prefix
     batch = prefix.batch_size()
