@@ -20,7 +20,10 @@ def task(config: DictConfig) -> None:
     """Prints what is kept and where, the most recently used first, or clears it."""
     clear = config["clear"]
     if not isinstance(clear, bool):
-        raise UserError(f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to list it.")
+        raise UserError(
+            f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to"
+            " list it."
+        )
     store = part(config, "features").store()
     if clear:
         gone, stayed = store.clear()
@@ -28,10 +31,15 @@ def task(config: DictConfig) -> None:
         return
     entries = store.entries()
     for listed in entries:
-        print(f"{listed.name:38} {listed.size / 1e6:10,.1f} MB   used {_ago(time.time() - listed.used):>7} ago   {_about(listed)}")
+        print(
+            f"{listed.name:38} {listed.size / 1e6:10,.1f} MB   used {_ago(time.time() - listed.used):>7} ago  "
+            f" {_about(listed)}"
+        )
     total, unfinished = sum(listed.size for listed in entries), sum(listed.unfinished is not None for listed in entries)
     some = f" ({unfinished} unfinished)" if unfinished else ""
-    print(f"{len(entries)} kept arrays{some}, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}")
+    print(
+        f"{len(entries)} kept arrays{some}, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}"
+    )
 
 
 def _about(listed: Listed) -> str:
@@ -47,7 +55,8 @@ def _about(listed: Listed) -> str:
 
 
 def _ago(seconds: float) -> str:
-    seconds = max(seconds, 0.0)  # what another machine wrote may be from its future
+    # What another machine wrote may be from its future
+    seconds = max(seconds, 0.0)
     span, unit = next((span, unit) for span, unit in _UNITS if seconds >= span)
     return f"{seconds / (span or 1):.0f} {unit}"
 

@@ -21,7 +21,8 @@ from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import composed
 from dogbreeds.experiments.sweep import Sweep
 
-_traced = os.environ.get("HYDRA_FULL_ERROR") == "1"  # by the user, before `main` sets it
+# By the user, before `main` sets it
+_traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
@@ -38,7 +39,8 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
         goes_on: whether the same command, after it was interrupted, takes up what was done.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing, so that the sentences can be ours
+    # Hydra then raises instead of printing, so that the sentences can be ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     status = "FAILED"
     signals.handle()
     try:
@@ -57,7 +59,8 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
         sys.exit(signals.exit_code(stop))
     except BrokenPipeError:
         _end_unread()
-    except launcher.lost() as error:  # evaluated when something was raised: by then it is known which launchers are in use
+    except launcher.lost() as error:
+        # evaluated when something was raised: by then it is known which launchers are in use
         if _traced:
             raise
         sys.exit(f"error: {launcher.said(error)}")
@@ -65,11 +68,13 @@ def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
         if _traced or error.errno not in _NO_WRITING:
             raise
         sys.exit(
-            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept features need a disk with room "
-            "that can be written. Mend that, or move them with DOGBREEDS_HOME and DOGBREEDS_CACHE, and run the same command again."
+            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept"
+            " features need a disk with room that can be written. Mend that, or move them with DOGBREEDS_HOME and"
+            " DOGBREEDS_CACHE, and run the same command again."
         )
     finally:
-        with signals.deferred(), contextlib.suppress(UserError, OSError):  # what ended the command has been said already
+        # What ended the command has been said already
+        with signals.deferred(), contextlib.suppress(UserError, OSError):
             Sweep.close(status)
 
 
@@ -93,13 +98,16 @@ def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 
 
 def _end_unread() -> NoReturn:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write at its end
+    # For what Python would still write at its end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 
 def word(config: DictConfig, key: str) -> Any:
     """A setting as it was typed, where Hydra read a number: the beginning of a run's id may look like one, such as 3801e552."""
-    typed = [override.split("=", 1)[1] for override in HydraConfig.get().overrides.task if override.startswith(f"{key}=")]
+    typed = [
+        override.split("=", 1)[1] for override in HydraConfig.get().overrides.task if override.startswith(f"{key}=")
+    ]
     return typed[-1] if isinstance(config[key], float) and typed else config[key]
 
 
@@ -114,8 +122,8 @@ def sentences(error: Exception, name: str) -> str:
     if first.startswith("Could not override '"):
         return _unknown_key(first.split("'")[1], name)
     return (
-        f"The command line was not understood ({first}). Settings are written group=option or group.key=value, a list as 'key=[1,2]'. "
-        f"Type python -m dogbreeds.{name} --help for the groups and their options."
+        f"The command line was not understood ({first}). Settings are written group=option or group.key=value, a list"
+        f" as 'key=[1,2]'. Type python -m dogbreeds.{name} --help for the groups and their options."
     )
 
 
@@ -123,8 +131,14 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
     if not group or not options:
-        return f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those that there are."
-    return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={_nearest(option, options)}."
+        return (
+            f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those"
+            " that there are."
+        )
+    return (
+        f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type"
+        f" {group}={_nearest(option, options)}."
+    )
 
 
 def _unknown_key(key: str, command: str) -> str:
@@ -132,7 +146,10 @@ def _unknown_key(key: str, command: str) -> str:
     keys = _dotted(OmegaConf.to_container(composed(command), resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
-    return f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if you mean to add it."
+    return (
+        f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if"
+        " you mean to add it."
+    )
 
 
 def _nearest(name: str, names: list[str]) -> str:
@@ -142,4 +159,9 @@ def _nearest(name: str, names: list[str]) -> str:
 def _dotted(config: Any, prefix: str = "") -> list[str]:
     if not isinstance(config, dict):
         return [prefix]
-    return [name for key, value in config.items() if key != "_target_" for name in _dotted(value, f"{prefix}.{key}" if prefix else key)]
+    return [
+        name
+        for key, value in config.items()
+        if key != "_target_"
+        for name in _dotted(value, f"{prefix}.{key}" if prefix else key)
+    ]

@@ -49,25 +49,30 @@ def _found(tracking: Mlflow, run: str | None, only: Only, key: str) -> Record:
         newest = [short(record.run_id) for record in tracking.records() if only.holds(record)][:3]
         there = f"; the newest runs are {', '.join(newest)}" if newest else ""
         raise UserError(
-            f"{key} was not given. Two attempts are compared, each latest, best or the beginning of its run's id{there}. "
-            "Type first=best second=latest, for example."
+            f"{key} was not given. Two attempts are compared, each latest, best or the beginning of its run's"
+            f" id{there}. Type first=best second=latest, for example."
         )
     return find(tracking, run, only, key, network=False)
 
 
-def _predictions(tracking: Mlflow, first: Record, second: Record, wanted: str | None) -> tuple[str, Predictions, Predictions]:
+def _predictions(
+    tracking: Mlflow, first: Record, second: Record, wanted: str | None
+) -> tuple[str, Predictions, Predictions]:
     """What both said in a split, and which it is."""
     ours, theirs = tracking.predictions(first.run_id), tracking.predictions(second.run_id)
     for key, record, said in (("first", first, ours), ("second", second, theirs)):
         if not said:
             raise UserError(
-                f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions: it finished no epoch, or they "
-                f"were removed. Both must have some. Type {key}=<another run>."
+                f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions:"
+                f" it finished no epoch, or they were removed. Both must have some. Type {key}=<another run>."
             )
     both = sorted(ours.keys() & theirs.keys())
     split = wanted or ("test" if "test" in both else "val")
     if split not in both:
-        raise UserError(f"split={split} is not recorded of both runs. They have {' and '.join(both)} in common. Type split={both[0]}.")
+        raise UserError(
+            f"split={split} is not recorded of both runs. They have {' and '.join(both)} in common. Type"
+            f" split={both[0]}."
+        )
     return split, ours[split], theirs[split]
 
 

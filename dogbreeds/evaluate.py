@@ -49,10 +49,14 @@ class Wanted(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.photos is not None and self.split is not None:
-            raise UserError(f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two. Leave one out.")
+            raise UserError(
+                f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two."
+                " Leave one out."
+            )
         if self.photos is None and is_file(self.run):
             raise UserError(
-                f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named. Type photos=path/to/photos, too."
+                f"run={self.run} is a file, which does not know the photos it was trained on. Photos must be named."
+                " Type photos=path/to/photos, too."
             )
 
 
@@ -74,13 +78,16 @@ def task(config: DictConfig) -> None:
         own = home() / "multirun/evaluation" / folder_name(record, file) / subject.place
         place = Path(wanted.output).expanduser() if wanted.output else own
         trained = tracking.predictions(record.run_id) if record else {}
-        with files.folder(place, FILES) as folder:  # made first: that it cannot be written must not be found out at the end
+        # Made first: that it cannot be written must not be found out at the end
+        with files.folder(place, FILES) as folder:
             found, logits = evaluated(classifier, subject, views, wanted.seed, trained)
             about = _about(record, trained, name, subject, logits)
             title = f"{'Run ' + short(record.run_id) if record else file.name} on {subject.place}"
             shown = mistakes(classifier, subject, logits, wanted.mistakes)
             facts = _facts(record, file, subject)
-            Report(title, about, facts, found, classifier.class_names, subject.ids, subject.labels, logits, shown).write(folder)
+            Report(
+                title, about, facts, found, classifier.class_names, subject.ids, subject.labels, logits, shown
+            ).write(folder)
             if record is not None:
                 numbers = {f"evaluation/{subject.place}/{key}": value for key, value in found.metrics().items()}
                 tracking.add(record.run_id, folder, f"evaluation/{subject.place}", numbers)
@@ -88,12 +95,16 @@ def task(config: DictConfig) -> None:
     _print(found, about, place)
 
 
-def _about(record: Record | None, trained: Mapping[str, Predictions], name: str, subject: EvaluationSet, logits: np.ndarray) -> tuple[str, ...]:
+def _about(
+    record: Record | None, trained: Mapping[str, Predictions], name: str, subject: EvaluationSet, logits: np.ndarray
+) -> tuple[str, ...]:
     """What a reader must know first."""
     sentences = [f"{name[0].upper() if record else name[0]}{name[1:]}, evaluated on {subject.about} ({subject.place})."]
     if record is None:
         return (*sentences, "What it was trained on is not known here: photos that it has seen flatter it.")
-    sentences.append(f"{record.tags['verdict'].replace('_', ' ').capitalize()}: {record.tags.get('verdict.reason', '').rstrip('.')}.")
+    sentences.append(
+        f"{record.tags['verdict'].replace('_', ' ').capitalize()}: {record.tags.get('verdict.reason', '').rstrip('.')}."
+    )
     if subject.place == "train":
         sentences.append("It was trained on these very photos: that flatters it, and says nothing about others.")
     if subject.place == "val":
@@ -109,10 +120,22 @@ def _facts(record: Record | None, file: Path, subject: EvaluationSet) -> dict[st
     facts = {"photos": f"{subject.about}, {subject.place}"}
     if record is None:
         return facts | {"network": str(file)}
-    kept = ("model.architecture", "model.weights", "model.image_size", "preprocessing.mode", "head", "phase", "unfreeze.plan", "optimizer.lr", "seed")
+    kept = (
+        "model.architecture",
+        "model.weights",
+        "model.image_size",
+        "preprocessing.mode",
+        "head",
+        "phase",
+        "unfreeze.plan",
+        "optimizer.lr",
+        "seed",
+    )
     facts |= {"run": record.run_id, "name": record.name, "data": record.params["data.name"]}
     facts |= {key: record.params[key] for key in kept if key in record.params}
-    return facts | {key: record.tags[key] for key in ("git.commit", "version.keras", "version.tensorflow") if key in record.tags}
+    return facts | {
+        key: record.tags[key] for key in ("git.commit", "version.keras", "version.tensorflow") if key in record.tags
+    }
 
 
 def _print(found: Evaluation, about: Sequence[str], place: Path) -> None:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SOME_UNREAD = 2  # exit code
-_SHOWN_SECONDS = 0.2  # between two steps of the bar: answers come a batch at a time, and each by itself would look like haste
+# Exit code
+_SOME_UNREAD = 2
+# Between two steps of the bar: answers come a batch at a time, and each by itself would look like haste
+_SHOWN_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,13 @@ def task(config: DictConfig) -> None:
     typed = image_sources.typed(plain["images"])
     tracking = store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
     found = image_sources.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
-    with files.sink(wanted.output, "breeds.csv") as sink, opened(tracking, wanted.run, only) as (record, classifier, place):
-        log.info("%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size)
+    with (
+        files.sink(wanted.output, "breeds.csv") as sink,
+        opened(tracking, wanted.run, only) as (record, classifier, place),
+    ):
+        log.info(
+            "%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size
+        )
         tally = _predict(classifier, found, wanted, sink)
     if wanted.output is not None:
         print(wanted.output)
@@ -82,7 +89,10 @@ def _predict(classifier: "Classifier", found: image_sources.Images, wanted: Want
     run = network(classifier, wanted.explain)
     batch, top = wanted.batch_size or classifier.batch_size(), min(wanted.top, len(classifier.class_names))
     lines, tally, started = _lines(classifier, wanted, top, sink), Tally(), time.monotonic()
-    with _bar(found.total, sink) as advance, contextlib.closing(answers(classifier, run, found.photos, batch, top, overlays)) as told:
+    with (
+        _bar(found.total, sink) as advance,
+        contextlib.closing(answers(classifier, run, found.photos, batch, top, overlays)) as told,
+    ):
         sink.write(lines.heading)
         for answer in told:
             if answer.error:

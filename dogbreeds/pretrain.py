@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 def photos(split: str, each: int) -> tuple[np.ndarray, np.ndarray]:
     """`each` photos of every breed: [n, 64, 64, 3] uint8 and [n] int32 labels."""
     labels = np.repeat(np.arange(drawn_dogs.BREEDS, dtype=np.int32), each)
-    images = np.stack([drawn_dogs.draw(split, breed, photo) for breed in range(drawn_dogs.BREEDS) for photo in range(each)])
+    images = np.stack(
+        [drawn_dogs.draw(split, breed, photo) for breed in range(drawn_dogs.BREEDS) for photo in range(each)]
+    )
     return images, labels
 
 
@@ -36,7 +38,9 @@ def halve(path: Path) -> None:
     with h5py.File(path.with_suffix(".half"), "w") as half:
         for name, value in values.items():
             floating = np.issubdtype(value.dtype, np.floating)
-            half.create_dataset(name, data=value.astype(np.float16) if floating else value, compression="gzip" if value.ndim else None)
+            half.create_dataset(
+                name, data=value.astype(np.float16) if floating else value, compression="gzip" if value.ndim else None
+            )
     path.with_suffix(".half").replace(path)
 
 
@@ -48,7 +52,9 @@ def task(config: DictConfig) -> float:
     keras.utils.set_random_seed(config.seed)
     images, labels = photos("pretrain", config.photos_per_breed)
     held_out = photos("pretrain_val", config.validation_photos_per_breed)
-    backbone = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None).construct(None)
+    backbone = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None).construct(
+        None
+    )
     network = keras.Sequential(
         [
             backbone,
@@ -59,11 +65,15 @@ def task(config: DictConfig) -> float:
     )
     steps = config.epochs * -(-len(labels) // config.batch_size)
     network.compile(
-        optimizer=keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(config.lr, steps), weight_decay=config.weight_decay),
+        optimizer=keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(config.lr, steps), weight_decay=config.weight_decay
+        ),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    history = network.fit(images, labels, batch_size=config.batch_size, epochs=config.epochs, validation_data=held_out, verbose=2)
+    history = network.fit(
+        images, labels, batch_size=config.batch_size, epochs=config.epochs, validation_data=held_out, verbose=2
+    )
     path = Path(config.weights or SHIPPED)
     path.parent.mkdir(parents=True, exist_ok=True)
     backbone.save_weights(path)

@@ -34,8 +34,8 @@ def task(config: DictConfig) -> None:
     records = [record for record in tracking.records() if only.holds(record)]
     if not records:
         raise UserError(
-            f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The table needs one at least. "
-            "Type make table, or python -m dogbreeds.train attempt=frozen."
+            f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
+            " table needs one at least. Type make table, or python -m dogbreeds.train attempt=frozen."
         )
     found = tables(records, lambda run_id: tracking.history(run_id, "val/accuracy"), each=wanted.runs == "all")
     wanted.deliver(_rendered(found, wanted, lambda record: tracking.page(record, wanted.ui)), "table")
@@ -47,8 +47,16 @@ def _rendered(found: Sequence[Table], wanted: Wanted, address: Callable[[Record]
     if wanted.format == "csv":
         return attempts_rendering.as_csv(found, address)
     if wanted.format == "markdown":
-        return "\n".join([*(attempts_rendering.as_markdown(table, address) for table in found), not_run(found)]).rstrip() + "\n"
-    return "\n".join([*(attempts_rendering.as_text(table, wanted.width, address) for table in found), not_run(found)]).rstrip() + "\n"
+        return (
+            "\n".join([*(attempts_rendering.as_markdown(table, address) for table in found), not_run(found)]).rstrip()
+            + "\n"
+        )
+    return (
+        "\n".join(
+            [*(attempts_rendering.as_text(table, wanted.width, address) for table in found), not_run(found)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

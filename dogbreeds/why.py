@@ -32,17 +32,30 @@ log = logging.getLogger(__name__)
 def task(config: DictConfig) -> None:
     """Runs what has not been run yet, and says what each knob explains."""
     here = HydraConfig.get()
-    choices = {group: option for group, option in here.runtime.choices.items() if option and not group.startswith("hydra")}
+    choices = {
+        group: option for group, option in here.runtime.choices.items() if option and not group.startswith("hydra")
+    }
     typed = [override for override in here.overrides.task if not override.startswith("why.")]
     attempt, run = choices.get("attempt"), from_config(config)
     knobs, seeds = _knobs(config, attempt), _seeds(config)
     if here.mode == RunMode.MULTIRUN:
         raise UserError("--multirun was given. why makes its own runs, over why.seeds. Leave --multirun out.")
     if isinstance(run.phase, LrRange):
-        raise UserError("phase=lr_range was asked about. It trains nothing that could be explained. Type phase=frozen or phase=finetune.")
+        raise UserError(
+            "phase=lr_range was asked about. It trains nothing that could be explained. Type phase=frozen or"
+            " phase=finetune."
+        )
     if not isinstance(run.tracking, Mlflow):
-        raise UserError("tracking=none was chosen. The runs are compared through MLflow, which also remembers them. Type tracking=mlflow.")
-    above = RunOrigin(OmegaConf.to_yaml(config), tuple(typed), f"why {attempt or 'this'}: {' '.join(knobs)}"[:250], Path(here.runtime.output_dir))
+        raise UserError(
+            "tracking=none was chosen. The runs are compared through MLflow, which also remembers them. Type"
+            " tracking=mlflow."
+        )
+    above = RunOrigin(
+        OmegaConf.to_yaml(config),
+        tuple(typed),
+        f"why {attempt or 'this'}: {' '.join(knobs)}"[:250],
+        Path(here.runtime.output_dir),
+    )
     run_id = Sweep.open(run.tracking, above)
     measured: dict[Cell, list[float]] = {}
     verdicts: dict[Cell, list[str]] = {}
@@ -55,7 +68,10 @@ def task(config: DictConfig) -> None:
         verdicts.setdefault(cell, []).append(record.tags["verdict"])
     said = report(knobs, measured, verdicts)
     print(f"\n{said}")
-    numbers = {f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.knob.split('=')[0])}": effect.explains for effect in effects(knobs, measured)}
+    numbers = {
+        f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.knob.split('=')[0])}": effect.explains
+        for effect in effects(knobs, measured)
+    }
     run.tracking.note(run_id, "why.md", said, {name: statistics.mean(values) for name, values in numbers.items()})
 
 
@@ -71,7 +87,10 @@ def _knobs(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
         )
     knobs = list(wanted) if OmegaConf.is_list(wanted) else []
     if not knobs or not all(isinstance(knob, str) and "=" in knob for knob in knobs):
-        raise UserError(f"why.put_back was {wanted}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for example.")
+        raise UserError(
+            f"why.put_back was {wanted}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for"
+            " example."
+        )
     return tuple(knobs)
 
 
@@ -79,7 +98,8 @@ def _seeds(config: DictConfig) -> list[int]:
     seeds = list(config.why.seeds) if OmegaConf.is_list(config.why.seeds) else []
     if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise UserError(
-            f"why.seeds was {config.why.seeds}. It must be a list of different whole numbers of 0 or more. Type 'why.seeds=[0,1,2]', for example."
+            f"why.seeds was {config.why.seeds}. It must be a list of different whole numbers of 0 or more. Type"
+            " 'why.seeds=[0,1,2]', for example."
         )
     return seeds
 

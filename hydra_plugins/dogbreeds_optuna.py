@@ -23,7 +23,9 @@ class OptunaSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         self.hydra_context, self.config = hydra_context, config
-        self._launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> "list[JobReturn]":
         from importlib.util import find_spec
@@ -34,7 +36,10 @@ class OptunaSweeper(Sweeper):
         from dogbreeds.experiments.search import Search, Settings, Space
 
         if find_spec("optuna") is None:
-            raise UserError("hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install 'dogbreeds[search]'.")
+            raise UserError(
+                "hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install"
+                " 'dogbreeds[search]'."
+            )
 
         assert self._launcher is not None
         assert self.hydra_context is not None

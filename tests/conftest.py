@@ -52,7 +52,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Notes all tests and their marks, before those of other tiers are left out."""
     noted = config.stash[_collected] = {}
     for item in items:
-        name = f"{item.path.stem.removeprefix('test_')}::{getattr(item, 'originalname', item.name).removeprefix('test_')}"
+        name = (
+            f"{item.path.stem.removeprefix('test_')}::{getattr(item, 'originalname', item.name).removeprefix('test_')}"
+        )
         noted.setdefault(name, []).append({mark.name for mark in item.iter_markers()})
 
 
@@ -104,7 +106,10 @@ def composed_in(empty_store: Path) -> Callable[[Path, Path], Callable[..., Run]]
         def run(*overrides: str) -> Run:
             places = [f"features.dir={cache}", f"checkpoint_dir={folder}/checkpoints"]
             if not any(override.startswith("tracking=") for override in overrides):
-                places += [f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db", f"tracking.artifacts={folder}/mlruns/artifacts"]
+                places += [
+                    f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db",
+                    f"tracking.artifacts={folder}/mlruns/artifacts",
+                ]
             return from_config(compose.composed("train", [*places, *overrides]))
 
         return run
@@ -113,7 +118,9 @@ def composed_in(empty_store: Path) -> Callable[[Path, Path], Callable[..., Run]]
 
 
 @pytest.fixture
-def composed(tmp_path: Path, cache: Path, composed_in: Callable[[Path, Path], Callable[..., Run]]) -> Callable[..., Run]:
+def composed(
+    tmp_path: Path, cache: Path, composed_in: Callable[[Path, Path], Callable[..., Run]]
+) -> Callable[..., Run]:
     """A function from overrides to a run whose checkpoints and records lie in the test's folder."""
     return composed_in(tmp_path, cache)
 
@@ -146,14 +153,23 @@ def remembering(tmp_path: Path) -> Callable[..., "keras.Model"]:
         import keras
 
         keras.utils.set_random_seed(3)
-        network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(size, size, 3), **more)
+        network = getattr(keras.applications, architecture)(
+            include_top=False, weights=None, input_shape=(size, size, 3), **more
+        )
         photos = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(96)])
-        momenta = {layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)}
+        momenta = {
+            layer: layer.momentum for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)
+        }
         for layer in momenta:
             layer.momentum = 0.0
-            if layer.name.endswith("_3_bn"):  # of ResNet's residual branches, as trained ones are: random ones at full strength amplify rounding
+            # Of ResNet's residual branches, as trained ones are: random ones at full strength amplify rounding
+            if layer.name.endswith("_3_bn"):
                 layer.gamma.assign(layer.gamma * 0.2)
-        shown = photos if pixels == "raw" else keras.applications.imagenet_utils.preprocess_input(photos.astype(np.float32), mode=pixels)
+        shown = (
+            photos
+            if pixels == "raw"
+            else keras.applications.imagenet_utils.preprocess_input(photos.astype(np.float32), mode=pixels)
+        )
         network(shown, training=True)
         for layer, momentum in momenta.items():
             layer.momentum = momentum
@@ -189,7 +205,9 @@ def at_home(tmp_path: Path, cache: Path) -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
-def begun(tmp_path: Path, made_home: Callable[[Path], Path], at_home: Callable[..., dict[str, str]]) -> Callable[..., prefork.Process]:
+def begun(
+    tmp_path: Path, made_home: Callable[[Path], Path], at_home: Callable[..., dict[str, str]]
+) -> Callable[..., prefork.Process]:
     """Begins `python -m dogbreeds.<name>` as a user does, from another folder; a name with a dot is another module's."""
 
     def begin(name: str, *arguments: str, given: bytes = b"", **environment: str) -> prefork.Process:
@@ -204,7 +222,9 @@ def begun(tmp_path: Path, made_home: Callable[[Path], Path], at_home: Callable[.
 def command(begun: Callable[..., prefork.Process]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command as `begun` begins it, to its end."""
 
-    def run(name: str, *arguments: str, timeout: float = 900, given: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        name: str, *arguments: str, timeout: float = 900, given: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         with begun(name, *arguments, given=given, **environment) as process:
             output, errors = process.communicate(timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -221,7 +241,9 @@ def typed(tmp_path: Path, at_home: Callable[..., dict[str, str]]) -> Callable[..
             (tmp_path / "home").mkdir()
             (tmp_path / "home/conf").symlink_to(home() / "conf")
         script = [sys.executable, "-m", f"dogbreeds.{name}", *arguments]
-        return subprocess.run(script, cwd=tmp_path, env=at_home(**environment), capture_output=True, text=True, timeout=900)
+        return subprocess.run(
+            script, cwd=tmp_path, env=at_home(**environment), capture_output=True, text=True, timeout=900
+        )
 
     return run
 

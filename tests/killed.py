@@ -58,13 +58,23 @@ def counted_progress(what: str, total: int, unit: str, **named):
 real_progress, extraction.progress = extraction.progress, counted_progress
 before(loop.Step, "__call__", "step", after=True)
 before(Path, "replace", "rename", after=True)
-before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkpoint")  # in the middle of a file
+# In the middle of a file
+before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkpoint")
 
 
 def watch_records() -> None:
     import mlflow
 
-    for name in ("create_run", "update_run", "log_batch", "log_param", "log_artifact", "log_artifacts", "log_figure", "set_terminated"):
+    for name in (
+        "create_run",
+        "update_run",
+        "log_batch",
+        "log_param",
+        "log_artifact",
+        "log_artifacts",
+        "log_figure",
+        "set_terminated",
+    ):
         before(mlflow.MlflowClient, name, "record")
 
 

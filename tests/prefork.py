@@ -28,8 +28,10 @@ _IMPORTED = (
     "tensorflow", "keras", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.artifact.local_artifact_repo", "matplotlib.pyplot",
     "scipy.stats", "pandas", "PIL.Image", "hydra", "dogbreeds.experiments.attempt",
 )  # fmt: skip
-_LARGEST_REQUEST = 1 << 20  # bytes
-_LOOK_SECONDS = 10.0  # between two looks whether anybody may still ask
+# Bytes
+_LARGEST_REQUEST = 1 << 20
+# Between two looks whether anybody may still ask
+_LOOK_SECONDS = 10.0
 ADDRESS = "PREFORK_ADDRESS"
 
 
@@ -45,7 +47,15 @@ class Process:
         given: what is on its standard input.
     """
 
-    def __init__(self, address: str, module: str, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], given: bytes = b""):
+    def __init__(
+        self,
+        address: str,
+        module: str,
+        arguments: tuple[str, ...],
+        cwd: Path,
+        environment: dict[str, str],
+        given: bytes = b"",
+    ):
         self.args, self.returncode = [module, *arguments], None
         (out, out_end), (errors, errors_end) = os.pipe(), os.pipe()
         self._connection = socket.socket(socket.AF_UNIX)
@@ -118,11 +128,14 @@ class Process:
 def begin(address: Path, log: Path) -> "subprocess.Popen[bytes]":
     """Begins the server, which answers at an address and ends with the process that began it."""
     with socket.socket(socket.AF_UNIX) as server, log.open("w") as said:
-        server.bind(str(address))  # here, so that who asks at once finds it
+        # Here, so that who asks at once finds it
+        server.bind(str(address))
         server.listen(64)
         script = [sys.executable, __file__, str(server.fileno())]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-        return subprocess.Popen(script, env=environment, pass_fds=[server.fileno()], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        return subprocess.Popen(
+            script, env=environment, pass_fds=[server.fileno()], stdin=subprocess.DEVNULL, stdout=said, stderr=said
+        )
 
 
 def serve(server: socket.socket) -> None:
@@ -149,11 +162,16 @@ def serve(server: socket.socket) -> None:
 
 
 def _import() -> None:
-    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+    os.environ |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     for name in _IMPORTED:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # as an attempt does that has imported TensorFlow by itself
+    # As an attempt does that has imported TensorFlow by itself
+    gc.freeze()
 
 
 def _reap() -> None:
@@ -171,7 +189,8 @@ def _fork_and_report(connection: socket.socket) -> None:
         connection.close()
         os.close(read)
         os.setsid()
-        os.write(write, b".")  # from now on it can be ended with all its processes
+        # From now on it can be ended with all its processes
+        os.write(write, b".")
         os.close(write)
         _become(json.loads(request), files)
         return
@@ -183,7 +202,8 @@ def _fork_and_report(connection: socket.socket) -> None:
 
 
 def _report(connection: socket.socket, pid: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # who asked may have gone
+    # Who asked may have gone
+    with contextlib.suppress(OSError):
         connection.sendall(f"{pid}\n".encode())
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(OSError):

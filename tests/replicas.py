@@ -16,7 +16,15 @@ from tests.losses import recorded
 
 FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 # 45 photos in batches of 11: parts of 5 and 6, and at the end of each epoch a batch of one photo.
-COMMON = ("tracking=none", "preflight=none", "data.breeds=5", "data.train_per_breed=9", "phase.epochs=3", "phase.batch_size=11", "rerun=true")
+COMMON = (
+    "tracking=none",
+    "preflight=none",
+    "data.breeds=5",
+    "data.train_per_breed=9",
+    "phase.epochs=3",
+    "phase.batch_size=11",
+    "rerun=true",
+)
 TOP = ("unfreeze=blocks", "unfreeze.top=2")
 CASES = {
     "linear": ("head=linear", "head.dropout=0"),
@@ -27,7 +35,13 @@ CASES = {
     "affine": (*TOP, "unfreeze.batchnorm=affine", "optimizer=adamw"),
     # At the end of an epoch two photos, fewer than three devices. One would be four values a channel, and Keras' synchronised BatchNorm has their
     # variance from squares: some processors lose so many digits there that the loss is 1e-5 off.
-    "trainable": (*TOP, "unfreeze.batchnorm=trainable", "optimizer=sgd", "data.train_per_breed=10", "phase.batch_size=12"),
+    "trainable": (
+        *TOP,
+        "unfreeze.batchnorm=trainable",
+        "optimizer=sgd",
+        "data.train_per_breed=10",
+        "phase.batch_size=12",
+    ),
     "drop_connect": (*TOP, "unfreeze.drop_connect=on"),
     "gradual": ("unfreeze=gradual", "unfreeze.top=2", "unfreeze.every_epochs=1", "optimizer=rmsprop"),
     "photos": ("unfreeze=all", "augment=guide", "phase.epochs=2"),
@@ -42,7 +56,12 @@ def trained(name: str, *strategy: str) -> None:
     with recorded() as losses:
         result = attempt.execute(run, RunOrigin("", (), name, FOLDER, {}, ()))
     assert isinstance(result, result.Result)
-    said = {"losses": losses, "verdict": result.verdict.name, "key": run.key, "metrics": [epoch.metrics() for epoch in result.outcome.epochs]}
+    said = {
+        "losses": losses,
+        "verdict": result.verdict.name,
+        "key": run.key,
+        "metrics": [epoch.metrics() for epoch in result.outcome.epochs],
+    }
     (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(said))
     np.savez(FOLDER / f"{name}.{kind}.npz", *result.outcome.best_weights)
 

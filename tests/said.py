@@ -37,7 +37,8 @@ def rest(process: Process, seconds: float = 900) -> tuple[list[str], str]:
     """Its lines from here to its end, and its errors. `communicate` would pass over what was read ahead by `listen`. One that hangs is killed."""
     assert process.stdout is not None
     assert process.stderr is not None
-    hung = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))  # with all that hold its output open
+    # With all that hold its output open
+    hung = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     hung.start()
     try:
         with ThreadPoolExecutor(1) as beside:

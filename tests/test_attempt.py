@@ -81,7 +81,15 @@ def test_everything_about_an_attempt_is_recorded(finished, tmp_path: Path) -> No
         "parameters.trainable": "461062",
     }.items() <= params.items()
     assert len(params["data.fingerprint"]) == 32
-    assert {"git.commit", "git.dirty", "version.keras", "version.tensorflow", "version.mlflow", "python", "host"} <= tags.keys()
+    assert {
+        "git.commit",
+        "git.dirty",
+        "version.keras",
+        "version.tensorflow",
+        "version.mlflow",
+        "python",
+        "host",
+    } <= tags.keys()
     for part in ("train", "val"):
         for what in ("loss", "accuracy", "top5_accuracy"):
             history = client.get_metric_history(record.info.run_id, f"{part}/{what}")
@@ -94,15 +102,25 @@ def test_everything_about_an_attempt_is_recorded(finished, tmp_path: Path) -> No
     low, high = result.outcome.best.val.accuracy.interval
     assert (metrics["best/val_accuracy_low"], metrics["best/val_accuracy_high"]) == (low, high)
     assert any(name.startswith("system/") for name in metrics)
-    assert (tags["verdict"], tags["verdict.reason"], tags["verdict.advice"]) == (result.verdict.name, result.verdict.reason, result.verdict.advice)
+    assert (tags["verdict"], tags["verdict.reason"], tags["verdict.advice"]) == (
+        result.verdict.name,
+        result.verdict.reason,
+        result.verdict.advice,
+    )
     assert tags["verdict"] == "learned"
     assert tags["mlflow.note.content"] == str(result.verdict)
     assert metrics["verdict/peak"] == metrics["best/val_accuracy"]
     assert (tags["preflight"], tags["head"], tags["model"]) == ("passed", "kept", "kept")
-    assert metrics["preflight/raw"] < 0.05 < min(metrics[f"preflight/{mode}"] for mode in ("torch", "caffe", "tf", "unit"))
+    assert (
+        metrics["preflight/raw"] < 0.05 < min(metrics[f"preflight/{mode}"] for mode in ("torch", "caffe", "tf", "unit"))
+    )
     assert metrics["preflight/initial_loss"] == pytest.approx(np.log(6), rel=0.5)
     assert record.inputs.dataset_inputs[0].dataset.name == "miniature"
-    artifacts = {item.path for folder in ("", "config", "model", "head", "predictions") for item in client.list_artifacts(record.info.run_id, folder)}
+    artifacts = {
+        item.path
+        for folder in ("", "config", "model", "head", "predictions")
+        for item in client.list_artifacts(record.info.run_id, folder)
+    }
     assert {
         "curves.png",
         "config/config.yaml",
@@ -136,7 +154,9 @@ def test_the_same_seed_twice_gives_the_same_numbers(finished, attempted) -> None
     assert first.test == again.test
 
 
-def test_in_a_sweep_what_has_finished_is_not_run_again(attempted, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_in_a_sweep_what_has_finished_is_not_run_again(
+    attempted, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
     caplog.set_level("INFO")
     first = attempted("tracking.model=none", "phase.epochs=1")[0]
     client, experiment = composed(*SMALL).tracking.connect()
@@ -159,7 +179,14 @@ def test_augmented_training_goes_through_its_copies(finished, attempted) -> None
 
 @pytest.mark.long
 def test_everything_may_train_on_augmented_photos(attempted) -> None:
-    settings = ("unfreeze=all", "optimizer.lr=1e-3", "tracking.model=none", "phase.epochs=2", "data.train_per_breed=10", "data.breeds=4")
+    settings = (
+        "unfreeze=all",
+        "optimizer.lr=1e-3",
+        "tracking.model=none",
+        "phase.epochs=2",
+        "data.train_per_breed=10",
+        "data.breeds=4",
+    )
     plain, augmented = (attempted(*settings, augment)[0].outcome for augment in ("augment=none", "augment=guide"))
     assert augmented.epochs[0].train_loss != plain.epochs[0].train_loss
     assert augmented.epochs[1].train_loss > plain.epochs[1].train_loss
@@ -172,43 +199,66 @@ def test_a_fine_tune_goes_on_from_its_frozen_parent(finished, beside) -> None:
     frozen, parent, _ = finished
     collapsed, _, _ = beside("phase.epochs=1", "optimizer.lr=3e-1")
     assert collapsed.objective < frozen.objective
-    tuned, record, client = beside(*TUNED, "optimizer.lr=1e-30")  # too little to change anything: it starts where the parent was best
+    # Too little to change anything: it starts where the parent was best
+    tuned, record, client = beside(*TUNED, "optimizer.lr=1e-30")
     assert record.data.tags["parent"] == parent.info.run_id
     assert record.data.metrics["parent/val_accuracy"] == frozen.objective
     assert tuned.outcome.epochs[0].val.accuracy == frozen.outcome.best.val.accuracy
     assert tuned.outcome.epochs[0].val.loss == pytest.approx(frozen.outcome.best.val.loss, rel=1e-4)
     assert (record.data.params["unfreeze.layers_asked"], record.data.params["unfreeze.layers_trained"]) == ("16", "16")
     assert [item.path for item in client.list_artifacts(record.info.run_id, "model")] == ["model/model.keras"]
-    assert client.list_artifacts(record.info.run_id, "head") == []  # a fine-tune goes on from a frozen attempt's head only
+    # A fine-tune goes on from a frozen attempt's head only
+    assert client.list_artifacts(record.info.run_id, "head") == []
     assert record.data.tags["verdict"] == "no_better_than_frozen"
     assert record.data.tags["verdict.reason"].startswith("+0.0 points on test (95 % interval ")
     for split in ("val", "test"):
-        assert [record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")] == [0, 1, 0, 0]
+        assert [
+            record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")
+        ] == [0, 1, 0, 0]
 
 
 @pytest.mark.slow
 def test_a_fine_tune_is_compared_with_its_parent_photo_by_photo(finished, beside, tmp_path: Path) -> None:
     parent, client = finished[1:]
-    other = beside(*TUNED, f"phase.parent={short(parent.info.run_id)}", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable")[1]
+    other = beside(
+        *TUNED, f"phase.parent={short(parent.info.run_id)}", "optimizer.lr=3e-2", "unfreeze.batchnorm=trainable"
+    )[1]
     assert other.data.tags["parent"] == parent.info.run_id
-    said = {(whose, split): predictions(client, whose, split, tmp_path) for whose in (parent, other) for split in ("val", "test")}
+    said = {
+        (whose, split): predictions(client, whose, split, tmp_path)
+        for whose in (parent, other)
+        for split in ("val", "test")
+    }
     for split in ("val", "test"):
         before, now = said[parent, split], said[other, split]
         assert sorted(before) == sorted(now)
         gained = sum(now[name] and not before[name] for name in now)
         lost = sum(before[name] and not now[name] for name in now)
-        assert (other.data.metrics[f"parent/{split}_gained"], other.data.metrics[f"parent/{split}_lost"]) == (gained, lost)
+        assert (other.data.metrics[f"parent/{split}_gained"], other.data.metrics[f"parent/{split}_lost"]) == (
+            gained,
+            lost,
+        )
         assert gained + lost > 0
         assert other.data.metrics[f"parent/{split}_p_value"] == PairedOutcome(gained, lost, len(now), split).p_value
-    assert other.data.metrics["verdict/p_value"] == other.data.metrics["parent/test_p_value"]  # val chose the epoch: only test judges fairly
+    # Val chose the epoch: only test judges fairly
+    assert other.data.metrics["verdict/p_value"] == other.data.metrics["parent/test_p_value"]
 
 
 def test_a_parent_that_does_not_fit_is_refused(finished, beside) -> None:
     _, parent, client = finished
     for overrides, said in (
-        (("head=linear",), "No finished frozen attempt of experiment 'dogbreeds' matches in data.fingerprint, data.resize, head, "),
-        (("phase.parent=zzz",), "phase.parent=zzz names 0 finished frozen attempts of experiment 'dogbreeds'. It must name one"),
-        (("head.widths=[9]", f"phase.parent={parent.info.run_id}"), "does not fit: head.widths is [512, 256] there and [9] here. A fine-tune needs"),
+        (
+            ("head=linear",),
+            "No finished frozen attempt of experiment 'dogbreeds' matches in data.fingerprint, data.resize, head, ",
+        ),
+        (
+            ("phase.parent=zzz",),
+            "phase.parent=zzz names 0 finished frozen attempts of experiment 'dogbreeds'. It must name one",
+        ),
+        (
+            ("head.widths=[9]", f"phase.parent={parent.info.run_id}"),
+            "does not fit: head.widths is [512, 256] there and [9] here. A fine-tune needs",
+        ),
         (
             ("preprocessing=torch", "preflight=none", f"phase.parent={parent.info.run_id}"),
             "does not fit: preprocessing.mode is raw there and torch here.",
@@ -217,12 +267,17 @@ def test_a_parent_that_does_not_fit_is_refused(finished, beside) -> None:
         with pytest.raises(UserError) as refusal:
             beside(*TUNED, *overrides)
         assert said in str(refusal.value)
-    assert {record.info.status for record in client.search_runs([parent.info.experiment_id])} == {"FINISHED"}  # a refusal leaves no run behind
+    # A refusal leaves no run behind
+    assert {record.info.status for record in client.search_runs([parent.info.experiment_id])} == {"FINISHED"}
 
 
 def test_a_fine_tune_without_records_is_refused(composed, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^phase=finetune was asked for with tracking=none\. A fine-tune goes on from a frozen attempt that MLflow keeps\."
+        UserError,
+        match=(
+            r"^phase=finetune was asked for with tracking=none\. A fine-tune goes on from a frozen attempt that MLflow"
+            r" keeps\."
+        ),
     ):
         execute(composed(SMALL[0], *TUNED, "tracking=none"), composition(tmp_path))
 
@@ -234,7 +289,9 @@ def test_nothing_is_recorded_with_tracking_none(composed, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("error", "status"), [(RuntimeError("bug"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_a_run_never_stays_running(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str) -> None:
+def test_a_run_never_stays_running(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
     from dogbreeds.experiments import attempt
 
     def break_off(*_: object, **__: object) -> None:
@@ -251,7 +308,9 @@ def test_a_run_never_stays_running(composed, tmp_path: Path, monkeypatch: pytest
 def test_training_that_diverges_is_recorded_as_far_as_it_came(attempted) -> None:
     result, record, _ = attempted("optimizer=sgd", "optimizer.lr=1e38", "head=linear", "phase.epochs=5")
     assert result.outcome.diverged
-    assert result.outcome.ended.startswith("the loss was nan at step ") or result.outcome.ended.startswith("the loss was inf at step ")
+    assert result.outcome.ended.startswith("the loss was nan at step ") or result.outcome.ended.startswith(
+        "the loss was inf at step "
+    )
     assert record.info.status == "FINISHED"
     assert record.data.tags["verdict"] == "diverged"
     assert record.data.tags["verdict.reason"] == result.outcome.ended
@@ -277,8 +336,11 @@ def test_of_a_sweep_the_best_model_is_kept(
     assert {record.data.tags["mlflow.parentRunId"] for record in records} == {parent}
     artifacts = [{item.path for item in client.list_artifacts(record.info.run_id)} for record in records]
     assert ["model" in paths for paths in artifacts] == kept
-    assert ["head" in paths for paths in artifacts] == [keep != "none"] * len(rates)  # a fine-tune may go on from any of them
-    assert [client.get_run(record.info.run_id).data.tags.get("head") for record in records] == [None if keep == "none" else "kept"] * len(rates)
+    # A fine-tune may go on from any of them
+    assert ["head" in paths for paths in artifacts] == [keep != "none"] * len(rates)
+    assert [client.get_run(record.info.run_id).data.tags.get("head") for record in records] == [
+        None if keep == "none" else "kept"
+    ] * len(rates)
 
 
 @pytest.mark.slow
@@ -308,7 +370,10 @@ def test_a_sweep_is_one_run_above_its_jobs(composed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["file:./mlruns", "nosuch://place", "sqlite:////proc/no/mlflow.db"])
 def test_a_store_that_cannot_be_used(composed, uri: str) -> None:
-    with pytest.raises(UserError, match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri="):
+    with pytest.raises(
+        UserError,
+        match=r"^tracking\.uri=.* cannot be used \(.*\)\. It must be sqlite:///<file>, .* Type tracking\.uri=",
+    ):
         composed(f"tracking.uri={uri}").tracking.connect()
 
 

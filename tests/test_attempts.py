@@ -9,25 +9,54 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.phase import Finetune, Frozen
 
-ATTEMPTS = {  # name: (phase, what its file states)
+# Name: (phase, what its file states)
+ATTEMPTS = {
     "frozen": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preflight.action": "stop"}),
     "lr_collapse": (Frozen, {"optimizer.lr": 1e-2, "unfreeze": "Nothing", "preflight.action": "stop"}),
-    "torch_pixels": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preprocessing.mode": "torch", "preflight.action": "warn"}),
+    "torch_pixels": (
+        Frozen,
+        {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preprocessing.mode": "torch", "preflight.action": "warn"},
+    ),
     "finetune_20": (
         Finetune,
-        {"unfreeze.layers": 20, "unfreeze.batchnorm": "frozen", "optimizer.lr": 1e-5, "phase.epochs": 30, "phase.patience_epochs": 8},
+        {
+            "unfreeze.layers": 20,
+            "unfreeze.batchnorm": "frozen",
+            "optimizer.lr": 1e-5,
+            "phase.epochs": 30,
+            "phase.patience_epochs": 8,
+        },
     ),
     "finetune_50": (
         Finetune,
-        {"unfreeze.layers": 50, "unfreeze.batchnorm": "affine", "optimizer.lr": 1e-4, "phase.epochs": 50, "phase.patience_epochs": 10},
+        {
+            "unfreeze.layers": 50,
+            "unfreeze.batchnorm": "affine",
+            "optimizer.lr": 1e-4,
+            "phase.epochs": 50,
+            "phase.patience_epochs": 10,
+        },
     ),
-    "resnet50_frozen": (Frozen, {"model.architecture": "ResNet50", "preprocessing.mode": "caffe", "optimizer.lr": 1e-3, "unfreeze": "Nothing"}),
+    "resnet50_frozen": (
+        Frozen,
+        {"model.architecture": "ResNet50", "preprocessing.mode": "caffe", "optimizer.lr": 1e-3, "unfreeze": "Nothing"},
+    ),
     "resnet50_finetune_50": (
         Finetune,
-        {"model.architecture": "ResNet50", "unfreeze.layers": 50, "unfreeze.batchnorm": "affine", "optimizer.lr": 1e-4, "phase.epochs": 50},
+        {
+            "model.architecture": "ResNet50",
+            "unfreeze.layers": 50,
+            "unfreeze.batchnorm": "affine",
+            "optimizer.lr": 1e-4,
+            "phase.epochs": 50,
+        },
     ),
 }
-MODELS = {"miniature": ("Miniature", "raw"), "effnetb0": ("EfficientNetB0", "raw"), "mobilenetv2": ("MobileNetV2", "tf")}
+MODELS = {
+    "miniature": ("Miniature", "raw"),
+    "effnetb0": ("EfficientNetB0", "raw"),
+    "mobilenetv2": ("MobileNetV2", "tf"),
+}
 
 
 def test_every_attempt_is_looked_at() -> None:
@@ -40,7 +69,8 @@ def test_an_attempt_says_what_its_file_states(composed, name: str) -> None:
     run = composed(f"attempt={name}")
     assert isinstance(run.phase, phase)
     assert stated.items() <= run.parameters().items()
-    assert run.key == composed(f"attempt={name}", "preflight=none").key  # what is checked does not decide the result
+    # What is checked does not decide the result
+    assert run.key == composed(f"attempt={name}", "preflight=none").key
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -57,8 +87,21 @@ def test_an_attempt_goes_with_any_model(composed, name: str, model: str) -> None
 
 
 def test_the_command_line_wins_over_an_attempt(composed) -> None:
-    run = composed("attempt=finetune_50", "optimizer.lr=3e-3", "unfreeze.layers=9", "phase.epochs=2", "preprocessing=unit", "seed=4")
-    assert (run.optimizer.lr, run.unfreeze.layers, run.phase.epochs, run.preprocessing.mode, run.seed) == (3e-3, 9, 2, "unit", 4)
+    run = composed(
+        "attempt=finetune_50",
+        "optimizer.lr=3e-3",
+        "unfreeze.layers=9",
+        "phase.epochs=2",
+        "preprocessing=unit",
+        "seed=4",
+    )
+    assert (run.optimizer.lr, run.unfreeze.layers, run.phase.epochs, run.preprocessing.mode, run.seed) == (
+        3e-3,
+        9,
+        2,
+        "unit",
+        4,
+    )
     assert run.unfreeze.batchnorm == "affine"
 
 
@@ -68,8 +111,17 @@ def test_no_attempt_is_named_by_default(composed) -> None:
 
 @pytest.mark.slow
 def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
-    settings = ("attempt=lr_collapse", "optimizer.lr=3e-1", "data.breeds=12", "data.test_per_breed=1", "phase.batch_size=8", "tracking.model=none")
-    run = composed(*settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0")
+    settings = (
+        "attempt=lr_collapse",
+        "optimizer.lr=3e-1",
+        "data.breeds=12",
+        "data.test_per_breed=1",
+        "phase.batch_size=8",
+        "tracking.model=none",
+    )
+    run = composed(
+        *settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0"
+    )
     result = execute(run, RunOrigin("", (), "a collapse", tmp_path))
     val = [epoch.val.accuracy.value for epoch in result.outcome.epochs]
     assert result.outcome.ended == "stop_on_collapse"
@@ -77,12 +129,19 @@ def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
     assert len(val) < run.phase.epochs
     assert max(val) > 0.6
     assert max(val[-2:]) < 0.75 * max(val)
-    assert f"peaked at {100 * max(val):.1f} % in epoch {1 + val.index(max(val))} and fell to {100 * val[-1]:.1f} %" in result.verdict.reason
-    assert result.objective == max(val)  # the weights of the best epoch are kept all the same
+    assert (
+        f"peaked at {100 * max(val):.1f} % in epoch {1 + val.index(max(val))} and fell to {100 * val[-1]:.1f} %"
+        in result.verdict.reason
+    )
+    # The weights of the best epoch are kept all the same
+    assert result.objective == max(val)
     client, experiment = run.tracking.connect()
     record = client.search_runs([experiment])[0]
     assert record.data.tags["verdict"] == "collapsed"
-    assert record.data.tags["verdict.advice"] == "The learning rate is too high for this head: type optimizer.lr=1e-2, or head=batchnorm."
+    assert (
+        record.data.tags["verdict.advice"]
+        == "The learning rate is too high for this head: type optimizer.lr=1e-2, or head=batchnorm."
+    )
     assert record.data.metrics["verdict/peak"] == max(val)
     assert record.data.metrics["verdict/fall"] == pytest.approx(max(val) - val[-1])
     assert record.data.params["stop_on_collapse"] == "true"

@@ -45,11 +45,17 @@ def test_a_copy_depends_on_seed_view_and_index_alone() -> None:
     view = augment.view(PHOTOS, INDICES, 1, 7)
     alone = augment.view(PHOTOS[3:4], INDICES[3:4], 1, 7)
     assert np.array_equal(alone[0], view[3])
-    for other in (augment.view(PHOTOS, INDICES, 0, 7), augment.view(PHOTOS, INDICES, 1, 8), augment.view(PHOTOS, INDICES + 1, 1, 7)):
+    for other in (
+        augment.view(PHOTOS, INDICES, 0, 7),
+        augment.view(PHOTOS, INDICES, 1, 8),
+        augment.view(PHOTOS, INDICES + 1, 1, 7),
+    ):
         assert np.abs(other - view).mean() > 5
 
 
-@pytest.mark.parametrize(("setting", "limit"), [("rotation_degrees", 20), ("shift_fraction", 0.2), ("zoom_fraction", 0.2)])
+@pytest.mark.parametrize(
+    ("setting", "limit"), [("rotation_degrees", 20), ("shift_fraction", 0.2), ("zoom_fraction", 0.2)]
+)
 def test_drawn_transforms_stay_within_their_limits_and_reach_them(setting: str, limit: float) -> None:
     augment = Guide(**STILL | {setting: limit})
     drawn = np.array([augment.draw(index, 0, 0, 64)[0] for index in range(500)])
@@ -63,7 +69,8 @@ def test_drawn_transforms_stay_within_their_limits_and_reach_them(setting: str, 
     assert np.abs(measured).max() <= limit * 1.0001
     assert measured.max() > 0.95 * limit
     assert measured.min() < -0.95 * limit
-    if setting != "shift_fraction":  # the middle of the photo stays where it is
+    # The middle of the photo stays where it is
+    if setting != "shift_fraction":
         middle = np.full(2, 31.5)
         assert np.allclose(linear @ middle + offset, middle, atol=1e-3)
 

@@ -38,7 +38,8 @@ def test_dogs_have_the_places_that_imagenet_s_own_list_gives_them() -> None:
     dogs = [place for place in found if place is not None]
     assert dogs == [place for place, found_place in enumerate(found) if found_place is not None]
     assert dogs == [*range(151, 269), 273, 274, 275]
-    assert numbers[251] == "n02110341"  # the dalmatian, which is ImageNet's only dog that Stanford Dogs lacks
+    # The dalmatian, which is ImageNet's only dog that Stanford Dogs lacks
+    assert numbers[251] == "n02110341"
 
 
 @pytest.mark.parametrize(
@@ -65,30 +66,44 @@ def test_a_class_is_known_by_the_number_before_its_name(name: str, numbered: boo
     ("architecture", "pixels"),
     [
         pytest.param("MobileNetV2", "tf", marks=pytest.mark.slow),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in (("ConvNeXtTiny", "raw"), ("EfficientNetV2B0", "raw"), ("ResNet50", "caffe"))),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (("ConvNeXtTiny", "raw"), ("EfficientNetV2B0", "raw"), ("ResNet50", "caffe"))
+        ),
     ],
 )
-def test_the_top_says_what_the_whole_network_says(architecture: str, pixels: str, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_the_top_says_what_the_whole_network_says(
+    architecture: str, pixels: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
     import keras
 
     keras.utils.set_random_seed(1)
     narrow = {"alpha": 0.35} if architecture == "MobileNetV2" else {}
     build = getattr(keras.applications, architecture)
     full = build(include_top=True, weights=None, input_shape=(64, 64, 3), classifier_activation=None, **narrow)
-    full.set_weights([weights + rng.uniform(0, 0.02, weights.shape).astype(weights.dtype) for weights in full.get_weights()])
+    full.set_weights(
+        [weights + rng.uniform(0, 0.02, weights.shape).astype(weights.dtype) for weights in full.get_weights()]
+    )
     bare = build(include_top=False, weights=None, input_shape=(64, 64, 3), **narrow)
-    bare.set_weights(full.get_weights()[: len(bare.get_weights())])  # ConvNeXt's last normalisation has the same shape in both
+    # ConvNeXt's last normalisation has the same shape in both
+    bare.set_weights(full.get_weights()[: len(bare.get_weights())])
     full.save_weights(tmp_path / "full.weights.h5")
     bare.save_weights(tmp_path / "bare.weights.h5")
     kind = MobileNetV2 if narrow else Model
-    model = kind(architecture=architecture, image_size=64, pixels=pixels, weights=f"{tmp_path}/bare.weights.h5", **narrow)
+    model = kind(
+        architecture=architecture, image_size=64, pixels=pixels, weights=f"{tmp_path}/bare.weights.h5", **narrow
+    )
     backbone, preprocessing = model.build(0), Preprocessing(mode=pixels)
     network = built(model, preprocessing)
-    zero, topped = Top(weights=f"{tmp_path}/full.weights.h5").build(model, backbone, preprocessing, network, list(BREEDS))
+    zero, topped = Top(weights=f"{tmp_path}/full.weights.h5").build(
+        model, backbone, preprocessing, network, list(BREEDS)
+    )
     assert zero.said == "zero training: the 1000-way top's 3 outputs"
     assert (topped.prefix is network.prefix) == (architecture != "ConvNeXtTiny")
     photos = rng.uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
-    shown = keras.applications.imagenet_utils.preprocess_input(photos.copy(), mode=pixels) if pixels != "raw" else photos
+    shown = (
+        keras.applications.imagenet_utils.preprocess_input(photos.copy(), mode=pixels) if pixels != "raw" else photos
+    )
     expected = full(shown, training=False).numpy()[:, list(BREEDS.values())]
     measured = topped.infer(topped.prefix.compiled(photos)).numpy()
     assert np.ptp(expected) > 0.01
@@ -100,7 +115,10 @@ def built(model: Model, preprocessing: Preprocessing, unfreeze: Unfreeze = FROZE
 
     backbone = model.build(0)
     return assemble(
-        backbone, preprocessing, unfreeze.plan(backbone.blocks), lambda features: keras.Sequential([keras.Input((features,)), keras.layers.Dense(3)])
+        backbone,
+        preprocessing,
+        unfreeze.plan(backbone.blocks),
+        lambda features: keras.Sequential([keras.Input((features,)), keras.layers.Dense(3)]),
     )
 
 
@@ -115,19 +133,29 @@ def photographed(photos: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def weights(remembering: Callable[..., object], photographed: Path, tmp_path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def weights(
+    remembering: Callable[..., object], photographed: Path, tmp_path: Path
+) -> Callable[[np.ndarray], np.ndarray]:
     """Files of one network without its top, and with one that takes all photos for fish, knows the breeds, and is wrong at every fifth photo."""
     import keras
 
     bare = remembering("EfficientNetB0", "raw")
-    full = keras.applications.EfficientNetB0(include_top=True, weights=None, input_shape=(64, 64, 3), classifier_activation=None)
+    full = keras.applications.EfficientNetB0(
+        include_top=True, weights=None, input_shape=(64, 64, 3), classifier_activation=None
+    )
     *_, kernel, bias = full.get_weights()
-    seen, labels = (np.concatenate(both) for both in zip(shown(photographed, "val"), shown(photographed, "test"), strict=True))
-    features = bare(seen, training=False).numpy().mean(axis=(1, 2)).astype(np.float64)  # [n, 1280]
+    seen, labels = (
+        np.concatenate(both) for both in zip(shown(photographed, "val"), shown(photographed, "test"), strict=True)
+    )
+    # [n, 1280]
+    features = bare(seen, training=False).numpy().mean(axis=(1, 2)).astype(np.float64)
     taken_for = np.where(np.arange(len(labels)) % 5, labels, (labels + 1) % len(BREEDS))
-    solved, *_ = np.linalg.lstsq(np.pad(features, ((0, 0), (0, 1)), constant_values=1), np.eye(len(BREEDS))[taken_for], rcond=None)
+    solved, *_ = np.linalg.lstsq(
+        np.pad(features, ((0, 0), (0, 1)), constant_values=1), np.eye(len(BREEDS))[taken_for], rcond=None
+    )
     kernel[:, list(BREEDS.values())], bias[list(BREEDS.values())] = solved[:-1], solved[-1]
-    bias[0] = 1e4  # of the tench
+    # Of the tench
+    bias[0] = 1e4
     full.set_weights([*bare.get_weights(), kernel, bias])
     full.save_weights(tmp_path / "full.weights.h5")
     return lambda pixels: full(pixels, training=False).numpy()
@@ -136,7 +164,9 @@ def weights(remembering: Callable[..., object], photographed: Path, tmp_path: Pa
 def shown(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     """[n, 64, 64, 3] photos, as plain Pillow reads them, and [n] labels."""
     files = [(file, label) for label, name in enumerate(BREEDS) for file in sorted((root / part / name).iterdir())]
-    return np.stack([np.asarray(Image.open(file)) for file, _ in files]).astype(np.float32), np.array([label for _, label in files])
+    return np.stack([np.asarray(Image.open(file)) for file, _ in files]).astype(np.float32), np.array(
+        [label for _, label in files]
+    )
 
 
 @pytest.fixture
@@ -156,13 +186,16 @@ def attempted(composed, weights, photographed: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_baseline_is_what_plain_keras_gets(attempted, weights, photographed: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_baseline_is_what_plain_keras_gets(
+    attempted, weights, photographed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     _, frozen = attempted()
     for split in ("val", "test"):
         photos, labels = shown(photographed, split)
         scores = weights(photos)
-        assert (scores.argmax(axis=1) == 0).all()  # a fish
+        # A fish
+        assert (scores.argmax(axis=1) == 0).all()
         correct = scores[:, list(BREEDS.values())].argmax(axis=1) == labels
         assert correct.mean() == pytest.approx(0.8, abs=0.03)
         assert frozen.metrics[f"baseline/{split}_accuracy"] == correct.mean()
@@ -189,7 +222,9 @@ def test_the_baseline_changes_nothing_else(attempted, caplog: pytest.LogCaptureF
     caplog.set_level("INFO")
     with_it, _ = attempted()
     without, record = attempted("baseline=none")
-    assert [epoch.metrics() for epoch in without.outcome.epochs] == [epoch.metrics() for epoch in with_it.outcome.epochs]
+    assert [epoch.metrics() for epoch in without.outcome.epochs] == [
+        epoch.metrics() for epoch in with_it.outcome.epochs
+    ]
     assert without.test == with_it.test
     assert record.tags["baseline"] == "not asked for"
     assert not any(name.startswith("baseline/") for name in record.metrics)
@@ -216,7 +251,9 @@ def test_the_key_is_the_same_with_and_without(composed) -> None:
 )
 def test_why_classes_and_weights_may_have_none(class_names: list[str], reason: str, shown: bool) -> None:
     preprocessing = Preprocessing(mode="raw")
-    zero, topped = Top(weights=None).build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing), class_names)
+    zero, topped = Top(weights=None).build(
+        RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing), class_names
+    )
     assert (zero.said, topped, zero.metrics()) == (reason, None, {})
     assert zero.lines() == ([f"zero  no baseline: {reason}"] if shown else [])
 
@@ -230,7 +267,9 @@ def test_why_classes_and_weights_may_have_none(class_names: list[str], reason: s
 )
 def test_why_an_attempt_may_have_none(mode: str, unfreeze: Unfreeze, reason: str) -> None:
     preprocessing = Preprocessing(mode=mode)
-    zero, topped = Top(weights="full.weights.h5").build(RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing, unfreeze), list(BREEDS))
+    zero, topped = Top(weights="full.weights.h5").build(
+        RANDOM, RANDOM.build(0), preprocessing, built(RANDOM, preprocessing, unfreeze), list(BREEDS)
+    )
     assert (zero.said, topped, zero.tags()) == (reason, None, {"baseline": reason, "data.imagenet_classes": "3"})
 
 
@@ -242,9 +281,13 @@ def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
     model = Model(architecture="EfficientNetB0", image_size=64, pixels="raw", weights=bare)
     preprocessing = Preprocessing(mode="raw")
     parts = (model, model.build(0), preprocessing, built(model, preprocessing), list(BREEDS))
-    with pytest.raises(MissingFileError, match=r"^baseline\.weights=/not/there\.h5 is not a file\. It must be .*, or null\. Type baseline\.weights="):
+    with pytest.raises(
+        MissingFileError,
+        match=r"^baseline\.weights=/not/there\.h5 is not a file\. It must be .*, or null\. Type baseline\.weights=",
+    ):
         Top(weights="/not/there.h5").weights_file()
-    with pytest.raises(UserError) as refusal:  # the file without the top
+    # The file without the top
+    with pytest.raises(UserError) as refusal:
         Top(weights=bare).build(*parts)
     assert str(refusal.value).startswith(f"baseline.weights={bare} does not fit EfficientNetB0 with its top (")
     assert str(refusal.value).endswith(
@@ -252,12 +295,16 @@ def test_a_top_of_other_weights_is_refused(weights, tmp_path: Path) -> None:
         "Type baseline.weights=null, or the right file."
     )
     keras.utils.set_random_seed(4)
-    keras.applications.EfficientNetB0(include_top=True, weights=None, input_shape=(64, 64, 3)).save_weights(tmp_path / "other.weights.h5")
+    keras.applications.EfficientNetB0(include_top=True, weights=None, input_shape=(64, 64, 3)).save_weights(
+        tmp_path / "other.weights.h5"
+    )
     with pytest.raises(UserError) as refusal:
         Top(weights=f"{tmp_path}/other.weights.h5").build(*parts)
-    assert str(refusal.value) == (
-        f"baseline.weights={tmp_path}/other.weights.h5 holds other backbone weights than model.weights={bare}. A 1000-way top can be used on the "
-        "very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
+    assert (
+        str(refusal.value)
+        == f"baseline.weights={tmp_path}/other.weights.h5 holds other backbone weights than model.weights={bare}. A"
+        " 1000-way top can be used on the very features that it was trained on. Type baseline.weights=<the file"
+        " that these weights come from>, or null."
     )
     assert Nothing().build(*parts) == (ZeroShotBaseline("not asked for", 3), None)
 
@@ -269,10 +316,21 @@ def record(data: str = "dogs", baseline: str | None = None, dogs: int | None = N
     tags = {} if baseline is None else {"baseline": baseline}
     tags |= {} if dogs is None else {"data.imagenet_classes": str(dogs)}
     params = {"data.name": data, "data.photos.val": "960"}
-    return Record("id", "name", 0, "FINISHED", params, {f"baseline/{name}_accuracy": value for name, value in metrics.items()}, tags)
+    return Record(
+        "id",
+        "name",
+        0,
+        "FINISHED",
+        params,
+        {f"baseline/{name}_accuracy": value for name, value in metrics.items()},
+        tags,
+    )
 
 
-HOLDS = " ImageNet holds Stanford Dogs' photos: weights pretrained on it have seen them, which flatters every result on them."
+HOLDS = (
+    " ImageNet holds Stanford Dogs' photos: weights pretrained on it have seen them, which flatters every result on"
+    " them."
+)
 MEASURED = record(baseline="zero training: the 1000-way top's 120 outputs", dogs=120, val=0.75, test=0.825)
 
 
@@ -284,7 +342,8 @@ MEASURED = record(baseline="zero training: the 1000-way top's 120 outputs", dogs
         (MEASURED, "my-photos", 10, f"The zero-training baseline was not measured on these photos.{HOLDS}"),
         (record("drawn", "the classes have no ImageNet numbers", 0), "val", 9, "No zero-training baseline: the classes have no ImageNet numbers."),
         (record("stanford_dogs"), "test", 8580, f"No zero-training baseline was recorded.{HOLDS}"),
-        (record("photos"), "test", 10, "No zero-training baseline was recorded."),  # by an earlier version
+        # By an earlier version
+        (record("photos"), "test", 10, "No zero-training baseline was recorded."),
     ],
 )  # fmt: skip
 def test_what_a_record_says_of_it(recorded: Record, split: str, n: int, sentence: str) -> None:
@@ -293,7 +352,10 @@ def test_what_a_record_says_of_it(recorded: Record, split: str, n: int, sentence
 
 def test_a_table_says_it_once() -> None:
     torch = record(baseline="torch pixels are not the backbone's own", dogs=120)
-    sentence = "Zero training: the backbone's own 1000-way top gets 75.0 % (95 % interval 72.2–77.6, n = 960) on validation, by its outputs for "
+    sentence = (
+        "Zero training: the backbone's own 1000-way top gets 75.0 % (95 % interval 72.2–77.6, n = 960) on validation,"
+        " by its outputs for "
+    )
     assert note([record(), torch, MEASURED]) == [f"{sentence}these breeds.{HOLDS}"]
     assert note([record(), torch]) == [f"No zero-training baseline: torch pixels are not the backbone's own.{HOLDS}"]
     assert note([record()]) == ["No zero-training baseline was recorded."]

@@ -31,7 +31,9 @@ class Small(Model):
         images = keras.Input((self.image_size, self.image_size, 3))
         outputs = images
         for block in range(7):
-            outputs = keras.layers.Conv2D(4, 3, strides=2 if block < 3 else 1, padding="same", name=f"block{block}_conv")(outputs)
+            outputs = keras.layers.Conv2D(
+                4, 3, strides=2 if block < 3 else 1, padding="same", name=f"block{block}_conv"
+            )(outputs)
             outputs = keras.layers.BatchNormalization(name=f"block{block}_bn")(outputs)
             outputs = keras.layers.ReLU(name=f"block{block}_relu")(outputs)
         return keras.Model(images, outputs)
@@ -64,18 +66,26 @@ def _numbers(line: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.\d+", line)]
 
 
-def test_faults_judges_every_kind_as_expected(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_judges_every_kind_as_expected(
+    small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = {"not a number": "diverged", "fine-tune that changes nothing": "no_better_than_frozen"}
     tiny = ("data.breeds=3", "data.train_per_breed=8", "phase.epochs=2", f"features.dir={tmp_path}/kept")
-    workload = faults.Workload(each=1, kinds=tuple(expected), backbones=("miniature",), overrides=tiny, change=small, processes=0)
+    workload = faults.Workload(
+        each=1, kinds=tuple(expected), backbones=("miniature",), overrides=tiny, change=small, processes=0
+    )
     found = faults.main("report", workload, tmp_path / "faults.json")
     said = capsys.readouterr().out
     assert {attempt["kind"]: attempt["verdict"] for attempt in found["attempts"]} == expected
-    assert {check["mode"]: check["mismatch"] for check in found["preflights"]} == {mode: mode != "raw" for mode in MODES}
+    assert {check["mode"]: check["mismatch"] for check in found["preflights"]} == {
+        mode: mode != "raw" for mode in MODES
+    }
     assert f"2 attempts of 2 kinds; {len(MODES)} preflights" in said
     assert all(f"| {verdict.replace('_', ' ')} | 1.00 (" in said for verdict in expected.values())
     assert "misjudged" not in said
-    assert [attempt["kind"] for attempt in json.loads((tmp_path / "faults.json").read_text())["attempts"]] == list(expected)
+    assert [attempt["kind"] for attempt in json.loads((tmp_path / "faults.json").read_text())["attempts"]] == list(
+        expected
+    )
 
 
 def test_faults_reports_a_misjudged_attempt_with_its_seed() -> None:
@@ -89,7 +99,13 @@ def test_faults_reports_a_misjudged_attempt_with_its_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "asked"), [([], ("report", 20)), (["choose"], ("choose", 20)), (["report", "1"], ("report", 1)), (["choose", "2"], ("choose", 2))]
+    ("typed", "asked"),
+    [
+        ([], ("report", 20)),
+        (["choose"], ("choose", 20)),
+        (["report", "1"], ("report", 1)),
+        (["choose", "2"], ("choose", 2)),
+    ],
 )
 def test_faults_command_line_names_a_half_and_a_number_of_attempts(typed: list[str], asked: tuple[str, int]) -> None:
     assert faults._arguments(typed) == asked
@@ -106,7 +122,13 @@ def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[st
     peaks = memory.main(memory.FEWEST, times=(1,), model=cheap)
     assert list(peaks) == [memory.FEWEST]
     assert 100 < peaks[memory.FEWEST] < 10_000
-    assert capsys.readouterr().out.split() == [str(memory.FEWEST), "photos:", "peak", f"{peaks[memory.FEWEST]:,}", "MiB"]
+    assert capsys.readouterr().out.split() == [
+        str(memory.FEWEST),
+        "photos:",
+        "peak",
+        f"{peaks[memory.FEWEST]:,}",
+        "MiB",
+    ]
 
 
 @pytest.mark.parametrize("typed", ["59", "few"])
@@ -131,7 +153,9 @@ def test_grid_costs_every_kind(small: Change, capsys: pytest.CaptureFixture[str]
 
 
 def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workload = speed.Workload(breeds=3, train=4, test=2, each=3, rates=(1e-3,), epochs=1, attempts=(1, 2), few=(2,), passes=1, change=small)
+    workload = speed.Workload(
+        breeds=3, train=4, test=2, each=3, rates=(1e-3,), epochs=1, attempts=(1, 2), few=(2,), passes=1, change=small
+    )
     results = speed.main(workload, tmp_path / "bench.json")
     said = capsys.readouterr().out
     assert results["photos"] == 9

@@ -17,8 +17,12 @@ def drawn(true_temperature: float, n: int = 4000, classes: int = 6) -> tuple[np.
 def test_the_error_is_the_mean_gap_between_confidence_and_accuracy() -> None:
     confidence = np.array([0.9] * 10 + [0.5] * 10)
     right = np.array([True] * 6 + [False] * 4 + [True] * 5 + [False] * 5)
-    assert calibration_error(confidence, right) == pytest.approx(0.15)  # 0.3 off on half of them, 0 on the rest
-    assert [(round(bin.confidence, 3), bin.accuracy, bin.n) for bin in bins(confidence, right)] == [(0.5, 0.5, 10), (0.9, 0.6, 10)]
+    # 0.3 off on half of them, 0 on the rest
+    assert calibration_error(confidence, right) == pytest.approx(0.15)
+    assert [(round(bin.confidence, 3), bin.accuracy, bin.n) for bin in bins(confidence, right)] == [
+        (0.5, 0.5, 10),
+        (0.9, 0.6, 10),
+    ]
 
 
 def test_certainty_falls_into_the_last_bin() -> None:

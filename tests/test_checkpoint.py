@@ -44,7 +44,9 @@ def test_the_newest_two_are_kept(checkpoints: Checkpoints) -> None:
 
 
 @pytest.mark.parametrize("damage", ["a bit", "an end", "all", "empty"])
-def test_a_damaged_one_is_noticed_and_the_one_before_is_used(checkpoints: Checkpoints, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_one_is_noticed_and_the_one_before_is_used(
+    checkpoints: Checkpoints, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for epoch in range(2):
         checkpoints.save({"epoch": epoch}, ARRAYS)
     newest = checkpoints.newest
@@ -74,7 +76,11 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(
-            UserError, match=r"^The checkpoint in .*/a cannot be written \(File too large\)\. It needs .*\. Make room and run the same "
+            UserError,
+            match=(
+                r"^The checkpoint in .*/a cannot be written \(File too large\)\. It needs .*\. Make room and run the"
+                r" same "
+            ),
         ):
             checkpoints.save({"epoch": 1}, ARRAYS)
     finally:
@@ -85,9 +91,11 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be locked \(.*\)\. It needs a folder that can be written.* or type checkpoint_dir=<folder>\."):  # noqa: SIM117
-        with Checkpoints(tmp_path / "file/a").locked():
-            pass
+    with pytest.raises(
+        UserError,
+        match=r"cannot be locked \(.*\)\. It needs a folder that can be written.* or type checkpoint_dir=<folder>\.",
+    ), Checkpoints(tmp_path / "file/a").locked():
+        pass
 
 
 def _work(folder: Path, running, most) -> None:
@@ -123,7 +131,8 @@ def test_who_gets_a_lock_after_one_that_was_killed_learns_which(checkpoints: Che
     with checkpoints.locked() as gone:
         assert gone == []
     with checkpoints.locked() as gone:
-        assert gone == []  # the first ended in order
+        # The first ended in order
+        assert gone == []
     expected = []
     for _ in range(2):
         killed = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(checkpoints.folder,))
@@ -131,7 +140,9 @@ def test_who_gets_a_lock_after_one_that_was_killed_learns_which(checkpoints: Che
         killed.join()
         expected.append(killed.pid)
     with pytest.raises(ValueError, match="the server is away"), checkpoints.locked() as gone:
-        assert [re.fullmatch(rf"{platform.node()} \S+ (\d+) \d+\.\d+", process)[1] for process in gone] == [str(number) for number in expected]
+        assert [re.fullmatch(rf"{platform.node()} \S+ (\d+) \d+\.\d+", process)[1] for process in gone] == [
+            str(number) for number in expected
+        ]
         raise ValueError("the server is away")
     with checkpoints.locked() as again:
         assert again == gone

@@ -62,13 +62,22 @@ def test_the_claim_on_the_verdict(attempt: str, verdicts: list[str], changed: st
         ("frozen", GUIDE, [0.93, 0.94], REPRODUCED, "93.5 % where"),
         ("frozen", GUIDE, [0.90], REFUTED, "90.0 % where the guide has 93.7 %"),
         ("lr_collapse", GUIDE, [0.60], REFUTED, "60.0 % where the guide has 43.1 % (± 15.0 allowed"),
-        ("frozen", GUIDE | {"data.split": "official"}, [0.93], NOT_TESTED, "data.split is official. Type python -m dogbreeds.train attempt=frozen "),
+        (
+            "frozen",
+            GUIDE | {"data.split": "official"},
+            [0.93],
+            NOT_TESTED,
+            "data.split is official. Type python -m dogbreeds.train attempt=frozen ",
+        ),
         (
             "resnet50_frozen",
             GUIDE,
             [0.5],
             NOT_TESTED,
-            "model.architecture is EfficientNetB4, model.image_size is 380. Type python -m dogbreeds.train attempt=resnet50_frozen ",
+            (
+                "model.architecture is EfficientNetB4, model.image_size is 380. Type python -m dogbreeds.train"
+                " attempt=resnet50_frozen "
+            ),
         ),
         ("frozen", {}, [], NOT_TESTED, "model.architecture is absent, "),
         ("frozen", GUIDE, [], NOT_TESTED, "it was not run. Type"),

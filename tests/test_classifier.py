@@ -33,7 +33,9 @@ def test_its_parts_say_what_it_says(policy, resize: str, mode: str, tmp_path: Pa
     shown = np.stack([found.resizer(photo) for photo in photos])
     assert np.allclose(probabilities(found.logits(shown)), expected, atol=1e-5)
     maps, head = found.ends
-    assert np.allclose(probabilities(head(maps(shown.astype(np.float32)).numpy().mean(axis=(1, 2))).numpy()), expected, atol=1e-5)
+    assert np.allclose(
+        probabilities(head(maps(shown.astype(np.float32)).numpy().mean(axis=(1, 2))).numpy()), expected, atol=1e-5
+    )
 
 
 def test_files_that_are_no_network_of_ours_are_refused(tmp_path: Path) -> None:
@@ -41,11 +43,17 @@ def test_files_that_are_no_network_of_ours_are_refused(tmp_path: Path) -> None:
 
     (tmp_path / "broken.keras").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(
-        UserError, match=r"cannot be read as a saved network .* It must be a .keras file that an attempt kept, whole. Type run=latest"
+        UserError,
+        match=(
+            r"cannot be read as a saved network .* It must be a .keras file that an attempt kept, whole. Type"
+            r" run=latest"
+        ),
     ):
         load(tmp_path / "broken.keras")
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
-    with pytest.raises(UserError, match=r"other.keras is a network without class names. It must give names and probabilities"):
+    with pytest.raises(
+        UserError, match=r"other.keras is a network without class names. It must give names and probabilities"
+    ):
         load(tmp_path / "other.keras")
 
 

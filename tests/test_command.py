@@ -13,9 +13,8 @@ from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
 _PROBE = (
-    "import sys; from dogbreeds import command, train\n"
-    "try: command.main(train.task, 'train')\n"
-    "finally: print('TensorFlow was', 'imported' if 'tensorflow' in sys.modules or 'mlflow' in sys.modules else 'left alone')"
+    "import sys; from dogbreeds import command, train\ntry: command.main(train.task, 'train')\nfinally:"
+    " print('TensorFlow was', 'imported' if 'tensorflow' in sys.modules or 'mlflow' in sys.modules else 'left alone')"
 )
 
 
@@ -23,19 +22,49 @@ _PROBE = (
     ("arguments", "said"),
     [
         ("optimzer.lr=1", "optimzer.lr is not a setting. Near it there are optimizer.lr, "),
-        ("optimizer.lr=abc", "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
-        ("optimizer.lr=-1", "optimizer.lr was -1. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
-        ("optimizer.lr=nan", "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example."),
+        (
+            "optimizer.lr=abc",
+            "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+        ),
+        (
+            "optimizer.lr=-1",
+            "optimizer.lr was -1. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+        ),
+        (
+            "optimizer.lr=nan",
+            "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+        ),
         ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_tiny, effnetb0,"),
-        ("schedule=linear", "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule="),
+        (
+            "schedule=linear",
+            "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule=",
+        ),
         ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. It has "),
         ("foo", "The command line was not understood ("),
         ("optimizer.lr=[1", "The command line was not understood ("),
-        ("data=folder", "data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos."),
-        ("data=folder data.root=/not/there", "data.root=/not/there is not a folder (looked in /not/there). It must hold "),
-        ("model.weights=/not/there.h5", "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or"),
-        ("baseline.weights=/not/there.h5", "baseline.weights=/not/there.h5 is not a file. It must be a Keras weight file of the model with"),
-        ("optimizer.lr=${nothing}", "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must"),
+        (
+            "data=folder",
+            (
+                "data.root was not given. data=folder needs the folder that holds your photos. Type"
+                " data.root=path/to/photos."
+            ),
+        ),
+        (
+            "data=folder data.root=/not/there",
+            "data.root=/not/there is not a folder (looked in /not/there). It must hold ",
+        ),
+        (
+            "model.weights=/not/there.h5",
+            "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or",
+        ),
+        (
+            "baseline.weights=/not/there.h5",
+            "baseline.weights=/not/there.h5 is not a file. It must be a Keras weight file of the model with",
+        ),
+        (
+            "optimizer.lr=${nothing}",
+            "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must",
+        ),
         ("data.breeds=241", "data.breeds was 241. There are 240 drawn breeds. Type data.breeds=240, for example."),
     ],
 )
@@ -82,13 +111,18 @@ def test_what_is_unfinished_or_damaged_is_listed_as_such(typed, tmp_path: Path) 
 
     place = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache(place, 10**9).array("features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce)
+        FeatureCache(place, 10**9).array(
+            "features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce
+        )
     damaged = place / f"photos-{24 * 'a'}"
     damaged.mkdir()
-    os.utime(damaged, (time.time() + 86_400,) * 2)  # another machine's clock may be ahead
+    # Another machine's clock may be ahead
+    os.utime(damaged, (time.time() + 86_400,) * 2)
     listed = typed("cache").stdout.splitlines()
     assert listed[0].split() == [damaged.name, "0.0", "MB", "used", "0", "s", "ago", "damaged"]
-    assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == ["64 px, pad, float16, unfinished: 2,048 of 4,800 rows"]
+    assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == [
+        "64 px, pad, float16, unfinished: 2,048 of 4,800 rows"
+    ]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
     assert listed[-1] == f"2 kept arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
     assert typed("cache", "clear=true").stdout == f"2 kept arrays removed from {place}\n"

@@ -21,7 +21,13 @@ from dogbreeds.tracking.records import SWEEP, RunOrigin
 
 FIXTURE = Path(__file__).parent / "fixtures/version_0.1.0.tar.xz"
 MADE_IN = "/tmp/before"
-SMALL = ("data.breeds=4", "data.train_per_breed=6", "data.val_per_breed=3", "data.test_per_breed=3", "tracking.system_metrics_seconds=0")
+SMALL = (
+    "data.breeds=4",
+    "data.train_per_breed=6",
+    "data.val_per_breed=3",
+    "data.test_per_breed=3",
+    "tracking.system_metrics_seconds=0",
+)
 HEAD = "head.widths=[32,16]"
 CUT_OFF = ("phase.epochs=30", "phase.patience_epochs=null", "tracking.model=none")
 
@@ -32,7 +38,12 @@ def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
     with tarfile.open(FIXTURE) as packed:
         packed.extractall(tmp_path, filter="data")
     with sqlite3.connect(tmp_path / "home/mlruns/mlflow.db") as store:
-        for table, column in (("runs", "artifact_uri"), ("experiments", "artifact_location"), ("params", "value"), ("tags", "value")):
+        for table, column in (
+            ("runs", "artifact_uri"),
+            ("experiments", "artifact_location"),
+            ("params", "value"),
+            ("tags", "value"),
+        ):
             store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (MADE_IN, str(tmp_path)))
     store.close()
     (tmp_path / "home/conf").symlink_to(home() / "conf")
@@ -43,7 +54,9 @@ def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
 
 def recorded(place: Path) -> list:
     """All runs, the newest last."""
-    return mlflow.MlflowClient(f"sqlite:///{place}/home/mlruns/mlflow.db").search_runs(["1"], order_by=["attributes.start_time"])
+    return mlflow.MlflowClient(f"sqlite:///{place}/home/mlruns/mlflow.db").search_runs(
+        ["1"], order_by=["attributes.start_time"]
+    )
 
 
 def composition(place: Path) -> RunOrigin:
@@ -67,8 +80,14 @@ def test_tables_show_them(before, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("head", "status"), [("linear", "KILLED"), ("batchnorm", "RUNNING")])
-def test_what_was_cut_off_is_resumed_with_its_features(before, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str, status: str) -> None:
-    (run,) = [run for run in recorded(tmp_path) if run.data.params.get("head") in ("Linear", "BatchNorm") and run.info.status == status]
+def test_what_was_cut_off_is_resumed_with_its_features(
+    before, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str, status: str
+) -> None:
+    (run,) = [
+        run
+        for run in recorded(tmp_path)
+        if run.data.params.get("head") in ("Linear", "BatchNorm") and run.info.status == status
+    ]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     measured = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "val/loss")]
     assert len(measured) >= 4
@@ -101,7 +120,10 @@ def test_a_sweep_takes_their_results_over(before, tmp_path: Path, monkeypatch: p
 
 def test_a_fine_tune_goes_on_from_their_head(before, tmp_path: Path) -> None:
     frozen = recorded(tmp_path)[0]
-    tuned = execute(before("phase=finetune", "phase.epochs=1", "optimizer.lr=1e-30", "seed=7", "tracking.model=none", HEAD), composition(tmp_path))
+    tuned = execute(
+        before("phase=finetune", "phase.epochs=1", "optimizer.lr=1e-30", "seed=7", "tracking.model=none", HEAD),
+        composition(tmp_path),
+    )
     record = recorded(tmp_path)[-1]
     assert record.info.run_id == tuned.run_id
     assert record.data.tags["parent"] == frozen.info.run_id

@@ -78,7 +78,8 @@ def test_the_fingerprint_follows_content_names_and_split(photos: Callable[..., P
     assert before.fingerprint == folder(root).open().fingerprint
     seeded = folder(root, split_seed=1).open()
     assert seeded.fingerprint != before.fingerprint
-    assert seeded.train.source.fingerprint == before.train.source.fingerprint  # the same photos: nothing is computed again
+    # The same photos: nothing is computed again
+    assert seeded.train.source.fingerprint == before.train.source.fingerprint
     path = root / "train/breed_0/0.jpg"
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
     changed = folder(root).open()
@@ -103,13 +104,28 @@ def write(root: Path, files: dict[str, bytes | None]) -> Path:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"a/1.jpg": None, "a/2.jpg": None}, "has 1 class folder. There must be two or more, one for each breed. Name the folder above"),
+        (
+            {"a/1.jpg": None, "a/2.jpg": None},
+            "has 1 class folder. There must be two or more, one for each breed. Name the folder above",
+        ),
         ({"1.jpg": None}, "has 0 class folders. There must be two or more"),
-        ({"train/a/1.jpg": None, "train/b/readme.txt": b"x"}, "train/b has no photos. Every class folder needs files ending in .jpg, "),
-        ({"train/a/1.jpg": None, "train/b/1.jpg": None, "test/c/1.jpg": None}, "test/c is a class that train does not have. Classes of test"),
+        (
+            {"train/a/1.jpg": None, "train/b/readme.txt": b"x"},
+            "train/b has no photos. Every class folder needs files ending in .jpg, ",
+        ),
+        (
+            {"train/a/1.jpg": None, "train/b/1.jpg": None, "test/c/1.jpg": None},
+            "test/c is a class that train does not have. Classes of test",
+        ),
         ({"val/a/1.jpg": None, "test/a/1.jpg": None}, "has val and test but no train. It must hold train/<class>/"),
-        ({"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None, "b/2.jpg": b"GIF89a"}, "b/2.jpg cannot be read as a photo ("),
-        ({"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None}, "Class number 1 has one photo, and validation has to be held out"),
+        (
+            {"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None, "b/2.jpg": b"GIF89a"},
+            "b/2.jpg cannot be read as a photo (",
+        ),
+        (
+            {"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None},
+            "Class number 1 has one photo, and validation has to be held out",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, bytes | None], said: str) -> None:
@@ -120,7 +136,11 @@ def test_a_folder_that_cannot_be_trained_on(tmp_path: Path, files: dict[str, byt
 
 def test_a_missing_root() -> None:
     with pytest.raises(
-        MissingFileError, match=r"data.root=/nowhere is not a folder \(looked in /nowhere\)\. It must hold .* Type data.root=path/to/photos\."
+        MissingFileError,
+        match=(
+            r"data.root=/nowhere is not a folder \(looked in /nowhere\)\. It must hold .* Type"
+            r" data.root=path/to/photos\."
+        ),
     ):
         folder("/nowhere").open()
 
@@ -133,13 +153,19 @@ def test_fake_photos_are_skipped_counted_and_capped(tmp_path: Path) -> None:
     assert "a/3.jpg" not in dataset.train.source.ids
     assert dataset.notes[0].startswith("1 of 20 photos of train skipped: ")
     assert "a/3.jpg" in dataset.notes[0]
-    with pytest.raises(UserError, match=r"1 of 20 photos of train cannot be read\. data.max_corrupt_fraction allows 0.01 of them\. .* Type|type"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 20 photos of train cannot be read\. data.max_corrupt_fraction allows 0.01 of them\. .* Type|type",
+    ):
         folder(root, on_corrupt="skip", max_corrupt_fraction=0.01).open()
 
 
 def test_hidden_files_and_other_suffixes_are_passed_over(tmp_path: Path) -> None:
     files: dict[str, bytes | None] = {f"{breed}/{number}.jpg": None for breed in "ab" for number in range(2)}
-    root = write(tmp_path / "photos", files | {".cache/1.jpg": b"", "a/.DS_Store": b"", "a/notes.txt": b"", "a/._1.jpg": b"", "a/deep/9.JPEG": None})
+    root = write(
+        tmp_path / "photos",
+        files | {".cache/1.jpg": b"", "a/.DS_Store": b"", "a/notes.txt": b"", "a/._1.jpg": b"", "a/deep/9.JPEG": None},
+    )
     assert folder(root).open().train.source.ids == ("a/0.jpg", "a/1.jpg", "a/deep/9.JPEG", "b/0.jpg", "b/1.jpg")
 
 
@@ -155,7 +181,9 @@ def test_a_root_of_an_odd_name_is_named_so_that_it_can_be_printed(tmp_path: Path
     assert str(refusal.value).isprintable()
 
 
-@pytest.mark.parametrize(("named", "shown"), [("a\0b", r"a\x00b"), ("no\udcff", r"no\udcff"), ("a\nb", r"a\nb"), ("x" * 5000, "x" * 5000)])
+@pytest.mark.parametrize(
+    ("named", "shown"), [("a\0b", r"a\x00b"), ("no\udcff", r"no\udcff"), ("a\nb", r"a\nb"), ("x" * 5000, "x" * 5000)]
+)
 def test_a_root_that_is_not_there_is_named_as_it_was_given(named: str, shown: str) -> None:
     with pytest.raises(MissingFileError) as refusal:
         folder(named).open()
@@ -167,7 +195,8 @@ def test_a_root_that_is_not_there_is_named_as_it_was_given(named: str, shown: st
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("I;16", "png"), ("1", "png")]
+    ("mode", "suffix"),
+    [("L", "jpg"), ("CMYK", "jpg"), ("P", "png"), ("LA", "png"), ("RGBA", "webp"), ("I;16", "png"), ("1", "png")],
 )
 def test_every_kind_of_photo_becomes_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"photo.{suffix}"
@@ -183,7 +212,8 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[:, :3] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    # To be turned a quarter clockwise
+    exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
     upright = decode((tmp_path / "photo.png").read_bytes(), "photo")
     assert upright.shape == (6, 4, 3)
@@ -194,7 +224,11 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
 def test_a_cut_off_photo_is_named(photos: Callable[..., Path]) -> None:
     path = photos() / "train/breed_0/0.jpg"
     with pytest.raises(
-        Unreadable, match=r"^0\.jpg cannot be read as a photo \(.*truncated.*\)\. Photos must be whole JPEG.* Replace the file, or type"
+        Unreadable,
+        match=(
+            r"^0\.jpg cannot be read as a photo \(.*truncated.*\)\. Photos must be whole JPEG.* Replace the file, or"
+            r" type"
+        ),
     ):
         decode(path.read_bytes()[:-400], "0.jpg")
 
@@ -218,7 +252,17 @@ def test_the_miniature_is_the_same_everywhere() -> None:
 
 
 def dogs(**changes: object) -> StanfordDogs:
-    return StanfordDogs(**{"split": "official", "root": None, "val_fraction": 0.2, "split_seed": 0, "guide_seed": 42, **COMMON, **changes})
+    return StanfordDogs(
+        **{
+            "split": "official",
+            "root": None,
+            "val_fraction": 0.2,
+            "split_seed": 0,
+            "guide_seed": 42,
+            **COMMON,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -246,7 +290,9 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(images, "w") as tar:
         tar.add(source / "Images", arcname="Images")
     monkeypatch.setattr(tfds.download.DownloadManager, "download", lambda _, url: images)
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", lambda _, urls: [source / "lists", source / "Annotation"])
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", lambda _, urls: [source / "lists", source / "Annotation"]
+    )
     return tmp_path / "tfds"
 
 
@@ -267,7 +313,8 @@ def test_stanford_dogs_comes_through_tfds_own_builder(archives: Path) -> None:
         assert abs(int(pixels.mean()) - official.train.source.labels[row]) <= 1
     guide = dogs(root=str(archives), split="guide").open()
     assert {name: len(split.rows) for name, split in guide.splits.items()} == {"train": 360, "val": 120}
-    assert guide.fingerprint == dogs(root=str(archives), split="guide", split_seed=9).open().fingerprint  # its seed is its own
+    # Its seed is its own
+    assert guide.fingerprint == dogs(root=str(archives), split="guide", split_seed=9).open().fingerprint
     assert guide.fingerprint != dogs(root=str(archives), split="guide", guide_seed=9).open().fingerprint
 
 
@@ -281,4 +328,6 @@ def test_without_network_stanford_dogs_says_the_offline_ways(tmp_path: Path, mon
     with pytest.raises(MissingFileError) as refusal:
         dogs(root=str(tmp_path)).open()
     assert "could not be downloaded from vision.stanford.edu (no route to host)" in str(refusal.value)
-    assert "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>" in str(refusal.value)
+    assert "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>" in str(
+        refusal.value
+    )

@@ -19,7 +19,8 @@ from tests.tiers import tiered
 
 SIZE, BREEDS, EACH, BATCH = 64, 3, 8, 6
 
-MODELS = {  # name: (Keras' class, more arguments, pixels, what a fine-tune of ours trains, and so the reference)
+# Name: (Keras' class, more arguments, pixels, what a fine-tune of ours trains, and so the reference)
+MODELS = {
     "effnetb0": ("EfficientNetB0", {}, "raw", ("block7a", "top")),
     "resnet50": ("ResNet50", {}, "caffe", ("conv5_block3",)),
     "mobilenetv2": ("MobileNetV2", {"alpha": 0.35}, "tf", ("block_16", "Conv_1", "out_relu")),
@@ -60,9 +61,15 @@ def reference(run: Run, name: str, network, finetune: bool):
     features = keras.layers.GlobalAveragePooling2D()(network(photos))
     hidden = keras.layers.Dropout(0.5, seed=ours.layers[1].seed)(keras.layers.Dense(16, activation="relu")(features))
     whole = keras.Model(photos, keras.layers.Dense(BREEDS)(hidden))
-    for layer, weights in ((whole.layers[-3], ours.layers[0].get_weights()), (whole.layers[-1], ours.layers[2].get_weights())):
+    for layer, weights in (
+        (whole.layers[-3], ours.layers[0].get_weights()),
+        (whole.layers[-1], ours.layers[2].get_weights()),
+    ):
         layer.set_weights(weights)
-    whole.compile(optimizer=keras.optimizers.Adam(run.optimizer.lr), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    whole.compile(
+        optimizer=keras.optimizers.Adam(run.optimizer.lr),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     return whole
 
 
@@ -91,7 +98,9 @@ def augmented(augment: Augment, photos: np.ndarray, seed: int) -> np.ndarray:
 def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]:
     more = ["model.alpha=0.35"] if name == "mobilenetv2" else []
     layers = {"effnetb0": 16, "resnet50": 10, "mobilenetv2": 11}[name]
-    unfreeze = ["unfreeze=last_n", f"unfreeze.layers={layers}", "optimizer.lr=${recommended.lr.finetune}"] if finetune else []
+    unfreeze = (
+        ["unfreeze=last_n", f"unfreeze.layers={layers}", "optimizer.lr=${recommended.lr.finetune}"] if finetune else []
+    )
     return [
         f"model={name}", f"model.weights={folder}/{MODELS[name][0]}.weights.h5", f"model.image_size={SIZE}", *more, *unfreeze,
         "data=miniature", f"data.breeds={BREEDS}", f"data.train_per_breed={EACH}", "data.val_per_breed=2", "data.test_per_breed=1",
@@ -107,7 +116,9 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
         slow=[("mobilenetv2", False, "none")],
     ),
 )
-def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, losses, networks, name: str, finetune: bool, augment: str) -> None:
+def test_every_step_is_plain_keras_own(
+    composed, tmp_path: Path, remembering, losses, networks, name: str, finetune: bool, augment: str
+) -> None:
     architecture, more, pixels, _ = MODELS[name]
     network = remembering(architecture, pixels, SIZE, **more)
     run = composed(*settings(name, tmp_path, finetune, augment))
@@ -115,18 +126,22 @@ def test_every_step_is_plain_keras_own(composed, tmp_path: Path, remembering, lo
     expected = live_losses(run, reference(run, name, network, finetune), pixels)
     assert len(losses) == BREEDS * EACH / BATCH
     assert losses == pytest.approx(expected, rel=1e-4)
-    assert len({round(loss, 4) for loss in losses}) == len(losses)  # something is learned, or the comparison says nothing
+    # Something is learned, or the comparison says nothing
+    assert len({round(loss, 4) for loss in losses}) == len(losses)
 
 
 @pytest.mark.parametrize(
     ("batchnorm", "drop_connect"),
     tiered(
         [("frozen", "off"), ("frozen", "on"), ("affine", "off"), ("affine", "on"), ("trainable", "off")],
-        first=[("affine", "on")],  # the strictest: dropout is awake, and statistics must not move
+        # The strictest: dropout is awake, and statistics must not move
+        first=[("affine", "on")],
         slow=[("trainable", "off")],
     ),
 )
-def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list[Network], batchnorm: str, drop_connect: str) -> None:
+def test_only_what_was_unfrozen_changes(
+    composed, tmp_path: Path, networks: list[Network], batchnorm: str, drop_connect: str
+) -> None:
     run = composed(
         "unfreeze=last_n", "unfreeze.layers=50", "unfreeze.exact=true", f"unfreeze.batchnorm={batchnorm}", f"unfreeze.drop_connect={drop_connect}",
         "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "phase.epochs=1", "tracking=none",
@@ -138,18 +153,24 @@ def test_only_what_was_unfrozen_changes(composed, tmp_path: Path, networks: list
     assert network.plan.layers == 50
     changed = set()
     for layer in network.suffix.layers:
-        original = run.model.build(0).network.get_layer(layer.name) if layer.name not in ("pool",) and layer.variables else None
+        original = (
+            run.model.build(0).network.get_layer(layer.name)
+            if layer.name not in ("pool",) and layer.variables
+            else None
+        )
         for variable, source in zip(layer.variables, original.variables if original else [], strict=True):
             moved = not np.array_equal(variable.numpy(), source.numpy())
             if moved:
                 changed.add((layer.name, variable.name))
-    kinds = {kind for _, kind in changed} - {"seed_generator_state"}  # dropout's own count of its draws
+    # Dropout's own count of its draws
+    kinds = {kind for _, kind in changed} - {"seed_generator_state"}
     expected = {"kernel", "bias"} | ({"gamma", "beta"} if batchnorm != "frozen" else set())
     expected |= {"moving_mean", "moving_variance"} if batchnorm == "trainable" else set()
     assert kinds == expected
     assert {name for name, kind in changed if kind != "seed_generator_state"} <= network.plan.stages[0]
     after = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
-    assert all(np.array_equal(before[path], after[path]) for path in before)  # the backbone itself, and so the prefix, is bit-equal
+    # The backbone itself, and so the prefix, is bit-equal
+    assert all(np.array_equal(before[path], after[path]) for path in before)
     assert result.outcome.best_logits is not None
     photos = np.stack([photo() for photo in run.data.open().val.source.read()])
     said = network.whole(run.data.open().class_names, "stretch")(photos)["probabilities"].numpy()
@@ -172,7 +193,9 @@ def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Networ
         assert networks[-1].suffix is not None
         original = run.model.build(0).network
         layers = [layer for layer in networks[-1].suffix.layers if hasattr(layer, "kernel")]
-        moved.append({layer.name: layer.kernel.numpy() - original.get_layer(layer.name).kernel.numpy() for layer in layers})
+        moved.append(
+            {layer.name: layer.kernel.numpy() - original.get_layer(layer.name).kernel.numpy() for layer in layers}
+        )
     for name, step in moved[0].items():
         depth = networks[0].plan.depth[name]
         assert depth == {"top": 1, "block7a": 2, "block6c": 3}[name.split("_")[0]]
@@ -180,7 +203,9 @@ def test_rates_shrink_with_depth(composed, tmp_path: Path, networks: list[Networ
 
 
 @pytest.mark.slow
-def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: Path, networks: list[Network], monkeypatch) -> None:
+def test_gradual_unfreezing_reaches_each_block_in_its_epoch(
+    composed, tmp_path: Path, networks: list[Network], monkeypatch
+) -> None:
     from dogbreeds.experiments import recording
 
     changed: list[set[str]] = []
@@ -189,7 +214,11 @@ def test_gradual_unfreezing_reaches_each_block_in_its_epoch(composed, tmp_path: 
 
     def said(*_: object) -> str:
         layers = [layer for layer in networks[-1].suffix.layers if hasattr(layer, "kernel")]
-        moved = [layer.name for layer in layers if not np.array_equal(layer.kernel.numpy(), original.get_layer(layer.name).kernel.numpy())]
+        moved = [
+            layer.name
+            for layer in layers
+            if not np.array_equal(layer.kernel.numpy(), original.get_layer(layer.name).kernel.numpy())
+        ]
         changed.append({name.split("_")[0] for name in moved})
         return ""
 

@@ -54,7 +54,10 @@ def test_breeds_without_photos_are_left_out_and_those_never_said_have_no_precisi
 
 def test_confusions_name_the_more_frequent_direction_first() -> None:
     found = confusions(matrix(), NAMES)
-    assert [(pair.first, pair.second, pair.there, pair.back) for pair in found] == [("akita", "beagle", 2, 1), ("collie", "akita", 1, 0)]
+    assert [(pair.first, pair.second, pair.there, pair.back) for pair in found] == [
+        ("akita", "beagle", 2, 1),
+        ("collie", "akita", 1, 0),
+    ]
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -66,7 +69,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         return rng.normal(size=(n, 3)) + 1.5 * np.eye(3)[labels], labels
 
     truth = score(*drawn(300_000)).loss
-    held = sum(found.low <= truth <= found.high for found in (evaluate(*drawn(150), NAMES, (1.0, "others"), seed).log_loss for seed in range(60)))
+    held = sum(
+        found.low <= truth <= found.high
+        for found in (evaluate(*drawn(150), NAMES, (1.0, "others"), seed).log_loss for seed in range(60))
+    )
     assert 53 <= held <= 60
 
 
@@ -79,13 +85,18 @@ def test_overconfidence_is_mended_and_said_so() -> None:
     assert found.after.value < 0.05
     assert found.gain.low > 0
     assert found.said.startswith(
-        f"Temperature {found.temperature:.2f}, fitted on each half of these photos for the other, lowers the calibration error"
+        f"Temperature {found.temperature:.2f}, fitted on each half of these photos for the other, lowers the"
+        " calibration error"
     )
 
 
 @pytest.mark.parametrize(
     ("low", "high", "words"),
-    [(0.01, 0.03, "lowers the calibration error from 5.0 to 3.0 %"), (-0.03, -0.01, "does not lower"), (-0.0001, 0.03, "is not shown to lower")],
+    [
+        (0.01, 0.03, "lowers the calibration error from 5.0 to 3.0 %"),
+        (-0.03, -0.01, "does not lower"),
+        (-0.0001, 0.03, "is not shown to lower"),
+    ],
 )
 def test_what_is_not_shown_is_not_claimed(low: float, high: float, words: str) -> None:
     before, after = Measure(0.05, 0.04, 0.06, 100), Measure(0.03, 0.02, 0.04, 100)

@@ -29,7 +29,12 @@ PHOTOS = np.stack([drawn_dogs.draw("test", breed, 0) for breed in range(5)])
 def build(policy: Unfreeze, linear: bool = False, mode: str = "raw") -> Network:
     backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     head = Linear(dropout=0.0) if linear else MLP(widths=[16], dropout=0.5)
-    return assemble(backbone, Preprocessing(mode=mode), policy.plan(backbone.blocks), lambda features: head.build(features, len(NAMES), 0))
+    return assemble(
+        backbone,
+        Preprocessing(mode=mode),
+        policy.plan(backbone.blocks),
+        lambda features: head.build(features, len(NAMES), 0),
+    )
 
 
 def saved(network: Network, folder: Path, resize: str = "stretch") -> Classifier:
@@ -50,11 +55,13 @@ def by_definition(network: Network, pixels: np.ndarray) -> tuple[np.ndarray, np.
     if network.suffix is not None:
         shown = network.prefix.graph(shown, training=False)
     with tf.GradientTape() as tape:
-        maps = to_maps(shown, training=False)  # [b, h, w, c]
+        # [b, h, w, c]
+        maps = to_maps(shown, training=False)
         tape.watch(maps)
         logits = network.head(keras.ops.mean(maps, axis=(1, 2)), training=False)
         top = tf.reduce_max(logits, axis=-1)
-    weights = tape.gradient(top, maps).numpy().mean(axis=(1, 2))  # [b, c]
+    # [b, c]
+    weights = tape.gradient(top, maps).numpy().mean(axis=(1, 2))
     heat = np.maximum((maps.numpy() * weights[:, None, None, :]).sum(axis=-1), 0)
     return logits.numpy(), heat / heat.max(axis=(1, 2), keepdims=True)
 
@@ -88,7 +95,8 @@ def one_channel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, n
     network = build(Nothing(**FROZEN), linear=True)
     classifier = saved(network, tmp_path_factory.mktemp("one_channel"))
     maps = classifier.ends[0](PHOTOS.astype(np.float32)).numpy()
-    channel = int(maps.mean(axis=(1, 2)).min(axis=0).argmax())  # above 0 on all photos
+    # Above 0 on all photos
+    channel = int(maps.mean(axis=(1, 2)).min(axis=0).argmax())
     kernel, bias = classifier.ends[1].weights
     kernel.assign(np.zeros(kernel.shape))
     bias.assign(np.zeros(bias.shape))
@@ -134,14 +142,21 @@ def test_heat_lies_where_the_network_saw_it(how: str, height: int, width: int) -
     photo[top : top + side, left : left + side] = 255
     small = resizer(32, how)(photo)[..., 0].astype(np.float32) / 255
     if how == "pad":
-        small[small == np.float32(128 / 255)] = 0  # the grey around
+        # The grey around
+        small[small == np.float32(128 / 255)] = 0
     heat = placed(small, height, width, how)
     assert heat.shape == (height, width)
     assert heat.min() >= 0
     assert heat.max() <= 1
     rows, columns = np.nonzero(heat > 0.6)
-    reach = 0.7 * max(height, width) / 32 + 2  # of a cell of the small photo
-    for found, wanted in ((rows.min(), top), (rows.max(), top + side - 1), (columns.min(), left), (columns.max(), left + side - 1)):
+    # Of a cell of the small photo
+    reach = 0.7 * max(height, width) / 32 + 2
+    for found, wanted in (
+        (rows.min(), top),
+        (rows.max(), top + side - 1),
+        (columns.min(), left),
+        (columns.max(), left + side - 1),
+    ):
         assert abs(found - wanted) <= reach
 
 
@@ -152,7 +167,8 @@ def test_what_was_cropped_away_is_cold_and_padding_is_left_out() -> None:
     assert not cropped[:, :10].any()
     assert not cropped[:, 20:].any()
     top_only = np.zeros((4, 4), np.float32)
-    top_only[0] = 1  # of the square: in the padding of a wide photo
+    # Of the square: in the padding of a wide photo
+    top_only[0] = 1
     assert not placed(top_only, 10, 40, "pad").any()
     assert (placed(hot, 10, 40, "pad") == 1).all()
 
@@ -168,12 +184,19 @@ def test_heat_is_mixed_in_by_its_strength_and_the_caption_stands_below() -> None
     strip = hot[400:]
     assert 30 <= len(strip) <= 40
     assert (strip == 255).mean() > 0.8
-    assert (strip < 100).mean() > 0.01  # letters
+    # Letters
+    assert (strip < 100).mean() > 0.01
 
 
 @pytest.mark.parametrize(
     ("size", "shown"),
-    [((30, 60), (160, 320)), ((3000, 2000), (1024, 683)), ((1, 5000), (1, 1024)), ((5000, 1), (1024, 320)), ((400, 500), (400, 500))],
+    [
+        ((30, 60), (160, 320)),
+        ((3000, 2000), (1024, 683)),
+        ((1, 5000), (1, 1024)),
+        ((5000, 1), (1024, 320)),
+        ((400, 500), (400, 500)),
+    ],
 )
 def test_pictures_are_neither_tiny_nor_huge(size: tuple[int, int], shown: tuple[int, int]) -> None:
     picture = overlay(np.zeros((*size, 3), np.uint8), np.ones((2, 2), np.float32), "stretch", "beagle  50.0 %")
@@ -183,7 +206,9 @@ def test_pictures_are_neither_tiny_nor_huge(size: tuple[int, int], shown: tuple[
 
 def test_a_long_caption_shrinks_into_its_strip() -> None:
     grey = np.full((320, 320, 3), 100, np.uint8)
-    strip = np.asarray(overlay(grey, np.zeros((2, 2), np.float32), "stretch", "American Staffordshire terrier of the hills  100.0 %"))[320:]
+    strip = np.asarray(
+        overlay(grey, np.zeros((2, 2), np.float32), "stretch", "American Staffordshire terrier of the hills  100.0 %")
+    )[320:]
     columns = np.nonzero((strip < 128).any(axis=(0, 2)))[0]
     assert columns.min() >= 4
     assert 280 < columns.max() < 318
@@ -226,7 +251,11 @@ def test_a_picture_lies_in_its_folder_whatever_the_photo_is_called(tmp_path: Pat
 
 def test_photos_of_one_name_have_pictures_of_their_own(tmp_path: Path) -> None:
     overlays = Overlays(tmp_path, "stretch")
-    keys = [f"/photos/{folder}/a.jpg" for folder in "abc"] + ["/photos/a/a.png", os.fsdecode(b"/photos/\xff.jpg"), "/photos/a/a.jpg"]
+    keys = [f"/photos/{folder}/a.jpg" for folder in "abc"] + [
+        "/photos/a/a.png",
+        os.fsdecode(b"/photos/\xff.jpg"),
+        "/photos/a/a.jpg",
+    ]
     places = [overlays.place(named("a.jpg", key)) for key in keys]
     assert len(set(places)) == 5
     assert places[0] == places[-1]
@@ -243,7 +272,11 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Image.Image, "save", cut)
     with pytest.raises(
-        UserError, match=r"a-[0-9a-f]{10}\.jpg cannot be written \(No space left on device\)\. Overlays need a folder that can be written\."
+        UserError,
+        match=(
+            r"a-[0-9a-f]{10}\.jpg cannot be written \(No space left on device\)\. Overlays need a folder that can be"
+            r" written\."
+        ),
     ):
         overlays.save(named("a.jpg"), np.ones((2, 2), np.float32), "second")
     assert place.read_bytes() == before
@@ -256,14 +289,20 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError) as refusal:
             Overlays(place, "stretch").prepare()
         assert str(refusal.value).startswith(f"{place} cannot be written (")
-        assert str(refusal.value).endswith("). Overlays need a folder that can be written. Type explain_dir=<folder>, for example.")
+        assert str(refusal.value).endswith(
+            "). Overlays need a folder that can be written. Type explain_dir=<folder>, for example."
+        )
 
 
 def test_a_photo_that_went_away_has_no_picture(tmp_path: Path) -> None:
     def gone() -> np.ndarray:
-        raise Unreadable("a.jpg cannot be opened (No such file or directory). Photos must be files. Mend it, or type data.on_corrupt=skip.")
+        raise Unreadable(
+            "a.jpg cannot be opened (No such file or directory). Photos must be files. Mend it, or type"
+            " data.on_corrupt=skip."
+        )
 
     with pytest.raises(Unreadable):
         Overlays(tmp_path, "stretch").save(replace(named("a.jpg"), pixels=gone), np.ones((2, 2), np.float32), "x")
     assert list(tmp_path.iterdir()) == []
-    assert _NAME * 4 + len("-0123456789.jpg") + len(".") + len(".4194304") < 256  # bytes of a name, aside
+    # Bytes of a name, aside
+    assert _NAME * 4 + len("-0123456789.jpg") + len(".") + len(".4194304") < 256

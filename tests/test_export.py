@@ -32,9 +32,11 @@ def test_photos_are_spread_over_all_that_there_are(photos) -> None:
     assert len(of_folder(str(root / "test"), 7)) == 7
     assert len(of_folder(str(root), 1000)) == 27
     chosen = of_split(split, 3, skip=False)
-    expected = [photo for row, photo in enumerate(split.source.read()) if row in (0, 7, 14)]  # the first of all, the middle, the last
+    # The first of all, the middle, the last
+    expected = [photo for row, photo in enumerate(split.source.read()) if row in (0, 7, 14)]
     assert [photo().tobytes() for photo in chosen] == [photo().tobytes() for photo in expected]
-    damaged = root / "test/breed_1/2.jpg"  # row 7
+    # Row 7
+    damaged = root / "test/breed_1/2.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-400])
     split = Folder(root=str(root), val_fraction=0.3, split_seed=0, on_corrupt="skip", **shared).open().test
     assert len(of_split(split, 3, skip=True)) == 2
@@ -44,7 +46,10 @@ def test_photos_are_spread_over_all_that_there_are(photos) -> None:
 
 def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        MissingFileError, match=r"photos_from=nowhere is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos."
+        MissingFileError,
+        match=(
+            r"photos_from=nowhere is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos."
+        ),
     ):
         of_folder("nowhere", 3)
     with pytest.raises(UserError, match=r"holds no photos. They must be JPEG, PNG or WebP files."):
@@ -59,11 +64,32 @@ def wanted(**changes) -> Wanted:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"formats": ["coreml"]}, "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type 'formats="),
-        ({"formats": "onnx"}, "formats was 'onnx'. It must be a list of names. Type 'formats=[keras,onnx]', for example."),
-        ({"run": "a.keras"}, "run=a.keras is a file, which does not know its photos. Each format is checked on photos, so that some must be named."),
-        ({"run": "a.keras", "photos_from": "x", "register": "dogs"}, "register=dogs was asked for with run=a.keras, which is a file."),
-        ({"register": "a/b"}, "register was 'a/b'. It must be a name of letters, digits, - and _ that begins with a letter"),
+        (
+            {"formats": ["coreml"]},
+            (
+                "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type"
+                " 'formats="
+            ),
+        ),
+        (
+            {"formats": "onnx"},
+            "formats was 'onnx'. It must be a list of names. Type 'formats=[keras,onnx]', for example.",
+        ),
+        (
+            {"run": "a.keras"},
+            (
+                "run=a.keras is a file, which does not know its photos. Each format is checked on photos, so that some"
+                " must be named."
+            ),
+        ),
+        (
+            {"run": "a.keras", "photos_from": "x", "register": "dogs"},
+            "register=dogs was asked for with run=a.keras, which is a file.",
+        ),
+        (
+            {"register": "a/b"},
+            "register was 'a/b'. It must be a name of letters, digits, - and _ that begins with a letter",
+        ),
         ({"register": "dogs' or '1"}, "register was \"dogs' or '1\"."),
         ({"register": "dogs", "alias": "Latest"}, "alias was 'Latest'."),
         ({"alias": "v3"}, "alias was 'v3'."),
@@ -88,7 +114,12 @@ def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, mo
         probabilities, breeds = trained(photos)
         return probabilities + 3e-4, breeds
 
-    wrong = replace(export_formats.FORMATS["onnx"], needs=(), write=lambda classifier, file: file.write_text("wrong"), open=lambda file: off)
+    wrong = replace(
+        export_formats.FORMATS["onnx"],
+        needs=(),
+        write=lambda classifier, file: file.write_text("wrong"),
+        open=lambda file: off,
+    )
     monkeypatch.setitem(export_formats.FORMATS, "onnx", wrong)
     place = tmp_path / "place"
     (place / "savedmodel").mkdir(parents=True)
@@ -121,7 +152,10 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
     home = tmp_path / "home"
     nothing = command("export")
     assert nothing.returncode == 1
-    assert "has no finished attempt that kept its network. run=latest is one of those. Type python -m dogbreeds.train first" in nothing.stderr
+    assert (
+        "has no finished attempt that kept its network. run=latest is one of those. Type python -m dogbreeds.train"
+        " first" in nothing.stderr
+    )
     ran = command("train", "phase.epochs=3", *BREEDS)
     assert ran.returncode == 0, ran.stderr
 
@@ -129,11 +163,22 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
     assert exported.returncode == 0, exported.stderr
     (place,) = (home / "multirun/exported").iterdir()
     run = place.name
-    files = {"README.md", "breeds.txt", "checks.json", "model.keras", "savedmodel", "model.tflite", "model.float16.tflite", "model.onnx"}
+    files = {
+        "README.md",
+        "breeds.txt",
+        "checks.json",
+        "model.keras",
+        "savedmodel",
+        "model.tflite",
+        "model.float16.tflite",
+        "model.onnx",
+    }
     assert {file.name for file in place.iterdir()} == files
     assert {file.name for file in (artifacts(home, run) / "exported").iterdir()} == files
     checks = json.loads((place / "checks.json").read_text())
-    assert {name: (check["n"], check["same"], check["agrees"]) for name, check in checks.items()} == dict.fromkeys(checks, (24, 24, True))
+    assert {name: (check["n"], check["same"], check["agrees"]) for name, check in checks.items()} == dict.fromkeys(
+        checks, (24, 24, True)
+    )
     assert all(check["difference"] <= (0.01 if name == "tflite_float16" else 1e-4) for name, check in checks.items())
     assert len((place / "breeds.txt").read_text().splitlines()) == 12
     assert exported.stdout.count("24 of 24") == 5
@@ -146,8 +191,14 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
     fewer = command("export", f"run={run}", "formats=[keras]", "photos=5")
     assert fewer.returncode == 0, fewer.stderr
     assert {file.name for file in place.iterdir()} == {"README.md", "breeds.txt", "checks.json", "model.keras"}
-    assert {file.name for file in (artifacts(home, run) / "exported").iterdir()} == {"README.md", "breeds.txt", "checks.json", "model.keras"}
-    assert len(list((home / "mlruns/artifacts/models").iterdir())) == 1  # the same network is logged once
+    assert {file.name for file in (artifacts(home, run) / "exported").iterdir()} == {
+        "README.md",
+        "breeds.txt",
+        "checks.json",
+        "model.keras",
+    }
+    # The same network is logged once
+    assert len(list((home / "mlruns/artifacts/models").iterdir())) == 1
 
     saved = tmp_path / "saved.keras"
     shutil.copy(place / "model.keras", saved)
@@ -167,9 +218,18 @@ def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) 
     by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
     assert command("export", *by_file, f"output={again}").returncode == 0
     for arguments, said in (
-        (["run=zzzz"], "run=zzzz names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's id"),
+        (
+            ["run=zzzz"],
+            (
+                "run=zzzz names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one"
+                " run's id"
+            ),
+        ),
         (["data.root=/tmp"], "the photos of run"),
-        ([f"output={first}/model.keras/x", "formats=[keras]"], "cannot be made (Not a directory). output must be a folder"),
+        (
+            [f"output={first}/model.keras/x", "formats=[keras]"],
+            "cannot be made (Not a directory). output must be a folder",
+        ),
         ([f"output={tmp_path}", "formats=[keras]"], "holds other things, such as "),
         (
             [f"run={again}/model.keras", f"photos_from={root}", f"output={again}"],
@@ -219,16 +279,27 @@ def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -
     champion = client.get_model_version_by_alias("dogs", "champion")
     assert champion.tags["beaten"].startswith(weak)
     assert " points on test (95 % interval +" in champion.tags["pair"]
-    assert {run.info.status for run in client.search_runs([client.get_experiment_by_name("dogbreeds").experiment_id])} == {"FINISHED"}
+    assert {
+        run.info.status for run in client.search_runs([client.get_experiment_by_name("dogbreeds").experiment_id])
+    } == {"FINISHED"}
 
 
 @pytest.mark.long
 def test_a_run_is_registered_once_and_by_any_alias(command) -> None:
     strong, weak = trained(command, "phase.epochs=6"), trained(command, *WEAK)
     assert register(command, strong) == (0, f"dogs@champion is version 1 now, run {strong}: there was none before.")
-    assert register(command, strong) == (0, f"dogs@champion is run {strong} already, as version 1: nothing was registered.")
+    assert register(command, strong) == (
+        0,
+        f"dogs@champion is run {strong} already, as version 1: nothing was registered.",
+    )
     code, said = register(command, weak)
     assert code == 1
     assert f"beside dogs@champion, run {strong}, it has -" in said
-    assert register(command, strong, "alias=fallback") == (0, f"dogs@fallback is version 1 now, run {strong}: there was none before.")
-    assert register(command, weak, "alias=challenger") == (0, f"dogs@challenger is version 2 now, run {weak}: there was none before.")
+    assert register(command, strong, "alias=fallback") == (
+        0,
+        f"dogs@fallback is version 1 now, run {strong}: there was none before.",
+    )
+    assert register(command, weak, "alias=challenger") == (
+        0,
+        f"dogs@challenger is version 2 now, run {weak}: there was none before.",
+    )

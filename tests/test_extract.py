@@ -27,8 +27,10 @@ def kept_in(place: Path) -> dict[str, bytes]:
 def test_a_shard_beyond_the_last_is_refused() -> None:
     with pytest.raises(UserError) as refused:
         Share(shards=4, shard=4)
-    assert str(refused.value) == (
-        "shard was 4 and shards 4. Shards are counted from 0 to shards - 1. Type shard=3, or --multirun 'shard=range(4)' for all of them."
+    assert (
+        str(refused.value)
+        == "shard was 4 and shards 4. Shards are counted from 0 to shards - 1. Type shard=3, or --multirun"
+        " 'shard=range(4)' for all of them."
     )
     with pytest.raises(UserError, match=r"^shards was 0\. It must be a whole number of 1 or more\. Type shards=8"):
         Share(shards=0, shard=0)
@@ -47,15 +49,27 @@ def test_a_shard_beyond_the_last_is_refused() -> None:
         ),
         # 32 photos at a time: one of three has none
         pytest.param(
-            ("phase.epochs=2", "unfreeze=all"), {"photos": 3, "preflight": 1}, {"photos": 6}, marks=pytest.mark.long, id="nothing is frozen"
+            ("phase.epochs=2", "unfreeze=all"),
+            {"photos": 3, "preflight": 1},
+            {"photos": 6},
+            marks=pytest.mark.long,
+            id="nothing is frozen",
         ),
         pytest.param(
-            ("phase=lr_range",), {"features": 1, "photos": 1, "preflight": 1}, {"features": 3, "photos": 3}, marks=pytest.mark.slow, id="a range test"
+            ("phase=lr_range",),
+            {"features": 1, "photos": 1, "preflight": 1},
+            {"features": 3, "photos": 3},
+            marks=pytest.mark.slow,
+            id="a range test",
         ),
     ],
 )
 def test_what_an_attempt_needs_is_the_same_in_shards(
-    composed: Callable[..., Run], tmp_path: Path, settings: tuple[str, ...], kinds: dict[str, int], shards: dict[str, int]
+    composed: Callable[..., Run],
+    tmp_path: Path,
+    settings: tuple[str, ...],
+    kinds: dict[str, int],
+    shards: dict[str, int],
 ) -> None:
     def counts(place: Path) -> dict[str, int]:
         found = [listed.name.split("-")[0] for listed in FeatureCache(place, 1).entries()]
@@ -76,20 +90,31 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
 
 
 @pytest.mark.parametrize(
-    "launcher", [pytest.param("basic", marks=pytest.mark.slow), *(pytest.param(name, marks=pytest.mark.long) for name in ("joblib", "ray"))]
+    "launcher",
+    [
+        pytest.param("basic", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("joblib", "ray")),
+    ],
 )
 def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
-    command: Callable[..., subprocess.CompletedProcess[str]], of_ray: dict[str, str], tmp_path: Path, empty_store: Path, launcher: str
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    of_ray: dict[str, str],
+    tmp_path: Path,
+    empty_store: Path,
+    launcher: str,
 ) -> None:
     import mlflow
 
     if launcher != "basic":
         pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     small = [*SMALL, "phase.epochs=2"]
-    jobs = command("extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray)
+    jobs = command(
+        "extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray
+    )
     assert jobs.returncode == 0, jobs.stderr
     assert [path.name for path in (tmp_path / "home/mlruns").iterdir()] == ["mlflow.db"]
-    assert (tmp_path / "home/mlruns/mlflow.db").read_bytes() == empty_store.read_bytes()  # MLflow was left alone
+    # MLflow was left alone
+    assert (tmp_path / "home/mlruns/mlflow.db").read_bytes() == empty_store.read_bytes()
     listed = command("cache")
     assert "64 px, stretch, float32, shard 0–16 of 40 rows" in listed.stdout
     recorded = ("tracking.system_metrics_seconds=0", "tracking.model=none")
@@ -110,11 +135,16 @@ def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_extracted_is_said_before_anything_is_spent(command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_what_cannot_be_extracted_is_said_before_anything_is_spent(
+    command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     beyond = command("extract", "shards=2", "shard=2", *SMALL)
     assert (beyond.returncode, beyond.stderr.splitlines()[-1]) == (
         1,
-        "error: shard was 2 and shards 2. Shards are counted from 0 to shards - 1. Type shard=1, or --multirun 'shard=range(2)' for all of them.",
+        (
+            "error: shard was 2 and shards 2. Shards are counted from 0 to shards - 1. Type shard=1, or --multirun"
+            " 'shard=range(2)' for all of them."
+        ),
     )
     pixels = command("extract", "preprocessing=torch", *SMALL)
     assert pixels.returncode == 1

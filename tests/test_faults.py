@@ -20,7 +20,13 @@ from dogbreeds.tracking.records import SWEEP, RunOrigin, short
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
-SETTINGS = ("data=folder", "phase.epochs=2", "tracking.system_metrics_seconds=0", "tracking.model=none", "data.max_corrupt_fraction=0.2")
+SETTINGS = (
+    "data=folder",
+    "phase.epochs=2",
+    "tracking.system_metrics_seconds=0",
+    "tracking.model=none",
+    "data.max_corrupt_fraction=0.2",
+)
 
 
 @dataclass
@@ -34,7 +40,8 @@ class Place:
 
     def attempt(self, *overrides: str) -> Result | Skipped:
         run = self.run(*overrides)
-        FeatureCache._verified.clear()  # as in another process
+        # As in another process
+        FeatureCache._verified.clear()
         return execute(run, RunOrigin("", overrides, "an attempt", self.root))
 
     def run(self, *overrides: str) -> Run:
@@ -137,20 +144,48 @@ def a_target_outside_the_package(place: Place) -> tuple[str, ...]:
 
 
 REFUSED = {
-    no_room_for_features: r"cache has no room for .* GB of features \(No space left on device\)\. They need a disk that does\. Type ",
-    no_room_for_checkpoints: r"^The checkpoint in .* cannot be written \(No space left on device\)\. It needs a folder .*\. Make room and ",
-    no_room_for_records: r"^tracking\.uri=sqlite.* cannot be used \(\[Errno 28\] No space left on device\)\. .* with room, .* again\.$",
-    a_place_for_features_that_is_a_file: r"/file/kept cannot be written \(Not a directory\)\. Features need .*\. Type features\.dir=<folder>\.",
-    a_place_for_checkpoints_that_is_a_file: r"^The checkpoint in .* cannot be locked \(.*\)\. It needs a folder .* type checkpoint_dir=<folder>\.",
-    a_store_that_is_none: r"^tracking\.uri=sqlite.* cannot be used \(.*is not a database.*\)\. It must be .*, whole .* again\.$",
-    a_store_that_was_cut_off: r"^tracking\.uri=sqlite.* cannot be used \(.*malformed.*\)\. It must be .*, whole .* again\.$",
-    weights_of_another_model: r"other\.weights\.h5 does not fit Miniature \(.*\)\. It must hold the weights of .*\. Type model\.weights=",
-    weights_that_are_none: r"noise\.weights\.h5 does not fit Miniature \(.*\)\. It must hold the weights of .*\. Type model\.weights=",
-    weights_that_are_not_there: r"^model\.weights=.*nowhere\.weights\.h5 is not a file\. It must be imagenet, .*\. Type model\.weights=",
-    bytes_that_are_no_photo: r"breed_1/0\.jpg cannot be read as a photo .*\. Photos must be whole .* files\. Replace the file, or type ",
-    a_photo_that_is_cut_off: r"breed_1/0\.jpg cannot be read as a photo .*\. Photos must be whole .* files\. Replace the file, or type ",
-    a_class_without_photos: r"breed_9 has no photos\. Every class folder needs files ending in .*\. Add photos, or remove the folder\.",
-    a_target_outside_the_package: r"^head\._target_ was 'os\.system'\. It must be a class of dogbreeds\.head, .*\. Type head=<option>; ",
+    no_room_for_features: (
+        r"cache has no room for .* GB of features \(No space left on device\)\. They need a disk that does\. Type "
+    ),
+    no_room_for_checkpoints: (
+        r"^The checkpoint in .* cannot be written \(No space left on device\)\. It needs a folder .*\. Make room and "
+    ),
+    no_room_for_records: (
+        r"^tracking\.uri=sqlite.* cannot be used \(\[Errno 28\] No space left on device\)\. .* with room, .* again\.$"
+    ),
+    a_place_for_features_that_is_a_file: (
+        r"/file/kept cannot be written \(Not a directory\)\. Features need .*\. Type features\.dir=<folder>\."
+    ),
+    a_place_for_checkpoints_that_is_a_file: (
+        r"^The checkpoint in .* cannot be locked \(.*\)\. It needs a folder .* type checkpoint_dir=<folder>\."
+    ),
+    a_store_that_is_none: (
+        r"^tracking\.uri=sqlite.* cannot be used \(.*is not a database.*\)\. It must be .*, whole .* again\.$"
+    ),
+    a_store_that_was_cut_off: (
+        r"^tracking\.uri=sqlite.* cannot be used \(.*malformed.*\)\. It must be .*, whole .* again\.$"
+    ),
+    weights_of_another_model: (
+        r"other\.weights\.h5 does not fit Miniature \(.*\)\. It must hold the weights of .*\. Type model\.weights="
+    ),
+    weights_that_are_none: (
+        r"noise\.weights\.h5 does not fit Miniature \(.*\)\. It must hold the weights of .*\. Type model\.weights="
+    ),
+    weights_that_are_not_there: (
+        r"^model\.weights=.*nowhere\.weights\.h5 is not a file\. It must be imagenet, .*\. Type model\.weights="
+    ),
+    bytes_that_are_no_photo: (
+        r"breed_1/0\.jpg cannot be read as a photo .*\. Photos must be whole .* files\. Replace the file, or type "
+    ),
+    a_photo_that_is_cut_off: (
+        r"breed_1/0\.jpg cannot be read as a photo .*\. Photos must be whole .* files\. Replace the file, or type "
+    ),
+    a_class_without_photos: (
+        r"breed_9 has no photos\. Every class folder needs files ending in .*\. Add photos, or remove the folder\."
+    ),
+    a_target_outside_the_package: (
+        r"^head\._target_ was 'os\.system'\. It must be a class of dogbreeds\.head, .*\. Type head=<option>; "
+    ),
 }
 
 
@@ -165,7 +200,8 @@ def test_a_fault_is_said_in_sentences_and_leaves_nothing_half_written(fault, pla
     if fault in (a_store_that_is_none, a_store_that_was_cut_off):
         return
     assert "RUNNING" not in {record.info.status for record in place.records}
-    if fault in (no_room_for_features, no_room_for_checkpoints, no_room_for_records):  # mended: the same command ends well, in the same record
+    # Mended: the same command ends well, in the same record
+    if fault in (no_room_for_features, no_room_for_checkpoints, no_room_for_records):
         assert place.attempt().outcome.best is not None
         assert [record.info.status for record in place.records] == ["FINISHED"]
 
@@ -186,11 +222,16 @@ def put_other_weights_under_the_same_name(place: Place) -> None:
 
     with h5py.File(place.root / "own.weights.h5", "r+") as file:
         found: list[h5py.Dataset] = []
-        file.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) and item.ndim == 4 else None)
+        file.visititems(
+            lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) and item.ndim == 4 else None
+        )
         found[0][...] = found[0][...] * 1.01
 
 
-OTHERS = "has the same settings, but its photos, class names or weights were others: its results are not used, all is computed anew"
+OTHERS = (
+    "has the same settings, but its photos, class names or weights were others: its results are not used, all is"
+    " computed anew"
+)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +239,9 @@ OTHERS = "has the same settings, but its photos, class names or weights were oth
     [pytest.param(rename_a_class, marks=pytest.mark.long), change_a_photo, put_other_weights_under_the_same_name],
     ids=lambda change: change.__name__,
 )
-def test_what_was_computed_from_something_else_is_not_reused(change, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_computed_from_something_else_is_not_reused(
+    change, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     from dogbreeds.models.model import SHIPPED
 
     shutil.copy(SHIPPED, place.root / "own.weights.h5")
@@ -211,7 +254,8 @@ def test_what_was_computed_from_something_else_is_not_reused(change, place: Plac
     change(place)
     from dogbreeds.models import model
 
-    model._build.cache_clear()  # as in another process
+    # As in another process
+    model._build.cache_clear()
     with caplog.at_level(logging.WARNING):
         again = place.attempt(*own)
     assert f"run {short(first.run_id)}" in caplog.text
@@ -230,7 +274,9 @@ def damage_features(place: Place) -> str:
 
 
 @pytest.mark.parametrize("damage", [damage_features], ids=lambda damage: damage.__name__)
-def test_what_is_damaged_is_noticed_and_the_result_is_the_same(damage, place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_damaged_is_noticed_and_the_result_is_the_same(
+    damage, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
     first = place.attempt()
     said = damage(place)
     with caplog.at_level(logging.WARNING):
@@ -240,11 +286,18 @@ def test_what_is_damaged_is_noticed_and_the_result_is_the_same(damage, place: Pl
 
 
 @pytest.mark.parametrize("lr", ["1e38"])
-def test_a_loss_that_is_no_number_is_recorded_with_step_and_rate_and_the_last_good_state_stays(place: Place, lr: str) -> None:
-    done = place.attempt("optimizer=sgd", f"optimizer.lr={lr}", "head=linear", "checkpoint_steps=1", "phase.batch_size=6")
+def test_a_loss_that_is_no_number_is_recorded_with_step_and_rate_and_the_last_good_state_stays(
+    place: Place, lr: str
+) -> None:
+    done = place.attempt(
+        "optimizer=sgd", f"optimizer.lr={lr}", "head=linear", "checkpoint_steps=1", "phase.batch_size=6"
+    )
     (record,) = place.records
     assert record.data.tags["verdict"] == "diverged"
-    assert re.fullmatch(r"the (loss was (nan|inf)|gradient was not finite) at step \d+ \(epoch 1\), lr 1e\+38", record.data.tags["verdict.reason"])
+    assert re.fullmatch(
+        r"the (loss was (nan|inf)|gradient was not finite) at step \d+ \(epoch 1\), lr 1e\+38",
+        record.data.tags["verdict.reason"],
+    )
     kept = Path(record.data.tags["checkpoint"])
     with np.load(kept) as stored:
         assert all(np.isfinite(stored[name]).all() for name in stored.files if name.startswith("weights."))

@@ -31,7 +31,15 @@ from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Nothing
 
 MODES = {"batchnorm": "frozen", "drop_connect": "off"}
-DATA = Miniature(breeds=10, train_per_breed=3, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="stop", max_corrupt_fraction=0.01)
+DATA = Miniature(
+    breeds=10,
+    train_per_breed=3,
+    val_per_breed=1,
+    test_per_breed=1,
+    resize="stretch",
+    on_corrupt="stop",
+    max_corrupt_fraction=0.01,
+)
 
 
 @pytest.fixture
@@ -70,7 +78,14 @@ def test_kept_features_are_what_keras_computes(features: Features, mode: str) ->
 
 def test_decoding_and_computing_happen_once(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
     source, reads, computed = DATA.open().train.source, [], []
-    counted = Source(source.name, source.labels, source.ids, source.digests, source.fingerprint, lambda: reads.append(1) or source.read())
+    counted = Source(
+        source.name,
+        source.labels,
+        source.ids,
+        source.digests,
+        source.fingerprint,
+        lambda: reads.append(1) or source.read(),
+    )
     photos = Photos(counted, DATA, 64, features.store())
     built = prefix()
     run = built.compiled
@@ -81,7 +96,8 @@ def test_decoding_and_computing_happen_once(features: Features, monkeypatch: pyt
     assert sum(computed) == 30
     compute(prefix("torch"), photos, features)
     compute(prefix(policy=Blocks(top=1, names=(), **MODES)), photos, features)
-    assert reads == [1]  # other pixels and another cut need other features, but the same photos
+    # Other pixels and another cut need other features, but the same photos
+    assert reads == [1]
 
 
 def test_float16_halves_the_disk_and_stays_near(features: Features) -> None:
@@ -115,7 +131,14 @@ def test_a_photo_that_is_cut_off(photos: Callable[..., Path], features: Features
     root = photos(train=20)
     path = root / "train/breed_1/3.jpg"
     path.write_bytes(path.read_bytes()[:-300])
-    data = Folder(root=str(root), val_fraction=0.2, split_seed=0, resize="stretch", on_corrupt=on_corrupt, max_corrupt_fraction=0.05)
+    data = Folder(
+        root=str(root),
+        val_fraction=0.2,
+        split_seed=0,
+        resize="stretch",
+        on_corrupt=on_corrupt,
+        max_corrupt_fraction=0.05,
+    )
     source = data.open().train.source
     shown = Photos(source, data, 64, features.store())
     if on_corrupt == "stop":
@@ -128,8 +151,12 @@ def test_a_photo_that_is_cut_off(photos: Callable[..., Path], features: Features
     assert shown.skipped() == {bad}
     split = data.open().train
     assert len(split.without(shown.skipped()).rows) == len(split.rows) - (bad in split.rows)
-    strict = Folder(root=str(root), val_fraction=0.2, split_seed=0, resize="pad", on_corrupt="skip", max_corrupt_fraction=0.01)
-    with pytest.raises(UserError, match=r"1 of 60 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\."):
+    strict = Folder(
+        root=str(root), val_fraction=0.2, split_seed=0, resize="pad", on_corrupt="skip", max_corrupt_fraction=0.01
+    )
+    with pytest.raises(
+        UserError, match=r"1 of 60 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\."
+    ):
         compute(prefix(), Photos(source, strict, 64, features.store()), features)
 
 
@@ -137,7 +164,15 @@ def test_a_photo_that_is_cut_off(photos: Callable[..., Path], features: Features
 
 PHOTOS = 150
 BAD = (40, 77, 141)
-SKIPPING = Miniature(breeds=10, train_per_breed=15, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="skip", max_corrupt_fraction=0.1)
+SKIPPING = Miniature(
+    breeds=10,
+    train_per_breed=15,
+    val_per_breed=1,
+    test_per_breed=1,
+    resize="stretch",
+    on_corrupt="skip",
+    max_corrupt_fraction=0.1,
+)
 
 
 class Counted:
@@ -170,7 +205,9 @@ class Counted:
     def batch_size(self) -> int:
         return 16
 
-    def compute(self, place: Path, batch: int | None = None, view: View | None = None, share: Share = ALL) -> np.ndarray:
+    def compute(
+        self, place: Path, batch: int | None = None, view: View | None = None, share: Share = ALL
+    ) -> np.ndarray:
         features = Features(dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch)
         return compute(self, self.photos(place), features, view, share)  # type: ignore[arg-type]
 
@@ -203,7 +240,8 @@ def done(place: Path, kind: str) -> int:
     return PHOTOS if list(place.glob(f"{kind}-*[0-9a-f]")) else left(place).get(kind, 0)
 
 
-WRITING = ("batch", "note", "rename", "renamed")  # moments other than the decoding of a photo
+# Moments other than the decoding of a photo
+WRITING = ("batch", "note", "rename", "renamed")
 
 
 def _killed_at(place: Path, moment: int, kinds: tuple[str, ...]) -> None:
@@ -249,7 +287,9 @@ def test_killed_at_any_moment_photos_and_features_end_with_the_same_bytes(plain:
         (kind, name) for kind in ("photos", "features") for name in ("entry.json", "rows.npy")
     }
     saved = {kind: set() for kind in ("photos", "features")}
-    for kinds, moment in itertools.chain(((("photo",), at) for at in range(1, PHOTOS, 37)), ((WRITING, at) for at in itertools.count(1, 3))):
+    for kinds, moment in itertools.chain(
+        ((("photo",), at) for at in range(1, PHOTOS, 37)), ((WRITING, at) for at in itertools.count(1, 3))
+    ):
         place = tmp_path / f"{kinds[0]}-{moment}"
         if not killed(place, moment, kinds):
             break
@@ -276,8 +316,11 @@ def test_killed_again_and_again_it_comes_to_an_end(plain: None, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["photo", "batch"])
-def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
-    monkeypatch.setattr(partial_array, "_PROGRESS_SECONDS", 3600.0)  # nothing is written down but at the end
+def test_an_interruption_within_one_array_keeps_both(
+    plain: None, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    # Nothing is written down but at the end
+    monkeypatch.setattr(partial_array, "_PROGRESS_SECONDS", 3600.0)
 
     def at(what: str, row: int) -> None:
         if what == kind and row == {"photo": 100, "batch": 5}[kind]:
@@ -285,8 +328,11 @@ def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt) as interruption:
         Counted(at).compute(tmp_path / "cut")
-    assert interruption.tb is not None  # what is said of where it was holds on to all that was going on
-    assert left(tmp_path / "cut") == ({"photos": 96, "features": 96} if kind == "photo" else {"photos": 96, "features": 80})
+    # What is said of where it was holds on to all that was going on
+    assert interruption.tb is not None
+    assert left(tmp_path / "cut") == (
+        {"photos": 96, "features": 96} if kind == "photo" else {"photos": 96, "features": 80}
+    )
     again = Counted()
     monkeypatch.setattr(console, "_QUIET_SECONDS", -1.0)
     with caplog.at_level(logging.INFO):
@@ -295,7 +341,7 @@ def test_an_interruption_within_one_array_keeps_both(plain: None, tmp_path: Path
     assert again.batches == ([16] * 3 + [6] if kind == "photo" else [16] * 4 + [6])
     assert f"photos of train: going on from 96 of {PHOTOS}" in caplog.messages
     assert f"features of train: going on from {96 if kind == 'photo' else 80} of {PHOTOS}" in caplog.messages
-    (first, *_) = [message for message in caplog.messages if " images/s, " in message]
+    first, *_ = [message for message in caplog.messages if " images/s, " in message]
     assert first.startswith(f"features of train: {112 if kind == 'photo' else 96} of {PHOTOS}, ")
     Counted().compute(tmp_path / "whole")
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
@@ -317,8 +363,11 @@ def test_batches_are_not_mixed(plain: None, tmp_path: Path, caplog: pytest.LogCa
     again = Counted()
     again.compute(tmp_path / "cut", 20)
     assert again.batches == [20] * 7 + [10]
-    assert min(again.decoded) == 64  # photos do not depend on batches
-    assert [message.split(" was ")[1] for message in caplog.messages if " was " in message] == ["computed 8 at a time, not 20: it is computed anew"]
+    # Photos do not depend on batches
+    assert min(again.decoded) == 64
+    assert [message.split(" was ")[1] for message in caplog.messages if " was " in message] == [
+        "computed 8 at a time, not 20: it is computed anew"
+    ]
     Counted().compute(tmp_path / "whole", 20)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -355,7 +404,13 @@ def test_an_unreadable_photo_leaves_nothing_of_either(plain: None, tmp_path: Pat
     broken = Counted(bad=(100,))
     features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
     strict = Miniature(
-        breeds=10, train_per_breed=15, val_per_breed=1, test_per_breed=1, resize="stretch", on_corrupt="stop", max_corrupt_fraction=0.1
+        breeds=10,
+        train_per_breed=15,
+        val_per_breed=1,
+        test_per_breed=1,
+        resize="stretch",
+        on_corrupt="stop",
+        max_corrupt_fraction=0.1,
     )
     with pytest.raises(Unreadable, match=r"^100 cannot be read as a photo"):
         compute(broken, broken.photos(tmp_path, strict), features)  # type: ignore[arg-type]
@@ -367,13 +422,16 @@ def test_a_row_that_cannot_be_read_is_black_whatever_was_left_there(plain: None,
     interrupted(tmp_path)
     (part,) = tmp_path.glob("photos-*.part")
     rows = np.lib.format.open_memmap(part / "rows.npy", mode="r+")
-    rows[BAD[-1]] = 9  # beyond what is done
+    # Beyond what is done
+    rows[BAD[-1]] = 9
     rows.flush()
     Counted().compute(tmp_path)
     assert not Counted().photos(tmp_path).rows()[BAD[-1]].any()
 
 
-def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_done_before_is_of_the_total_and_not_of_the_rate(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = itertools.count(0, 20)
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: False, raising=False)
@@ -400,7 +458,9 @@ def test_a_bar_begins_with_what_was_done_before(monkeypatch: pytest.MonkeyPatch)
 EVEN = View(Plain(), 0, 7, np.arange(0, PHOTOS, 2))
 
 
-def sharded(place: Path, shards: int, left_out: tuple[int, ...] = (), view: View | None = None, batch: int | None = None) -> list[int]:
+def sharded(
+    place: Path, shards: int, left_out: tuple[int, ...] = (), view: View | None = None, batch: int | None = None
+) -> list[int]:
     """Computes the shards, the last first. Returns the photos that were decoded."""
     decoded: list[int] = []
     for shard in reversed(range(shards)):
@@ -466,7 +526,9 @@ def test_what_no_shard_has_is_computed(plain: None, tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize("damage", ["a bit", "another step"])
-def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_that_cannot_be_used_is_said_and_computed(
+    plain: None, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     Counted().compute(tmp_path / "whole")
     sharded(tmp_path / "shards", 4, left_out=(2,))
     before = set((tmp_path / "shards").glob("features-*[0-9a-f]"))
@@ -476,22 +538,31 @@ def test_a_shard_that_cannot_be_used_is_said_and_computed(plain: None, tmp_path:
     if damage == "a bit":
         whole = (shard / "rows.npy").read_bytes()
         (shard / "rows.npy").write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
-    FeatureCache._verified.clear()  # as in another process
+    # As in another process
+    FeatureCache._verified.clear()
     last = Counted()
     last.compute(tmp_path / "shards")
-    warned = f"{shard} was damaged and is computed anew" if damage == "a bit" else f"{shard.name} was computed 8 at a time, not 16: it is not used"
+    warned = (
+        f"{shard} was damaged and is computed anew"
+        if damage == "a bit"
+        else f"{shard.name} was computed 8 at a time, not 16: it is not used"
+    )
     assert [record.message for record in caplog.records if record.levelno == logging.WARNING] == [warned]
     assert last.batches == [16, 16]
     assert last.photos(tmp_path / "shards").skipped() == set(BAD)
-    assert shard.exists() == (damage == "another step")  # it may be of use elsewhere
+    # It may be of use elsewhere
+    assert shard.exists() == (damage == "another step")
     if shard.exists():
         shutil.rmtree(shard)
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
-def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(
+    plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Counted().compute(tmp_path / "whole", 24)
-    for number in (0, 2):  # on a machine that takes more photos at a time
+    # On a machine that takes more photos at a time
+    for number in (0, 2):
         Counted().compute(tmp_path / "shards", 24, share=Share(shards=3, shard=number))
     FeatureCache.release()
     last = Counted()
@@ -502,8 +573,11 @@ def test_what_is_missing_is_computed_in_the_steps_of_the_shards_that_are_there(p
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
-def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_array, "WINDOW_BYTES", 4 * 8 * 48)  # copied a batch, or eight photos, at a time
+def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(
+    plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Copied a batch, or eight photos, at a time
+    monkeypatch.setattr(partial_array, "WINDOW_BYTES", 4 * 8 * 48)
     Counted().compute(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     sharded(tmp_path / "shards", 5, left_out=(2,))
@@ -525,16 +599,20 @@ def test_killed_while_it_joins_shards_it_ends_with_the_same_bytes(plain: None, t
     assert seen == {*range(0, PHOTOS, 16), PHOTOS}
 
 
-def test_shards_of_two_sizes_may_lie_side_by_side(plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_of_two_sizes_may_lie_side_by_side(
+    plain: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     Counted().compute(tmp_path / "whole")
     sharded(tmp_path / "shards", 4, left_out=(3,))
-    sharded(tmp_path / "shards", 3, left_out=(0,))  # from row 48 and from row 96 on
+    # From row 48 and from row 96 on
+    sharded(tmp_path / "shards", 3, left_out=(0,))
     last = Counted()
     with caplog.at_level(logging.INFO):
         last.compute(tmp_path / "shards")
     assert last.photos(tmp_path / "shards").skipped() == set(BAD)
     assert (last.decoded, last.batches) == ([], [])
-    assert "features: 150 of 150 rows are taken from 5 shards" in caplog.messages  # 0, 32, of 48 from 80 on, of 80 from 96, of 96 from 112
+    # 0, 32, of 48 from 80 on, of 80 from 96, of 96 from 112
+    assert "features: 150 of 150 rows are taken from 5 shards" in caplog.messages
     assert contents(tmp_path / "shards") == contents(tmp_path / "whole")
 
 
@@ -548,14 +626,19 @@ def test_whole_photos_serve_the_shards_and_whole_features_leave_nothing_to_do(pl
 
 
 def test_too_many_unreadable_photos_are_noticed_where_shards_are_joined(plain: None, tmp_path: Path) -> None:
-    strict = replace(SKIPPING, max_corrupt_fraction=0.01)  # one of 150
+    # One of 150
+    strict = replace(SKIPPING, max_corrupt_fraction=0.01)
     features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
-    for shard in range(4):  # no shard has two of them
+    # No shard has two of them
+    for shard in range(4):
         job = Counted(bad=(40, 100))
         compute(job, job.photos(tmp_path, strict), features, share=Share(shards=4, shard=shard))  # type: ignore[arg-type]
     last = Counted(bad=(40, 100))
     compute(last, last.photos(tmp_path, strict), features)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^2 of 150 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\. Mend "):
+    with pytest.raises(
+        UserError,
+        match=r"^2 of 150 photos of train cannot be read\. data\.max_corrupt_fraction allows 0\.01 of them\. Mend ",
+    ):
         last.photos(tmp_path, strict).skipped()
     job = Counted(bad=(40, 50))
     with pytest.raises(UserError, match=r"^2 of 150 photos of train cannot be read\."):

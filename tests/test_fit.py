@@ -19,7 +19,8 @@ from dogbreeds.training.schedule import Constant, Cosine, Plateau
 from dogbreeds.training.state import TrainingState
 
 N, FEATURES, CLASSES = 96, 12, 5
-PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})  # only the head trains
+# Only the head trains
+PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})
 ADAM = {"layer_decay": 1.0, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 
 
@@ -43,7 +44,14 @@ def train(built: Network, optimizer: Optimizer | None = None, schedule=None, see
     seen: list[Epoch] = []
     data = rows()
     outcome = fit(
-        built, lambda epoch: data, rows(1, 200), phase(**settings), optimizer or Adam(lr=1e-2, **ADAM), schedule or Constant(), seed, seen.append
+        built,
+        lambda epoch: data,
+        rows(1, 200),
+        phase(**settings),
+        optimizer or Adam(lr=1e-2, **ADAM),
+        schedule or Constant(),
+        seed,
+        seen.append,
     )
     assert seen == outcome.epochs
     return outcome
@@ -59,7 +67,11 @@ def train(built: Network, optimizer: Optimizer | None = None, schedule=None, see
     ],
 )
 @pytest.mark.parametrize(
-    "head", [MLP(widths=[16], dropout=0.5), *(pytest.param(head, marks=pytest.mark.slow) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0)))]
+    "head",
+    [
+        MLP(widths=[16], dropout=0.5),
+        *(pytest.param(head, marks=pytest.mark.slow) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0))),
+    ],
 )
 def test_training_is_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
     import keras
@@ -123,8 +135,21 @@ def test_patience_ends_training() -> None:
 def test_a_loss_that_is_not_a_number_stops_at_once_and_says_where() -> None:
     built = network(Linear(dropout=0.0))
     good = rows()
-    broken = Rows(np.where(np.arange(N)[:, None] == order(0, 1, N)[25], np.nan, good.array).astype(np.float32), good.rows, good.labels)
-    outcome = fit(built, lambda epoch: broken if epoch else good, rows(1, 200), phase(), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None)
+    broken = Rows(
+        np.where(np.arange(N)[:, None] == order(0, 1, N)[25], np.nan, good.array).astype(np.float32),
+        good.rows,
+        good.labels,
+    )
+    outcome = fit(
+        built,
+        lambda epoch: broken if epoch else good,
+        rows(1, 200),
+        phase(),
+        Adam(lr=1e-2, **ADAM),
+        Constant(),
+        0,
+        lambda epoch: None,
+    )
     assert outcome.diverged
     assert outcome.ended == "the loss was nan at step 7 (epoch 2), lr 0.01"
     assert len(outcome.epochs) == 1
@@ -154,12 +179,21 @@ def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
     [
         (MLP(widths=[16], dropout=0.5), Adam(lr=1e-2, **ADAM)),
         pytest.param(BatchNorm(dropout=0.2), SGD(lr=0.05, momentum=0.9, layer_decay=1.0), marks=pytest.mark.slow),
-        pytest.param(Linear(dropout=0.2), RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0), marks=pytest.mark.slow),
+        pytest.param(
+            Linear(dropout=0.2), RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0), marks=pytest.mark.slow
+        ),
     ],
 )
 @pytest.mark.parametrize(("save_steps", "epochs"), [(None, 4), (2, 2)])
-def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: Optimizer, save_steps: int | None, epochs: int) -> None:
-    settings = phase(epochs=epochs, patience=2), optimizer, Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0), 3
+def test_training_goes_on_from_any_checkpoint_to_the_same_bits(
+    head, optimizer: Optimizer, save_steps: int | None, epochs: int
+) -> None:
+    settings = (
+        phase(epochs=epochs, patience=2),
+        optimizer,
+        Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0),
+        3,
+    )
     kept: list[tuple[str, dict]] = []
 
     def save(progress: TrainingState) -> None:
@@ -169,12 +203,22 @@ def test_training_goes_on_from_any_checkpoint_to_the_same_bits(head, optimizer: 
     data, held = rows(), rows(1, 200)
     whole = network(head)
     expected = fit(whole, lambda epoch: data, held, *settings, lambda epoch: None, save=save, save_steps=save_steps)
-    assert len(kept) == (len(expected.epochs) if save_steps is None else len(expected.epochs) + len(expected.epochs) * 5 // 2)
+    assert len(kept) == (
+        len(expected.epochs) if save_steps is None else len(expected.epochs) + len(expected.epochs) * 5 // 2
+    )
     for about, arrays in kept:
         resumed, said = network(head, seed=9), []
-        outcome = fit(resumed, lambda epoch: data, held, *settings, said.append, before=TrainingState.unpacked(json.loads(about), arrays))
+        outcome = fit(
+            resumed,
+            lambda epoch: data,
+            held,
+            *settings,
+            said.append,
+            before=TrainingState.unpacked(json.loads(about), arrays),
+        )
         assert [epoch.metrics() for epoch in outcome.epochs] == [epoch.metrics() for epoch in expected.epochs]
-        assert said == outcome.epochs[json.loads(about)["epoch"] :]  # what was told before is not told again
+        # What was told before is not told again
+        assert said == outcome.epochs[json.loads(about)["epoch"] :]
         assert (outcome.ended, outcome.best.number) == (expected.ended, expected.best.number)
         assert outcome.best_logits.tobytes() == expected.best_logits.tobytes()
         assert [a.numpy().tobytes() for a in resumed.learned] == [b.numpy().tobytes() for b in whole.learned]
@@ -194,7 +238,17 @@ def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int
         return real(self, *arguments)
 
     def run(built, **more):
-        return fit(built, lambda epoch: data, held, phase(epochs=2), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None, **more)
+        return fit(
+            built,
+            lambda epoch: data,
+            held,
+            phase(epochs=2),
+            Adam(lr=1e-2, **ADAM),
+            Constant(),
+            0,
+            lambda epoch: None,
+            **more,
+        )
 
     whole, first, second = network(), network(), network()
     run(whole)
@@ -215,11 +269,22 @@ def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int
 def test_a_gradient_that_is_not_finite_stops_at_once_and_nothing_is_saved_after_it() -> None:
     import keras
 
-    root = keras.layers.Lambda(lambda scores: keras.ops.sqrt(keras.ops.relu(scores)))  # at 0 its slope is not a number
+    # At 0 its slope is not a number
+    root = keras.layers.Lambda(lambda scores: keras.ops.sqrt(keras.ops.relu(scores)))
     kept: list[TrainingState] = []
     head = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES), root])
     built = Network(None, None, head, PLAN)  # type: ignore[arg-type]
     data = rows()
-    outcome = fit(built, lambda epoch: data, data, phase(), Adam(lr=1e-2, **ADAM), Constant(), 0, lambda epoch: None, save=kept.append)
+    outcome = fit(
+        built,
+        lambda epoch: data,
+        data,
+        phase(),
+        Adam(lr=1e-2, **ADAM),
+        Constant(),
+        0,
+        lambda epoch: None,
+        save=kept.append,
+    )
     assert (outcome.diverged, outcome.ended) == (True, "the gradient was not finite at step 1 (epoch 1), lr 0.01")
     assert kept == []

@@ -21,7 +21,9 @@ from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 from tests.tiers import tiered
 
-ABSENT = [name for name, kind in FORMATS.items() if any(importlib.util.find_spec(module) is None for module in kind.needs)]
+ABSENT = [
+    name for name, kind in FORMATS.items() if any(importlib.util.find_spec(module) is None for module in kind.needs)
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,9 @@ def photos(count: int = 6) -> list[np.ndarray]:
         slow=[("keras", "pad"), ("onnx", "pad")],
     ),
 )
-def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
+def test_a_format_says_what_the_network_says(
+    name: str, how: str, classifiers: Callable[[str], Classifier], tmp_path: Path
+) -> None:
     if name in ABSENT:
         pytest.skip(f"{name} needs dogbreeds[export]")
     classifier = classifiers(how)
@@ -66,7 +70,8 @@ def test_a_format_says_what_the_network_says(name: str, how: str, classifiers: C
     assert found.difference <= (2e-5 if FORMATS[name].allowed == export_formats.EXACT else 5e-3)
     assert found.difference > 0 or name == "keras"
     answers = [trained(photo[None]) for photo in photos()]
-    assert len({breed for _, (breed,) in answers}) > 1  # else any network would agree
+    # Else any network would agree
+    assert len({breed for _, (breed,) in answers}) > 1
     assert max(scores.max() for scores, _ in answers) > 1.5 / len(NAMES)
 
 
@@ -81,7 +86,10 @@ def test_names_travel_with_a_file(classifiers: Callable[[str], Classifier], tmp_
         assert end.read(LABELS).decode().split("\n") == list(NAMES)
     model = onnx.load(str(export_formats.write("onnx", classifiers("pad"), tmp_path)))
     assert {prop.key: json.loads(prop.value) for prop in model.metadata_props} == {"class_names": list(NAMES)}
-    sides = [[side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim] for end in [*model.graph.input, *model.graph.output]]
+    sides = [
+        [side.dim_param or side.dim_value for side in end.type.tensor_type.shape.dim]
+        for end in [*model.graph.input, *model.graph.output]
+    ]
     assert [end.name for end in [*model.graph.input, *model.graph.output]] == ["photo", "probabilities", "breed"]
     assert sides == [["b", "h", "w", 3], ["b", len(NAMES)], ["b"]]
 
@@ -90,8 +98,11 @@ def test_names_travel_with_a_file(classifiers: Callable[[str], Classifier], tmp_
 def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], tmp_path: Path) -> None:
     if "tflite_float16" in ABSENT:
         pytest.skip("needs dogbreeds[export]")
-    whole, half = (export_formats.write(name, classifiers("pad"), tmp_path).stat().st_size for name in ("tflite", "tflite_float16"))
-    assert 0.5 < half / whole < 0.7  # a third of this small network's weights lies in kernels that are small or depthwise
+    whole, half = (
+        export_formats.write(name, classifiers("pad"), tmp_path).stat().st_size for name in ("tflite", "tflite_float16")
+    )
+    # A third of this small network's weights lies in kernels that are small or depthwise
+    assert 0.5 < half / whole < 0.7
 
 
 @pytest.mark.parametrize(
@@ -99,7 +110,10 @@ def test_half_precision_halves_a_file(classifiers: Callable[[str], Classifier], 
     [
         (
             ["keras", "coreml"],
-            "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type 'formats=[keras,onnx]'",
+            (
+                "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type"
+                " 'formats=[keras,onnx]'"
+            ),
         ),
         ([], "formats was empty. It must be a list of keras"),
     ],
@@ -114,7 +128,11 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_formats, "find_spec", lambda module: None)
     export_formats.check_installed(["keras", "savedmodel"])
     with pytest.raises(
-        UserError, match=r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install 'dogbreeds\[export\]'"
+        UserError,
+        match=(
+            r"onnx was asked for, and tf2onnx is not installed. It needs the extra named export. Type pip install"
+            r" 'dogbreeds\[export\]'"
+        ),
     ):
         export_formats.check_installed(["keras", "onnx"])
 
@@ -133,15 +151,28 @@ def test_another_network_does_not_agree() -> None:
     found = compare({"near": off(5e-5), "far": off(2e-4), "broken": off(np.nan)}, trained, shown, advanced.append)
     assert sum(advanced) == 3
     assert (found["near"].n, found["near"].same) == (3, 2)
-    assert found["near"].difference == 0  # all three are of one size, and so in one batch, which begins with 0
-    found = compare({"near": off(5e-5), "far": off(2e-4), "broken": off(np.nan)}, trained, [shown[2], shown[0][:4], shown[1]], advanced.append)
-    assert {name: agreement.within(1e-4) for name, agreement in found.items()} == {"near": True, "far": False, "broken": False}
+    # All three are of one size, and so in one batch, which begins with 0
+    assert found["near"].difference == 0
+    found = compare(
+        {"near": off(5e-5), "far": off(2e-4), "broken": off(np.nan)},
+        trained,
+        [shown[2], shown[0][:4], shown[1]],
+        advanced.append,
+    )
+    assert {name: agreement.within(1e-4) for name, agreement in found.items()} == {
+        "near": True,
+        "far": False,
+        "broken": False,
+    }
     assert found["far"].difference == pytest.approx(2e-4)
 
 
 def test_fewer_probabilities_are_no_agreement() -> None:
     found = compare(
-        {"less": lambda batch: (np.zeros((1, 2)), ["a"])}, lambda batch: (np.zeros((1, 3)), ["a"]), [np.zeros((2, 2, 3), np.uint8)], print
+        {"less": lambda batch: (np.zeros((1, 2)), ["a"])},
+        lambda batch: (np.zeros((1, 3)), ["a"]),
+        [np.zeros((2, 2, 3), np.uint8)],
+        print,
     )
     assert found["less"] == ParityCheck(np.inf, 1, 1)
 

@@ -42,14 +42,19 @@ def test_where_something_went_wrong_nothing_is_registered(verdict: str) -> None:
 def test_six_photos_gained_and_none_lost_are_enough_and_five_are_not() -> None:
     # Exact McNemar: 2 / 2**6 = 0.031 and 2 / 2**5 = 0.0625.
     for gained, passes in ((6, True), (5, False)):
-        pair = promotion_gate.beside(OURS, THEIRS, said([True] * 40), said([True] * (40 - gained) + [False] * gained), "dogs@champion")
+        pair = promotion_gate.beside(
+            OURS, THEIRS, said([True] * 40), said([True] * (40 - gained) + [False] * gained), "dogs@champion"
+        )
         assert (pair.gained, pair.lost, pair.n) == (gained, 0, 40)
         if passes:
             promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
         else:
             with pytest.raises(UserError) as refused:
                 promotion_gate.check_better(OURS, THEIRS, pair, 0.05, "dogs@champion")
-            assert "Run aaaaaaaa was not registered: beside dogs@champion, run bbbbbbbb, it has +12.5 points on test" in str(refused.value)
+            assert (
+                "Run aaaaaaaa was not registered: beside dogs@champion, run bbbbbbbb, it has +12.5 points on test"
+                in str(refused.value)
+            )
             assert "p = 0.062). It must have more photos right, with p below 0.05. Type run=" in str(refused.value)
 
 
@@ -70,7 +75,9 @@ def test_order_of_photos_does_not_matter() -> None:
     mine, theirs = said([True] * 8 + [False] * 2), said([False] * 8 + [True] * 2)
     one = theirs["test"]
     turned = {"test": Predictions(one.ids[::-1], one.labels[::-1], one.logits[::-1])}
-    assert promotion_gate.beside(OURS, THEIRS, mine, turned, "x@y") == promotion_gate.beside(OURS, THEIRS, mine, theirs, "x@y")
+    assert promotion_gate.beside(OURS, THEIRS, mine, turned, "x@y") == promotion_gate.beside(
+        OURS, THEIRS, mine, theirs, "x@y"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,5 +93,7 @@ def test_order_of_photos_does_not_matter() -> None:
 def test_other_photos_do_not_compare(mine, theirs, why: str) -> None:
     with pytest.raises(UserError) as refused:
         promotion_gate.beside(OURS, THEIRS, mine, theirs, "dogs@champion")
-    assert f"dogs@champion is run bbbbbbbb, and they have no test photos in common to be compared on ({why})" in str(refused.value)
+    assert f"dogs@champion is run bbbbbbbb, and they have no test photos in common to be compared on ({why})" in str(
+        refused.value
+    )
     assert str(refused.value).endswith("Train both on the same data, or type another name, such as register=other.")

@@ -9,7 +9,11 @@ HEADS = {"mlp": MLP(widths=[512, 256], dropout=0.5), "linear": Linear(dropout=0.
 @pytest.mark.parametrize(
     ("name", "layers", "parameters"),
     [
-        ("mlp", ["Dense", "Dropout", "Dense", "Dropout", "Dense"], 1792 * 512 + 512 + 512 * 256 + 256 + 256 * 120 + 120),
+        (
+            "mlp",
+            ["Dense", "Dropout", "Dense", "Dropout", "Dense"],
+            1792 * 512 + 512 + 512 * 256 + 256 + 256 * 120 + 120,
+        ),
         ("linear", ["Dense"], 1792 * 120 + 120),
         ("batchnorm", ["BatchNormalization", "Dropout", "Dense"], 4 * 1792 + 1792 * 120 + 120),
     ],

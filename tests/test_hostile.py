@@ -73,13 +73,16 @@ def declaring(kind: str, width: int, height: int) -> bytes:
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_by_its_header(kind: str, width: int, height: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_is_refused_by_its_header(
+    kind: str, width: int, height: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(Unreadable) as refusal:
         decode(declaring(kind, width, height), "bomb")
     assert (
         str(refusal.value)
-        == f"bomb {said}. A photo may have 100 megapixels and 16,384 on a side, and no more. Save it smaller, or type data.on_corrupt=skip."
+        == f"bomb {said}. A photo may have 100 megapixels and 16,384 on a side, and no more. Save it smaller, or type"
+        " data.on_corrupt=skip."
     )
     assert refusal.value.reason == "too many pixels"
 
@@ -98,7 +101,10 @@ def test_a_file_that_is_too_large_is_not_even_opened(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("it was opened"))
     [found] = examine([str(path)])
     assert isinstance(found, Unreadable)
-    assert str(found) == f"{path} has 137 MiB. A photo may have 128, and no more. Save it smaller, or type data.on_corrupt=skip."
+    assert (
+        str(found)
+        == f"{path} has 137 MiB. A photo may have 128, and no more. Save it smaller, or type data.on_corrupt=skip."
+    )
     assert found.reason == "too many bytes"
 
 
@@ -113,14 +119,19 @@ def test_a_jpeg_that_goes_over_its_pixels_thousands_of_times_is_not_decoded(monk
     last = progressive.rfind(b"\xff\xda")
     bomb = progressive[:-2] + progressive[last:-2] * 3000 + progressive[-2:]
     with monkeypatch.context() as opening, pytest.raises(Unreadable) as refusal:
-        opening.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))  # decoded, it takes half a minute
+        # Decoded, it takes half a minute
+        opening.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
         decode(bomb, "bomb")
-    assert str(refusal.value).startswith("bomb goes over its pixels more than 100 times. A JPEG may do so that often, and no more. ")
+    assert str(refusal.value).startswith(
+        "bomb goes over its pixels more than 100 times. A JPEG may do so that often, and no more. "
+    )
     assert refusal.value.reason == "too many scans"
     assert decode(progressive, "photo").shape == (4000, 4000, 3)
 
 
-@pytest.mark.parametrize("between", [b"", b"\xff", b"\xff\x01", b"\xff\xd3", b"\xff\xd8", b"\0", b"\xff\xfe\0\4\xff\xd9"])
+@pytest.mark.parametrize(
+    "between", [b"", b"\xff", b"\xff\x01", b"\xff\xd3", b"\xff\xd8", b"\0", b"\xff\xfe\0\4\xff\xd9"]
+)
 def test_no_marker_hides_the_scans_behind_it(between: bytes) -> None:
     progressive = encoded(progressive=True)
     last = progressive.rfind(b"\xff\xda")
@@ -161,7 +172,9 @@ def test_what_is_no_whole_photo_says_why(content: bytes, reason: str, said: str)
         decode(content, "1.jpg")
     assert refusal.value.reason == reason
     assert str(refusal.value).startswith(f"1.jpg cannot be read as a photo {said}")
-    assert str(refusal.value).endswith("). Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip.")
+    assert str(refusal.value).endswith(
+        "). Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip."
+    )
 
 
 def chunk(tag: bytes, body: bytes) -> bytes:
@@ -255,7 +268,13 @@ def absent(path: Path) -> None:
         (unix_socket, "is a socket. Photos must be files."),
         (Path.mkdir, "is a folder. Photos must be files."),
         (device, "is a device. Photos must be files."),
-        (loop, "cannot be opened (Too many levels of symbolic links). Photos must be files that you may read. Mend or remove it,"),
+        (
+            loop,
+            (
+                "cannot be opened (Too many levels of symbolic links). Photos must be files that you may read. Mend or"
+                " remove it,"
+            ),
+        ),
         (nowhere, "cannot be opened (No such file or directory). Photos must be files that you may read."),
         (absent, "cannot be opened (No such file or directory). Photos must be files that you may read."),
     ],
@@ -281,7 +300,12 @@ def test_a_file_that_may_not_be_read(root: Path) -> None:
 
 
 def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
-    with pytest.raises(UserError, match=r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."
+        ),
+    ):
         files.photos_below(root / "gone")
 
 
@@ -320,7 +344,8 @@ def same_size_and_time(path: Path) -> None:
     before, content = path.stat(), bytearray(path.read_bytes())
     content[-10] ^= 1
     path.write_bytes(content)
-    while path.stat().st_ctime_ns == before.st_ctime_ns:  # a kernel may tell the time in steps of 4 ms
+    # A kernel may tell the time in steps of 4 ms
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -335,17 +360,22 @@ def grown(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [another, same_size_and_time, replaced_by_a_pipe, grown, Path.unlink])
-def test_a_photo_that_changed_since_it_was_examined_stops_the_attempt(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_photo_that_changed_since_it_was_examined_stops_the_attempt(
+    root: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
     settings = lenient(root)
     source = settings.open().train.source
     change(root / "b/1.jpg")
     with pytest.raises(UserError) as refusal:
         Photos(source, settings, 8, FeatureCache(tmp_path / "kept", 10**9)).rows()
-    assert str(refusal.value) == (
-        f"{root}/b/1.jpg changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again."
+    assert (
+        str(refusal.value)
+        == f"{root}/b/1.jpg changed while it was being read. Photos must be left alone while an attempt runs. Run the"
+        " same command again."
     )
     assert not isinstance(refusal.value, Unreadable)
-    assert not list((tmp_path / "kept").glob("photos-*"))  # nothing is kept under a wrong fingerprint
+    # Nothing is kept under a wrong fingerprint
+    assert not list((tmp_path / "kept").glob("photos-*"))
 
 
 def test_what_was_examined_is_examined_again_once_it_changed(root: Path) -> None:
@@ -363,23 +393,32 @@ def test_what_was_examined_is_examined_again_once_it_changed(root: Path) -> None
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     """A folder beside the root, with a photo in it."""
-    folder = tmp_path / "photos_elsewhere"  # whose path begins as the root's does
+    # Whose path begins as the root's does
+    folder = tmp_path / "photos_elsewhere"
     folder.mkdir()
     (folder / "secret.jpg").write_bytes(encoded(123))
     return folder
 
 
-@pytest.mark.parametrize("target", ["{elsewhere}/secret.jpg", "../../photos_elsewhere/secret.jpg", "{elsewhere}/gone.jpg", "../chain"])
-def test_a_photo_that_is_a_link_out_of_the_root(root: Path, elsewhere: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "target", ["{elsewhere}/secret.jpg", "../../photos_elsewhere/secret.jpg", "{elsewhere}/gone.jpg", "../chain"]
+)
+def test_a_photo_that_is_a_link_out_of_the_root(
+    root: Path, elsewhere: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "chain").symlink_to(elsewhere / "secret.jpg")
     (root / "a/3.jpg").symlink_to(target.format(elsewhere=elsewhere))
     opened: list[str] = []
-    monkeypatch.setattr(os, "open", lambda path, *more, real=os.open: (opened.append(os.path.realpath(path)), real(path, *more))[1])
+    monkeypatch.setattr(
+        os, "open", lambda path, *more, real=os.open: (opened.append(os.path.realpath(path)), real(path, *more))[1]
+    )
     with pytest.raises(Unreadable) as refusal:
         strict(root).open()
     assert refusal.value.reason == "out of the root"
     assert str(refusal.value).startswith(f"{root}/a/3.jpg is a link to {elsewhere}/")
-    assert str(refusal.value).endswith(f", out of data.root={root}. Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip.")
+    assert str(refusal.value).endswith(
+        f", out of data.root={root}. Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip."
+    )
     assert lenient(root).open().train.source.ids == ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg")
     assert {os.path.dirname(path) for path in opened} == {f"{root}/a", f"{root}/b"}
 
@@ -413,7 +452,9 @@ def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tm
         ("test", "gone"),
     ],
 )
-def test_a_folder_that_is_a_link_out_of_the_root_is_refused(root: Path, elsewhere: Path, link: str, target: str) -> None:
+def test_a_folder_that_is_a_link_out_of_the_root_is_refused(
+    root: Path, elsewhere: Path, link: str, target: str
+) -> None:
     (root / link).symlink_to(target.format(elsewhere=elsewhere))
     with pytest.raises(UserError) as refusal:
         lenient(root).open()
@@ -441,7 +482,9 @@ def test_a_root_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
 def test_only_links_are_followed_to_where_they_lead(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "a/9.jpg").symlink_to("0.jpg")
     followed, realpath = [], os.path.realpath
-    monkeypatch.setattr(os.path, "realpath", lambda path, **more: (followed.append(str(path)), realpath(path, **more))[1])
+    monkeypatch.setattr(
+        os.path, "realpath", lambda path, **more: (followed.append(str(path)), realpath(path, **more))[1]
+    )
     strict(root).open()
     assert followed == [str(root), f"{root}/a/9.jpg"]
 
@@ -491,8 +534,9 @@ def test_a_class_folder_must_have_a_name_that_can_be_said(root: Path, name: byte
     os.mkdir(os.path.join(os.fsencode(root), name))
     with pytest.raises(UserError) as refusal:
         lenient(root).open()
-    assert str(refusal.value) == (
-        f"{root}/{printable(os.fsdecode(name))} has a name that is not UTF-8 or has control characters. "
+    assert (
+        str(refusal.value)
+        == f"{root}/{printable(os.fsdecode(name))} has a name that is not UTF-8 or has control characters. "
         "A class folder's name is what the model will call its photos. Rename the folder."
     )
     assert str(refusal.value).isprintable()
@@ -515,9 +559,14 @@ def test_names_in_an_archive_are_names_only(name: bytes, identity: str, monkeypa
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
-    rows = [{"image": encoded(5), "label": 1, "image/filename": name}, {"image": b"cut", "label": 0, "image/filename": name}]
+    rows = [
+        {"image": encoded(5), "label": 1, "image/filename": name},
+        {"image": b"cut", "label": 0, "image/filename": name},
+    ]
     features = {"label": tfds.features.ClassLabel(num_classes=2)}
-    source = stanford_dogs._tfds_source(SimpleNamespace(info=SimpleNamespace(features=features), as_dataset=lambda **_: iter(rows)), "train")
+    source = stanford_dogs._tfds_source(
+        SimpleNamespace(info=SimpleNamespace(features=features), as_dataset=lambda **_: iter(rows)), "train"
+    )
     assert source.ids == (identity, identity)
     assert source.labels.tolist() == [1, 0]
     assert ".." not in identity.split("/")
@@ -560,7 +609,9 @@ def test_a_crash_a_hang_and_a_write_are_counted_and_named(tmp_path: Path) -> Non
     assert (report.read, report.refused) == (6, 0)
 
 
-@pytest.mark.parametrize("files", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "files", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
+)
 def test_thousands_of_damaged_files(files: int, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     report = fuzz.watched(files, 0, (tmp_path / "root").resolve())

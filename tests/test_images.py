@@ -25,7 +25,9 @@ def encoded(shade: int = 90, kind: str = "JPEG") -> bytes:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with photos and other things, which is the current one."""
-    for number, name in enumerate(("b/2.jpg", "b/10.JPG", "a/x.png", "a/deep/er/y.webp", "top.jpeg", "[1].jpg", "1.jpg")):
+    for number, name in enumerate(
+        ("b/2.jpg", "b/10.JPG", "a/x.png", "a/deep/er/y.webp", "top.jpeg", "[1].jpg", "1.jpg")
+    ):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(10 * number))
@@ -58,10 +60,12 @@ def test_a_folder_gives_all_below_it_sorted_and_nothing_hidden(here: Path) -> No
         ("photos/*/*.jpg", ["b/2.jpg"]),
         ("photos/**/*.[jJ][pP]*", ["1.jpg", "[1].jpg", "b/10.JPG", "b/2.jpg", "top.jpeg"]),
         ("photos/**", ALL),
-        ("photos/a/*", ["a/deep/er/y.webp", "a/x.png"]),  # a folder that matches stands for what is below it
+        # A folder that matches stands for what is below it
+        ("photos/a/*", ["a/deep/er/y.webp", "a/x.png"]),
         ("photos/?.jpg", ["1.jpg"]),
         ("photos/**.jpg", ["1.jpg", "[1].jpg"]),
-        ("photos/[1].jpg", ["[1].jpg"]),  # it is there, and is not taken for a pattern
+        # It is there, and is not taken for a pattern
+        ("photos/[1].jpg", ["[1].jpg"]),
         ("photos/[0-9].jpg", ["1.jpg"]),
     ],
 )
@@ -117,9 +121,10 @@ def test_a_link_that_leads_out_of_the_folder_is_not_opened(here: Path, images: s
         except Unreadable as error:
             refused.append(error)
     assert {error.reason for error in refused} == {"out of the root"}
-    assert refused[-1].plain == (
-        f"photos/{'b/' if images == 'photos/*/secret.jpg' else ''}secret.jpg is a link to {here}/secret.jpg, out of {here}/photos. "
-        "Photos must lie below the folder that was named. Name the photo itself, or copy it there."
+    assert (
+        refused[-1].plain
+        == f"photos/{'b/' if images == 'photos/*/secret.jpg' else ''}secret.jpg is a link to {here}/secret.jpg, out of"
+        f" {here}/photos. Photos must lie below the folder that was named. Name the photo itself, or copy it there."
     )
 
 
@@ -130,13 +135,16 @@ def test_links_to_folders_are_not_gone_round(here: Path) -> None:
     assert len(names("photos")) == len(ALL)
 
 
-@pytest.mark.parametrize("images", ["empty", "photos/*.gif", "photos/none/*.jpg", "photos/.cache/*.txt", "photos/**/.hidden.jpg"])
+@pytest.mark.parametrize(
+    "images", ["empty", "photos/*.gif", "photos/none/*.jpg", "photos/.cache/*.txt", "photos/**/.hidden.jpg"]
+)
 def test_what_holds_no_photos_is_refused(here: Path, images: str) -> None:
     (here / "empty").mkdir()
     with pytest.raises(UserError) as refusal:
         found([images], NOTHING)
-    assert str(refusal.value) == (
-        f"images={images} holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden. "
+    assert (
+        str(refusal.value)
+        == f"images={images} holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden. "
         "Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
     )
 
@@ -144,16 +152,21 @@ def test_what_holds_no_photos_is_refused(here: Path, images: str) -> None:
 def test_what_is_not_there_is_missing(here: Path) -> None:
     with pytest.raises(MissingFileError) as refusal:
         found(["photos", "phtos"], NOTHING)
-    assert str(refusal.value) == (
-        f"images=phtos is not there (looked for {here}/phtos). It must be a photo, a folder of photos, a pattern, or - for the standard input. "
-        "Type images=path/to/photos, for example."
+    assert (
+        str(refusal.value)
+        == f"images=phtos is not there (looked for {here}/phtos). It must be a photo, a folder of photos, a pattern, or"
+        " - for the standard input. Type images=path/to/photos, for example."
     )
 
 
 @pytest.mark.parametrize("value", [None, "", [], ()])
 def test_images_must_be_given(value: object) -> None:
     with pytest.raises(
-        UserError, match=r"^images was not given\. It must be a photo, .* Type images=path/to/photos, or 'images=photos/\*\.jpg', for example\.$"
+        UserError,
+        match=(
+            r"^images was not given\. It must be a photo, .* Type images=path/to/photos, or 'images=photos/\*\.jpg',"
+            r" for example\.$"
+        ),
     ):
         typed(value)
 
@@ -161,7 +174,11 @@ def test_images_must_be_given(value: object) -> None:
 @pytest.mark.parametrize("value", [7, ["a.jpg", 7], {"a": "b"}, [""], [["a.jpg"]]])
 def test_images_are_texts(value: object) -> None:
     with pytest.raises(
-        UserError, match=r"^images was .*\. It must be a photo, .* or a list of them\. Type 'images=\[first\.jpg,second\.jpg\]', for example\.$"
+        UserError,
+        match=(
+            r"^images was .*\. It must be a photo, .* or a list of them\. Type 'images=\[first\.jpg,second\.jpg\]', for"
+            r" example\.$"
+        ),
     ):
         typed(value)
     assert typed("a.jpg") == typed(["a.jpg"]) == ("a.jpg",)
@@ -192,7 +209,9 @@ def test_a_photo_without_end_on_the_standard_input_is_read_to_the_limit_only() -
 
     endless = Endless()
     (photo,) = found(["-"], io.BufferedReader(endless)).photos
-    with pytest.raises(Unreadable, match=r"^standard input has 128 MiB\. A photo may have 128, and no more\. Save it smaller"):
+    with pytest.raises(
+        Unreadable, match=r"^standard input has 128 MiB\. A photo may have 128, and no more\. Save it smaller"
+    ):
         photo.pixels()
     assert endless.given < MAX_BYTES + (1 << 20)
 
@@ -234,18 +253,32 @@ def test_a_list_is_worked_on_while_it_is_being_made(here: Path) -> None:
 @pytest.mark.parametrize("given", [b"", b"\n\n", b"  \n"])
 def test_an_empty_standard_input_is_refused(given: bytes) -> None:
     with pytest.raises(
-        UserError, match=r"^images=- was given, and the standard input is empty\. It must be a photo, or paths of photos, each on a line\. Type find"
+        UserError,
+        match=(
+            r"^images=- was given, and the standard input is empty\. It must be a photo, or paths of photos, each on a"
+            r" line\. Type find"
+        ),
     ):
         found(["-"], io.BytesIO(given))
 
 
 @pytest.mark.parametrize(
     "given",
-    [b"GIF89a\1\0\1\0\0\0;", b"\0\0\0\x18ftypheic\0\0\0\0", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n\0\0", b"RIFF\x24\x08\0\0WAVEfmt ", b"x" * 200_000],
+    [
+        b"GIF89a\1\0\1\0\0\0;",
+        b"\0\0\0\x18ftypheic\0\0\0\0",
+        b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n\0\0",
+        b"RIFF\x24\x08\0\0WAVEfmt ",
+        b"x" * 200_000,
+    ],
 )
 def test_other_bytes_on_the_standard_input_are_not_taken_for_names(given: bytes) -> None:
     with pytest.raises(
-        UserError, match=r"^The standard input is neither a photo nor a list of paths\. It must be one JPEG, PNG or WebP file, or paths"
+        UserError,
+        match=(
+            r"^The standard input is neither a photo nor a list of paths\. It must be one JPEG, PNG or WebP file, or"
+            r" paths"
+        ),
     ):
         list(found(["-"], io.BytesIO(given)).photos)
 

@@ -47,7 +47,11 @@ def violations(package: str, source: str) -> list[str]:
     found = []
     for line, module, name in imported(source):
         parts = module.split(".")[1:] or [name]
-        if parts[0] not in allowed and not (package == "" and parts[0] in DOOR) and not (package == "door" and parts[0] in DOOR):
+        if (
+            parts[0] not in allowed
+            and not (package == "" and parts[0] in DOOR)
+            and not (package == "door" and parts[0] in DOOR)
+        ):
             found.append(f"line {line}: {module} {name}".rstrip())
     return found
 
@@ -84,12 +88,18 @@ def test_an_upward_import_is_found(package: str, source: str) -> None:
 
 
 def test_imports_downward_are_none() -> None:
-    assert violations("experiments", "from dogbreeds.core import paths\nfrom dogbreeds.training.loop import fit\nimport numpy") == []
+    assert (
+        violations(
+            "experiments", "from dogbreeds.core import paths\nfrom dogbreeds.training.loop import fit\nimport numpy"
+        )
+        == []
+    )
     assert violations("", "from dogbreeds import cli\nfrom dogbreeds.experiments.run import Run") == []
 
 
 def test_packages_have_an_order() -> None:
     below: dict[str, set[str]] = {}
-    for package, allowed in MAY_IMPORT.items():  # each is named after all that it may import
+    # Each is named after all that it may import
+    for package, allowed in MAY_IMPORT.items():
         assert allowed <= below.keys()
         below[package] = allowed

@@ -41,7 +41,8 @@ def test_a_block_that_is_held_comes_to_its_end_first(number: int, raised: type[B
         done.append("beyond")
     assert done == ["inner", "outer"]
     with deferred():
-        done.append("later")  # it was raised once, and is over
+        # It was raised once, and is over
+        done.append("later")
     assert done[-1] == "later"
 
 
@@ -66,7 +67,8 @@ def test_a_schedulers_signal_ends_the_block_first_and_is_then_the_schedulers_aga
         with pytest.raises(signals.OutOfTime) as caught, deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
             assert said == []
-        assert isinstance(caught.value, KeyboardInterrupt)  # what is ended by it is ended as by any signal
+        # What is ended by it is ended as by any signal
+        assert isinstance(caught.value, KeyboardInterrupt)
         caught.value.hand_over()
         assert said == [signal.SIGUSR2]
     finally:

@@ -30,7 +30,9 @@ from dogbreeds.features.partial_array import CachedArray, Shard
 SHAPE = (100, 4)
 
 
-def counting(calls: list[int], delay: float = 0.0, fail_at: int | None = None, error: type[BaseException] = RuntimeError):
+def counting(
+    calls: list[int], delay: float = 0.0, fail_at: int | None = None, error: type[BaseException] = RuntimeError
+):
     """A producer of ten rows at a time, which notes the rows that it has computed."""
 
     def produce(rows, start, notes):
@@ -110,7 +112,9 @@ def test_what_was_interrupted_is_gone_on_with(
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50, error=error))
     (part,) = parts(store)
     assert json.loads((part / "progress.json").read_text())["done"] == 50
-    assert [(listed.name, listed.identity, listed.unfinished) for listed in store.entries()] == [(part.name, {}, (50, 100))]
+    assert [(listed.name, listed.identity, listed.unfinished) for listed in store.entries()] == [
+        (part.name, {}, (50, 100))
+    ]
     started: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", from_where(started))
     assert started == [50]
@@ -122,7 +126,8 @@ def test_what_was_interrupted_is_gone_on_with(
 def test_notes_are_of_the_rows_that_are_done(store: FeatureCache) -> None:
     def produce(rows, start, notes):
         yield from counting([], fail_at=50)(rows[:50], start, notes)
-        notes["computed"].append(50)  # and then, before the row is done
+        # And then, before the row is done
+        notes["computed"].append(50)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -180,9 +185,22 @@ def test_what_the_user_must_put_right_leaves_nothing(store: FeatureCache) -> Non
 
 
 @pytest.mark.parametrize(
-    "damage", ["rows", "an end", "progress", "brackets", "no progress", "too many", "another identity", "another step", "another shape"]
+    "damage",
+    [
+        "rows",
+        "an end",
+        "progress",
+        "brackets",
+        "no progress",
+        "too many",
+        "another identity",
+        "another step",
+        "another shape",
+    ],
 )
-def test_a_part_that_cannot_be_trusted_is_begun_anew(store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_part_that_cannot_be_trusted_is_begun_anew(
+    store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(RuntimeError):
         store.array("features", {}, SHAPE, "float32", counting([], fail_at=50), step=10)
     (part,) = parts(store)
@@ -202,7 +220,9 @@ def test_a_part_that_cannot_be_trusted_is_begun_anew(store: FeatureCache, damage
     elif damage in ("too many", "another identity"):
         said = json.loads((part / "progress.json").read_text())
         too_many = {"done": 500, "crc32": memmap.checksum(np.load(part / "rows.npy"))}
-        (part / "progress.json").write_text(json.dumps(said | (too_many if damage == "too many" else {"identity": {"a": 1}})))
+        (part / "progress.json").write_text(
+            json.dumps(said | (too_many if damage == "too many" else {"identity": {"a": 1}}))
+        )
     step, shape = (20 if damage == "another step" else 10), ((90, 4) if damage == "another shape" else SHAPE)
     with caplog.at_level(logging.WARNING):
         entry = store.array("features", {}, shape, "float32", counting([]), step=step)
@@ -233,7 +253,8 @@ def _killed_at(root: Path, at: int) -> None:
         moment()
 
     def dump(about, file, **named):
-        file.write(json.dumps(about)[:20])  # half of it
+        # Half of it
+        file.write(json.dumps(about)[:20])
         file.flush()
         moment()
         file.seek(0)
@@ -250,7 +271,9 @@ def _killed_at(root: Path, at: int) -> None:
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    expected = content(FeatureCache(tmp_path / "whole", 10**9).array("features", {}, SHAPE, "float32", counting([]), step=10))
+    expected = content(
+        FeatureCache(tmp_path / "whole", 10**9).array("features", {}, SHAPE, "float32", counting([]), step=10)
+    )
     context = multiprocessing.get_context("fork")
     began: list[int] = []
     for at in range(1, 100):
@@ -265,8 +288,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
         assert content(entry) == expected
         assert parts(FeatureCache(root, 10**9)) == []
     assert at > 40
-    assert began == sorted(began)  # the later it was killed, the less had to be done again
-    assert set(began) == set(range(0, 100, 10))  # and where all was done but the last rename, nothing
+    # The later it was killed, the less had to be done again
+    assert began == sorted(began)
+    # And where all was done but the last rename, nothing
+    assert set(began) == set(range(0, 100, 10))
     FeatureCache.release()
 
 
@@ -289,7 +314,8 @@ def test_who_waits_goes_on_where_the_other_was_killed_and_nobody_else_takes_it_a
     worker.start()
     assert ready.wait(30)
     store = FeatureCache(tmp_path, 10**9)
-    assert store.clear() == (0, 1)  # somebody is at work on it
+    # Somebody is at work on it
+    assert store.clear() == (0, 1)
     threading.Timer(0.3, worker.kill).start()
     started: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", from_where(started))
@@ -342,7 +368,13 @@ def test_the_part_that_was_left_last_is_evicted_last(tmp_path: Path) -> None:
 
 
 def test_what_is_left_of_a_part_is_listed_and_cleared_and_what_is_not_ours_stays(store: FeatureCache) -> None:
-    for name in ("features-" + 24 * "a" + ".part", ".features-" + 24 * "b" + ".part-0123abcd", "photos-" + 24 * "c", "film.part", "notes"):
+    for name in (
+        "features-" + 24 * "a" + ".part",
+        ".features-" + 24 * "b" + ".part-0123abcd",
+        "photos-" + 24 * "c",
+        "film.part",
+        "notes",
+    ):
         (store.root / name).mkdir(parents=True)
         (store.root / name / "rows.npy").write_bytes(b"x" * 1000)
     (store.root / ("features-" + 24 * "a" + ".part") / "progress.json").write_text('{"identity"')
@@ -367,7 +399,11 @@ def test_without_room_for_a_note_it_says_so(store: FeatureCache) -> None:
 
     try:
         with pytest.raises(
-            UserError, match=r"progress\.json cannot be written \(File too large\)\. .* on a disk with room; .*\. Type features\.dir="
+            UserError,
+            match=(
+                r"progress\.json cannot be written \(File too large\)\. .* on a disk with room; .*\. Type"
+                r" features\.dir="
+            ),
         ):
             store.array("features", {}, SHAPE, "float32", produce)
     finally:
@@ -376,7 +412,9 @@ def test_without_room_for_a_note_it_says_so(store: FeatureCache) -> None:
     assert store.array("features", {}, SHAPE, "float32", counting([])).notes["computed"][-1] == 90
 
 
-def test_without_room_what_is_done_stays_even_of_what_needed_the_room(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_what_is_done_stays_even_of_what_needed_the_room(
+    store: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -418,7 +456,10 @@ def test_a_place_that_may_only_be_read_is_refused(closed: Path) -> None:
     closed.chmod(0o555)
     with (
         _as_nobody(),
-        pytest.raises(UserError, match=r"/\.features-\w+\.lock cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+        pytest.raises(
+            UserError,
+            match=r"/\.features-\w+\.lock cannot be written \(Permission denied\)\. Features need .*\. Type features",
+        ),
     ):
         FeatureCache(closed, 1).array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
@@ -441,7 +482,11 @@ def test_an_entry_whose_time_cannot_be_set_is_refused(store: FeatureCache, monke
 
     monkeypatch.setattr("os.utime", denied)
     with pytest.raises(
-        UserError, match=r"/features-\w+ cannot be written \(Operation not permitted\)\. Features need .*\. Type features\.dir=<folder>\."
+        UserError,
+        match=(
+            r"/features-\w+ cannot be written \(Operation not permitted\)\. Features need .*\. Type"
+            r" features\.dir=<folder>\."
+        ),
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
 
@@ -456,7 +501,10 @@ def test_a_part_that_another_user_left_is_refused_and_stays(closed: Path) -> Non
     (part / "rows.npy").chmod(0o444)
     with (
         _as_nobody(),
-        pytest.raises(UserError, match=r"/features-\w+\.part cannot be written \(Permission denied\)\. Features need .*\. Type features"),
+        pytest.raises(
+            UserError,
+            match=r"/features-\w+\.part cannot be written \(Permission denied\)\. Features need .*\. Type features",
+        ),
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
     assert [listed.unfinished for listed in store.entries()] == [(50, 100)]
@@ -471,7 +519,8 @@ def test_what_another_user_hides_is_passed_over(closed: Path) -> None:
     closed.chmod(0o777)
     with _as_nobody():
         assert store.entries() == []
-        store.array("features", {"mine": 1}, SHAPE, "float32", counting([]))  # and evicts what it can
+        # And evicts what it can
+        store.array("features", {"mine": 1}, SHAPE, "float32", counting([]))
         assert [listed.identity for listed in store.entries()] == [{"mine": 1}]
     part.chmod(0o755)
     assert (part / "progress.json").exists()
@@ -483,19 +532,28 @@ def test_a_disk_without_locks_is_refused(store: FeatureCache, monkeypatch: pytes
 
     monkeypatch.setattr("fcntl.flock", without)
     with pytest.raises(
-        UserError, match=r"/\.features-\w+\.lock cannot be written \(No locks available\)\. Features need .*\. Type features\.dir=<folder>\."
+        UserError,
+        match=(
+            r"/\.features-\w+\.lock cannot be written \(No locks available\)\. Features need .*\. Type"
+            r" features\.dir=<folder>\."
+        ),
     ):
         store.array("features", {}, SHAPE, "float32", counting([]))
     assert parts(store) == []
 
 
-@pytest.mark.parametrize("damage", ["a bit", "an end", "all", "byte order", "header", "entry.json", "a list", "no entry.json", "no rows"])
-def test_a_damaged_array_is_noticed_and_computed_anew(store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "damage", ["a bit", "an end", "all", "byte order", "header", "entry.json", "a list", "no entry.json", "no rows"]
+)
+def test_a_damaged_array_is_noticed_and_computed_anew(
+    store: FeatureCache, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     calls: list[int] = []
     entry = store.array("features", {}, SHAPE, "float32", counting(calls))
     expected = content(entry)
     FeatureCache.release()
-    FeatureCache._verified.clear()  # as in another process
+    # As in another process
+    FeatureCache._verified.clear()
     rows, about = entry.folder / "rows.npy", entry.folder / "entry.json"
     whole = rows.read_bytes()
     damaged = {
@@ -510,7 +568,8 @@ def test_a_damaged_array_is_noticed_and_computed_anew(store: FeatureCache, damag
     elif damage in ("entry.json", "a list"):
         about.write_text("{" if damage == "entry.json" else "[]")
     else:
-        (rows if damage == "no rows" else about).unlink()  # as by a process that was killed while it removed it
+        # As by a process that was killed while it removed it
+        (rows if damage == "no rows" else about).unlink()
     with caplog.at_level(logging.WARNING):
         again = store.array("features", {}, SHAPE, "float32", counting(calls))
     assert caplog.messages == [f"{entry.folder} was damaged and is computed anew"]
@@ -519,7 +578,8 @@ def test_a_damaged_array_is_noticed_and_computed_anew(store: FeatureCache, damag
 
 
 def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: Path) -> None:
-    big = (1000, 25)  # 100 kB
+    # 100 kB
+    big = (1000, 25)
     store = FeatureCache(tmp_path / "kept", max_bytes=250_000)
 
     def produce(rows, _, __):
@@ -533,11 +593,13 @@ def test_the_least_recently_used_goes_first_and_what_is_in_use_stays(tmp_path: P
         store.array("features", {"n": name}, big, "float32", produce)
         FeatureCache.release()
         time.sleep(0.02)
-    store.array("features", {"n": "a"}, big, "float32", produce)  # used again: b is now the oldest
+    # Used again: b is now the oldest
+    store.array("features", {"n": "a"}, big, "float32", produce)
     FeatureCache.release()
     store.array("features", {"n": "c"}, big, "float32", produce)
     assert names() == {"a", "c"}
-    store.array("features", {"n": "a"}, big, "float32", produce)  # in use, like c
+    # In use, like c
+    store.array("features", {"n": "a"}, big, "float32", produce)
     store.array("features", {"n": "d"}, big, "float32", produce)
     assert names() == {"a", "c", "d"}
     FeatureCache.release()
@@ -550,7 +612,10 @@ def test_without_room_it_says_so_before_it_computes(store: FeatureCache, monkeyp
 
     calls: list[int] = []
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"has no room for 0\.0 GB of features \(No space left on device\)\. .* Type features\.dir=<folder>, "):
+    with pytest.raises(
+        UserError,
+        match=r"has no room for 0\.0 GB of features \(No space left on device\)\. .* Type features\.dir=<folder>, ",
+    ):
         store.array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
     assert store.entries() == []
@@ -558,7 +623,9 @@ def test_without_room_it_says_so_before_it_computes(store: FeatureCache, monkeyp
 
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/kept cannot be written \(Not a directory\)\. .* Type features\.dir=<folder>\."):
+    with pytest.raises(
+        UserError, match=r"file/kept cannot be written \(Not a directory\)\. .* Type features\.dir=<folder>\."
+    ):
         FeatureCache(tmp_path / "file/kept", 1).array("features", {}, SHAPE, "float32", counting([]))
 
 
@@ -602,13 +669,18 @@ def test_what_another_process_uses_is_not_removed(tmp_path: Path) -> None:
 # --- on storage that hosts share -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_where_locks_do_not_hold_is_refused_once_and_for_all(
+    store: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = fcntl.flock, list[int]()
     monkeypatch.setattr("fcntl.flock", lambda *_: None)
     for _ in range(2):
         with pytest.raises(
             UserError,
-            match=r"/kept is on a file system where locks do not hold\. Kept features need locks.*\. Type features\.dir=<local folder>, or ",
+            match=(
+                r"/kept is on a file system where locks do not hold\. Kept features need locks.*\. Type"
+                r" features\.dir=<local folder>, or "
+            ),
         ):
             store.array("features", {}, SHAPE, "float32", counting(calls))
     assert calls == []
@@ -634,11 +706,17 @@ def test_locks_are_asked_for_as_nfs_grants_them(store: FeatureCache, monkeypatch
     assert asked == {fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_SH}
 
 
-def test_rows_are_on_the_disk_before_another_host_can_see_them(store: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_on_the_disk_before_another_host_can_see_them(
+    store: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     happened: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr("os.fsync", lambda number: happened.append(Path(os.readlink(f"/proc/self/fd/{number}")).name) or fsync(number))
-    monkeypatch.setattr(Path, "replace", lambda self, target: happened.append(f"to {target.name}") or replace(self, target))
+    monkeypatch.setattr(
+        "os.fsync", lambda number: happened.append(Path(os.readlink(f"/proc/self/fd/{number}")).name) or fsync(number)
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda self, target: happened.append(f"to {target.name}") or replace(self, target)
+    )
     folder = store.array("features", {}, SHAPE, "float32", counting([])).folder
     assert happened[-5:] == ["rows.npy", "to progress.json", "to entry.json", "entry.json", f"to {folder.name}"]
 
@@ -707,13 +785,16 @@ def test_two_hosts_compute_once(tmp_path: Path) -> None:
 
 def test_what_is_being_computed_of_a_shard_stays_and_what_was_left_of_one_goes(store: FeatureCache) -> None:
     def rows(shard: Shard, **options):
-        return store.array("features", shard.identity({"a": 1}), (len(shard), 4), "float32", counting([], **options), step=10)
+        return store.array(
+            "features", shard.identity({"a": 1}), (len(shard), 4), "float32", counting([], **options), step=10
+        )
 
     rows(Shard(0, 50, 100, 10))
     with pytest.raises(RuntimeError):
         rows(Shard(50, 100, 100, 10), fail_at=20)
     store.array("features", {"a": 2}, SHAPE, "float32", counting([]), step=10)
-    assert len(store.entries()) == 3  # the shards are another array's
+    # The shards are another array's
+    assert len(store.entries()) == 3
     FeatureCache.release()
     with open(store.root / f".{parts(store)[0].stem}.lock", "a+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -730,7 +811,8 @@ def _peak_kib() -> int:
 
 
 def _joined_in(root: Path, memory) -> None:
-    shape = (400, 250_000)  # 400 MB
+    # 400 MB
+    shape = (400, 250_000)
     half = Shard(0, 200, 400, 10)
 
     def produce(rows, start, notes):
@@ -752,4 +834,5 @@ def test_joining_takes_no_more_memory_than_computing(tmp_path: Path) -> None:
     worker.start()
     worker.join(120)
     assert worker.exitcode == 0
-    assert 0 <= memory.value < 100_000  # KiB: of 400 MB, and a shard of 200
+    # KiB: of 400 MB, and a shard of 200
+    assert 0 <= memory.value < 100_000

@@ -9,7 +9,8 @@ from dogbreeds.evaluation.results import Range, suggest
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 
-LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]  # twenty a decade
+# Twenty a decade
+LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]
 
 
 def v_shaped(lowest: float, low: float = 1.0, high: float = 5.0) -> list[float]:
@@ -25,7 +26,14 @@ def test_a_tenth_of_the_rate_where_the_loss_is_lowest(lowest: float) -> None:
 
 @pytest.mark.parametrize(
     "smoothed",
-    [[], [4.79], [4.79] * 100, [4.79 + 0.01 * step for step in range(100)], [4.79 * 0.97, *[4.79] * 50], [5.0 - 0.002 * step for step in range(100)]],
+    [
+        [],
+        [4.79],
+        [4.79] * 100,
+        [4.79 + 0.01 * step for step in range(100)],
+        [4.79 * 0.97, *[4.79] * 50],
+        [5.0 - 0.002 * step for step in range(100)],
+    ],
     ids=["nothing", "one", "flat", "rising", "rising at once", "falling by a twenty-fifth"],
 )
 def test_where_the_loss_does_not_fall_nothing_is_suggested(smoothed: list[float]) -> None:
@@ -45,7 +53,8 @@ def test_what_is_not_a_number_ends_the_curve() -> None:
 def test_the_running_mean_is_not_drawn_to_the_first_loss_or_to_zero() -> None:
     assert Range(tuple(LRS[:50]), (3.0,) * 50).smoothed == pytest.approx([3.0] * 50)
     smoothed = Range(tuple(LRS[:2]), (2.0, 4.0)).smoothed
-    assert smoothed == pytest.approx([2.0, (0.95 * 2 + 4) / 1.95])  # of two, the newer counts for one, the older for 0.95
+    # Of two, the newer counts for one, the older for 0.95
+    assert smoothed == pytest.approx([2.0, (0.95 * 2 + 4) / 1.95])
     assert Range((1e-6,), (math.inf,)).smoothed == ()
     assert Range((1e-6,), (math.inf,)).objective == 0.0
 
@@ -67,20 +76,26 @@ def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
     assert record.info.status == "FINISHED"
     assert record.data.params["phase"] == "LrRange"
     assert record.data.metrics["suggested/lr"] == found.suggestion == found.objective
-    assert 1e-4 < found.suggestion < 3e-2  # at 1e-3 this head learns, at 3e-1 it collapses
+    # At 1e-3 this head learns, at 3e-1 it collapses
+    assert 1e-4 < found.suggestion < 3e-2
     assert "lr_range.png" in [item.path for item in client.list_artifacts(record.info.run_id)]
     lrs = [point.value for point in client.get_metric_history(record.info.run_id, "lr")]
     losses = [point.value for point in client.get_metric_history(record.info.run_id, "train/loss")]
     assert tuple(lrs) == found.lrs
     assert len(losses) == sum(math.isfinite(loss) for loss in found.losses)
     assert (lrs[0], lrs[1] / lrs[0]) == pytest.approx((1e-6, 1e7 ** (1 / 119)))
-    assert len(found.lrs) < 120  # it blew up before the largest rate
+    # It blew up before the largest rate
+    assert len(found.lrs) < 120
     assert found.smoothed[-1] > 2 * min(found.smoothed) or not math.isfinite(found.losses[-1])
-    assert found.losses[0] == pytest.approx(math.log(6), rel=0.5)  # before any step
+    # Before any step
+    assert found.losses[0] == pytest.approx(math.log(6), rel=0.5)
 
 
 @pytest.mark.parametrize(("low", "high"), [("1", "1"), ("1e-2", "1e-3")])
 def test_the_rate_must_grow(composed, low: str, high: str) -> None:
-    said = rf"^phase\.max_lr was {float(high):g} and phase\.min_lr {float(low):g}\. The rate grows from the one to the other\. "
+    said = (
+        rf"^phase\.max_lr was {float(high):g} and phase\.min_lr {float(low):g}\. The rate grows from the one to the"
+        r" other\. "
+    )
     with pytest.raises(UserError, match=said + r"Type phase\.min_lr=1e-6 phase\.max_lr=1, for example\.$"):
         composed("phase=lr_range", f"phase.min_lr={low}", f"phase.max_lr={high}")

@@ -8,7 +8,8 @@ from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, score
 
 
 @pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),  # of Wilson's interval, as scipy.stats.binomtest(correct, n).proportion_ci(method="wilson") gives it
+    # Of Wilson's interval, as scipy.stats.binomtest(correct, n).proportion_ci(method="wilson") gives it
+    ("correct", "n", "low", "high"),
     [(0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (5, 10, 0.236593, 0.763407), (3816, 4072, 0.929202, 0.944128)],
 )
 def test_wilson_s_interval(correct: int, n: int, low: float, high: float) -> None:
@@ -45,7 +46,16 @@ def test_what_is_not_a_number_ranks_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("gained", "lost", "p_value"),
-    [(10, 0, 2 / 1024), (0, 10, 2 / 1024), (5, 5, 1.0), (0, 0, 1.0), (1, 0, 1.0), (6, 0, 2 / 64), (8, 2, 2 * (1 + 10 + 45) / 1024), (4, 3, 1.0)],
+    [
+        (10, 0, 2 / 1024),
+        (0, 10, 2 / 1024),
+        (5, 5, 1.0),
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (6, 0, 2 / 64),
+        (8, 2, 2 * (1 + 10 + 45) / 1024),
+        (4, 3, 1.0),
+    ],
 )
 def test_mcnemar_s_exact_test(gained: int, lost: int, p_value: float) -> None:
     assert PairedOutcome(gained, lost, 100, "test").p_value == pytest.approx(p_value, rel=1e-9)
@@ -54,10 +64,14 @@ def test_mcnemar_s_exact_test(gained: int, lost: int, p_value: float) -> None:
 @pytest.mark.parametrize(("gained", "lost"), [(300, 200), (520, 480), (1040, 1000)])
 def test_mcnemar_s_exact_test_is_exact_for_many(gained: int, lost: int) -> None:
     tail = sum(math.comb(gained + lost, fewer) for fewer in range(lost + 1))
-    assert PairedOutcome(gained, lost, 10_000, "test").p_value == pytest.approx(float(Fraction(2 * tail, 2 ** (gained + lost))), rel=1e-6)
+    assert PairedOutcome(gained, lost, 10_000, "test").p_value == pytest.approx(
+        float(Fraction(2 * tail, 2 ** (gained + lost))), rel=1e-6
+    )
 
 
-@pytest.mark.parametrize(("gained", "lost", "n"), [(0, 0, 60), (10, 0, 100), (0, 10, 100), (60, 10, 1000), (500, 480, 8580), (100, 0, 100)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "n"), [(0, 0, 60), (10, 0, 100), (0, 10, 100), (60, 10, 1000), (500, 480, 8580), (100, 0, 100)]
+)
 def test_a_difference_lies_in_its_interval(gained: int, lost: int, n: int) -> None:
     pair = PairedOutcome(gained, lost, n, "test")
     low, high = pair.interval

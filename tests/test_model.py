@@ -20,7 +20,13 @@ def model(architecture: str, size: int = 64, weights: str | None = None, **more:
     [
         ("EfficientNetB0", 237, 18, ["stem 6", "block1a 10", "block2a 14"], ["block6d 15", "block7a 13", "top 3"]),
         ("MobileNetV2", 154, 19, ["stem 3", "expanded_conv 5", "block_1 9"], ["block_15 9", "block_16 8", "top 3"]),
-        ("ConvNeXtTiny", 133, 23, ["stem 2", "stage_0_block_0 7"], ["downsampling_block_2 1", "stage_3_block_0 7", "stage_3_block_1 7"]),
+        (
+            "ConvNeXtTiny",
+            133,
+            23,
+            ["stem 2", "stage_0_block_0 7"],
+            ["downsampling_block_2 1", "stage_3_block_0 7", "stage_3_block_1 7"],
+        ),
         ("Miniature", 192, 15, ["stem 6", "block1a 10"], ["block6c 15", "block7a 13", "top 3"]),
         pytest.param(
             "EfficientNetB4",
@@ -31,14 +37,26 @@ def model(architecture: str, size: int = 64, weights: str | None = None, **more:
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "EfficientNetV2B0", 270, 23, ["stem 5", "block1a 3", "block2a 5"], ["block6g 15", "block6h 15", "top 3"], marks=pytest.mark.slow
+            "EfficientNetV2B0",
+            270,
+            23,
+            ["stem 5", "block1a 3", "block2a 5"],
+            ["block6g 15", "block6h 15", "top 3"],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
-            "ResNet50", 175, 17, ["stem 6", "conv2_block1 12"], ["conv5_block1 12", "conv5_block2 10", "conv5_block3 10"], marks=pytest.mark.slow
+            "ResNet50",
+            175,
+            17,
+            ["stem 6", "conv2_block1 12"],
+            ["conv5_block1 12", "conv5_block2 10", "conv5_block3 10"],
+            marks=pytest.mark.slow,
         ),
     ],
 )
-def test_blocks_have_the_family_s_names_and_hold_every_layer(architecture: str, layers: int, count: int, first: list[str], last: list[str]) -> None:
+def test_blocks_have_the_family_s_names_and_hold_every_layer(
+    architecture: str, layers: int, count: int, first: list[str], last: list[str]
+) -> None:
     network = model(architecture).construct(None)
     assert len(network.layers) == layers
     blocks = find_blocks(network)
@@ -47,12 +65,17 @@ def test_blocks_have_the_family_s_names_and_hold_every_layer(architecture: str, 
     assert said[: len(first)] == first
     assert said[-len(last) :] == last if architecture != "ConvNeXtTiny" else said[-5:-2] == last
     inside = [layer.name for block in blocks for layer in block.layers]
-    assert sorted(inside) == sorted(layer.name for layer in network.layers[1:])  # all but the input
+    # All but the input
+    assert sorted(inside) == sorted(layer.name for layer in network.layers[1:])
     assert blocks[-1].output is network.outputs[0]
 
 
 @pytest.mark.parametrize(
-    "architecture", ["MobileNetV2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB0", "ResNet50", "ConvNeXtTiny"))]
+    "architecture",
+    [
+        "MobileNetV2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB0", "ResNet50", "ConvNeXtTiny")),
+    ],
 )
 def test_everything_flows_through_each_cut(architecture: str, rng: np.random.Generator) -> None:
     import keras
@@ -70,7 +93,8 @@ def test_everything_flows_through_each_cut(architecture: str, rng: np.random.Gen
 def test_the_shipped_weights_are_small_and_load() -> None:
     assert SHIPPED.stat().st_size < 4_000_000
     built = model("Miniature", weights="shipped").build(0)
-    assert model("Miniature", weights="shipped").build(1) is built  # the seed is of random weights only
+    # The seed is of random weights only
+    assert model("Miniature", weights="shipped").build(1) is built
     assert built.network.count_params() == 847_529
     kernel = built.network.get_layer("top_conv").kernel
     assert kernel.dtype == "float32"
@@ -100,15 +124,20 @@ def official_file(tmp_path: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_official_file_by_path_is_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_the_official_file_by_path_is_imagenet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
     from keras.src.utils import file_utils
 
     file = official_file(tmp_path, "efficientnetb0_notop.h5")
-    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(file))  # the download
+    # The download
+    monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(file))
     by_name = model("EfficientNetB0", weights="imagenet").build(0)
     by_path = model("EfficientNetB0", weights=str(file)).build(0)
     photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
-    assert np.array_equal(np.asarray(by_name.network(photos, training=False)), np.asarray(by_path.network(photos, training=False)))
+    assert np.array_equal(
+        np.asarray(by_name.network(photos, training=False)), np.asarray(by_path.network(photos, training=False))
+    )
     assert by_name.fingerprint == by_path.fingerprint
     assert [block.name for block in by_name.blocks] == [block.name for block in by_path.blocks]
 
@@ -128,12 +157,19 @@ def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random
 @pytest.mark.slow
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of keras\.applications\.EfficientNet"
+        UserError,
+        match=(
+            r"miniature\.weights\.h5 does not fit EfficientNetB0 \(.*It must hold the weights of"
+            r" keras\.applications\.EfficientNet"
+        ),
     ):
         model("EfficientNetB0", weights=str(SHIPPED)).build(0)
     half = model("MobileNetV2", alpha=0.5).construct(None)
     half.save_weights(tmp_path / "half.weights.h5")
-    with pytest.raises(UserError, match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\."):
+    with pytest.raises(
+        UserError,
+        match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\.",
+    ):
         model("MobileNetV2", weights=str(tmp_path / "half.weights.h5")).build(0)
     (tmp_path / "text.weights.h5").write_text("not HDF5")
     with pytest.raises(UserError, match=r"text\.weights\.h5 does not fit Miniature"):
@@ -144,7 +180,9 @@ def test_without_network_imagenet_says_the_offline_ways(monkeypatch: pytest.Monk
     from keras.src.utils import file_utils
 
     def unreachable(*_: object, **__: object) -> None:
-        raise Exception("URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name or service not known")
+        raise Exception(
+            "URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name or service not known"
+        )
 
     monkeypatch.setattr(file_utils, "get_file", unreachable)
     with pytest.raises(MissingFileError) as refusal:

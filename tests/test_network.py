@@ -21,7 +21,12 @@ NAMES = ("akita", "beagle", "collie")
 def build(policy: Unfreeze, mode: str = "raw", classes: int = 3) -> Network:
     backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     head = MLP(widths=[8], dropout=0.5)
-    return assemble(backbone, Preprocessing(mode=mode), policy.plan(backbone.blocks), lambda features: head.build(features, classes, 0))
+    return assemble(
+        backbone,
+        Preprocessing(mode=mode),
+        policy.plan(backbone.blocks),
+        lambda features: head.build(features, classes, 0),
+    )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -52,9 +57,12 @@ def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
     whole = network.whole(NAMES, "stretch")
     before = [array.copy() for array in whole.get_weights()]
     said = whole(pixels)
-    assert all(np.array_equal(a, b) for a, b in zip(before, whole.get_weights(), strict=True))  # calling it is not training it
+    # Calling it is not training it
+    assert all(np.array_equal(a, b) for a, b in zip(before, whole.get_weights(), strict=True))
     assert np.allclose(said["probabilities"], parts(network, pixels), atol=1e-5)
-    assert [name.decode() for name in said["breed"].numpy()] == [NAMES[index] for index in np.argmax(said["probabilities"], axis=1)]
+    assert [name.decode() for name in said["breed"].numpy()] == [
+        NAMES[index] for index in np.argmax(said["probabilities"], axis=1)
+    ]
 
 
 @pytest.mark.slow
@@ -64,7 +72,9 @@ def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
         whole = network.whole(NAMES, how)
         for height, width in ((64, 64), (90, 41), (30, 200)):
             photo = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-            assert np.allclose(whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5)
+            assert np.allclose(
+                whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5
+            )
 
 
 @pytest.mark.slow
@@ -89,7 +99,11 @@ def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("batchnorm", "kinds"),
-    [("frozen", {"kernel", "bias"}), ("affine", {"kernel", "bias", "gamma", "beta"}), ("trainable", {"kernel", "bias", "gamma", "beta"})],
+    [
+        ("frozen", {"kernel", "bias"}),
+        ("affine", {"kernel", "bias", "gamma", "beta"}),
+        ("trainable", {"kernel", "bias", "gamma", "beta"}),
+    ],
 )
 def test_what_trains_follows_the_batchnorm_mode(batchnorm: str, kinds: set[str]) -> None:
     network = build(LastN(layers=20, exact=False, batchnorm=batchnorm, drop_connect="off"))
@@ -113,7 +127,9 @@ def test_the_backbone_is_left_as_it_is() -> None:
 
 def test_widths_of_mobilenet() -> None:
     small, wide = (
-        MobileNetV2(architecture="MobileNetV2", image_size=64, pixels="tf", weights=None, alpha=alpha).build(0).network.count_params()
+        MobileNetV2(architecture="MobileNetV2", image_size=64, pixels="tf", weights=None, alpha=alpha)
+        .build(0)
+        .network.count_params()
         for alpha in (0.35, 1.0)
     )
     assert (small, wide) == (410_208, 2_257_984)

@@ -55,7 +55,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as the client of a server has it
+    # As the client of a server has it
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 @pytest.fixture
@@ -83,11 +84,14 @@ def patient(uri: str) -> DeliveryQueue:
     return server
 
 
-def test_what_is_kept_arrives_once_in_order_and_nobody_waits(answers: Answers, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_kept_arrives_once_in_order_and_nobody_waits(
+    answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
     server = patient(answers.uri)
     answers.status = 503
     futures = [server.keep(metric(answers.uri, step)) for step in range(5)]
-    while answers.asked < 4:  # three seconds of it
+    # Three seconds of it
+    while answers.asked < 4:
         time.sleep(0.05)
     assert not any(future.done() for future in futures)
     answers.status = 200
@@ -95,7 +99,10 @@ def test_what_is_kept_arrives_once_in_order_and_nobody_waits(answers: Answers, c
     assert [body["metrics"][0]["step"] for body in answers.taken] == [0, 1, 2, 3, 4]
     assert {body["metrics"][0]["timestamp"] for body in answers.taken} == {1000}
     assert len(caplog.messages) == 2
-    away = f"the tracking server at {answers.uri} does not answer (too many 503 error responses): metrics are kept until it does, "
+    away = (
+        f"the tracking server at {answers.uri} does not answer (too many 503 error responses): metrics are kept until"
+        " it does, "
+    )
     assert caplog.messages[0] == away + "what cannot go on without it waits 1 minutes"
     assert caplog.messages[1].startswith(f"the tracking server at {answers.uri} answers again, after ")
 
@@ -129,21 +136,26 @@ def test_a_server_that_never_answered_is_waited_for_only_by_what_records(caplog:
     server.patience_seconds = 600.0
     with pytest.raises(UserError) as refused:
         server.ask(metric(uri, 0))
-    assert str(refused.value).startswith(f"The tracking server at {uri} does not answer ([Errno 111] Connection refused). tracking.uri must be ")
+    assert str(refused.value).startswith(
+        f"The tracking server at {uri} does not answer ([Errno 111] Connection refused). tracking.uri must be "
+    )
     assert caplog.messages == []
 
 
 def test_after_patience_is_over_nobody_waits_until_there_was_an_answer(answers: Answers) -> None:
     server = patient(answers.uri)
     server.patience_seconds, answers.status = 1.5, 500
-    with pytest.raises(UserError, match=r"does not answer \(too many 500 error responses\), and was waited for 0\.025 minutes\. "):
+    with pytest.raises(
+        UserError, match=r"does not answer \(too many 500 error responses\), and was waited for 0\.025 minutes\. "
+    ):
         server.ask(metric(answers.uri, 0))
     server.patience_seconds = 600.0
     with pytest.raises(UserError):
         server.ask(metric(answers.uri, 1))
     answers.status = 200
     server.keep(metric(answers.uri, 2)).result(timeout=30)
-    assert [body["metrics"][0]["step"] for body in answers.taken] == [2]  # what nobody waits for any more is not sent later
+    # What nobody waits for any more is not sent later
+    assert [body["metrics"][0]["step"] for body in answers.taken] == [2]
 
 
 def test_a_signal_ends_a_wait_that_lies_in_a_held_block(caplog: pytest.LogCaptureFixture) -> None:
@@ -157,7 +169,8 @@ def test_a_signal_ends_a_wait_that_lies_in_a_held_block(caplog: pytest.LogCaptur
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with signals.deferred():
-        pass  # it was raised once, and is over
+        # It was raised once, and is over
+        pass
 
 
 @pytest.mark.parametrize(
@@ -168,7 +181,10 @@ def test_a_signal_ends_a_wait_that_lies_in_a_held_block(caplog: pytest.LogCaptur
         (MlflowException("RESOURCE_DOES_NOT_EXIST"), False),
         (OSError("No space left on device"), False),
         (
-            MlflowException("The following failures occurred while downloading: API request to http://x failed with exception HTTPConnectionPool"),
+            MlflowException(
+                "The following failures occurred while downloading: API request to http://x failed with exception"
+                " HTTPConnectionPool"
+            ),
             True,
         ),
     ],
@@ -198,21 +214,30 @@ def test_a_run_whose_making_was_not_confirmed_is_made_once(composed, tmp_path: P
 def test_passwords_are_nowhere_to_be_read(composed, tmp_path: Path) -> None:
     uri = "https://me:pa55word@lab.example:8443/mlflow"
     assert masked(f"tracking:\n  uri: {uri}\n") == "tracking:\n  uri: https://me:***@lab.example:8443/mlflow\n"
-    assert masked("sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab") == "sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab"
+    assert (
+        masked("sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab")
+        == "sqlite:////data/a@b.db http://127.0.0.1:5000 https://me@lab"
+    )
     tracking = composed().tracking
     client, _ = tracking.connect()
-    composition = RunOrigin(f"tracking:\n  uri: {uri}\n", (f"tracking.uri={uri}",), f"miniature frozen tracking.uri={uri}", tmp_path)
+    composition = RunOrigin(
+        f"tracking:\n  uri: {uri}\n", (f"tracking.uri={uri}",), f"miniature frozen tracking.uri={uri}", tmp_path
+    )
     with tracking.open(composition) as tracker:
         tracker.parameters({"tracking.uri": uri})
     run = client.get_run(tracker.run_id)
-    files = [Path(client.download_artifacts(tracker.run_id, place, str(tmp_path))) for place in ("config/config.yaml", "config/overrides.txt")]
+    files = [
+        Path(client.download_artifacts(tracker.run_id, place, str(tmp_path)))
+        for place in ("config/config.yaml", "config/overrides.txt")
+    ]
     written = [str(run.to_dictionary()), *(file.read_text() for file in files)]
     assert [("pa55word" in text, "me:***@lab.example:8443/mlflow" in text) for text in written] == [(False, True)] * 3
 
 
 def test_a_server_s_password_is_not_in_what_goes_wrong(composed, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "before")  # so that it is taken away afterwards
+        # So that it is taken away afterwards
+        monkeypatch.setenv(name, "before")
     uri = nowhere()
     tracking = composed(f"tracking.uri={uri.replace('//', '//me:pa%2Fss@')}", "tracking.patience_minutes=0").tracking
     with pytest.raises(UserError, match=f"The tracking server at {uri} does not answer") as refused:

@@ -37,7 +37,13 @@ def test_what_was_cut_off_leaves_nothing(tmp_path) -> None:
 def test_a_place_that_cannot_be_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(UserError, match=r"file cannot be made \(File exists\). output must be a folder that you may write to. Type output=<folder>."),
+        pytest.raises(
+            UserError,
+            match=(
+                r"file cannot be made \(File exists\). output must be a folder that you may write to. Type"
+                r" output=<folder>."
+            ),
+        ),
         folder(tmp_path / "file", OWN),
     ):
         pass
@@ -59,7 +65,9 @@ def test_a_file_is_whole_or_absent(tmp_path) -> None:
 @pytest.mark.parametrize("place", ["/dev/null", "/proc", "/proc/none/x"])
 def test_a_place_that_is_no_file_is_refused(place: str) -> None:
     with (
-        pytest.raises(UserError, match=f"{place} cannot be written .* output must be a file. Type output=breeds.csv, for example."),
+        pytest.raises(
+            UserError, match=f"{place} cannot be written .* output must be a file. Type output=breeds.csv, for example."
+        ),
         sink(place, "breeds.csv"),
     ):
         pass
@@ -69,7 +77,11 @@ def test_other_folders_are_left_as_they_are(tmp_path) -> None:
     (tmp_path / "page.txt").write_text("mine")
     with (
         pytest.raises(
-            UserError, match=r"holds other things, such as page.txt. output must be a new folder, an empty one, or an earlier result. Type output="
+            UserError,
+            match=(
+                r"holds other things, such as page.txt. output must be a new folder, an empty one, or an earlier"
+                r" result. Type output="
+            ),
         ),
         folder(tmp_path, OWN),
     ):

@@ -22,7 +22,9 @@ class Read(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.sources += [value or "" for name, value in attributes if name == "src" or (tag == "link" and name == "href")]
+        self.sources += [
+            value or "" for name, value in attributes if name == "src" or (tag == "link" and name == "href")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text += data

@@ -42,7 +42,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network as an attempt keeps it, its head made so that it is sure of something."""
     backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     plan = Nothing(batchnorm="frozen", drop_connect="off").plan(backbone.blocks)
-    built = assemble(backbone, Preprocessing(mode="raw"), plan, lambda features: Linear(dropout=0.0).build(features, len(NAMES), 0))
+    built = assemble(
+        backbone, Preprocessing(mode="raw"), plan, lambda features: Linear(dropout=0.0).build(features, len(NAMES), 0)
+    )
     built.head.set_weights([3 * array for array in built.head.get_weights()])
     path = tmp_path_factory.mktemp("network") / "model.keras"
     built.whole(NAMES, "pad").save(path)
@@ -67,7 +69,9 @@ def drawn(number: int, decoded: list[int] | None = None) -> Named:
 
 
 def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: object) -> list[Prediction]:
-    return list(answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more))  # type: ignore[arg-type]
+    return list(
+        answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more)
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch", [4, pytest.param(100, marks=pytest.mark.slow)])
@@ -101,7 +105,9 @@ def test_only_some_batches_are_opened_ahead_and_nothing_after_it_is_closed(class
 
 def test_bad_photos_alone_are_no_batch(classifier: Classifier) -> None:
     photos = [drawn(3), drawn(10), drawn(17)]
-    assert [bool(answer.error) for answer in answers(classifier, network(classifier, False), photos, 2, 1)] == [True] * 3
+    assert [bool(answer.error) for answer in answers(classifier, network(classifier, False), photos, 2, 1)] == [
+        True
+    ] * 3
 
 
 def test_a_network_whose_answers_are_no_numbers_is_refused(classifier: Classifier) -> None:
@@ -109,7 +115,11 @@ def test_a_network_whose_answers_are_no_numbers_is_refused(classifier: Classifie
         return np.full((len(pixels), len(NAMES)), np.nan), None
 
     with pytest.raises(
-        UserError, match=r"^The network's answers are not numbers: its training diverged\. A network must give probabilities\. Type run=best"
+        UserError,
+        match=(
+            r"^The network's answers are not numbers: its training diverged\. A network must give probabilities\. Type"
+            r" run=best"
+        ),
     ):
         list(answers(classifier, run, [drawn(0)], 2, 1))
 
@@ -133,9 +143,13 @@ def test_a_photo_that_goes_away_before_it_is_drawn_is_a_bad_one(classifier: Clas
         try:
             return next(looks)
         except StopIteration:
-            raise Unreadable("a cannot be opened. Photos must be files. Mend it, or type data.on_corrupt=skip.") from None
+            raise Unreadable(
+                "a cannot be opened. Photos must be files. Mend it, or type data.on_corrupt=skip."
+            ) from None
 
-    (answer,) = answers(classifier, network(classifier, True), [Named("a", "/a", once)], 2, 1, Overlays(tmp_path, "pad"))
+    (answer,) = answers(
+        classifier, network(classifier, True), [Named("a", "/a", once)], 2, 1, Overlays(tmp_path, "pad")
+    )
     assert answer == Prediction("a", error="a cannot be opened. Photos must be files. Mend it.")
 
 
@@ -167,7 +181,15 @@ def test_json_lines_hold_what_programs_need() -> None:
 def test_csv_has_the_same_columns_on_every_row(explained: bool) -> None:
     lines = Csv(2, explained)
     rows = list(csv.DictReader(io.StringIO(lines.heading + "".join(map(lines, ANSWERS)))))
-    columns = ["photo", "breed", "probability", "breed_2", "probability_2", *(["explained"] if explained else []), "error"]
+    columns = [
+        "photo",
+        "breed",
+        "probability",
+        "breed_2",
+        "probability_2",
+        *(["explained"] if explained else []),
+        "error",
+    ]
     assert [list(row) for row in rows] == [columns] * 3
     assert rows[0]["breed_2"] == 'Bärli, "the" dog'
     assert float(rows[1]["probability_2"]) == 1e-9
@@ -181,7 +203,8 @@ def test_csv_has_the_same_columns_on_every_row(explained: bool) -> None:
 def test_a_table_keeps_to_the_terminal_s_width(width: int, coloured: bool) -> None:
     lines = Table(NAMES, 2, width, coloured)
     shown = [re.sub(r"\x1b\[\d+m", "", lines(answer)) for answer in ANSWERS]
-    assert shown[2] == ""  # its sentence stands on the standard error
+    # Its sentence stands on the standard error
+    assert shown[2] == ""
     assert max(cell_len(line.rstrip("\n")) for line in shown) <= width
     assert " 93.1 %" in shown[0]
     assert shown[0].startswith("photos/a.jpg" if width >= 40 else "ph")
@@ -192,7 +215,10 @@ def test_a_table_keeps_to_the_terminal_s_width(width: int, coloured: bool) -> No
 
 def test_a_table_in_a_file_shortens_nothing() -> None:
     long = Prediction("a" * 200, ANSWERS[0].top)
-    assert Table(NAMES, 2, None, False)(long) == f"{'a' * 200}  Chihuahua               {' 93.1 %'}  {NAMES[1].ljust(23)}   5.0 %\n"
+    assert (
+        Table(NAMES, 2, None, False)(long)
+        == f"{'a' * 200}  Chihuahua               {' 93.1 %'}  {NAMES[1].ljust(23)}   5.0 %\n"
+    )
 
 
 def test_what_is_shortened_loses_its_middle() -> None:
@@ -211,21 +237,34 @@ def folder(tmp_path: Path) -> Path:
     root = tmp_path / "shots"
     (root / "deep").mkdir(parents=True)
     for number in range(8):
-        Image.fromarray(drawn_dogs.draw("test", number, 0)).save(root / ("deep" if number % 2 else "") / f"{number}.jpg", quality=95)
+        Image.fromarray(drawn_dogs.draw("test", number, 0)).save(
+            root / ("deep" if number % 2 else "") / f"{number}.jpg", quality=95
+        )
     (root / "cut.jpg").write_bytes((root / "0.jpg").read_bytes()[:700])
     (root / "text.png").write_text("no photo")
     return root
 
 
 @pytest.mark.slow
-def test_a_folder_from_a_saved_file_in_each_format(command, typed, file: Path, classifier: Classifier, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_from_a_saved_file_in_each_format(
+    command, typed, file: Path, classifier: Classifier, folder: Path, tmp_path: Path
+) -> None:
     done = typed("predict", f"run={file}", "images=shots", "format=jsonl", "explain=true", "explain_dir=seen")
     errors = done.stderr.splitlines()
     assert done.returncode == 2
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     good = [line for line in lines if "error" not in line]
     assert [line["photo"] for line in lines] == [
-        f"shots/{name}" for name in ("0.jpg", "2.jpg", "4.jpg", "6.jpg", "cut.jpg", *(f"deep/{n}.jpg" for n in (1, 3, 5, 7)), "text.png")
+        f"shots/{name}"
+        for name in (
+            "0.jpg",
+            "2.jpg",
+            "4.jpg",
+            "6.jpg",
+            "cut.jpg",
+            *(f"deep/{n}.jpg" for n in (1, 3, 5, 7)),
+            "text.png",
+        )
     ]
     for line in good:
         with Image.open(tmp_path / line["photo"]) as photo:
@@ -234,9 +273,13 @@ def test_a_folder_from_a_saved_file_in_each_format(command, typed, file: Path, c
         assert abs(line["probability"] - shares.max()) < 1e-4
     assert {line["explained"] for line in good} == {f"seen/{path.name}" for path in (tmp_path / "seen").iterdir()}
     assert errors[0] == f"{file}: 5 breeds, 64 px"
-    assert [error.split(" (")[0] for error in errors[1:3]] == ["shots/cut.jpg cannot be read as a photo", "shots/text.png cannot be read as a photo"]
+    assert [error.split(" (")[0] for error in errors[1:3]] == [
+        "shots/cut.jpg cannot be read as a photo",
+        "shots/text.png cannot be read as a photo",
+    ]
     assert re.fullmatch(r"8 photos in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[3])
-    assert not (tmp_path / "home/mlruns").exists()  # MLflow was left alone
+    # MLflow was left alone
+    assert not (tmp_path / "home/mlruns").exists()
 
     table = command("predict", f"run={file}", "images=shots/*.jpg", "tracking=none")
     assert table.returncode == 2
@@ -244,7 +287,9 @@ def test_a_folder_from_a_saved_file_in_each_format(command, typed, file: Path, c
     assert "\x1b" not in table.stdout
     assert len(table.stdout.splitlines()) == 4
 
-    written = command("predict", f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/breeds.csv", "top=99")
+    written = command(
+        "predict", f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/breeds.csv", "top=99"
+    )
     assert (written.returncode, written.stdout) == (0, "out/breeds.csv\n"), written.stderr
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/breeds.csv").read_text())))
     assert [row["photo"] for row in rows] == ["shots/0.jpg", *(f"shots/deep/{n}.jpg" for n in (1, 3, 5, 7))]
@@ -253,16 +298,28 @@ def test_a_folder_from_a_saved_file_in_each_format(command, typed, file: Path, c
 
 
 @pytest.mark.slow
-def test_the_standard_input_and_a_reader_that_leaves(command, at_home, file: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_standard_input_and_a_reader_that_leaves(
+    command, at_home, file: Path, folder: Path, tmp_path: Path
+) -> None:
     one = command("predict", f"run={file}", "images=-", "format=csv", "top=1", given=(folder / "0.jpg").read_bytes())
     assert (one.returncode, one.stdout.splitlines()[1].split(",")[0]) == (0, "standard input")
-    listed = command("predict", f"run={file}", "images=-", "format=csv", "top=1", given=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n")
-    assert listed.returncode == 2
-    assert [line.split(",")[0] for line in listed.stdout.splitlines()[1:]] == ["shots/0.jpg", "shots/gone.jpg", "shots/2.jpg"]
-    assert (
-        "shots/gone.jpg cannot be opened (No such file or directory). Photos must be files that you may read. Mend or remove it.\n" in listed.stderr
+    listed = command(
+        "predict", f"run={file}", "images=-", "format=csv", "top=1", given=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n"
     )
-    line = f"yes shots/0.jpg | {sys.executable} -m dogbreeds.predict run={file} images=- batch_size=4 format=jsonl 2>errors | head -2"
+    assert listed.returncode == 2
+    assert [line.split(",")[0] for line in listed.stdout.splitlines()[1:]] == [
+        "shots/0.jpg",
+        "shots/gone.jpg",
+        "shots/2.jpg",
+    ]
+    assert (
+        "shots/gone.jpg cannot be opened (No such file or directory). Photos must be files that you may read. Mend or"
+        " remove it.\n" in listed.stderr
+    )
+    line = (
+        f"yes shots/0.jpg | {sys.executable} -m dogbreeds.predict run={file} images=- batch_size=4 format=jsonl"
+        " 2>errors | head -2"
+    )
     script = ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"]
     early = subprocess.run(script, cwd=tmp_path, env=at_home(), capture_output=True, timeout=900, text=True)
     assert early.stdout.splitlines()[2] == "0"
@@ -270,7 +327,9 @@ def test_the_standard_input_and_a_reader_that_leaves(command, at_home, file: Pat
 
 
 @pytest.mark.slow
-def test_errors_are_sentences_and_come_before_anything_is_computed(command, file: Path, folder: Path, tmp_path: Path) -> None:
+def test_errors_are_sentences_and_come_before_anything_is_computed(
+    command, file: Path, folder: Path, tmp_path: Path
+) -> None:
     import keras
 
     (tmp_path / "empty").mkdir()
@@ -278,34 +337,73 @@ def test_errors_are_sentences_and_come_before_anything_is_computed(command, file
     (tmp_path / "cut.keras").write_bytes(file.read_bytes()[:-2000])
     (tmp_path / "text.keras").write_text("not a network")
     for arguments, sentence in (
-        ([], "images was not given. It must be a photo, a folder of photos, a pattern, or - for the standard input. Type images="),
-        (["images=empty"], "images=empty holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden. Type images="),
+        (
+            [],
+            (
+                "images was not given. It must be a photo, a folder of photos, a pattern, or - for the standard input."
+                " Type images="
+            ),
+        ),
+        (
+            ["images=empty"],
+            (
+                "images=empty holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden."
+                " Type images="
+            ),
+        ),
         (["images=none/*.jpg"], "images=none/*.jpg holds no photos. They are files that end in"),
         (["images=gone"], f"images=gone is not there (looked for {tmp_path}/gone). It must be a photo, a folder"),
         (["images=-"], "images=- was given, and the standard input is empty. It must be a photo, or paths of photos"),
-        (["images=a.jpg,b.jpg"], "The command line was not understood (Ambiguous value for argument 'images=a.jpg,b.jpg')"),
+        (
+            ["images=a.jpg,b.jpg"],
+            "The command line was not understood (Ambiguous value for argument 'images=a.jpg,b.jpg')",
+        ),
         (["images=shots", "imagse=x"], "imagse is not a setting. Near it there are run, images,"),
-        (["images=shots", "format=xml"], "format was 'xml'. It must be one of table, jsonl, csv. Type format=table, for example."),
+        (
+            ["images=shots", "format=xml"],
+            "format was 'xml'. It must be one of table, jsonl, csv. Type format=table, for example.",
+        ),
         (["images=shots", "top=0"], "top was 0. It must be a whole number of 1 or more. Type top=3, for example."),
         (
             ["images=shots", "tracking=none"],
             "tracking=none was chosen. A run's network is found through MLflow, which kept it. Type tracking=mlflow.",
         ),
-        (["images=shots"], "Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type python -m"),
+        (
+            ["images=shots"],
+            (
+                "Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type"
+                " python -m"
+            ),
+        ),
         (
             ["images=shots", "run=abc"],
-            "run=abc names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's id. Type",
+            (
+                "run=abc names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's"
+                " id. Type"
+            ),
         ),
         (
             ["images=shots", "run=gone.keras"],
             "run=gone.keras is not a file. It must be a network that was saved as .keras, or a run. Type run=latest",
         ),
-        (["images=shots", "run=nameless.keras"], "nameless.keras is a network without class names. It must give names and probabilities,"),
+        (
+            ["images=shots", "run=nameless.keras"],
+            "nameless.keras is a network without class names. It must give names and probabilities,",
+        ),
         (["images=shots", "run=cut.keras"], "cut.keras cannot be read as a saved network ("),
         (["images=shots", "run=text.keras"], "text.keras cannot be read as a saved network ("),
-        (["images=shots", f"run={file}", "output=shots"], f"{tmp_path}/shots cannot be written (it is no file). output must be a file. Type output="),
-        (["images=shots", f"run={file}", "output=/dev/null"], "/dev/null cannot be written (it is no file). output must be a file."),
-        (["images=shots", f"run={file}", "explain=true", "explain_dir=shots/0.jpg"], "shots/0.jpg cannot be written (File exists). Overlays need a"),
+        (
+            ["images=shots", f"run={file}", "output=shots"],
+            f"{tmp_path}/shots cannot be written (it is no file). output must be a file. Type output=",
+        ),
+        (
+            ["images=shots", f"run={file}", "output=/dev/null"],
+            "/dev/null cannot be written (it is no file). output must be a file.",
+        ),
+        (
+            ["images=shots", f"run={file}", "explain=true", "explain_dir=shots/0.jpg"],
+            "shots/0.jpg cannot be written (File exists). Overlays need a",
+        ),
     ):
         refused = command("predict", *arguments)
         errors = refused.stderr
@@ -315,9 +413,14 @@ def test_errors_are_sentences_and_come_before_anything_is_computed(command, file
 
 
 @pytest.mark.parametrize(
-    "name", tiered([("Bärli, [2024] (1).jpg",), ("it's = 1.jpg",), ("my dog.jpg",), ("007",)], slow=[("it's = 1.jpg",), ("007",)])
+    "name",
+    tiered(
+        [("Bärli, [2024] (1).jpg",), ("it's = 1.jpg",), ("my dog.jpg",), ("007",)], slow=[("it's = 1.jpg",), ("007",)]
+    ),
 )
-def test_names_that_hydra_would_trip_over_can_be_quoted(name: str, command, file: Path, folder: Path, tmp_path: Path) -> None:
+def test_names_that_hydra_would_trip_over_can_be_quoted(
+    name: str, command, file: Path, folder: Path, tmp_path: Path
+) -> None:
     (folder / "0.jpg").rename(tmp_path / name)
     quote = '"' if "'" in name else "'"
     done = command("predict", f"run={file}", f"images={quote}{name}{quote}", "format=jsonl", "top=1")
@@ -327,7 +430,9 @@ def test_names_that_hydra_would_trip_over_can_be_quoted(name: str, command, file
 @pytest.mark.slow
 def test_interrupted_it_leaves_nothing_half_written(begun, file: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "breeds.csv").write_text("from before")
-    with begun("predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", given=b"shots/0.jpg\n" * 1_000_000) as process:
+    with begun(
+        "predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", given=b"shots/0.jpg\n" * 1_000_000
+    ) as process:
         until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -350,7 +455,8 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
         while True:
             try:
                 more = os.read(ours, 65_536)
-            except OSError:  # the other side has closed
+            except OSError:
+                # the other side has closed
                 break
             shown += more
         process.wait(timeout=60)
@@ -365,7 +471,9 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
         *(pytest.param(*each, marks=pytest.mark.long) for each in ((80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"}))),
     ],
 )
-def test_on_a_terminal_lines_fit(at_home, made_home, file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]) -> None:
+def test_on_a_terminal_lines_fit(
+    at_home, made_home, file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]
+) -> None:
     made_home(tmp_path / "home")
     environment = at_home(TERM="xterm") | colours
     environment = {name: value for name, value in environment.items() if name != "NO_COLOR" or colours}
@@ -382,8 +490,14 @@ def test_a_recorded_run_answers(command: Callable[..., "subprocess.CompletedProc
     assert ran.returncode == 0, ran.stderr
     done = command("predict", "images=shots/deep", "format=jsonl", "top=1")
     assert done.returncode == 0, done.stderr
-    right = [json.loads(line)["breed"] == drawn_dogs.breed_name(int(Path(json.loads(line)["photo"]).stem)) for line in done.stdout.splitlines()]
+    right = [
+        json.loads(line)["breed"] == drawn_dogs.breed_name(int(Path(json.loads(line)["photo"]).stem))
+        for line in done.stdout.splitlines()
+    ]
     assert sum(right) >= 3
     assert re.match(r"run [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation: 8 breeds, 64 px\n", done.stderr)
     other = command("predict", "images=shots", "only.model=effnetb4")
-    assert "has no finished attempt that kept its network with only.model=effnetb4. run=latest is one of those." in other.stderr
+    assert (
+        "has no finished attempt that kept its network with only.model=effnetb4. run=latest is one of those."
+        in other.stderr
+    )

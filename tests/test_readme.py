@@ -22,7 +22,9 @@ def test_a_promise_s_test_is_there_and_runs_with_every_change(name: str, collect
     file, function = name.split("::")
     if not any(found.startswith(f"{file}::") for found in collected):
         pytest.skip("this run collects some files only")
-    assert any(not {"long", "real"} & marks for marks in collected.get(name, [])), f"no tests/test_{file}.py::test_{function} outside the long tier"
+    assert any(not {"long", "real"} & marks for marks in collected.get(name, [])), (
+        f"no tests/test_{file}.py::test_{function} outside the long tier"
+    )
 
 
 def test_what_the_readme_makes_can_be_made() -> None:

@@ -8,7 +8,10 @@ import pytest
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif("DOGBREEDS_REAL_DATA" not in os.environ, reason="DOGBREEDS_REAL_DATA names no folder")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif("DOGBREEDS_REAL_DATA" not in os.environ, reason="DOGBREEDS_REAL_DATA names no folder"),
+]
 
 MODELS = {
     "effnetb0": ("efficientnetb0_notop.weights.h5", (), 0.70),

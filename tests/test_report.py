@@ -16,7 +16,10 @@ NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
 
 def report(labels: np.ndarray, called: np.ndarray, mistakes: int = 0) -> Report:
     logits = 3.0 * np.eye(len(NAMES))[called]
-    shown = tuple(Mistake(np.zeros((8, 8, 3), np.uint8), NAMES[label], NAMES[said], 0.9) for label, said in zip(labels, called, strict=True))
+    shown = tuple(
+        Mistake(np.zeros((8, 8, 3), np.uint8), NAMES[label], NAMES[said], 0.9)
+        for label, said in zip(labels, called, strict=True)
+    )
     found = evaluate(logits, labels, NAMES, None, 0)
     ids = [f"photo {number}" for number in range(len(labels))]
     return Report("title", ("about",), {"run": "x"}, found, NAMES, ids, labels, logits, shown[:mistakes])

@@ -55,7 +55,10 @@ def test_training_and_the_saved_graph_resize_alike(rng: np.random.Generator) -> 
 def test_what_goes_into_other_formats_resizes_to_the_same_levels(how: str, size: int, rng: np.random.Generator) -> None:
     import tensorflow as tf
 
-    graph = tf.function(lambda photos: resized_in_steps(photos, size, how), input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    graph = tf.function(
+        lambda photos: resized_in_steps(photos, size, how),
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
+    )
     sides = [(1, 1), (37, 91), (size, size), (size - 1, size + 1), (200, 3), (448, 336), (500, 333), (300, 450)]
     for height, width in sides:
         photos = rng.integers(0, 256, size=(2, height, width, 3), dtype=np.uint8)

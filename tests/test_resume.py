@@ -50,9 +50,17 @@ def final(place: Path, cut_off: int = 0) -> dict[str, dict]:
         folder.mkdir(exist_ok=True)
         client.download_artifacts(run.info.run_id, "model", str(folder))
         client.download_artifacts(run.info.run_id, "predictions", str(folder))
-        names = [name for name in run.data.metrics if name.startswith(("train/", "val/", "lr", "best/", "last/", "test/", "verdict/", "parent/"))]
-        curves = {name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)] for name in sorted(names)}
-        assert run.data.params["phase"] not in found  # one run a phase, whatever happened to it
+        names = [
+            name
+            for name in run.data.metrics
+            if name.startswith(("train/", "val/", "lr", "best/", "last/", "test/", "verdict/", "parent/"))
+        ]
+        curves = {
+            name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+            for name in sorted(names)
+        }
+        # One run a phase, whatever happened to it
+        assert run.data.params["phase"] not in found
         found[run.data.params["phase"]] = {
             "weights": _weights(folder / "model/model.keras"),
             "curves": {name: sorted(points) for name, points in curves.items()},
@@ -65,12 +73,16 @@ def final(place: Path, cut_off: int = 0) -> dict[str, dict]:
 def _weights(file: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(file) as zipped, h5py.File(zipped.open("model.weights.h5")) as stored:
         found: dict[str, bytes] = {}
-        stored.visititems(lambda name, item: found.__setitem__(name, item[()].tobytes()) if isinstance(item, h5py.Dataset) else None)
+        stored.visititems(
+            lambda name, item: found.__setitem__(name, item[()].tobytes()) if isinstance(item, h5py.Dataset) else None
+        )
     return found
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, made_home: Callable[[Path], Path]) -> tuple[dict[str, dict], list[str]]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, made_home: Callable[[Path], Path]
+) -> tuple[dict[str, dict], list[str]]:
     """What both phases give when nothing happens to them, and the moments at which something might."""
     place = made_home(tmp_path_factory.mktemp("uninterrupted"))
     done = train(place, 0)
@@ -85,8 +97,12 @@ def chosen(moments: list[str], number: int) -> int:
     return random.Random(number).choice(places)
 
 
-@pytest.mark.parametrize("number", [pytest.param(number, marks=pytest.mark.slow if number < 5 else pytest.mark.long) for number in range(20)])
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(number: int, uninterrupted, tmp_path: Path, made_home) -> None:
+@pytest.mark.parametrize(
+    "number", [pytest.param(number, marks=pytest.mark.slow if number < 5 else pytest.mark.long) for number in range(20)]
+)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+    number: int, uninterrupted, tmp_path: Path, made_home
+) -> None:
     expected, moments = uninterrupted
     assert set(moments) == {"features", "step", "checkpoint", "rename", "record"}
     assert set(expected) == {"Frozen", "Finetune"}

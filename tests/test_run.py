@@ -15,11 +15,16 @@ from dogbreeds.models import model, unfreeze
 from dogbreeds.tracking import tracking
 from dogbreeds.training import optimizer, phase
 
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in (home() / "conf").glob("*/*.yaml") if path.parent.name not in ("hydra", "attempt"))
+OPTIONS = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in (home() / "conf").glob("*/*.yaml")
+    if path.parent.name not in ("hydra", "attempt")
+)
 
 
 def test_fields_groups_and_modules_have_the_same_names() -> None:
-    groups = {folder.name for folder in (home() / "conf").iterdir() if folder.is_dir()} - {"hydra", "attempt"}  # an attempt is a diff of the others
+    # An attempt is a diff of the others
+    groups = {folder.name for folder in (home() / "conf").iterdir() if folder.is_dir()} - {"hydra", "attempt"}
     assert groups == {field.name for field in dataclasses.fields(Run)} - set(ALONE)
     assert all((home() / f"dogbreeds/{group}.py").is_file() for group in groups)
 
@@ -28,7 +33,13 @@ def test_with_nothing_named_it_is_the_miniature(composed) -> None:
     run = composed()
     assert isinstance(run.model, model.Miniature)
     assert isinstance(run.data, miniature.Miniature)
-    assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.phase.batch_size, run.seed) == (64, "raw", 1e-3, 32, 0)
+    assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.phase.batch_size, run.seed) == (
+        64,
+        "raw",
+        1e-3,
+        32,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,10 +54,17 @@ def test_with_nothing_named_it_is_the_miniature(composed) -> None:
         ("convnext_tiny", 224, "raw", 1e-5),
     ],
 )
-def test_a_model_brings_its_data_size_pixels_and_rates(composed, name: str, size: int, pixels: str, finetune_lr: float) -> None:
+def test_a_model_brings_its_data_size_pixels_and_rates(
+    composed, name: str, size: int, pixels: str, finetune_lr: float
+) -> None:
     run = composed(f"model={name}")
     assert isinstance(run.data, stanford_dogs.StanfordDogs)
-    assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.model.weights) == (size, pixels, 1e-3, "imagenet")
+    assert (run.model.image_size, run.preprocessing.mode, run.optimizer.lr, run.model.weights) == (
+        size,
+        pixels,
+        1e-3,
+        "imagenet",
+    )
     finetune = composed(f"model={name}", "phase=finetune")
     assert finetune.optimizer.lr == finetune_lr
     assert finetune.phase.batch_size == 16
@@ -63,7 +81,12 @@ def test_the_command_line_wins_over_what_is_brought(composed, tmp_path: Path) ->
     assert isinstance(run.data, folder.Folder)
     assert isinstance(run.unfreeze, unfreeze.All)
     assert isinstance(run.optimizer, optimizer.SGD)
-    assert (run.phase.batch_size, run.optimizer.lr, run.model.image_size, run.preprocessing.mode) == (8, 0.03, 128, "torch")
+    assert (run.phase.batch_size, run.optimizer.lr, run.model.image_size, run.preprocessing.mode) == (
+        8,
+        0.03,
+        128,
+        "torch",
+    )
 
 
 @pytest.mark.parametrize("group", OPTIONS)
@@ -76,7 +99,10 @@ def test_every_option_composes(composed, group: str) -> None:
 def test_the_key_is_of_what_decides_the_result(composed) -> None:
     key = composed().key
     assert key == composed("tracking=none", "features.max_gigabytes=1").key == composed("preprocessing=raw").key
-    others = [composed(change).key for change in ("seed=1", "optimizer.lr=1e-2", "head=linear", "features.dtype=float16", "augment=guide")]
+    others = [
+        composed(change).key
+        for change in ("seed=1", "optimizer.lr=1e-2", "head=linear", "features.dtype=float16", "augment=guide")
+    ]
     assert len({key, *others}) == 6
 
 
@@ -147,17 +173,26 @@ def test_only_a_group_s_own_classes_are_built(tmp_path: Path, what: str) -> None
     name, group = NO_CLASSES[what]
     with pytest.raises(UserError) as refusal:
         part(OmegaConf.create({name: group(tmp_path / "made")}), name)
-    said = rf"{name}\._target_ was .*\. It must be a class of dogbreeds\.{name}, as in the files of conf/{name}/\. Type {name}=<option>; python -m"
+    said = (
+        rf"{name}\._target_ was .*\. It must be a class of dogbreeds\.{name}, as in the files of conf/{name}/\. Type"
+        rf" {name}=<option>; python -m"
+    )
     assert re.match(said, str(refusal.value))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("key", ["_target_", "_args_", "_partial_", "_convert_", "_recursive_"])
-@pytest.mark.parametrize("deep", [lambda call: call, lambda call: [8, call], lambda call: {"a": {"b": call}}, lambda call: [[{"a": [call]}]]])
+@pytest.mark.parametrize(
+    "deep", [lambda call: call, lambda call: [8, call], lambda call: {"a": {"b": call}}, lambda call: [[{"a": [call]}]]]
+)
 def test_nothing_within_a_setting_is_called(tmp_path: Path, key: str, deep: Callable[[object], object]) -> None:
     call = touch(tmp_path / "made") if key == "_target_" else {key: True}
     with pytest.raises(
-        UserError, match=rf"^head\.widths.* has a key {key} \(.*\)\. Only a group itself names a class, and its settings are plain values\. "
+        UserError,
+        match=(
+            rf"^head\.widths.* has a key {key} \(.*\)\. Only a group itself names a class, and its settings are plain"
+            r" values\. "
+        ),
     ):
         part(OmegaConf.create({"head": MLP | {"widths": deep(call)}}), "head")
     assert list(tmp_path.iterdir()) == []
@@ -173,7 +208,10 @@ def test_a_text_that_would_resolve_to_a_call_stays_a_text(tmp_path: Path) -> Non
 
 
 def test_a_setting_that_is_left_out_is_named() -> None:
-    said = r"^head\.widths was not given\. MLP has dropout, widths, and needs them all\. Type head=<option>, whose file gives them; "
+    said = (
+        r"^head\.widths was not given\. MLP has dropout, widths, and needs them all\. Type head=<option>, whose file"
+        r" gives them; "
+    )
     with pytest.raises(UserError, match=said):
         part(OmegaConf.create({"head": {key: value for key, value in MLP.items() if key != "widths"}}), "head")
     assert part(OmegaConf.create({"head": MLP}), "head").widths == (8,)

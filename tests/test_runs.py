@@ -46,7 +46,8 @@ def test_words_and_beginnings_name_runs(tracking: Mlflow, recorded: Callable[...
 def test_best_is_sought_on_the_same_photos_only(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     easy, hard = recorded(0.9), recorded(0.7, data="stanford_dogs")
     said = (
-        "run=best was asked for, and experiment 'dogbreeds' has attempts on miniature and stanford_dogs. The best is among those on the same photos."
+        "run=best was asked for, and experiment 'dogbreeds' has attempts on miniature and stanford_dogs. The best is"
+        " among those on the same photos."
     )
     with pytest.raises(UserError, match=re.escape(said)):
         find(tracking, "best", ANY)
@@ -57,14 +58,19 @@ def test_best_is_sought_on_the_same_photos_only(tracking: Mlflow, recorded: Call
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"status": "KILLED"}, "has not finished (KILLED). It must be an attempt that was trained to its end. Type run=latest"),
+        (
+            {"status": "KILLED"},
+            "has not finished (KILLED). It must be an attempt that was trained to its end. Type run=latest",
+        ),
         (
             {"model": "removed: another job of the sweep did better"},
             "kept no network (removed: another job of the sweep did better). There must be one.",
         ),
     ],
 )
-def test_runs_that_are_of_no_use_are_refused(tracking: Mlflow, recorded: Callable[..., str], changes: dict[str, str], words: str) -> None:
+def test_runs_that_are_of_no_use_are_refused(
+    tracking: Mlflow, recorded: Callable[..., str], changes: dict[str, str], words: str
+) -> None:
     run_id = recorded(0.9, **changes)
     with pytest.raises(UserError, match=re.escape(f"run={run_id} {words}")):
         find(tracking, run_id, ANY)
@@ -72,20 +78,36 @@ def test_runs_that_are_of_no_use_are_refused(tracking: Mlflow, recorded: Callabl
 
 def test_what_names_nothing_or_too_much_is_refused(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     with pytest.raises(
-        UserError, match=r"Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type python"
+        UserError,
+        match=(
+            r"Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type"
+            r" python"
+        ),
     ):
         find(tracking, "latest", ANY)
     first = recorded(0.5)
     recorded(0.6)
     with pytest.raises(
-        UserError, match=rf"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are .*{short(first)}"
+        UserError,
+        match=(
+            r"run=zz names no run of experiment 'dogbreeds'. It must be latest, best, .* the newest are"
+            rf" .*{short(first)}"
+        ),
     ):
         find(tracking, "zz", ANY)
     with pytest.raises(UserError, match=r"first= names 2 runs of experiment 'dogbreeds'."):
         find(tracking, "", ANY, key="first")
-    with pytest.raises(UserError, match=re.escape("has no finished attempt that kept its network with only.data=cats.")):
+    with pytest.raises(
+        UserError, match=re.escape("has no finished attempt that kept its network with only.data=cats.")
+    ):
         find(tracking, "latest", Only(model=None, data="cats"))
 
 
 def test_files_are_told_from_runs() -> None:
-    assert [is_file(word) for word in ("model.keras", "./model", "folder/x.keras", "380ff520", "latest")] == [True, True, True, False, False]
+    assert [is_file(word) for word in ("model.keras", "./model", "folder/x.keras", "380ff520", "latest")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -10,7 +10,13 @@ def test_constant() -> None:
 
 @pytest.mark.parametrize(
     ("losses", "cuts"),
-    [([3, 2, 1], 0), ([1, 1, 1, 1], 1), ([1, 2, 2, 2, 2, 2, 2], 2), ([1, 2, 2, 0.5, 2, 2], 0), ([1, 0.99995, 0.99993, 0.99991], 1)],
+    [
+        ([3, 2, 1], 0),
+        ([1, 1, 1, 1], 1),
+        ([1, 2, 2, 2, 2, 2, 2], 2),
+        ([1, 2, 2, 0.5, 2, 2], 0),
+        ([1, 0.99995, 0.99993, 0.99991], 1),
+    ],
 )
 def test_plateau_cuts_after_three_epochs_without_a_lower_loss(losses: list[float], cuts: int) -> None:
     plateau = Plateau(factor=0.5, patience_epochs=3, min_delta=1e-4, min_lr=1e-7)
@@ -23,14 +29,18 @@ def test_plateau_is_keras_own_on_random_losses(rng: np.random.Generator) -> None
     plateau = Plateau(factor=0.5, patience_epochs=3, min_delta=1e-4, min_lr=1e-4)
     for _ in range(20):
         losses = np.cumsum(rng.normal(-0.02, 0.2, size=25)) + 5
-        callback = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.5, patience=3, min_delta=1e-4, min_lr=1e-4)
+        callback = keras.callbacks.ReduceLROnPlateau(
+            monitor="val_loss", factor=0.5, patience=3, min_delta=1e-4, min_lr=1e-4
+        )
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
         model.compile(optimizer=keras.optimizers.SGD(1e-3))
         callback.set_model(model)
         callback.on_train_begin()
         for epoch, loss in enumerate(losses):
             callback.on_epoch_end(epoch, {"val_loss": loss})
-            assert plateau.lr(1e-3, epoch + 1, 25, losses[: epoch + 1]) == pytest.approx(float(model.optimizer.learning_rate), rel=1e-5)
+            assert plateau.lr(1e-3, epoch + 1, 25, losses[: epoch + 1]) == pytest.approx(
+                float(model.optimizer.learning_rate), rel=1e-5
+            )
 
 
 def test_cosine_warms_up_peaks_and_ends() -> None:

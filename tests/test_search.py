@@ -23,7 +23,14 @@ from dogbreeds.experiments.trial import TRIAL, Trial, current
 from dogbreeds.tracking.records import SWEEP, RunOrigin
 from tests.said import listen
 
-SMALL = ("data.breeds=6", "phase.epochs=5", "tracking.system_metrics_seconds=0", "tracking.model=none", "preflight=none", "baseline=none")
+SMALL = (
+    "data.breeds=6",
+    "phase.epochs=5",
+    "tracking.system_metrics_seconds=0",
+    "tracking.model=none",
+    "preflight=none",
+    "baseline=none",
+)
 RATES = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
 
@@ -55,7 +62,8 @@ class Here:
             env = next(override for override in parsed if override.key_or_group == f"hydra.job.env_set.{TRIAL}")
             self._monkeypatch.setenv(TRIAL, env.value())
             self.numbers[-1].append(json.loads(env.value())["number"])
-            assert self.numbers[-1] == list(range(initial_job_idx, initial_job_idx + len(self.numbers[-1])))  # as launchers number them
+            # As launchers number them
+            assert self.numbers[-1] == list(range(initial_job_idx, initial_job_idx + len(self.numbers[-1])))
             task = [text for text in overrides if not text.startswith("hydra.")]
             self.results.append(execute(self._composed(*task), RunOrigin("", tuple(task), " ".join(task), Path())))
             self._monkeypatch.delenv(TRIAL)
@@ -92,7 +100,10 @@ def test_what_is_searched(override: str, distribution) -> None:
     ("overrides", "sentence"),
     [
         (["seed=3"], "hydra/sweeper=optuna was asked for and no setting was given a range."),
-        (["optimizer.lr=interval(1e-1,1e-5)"], "optimizer.lr=interval(1e-1,1e-5) is no range to search (its end is not above its beginning)."),
+        (
+            ["optimizer.lr=interval(1e-1,1e-5)"],
+            "optimizer.lr=interval(1e-1,1e-5) is no range to search (its end is not above its beginning).",
+        ),
         (["optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr=tag(log,interval(0,1)) is no range to search ("),
         (["unfreeze.layers=range(5,5)"], "unfreeze.layers=range(5,5) is no range to search ("),
     ],
@@ -106,23 +117,34 @@ def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
 
 @pytest.mark.parametrize(
     ("n_jobs", "n_trials", "last_numbers"),
-    [(1, 4, [3]), pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long), pytest.param(2, 6, [4, 5], marks=pytest.mark.long)],
+    [
+        (1, 4, [3]),
+        pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long),
+        pytest.param(2, 6, [4, 5], marks=pytest.mark.long),
+    ],
 )
 def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(
     composed, monkeypatch, tmp_path: Path, n_jobs: int, n_trials: int, last_numbers: list[int]
 ) -> None:
     settled = {"n_jobs": n_jobs, "n_trials": n_trials}
-    whole = Search(settings(tmp_path, study_name="whole", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
+    whole = Search(
+        settings(tmp_path, study_name="whole", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
+    )
     whole.run(Here(composed, monkeypatch))
     wanted = study(whole, tmp_path).trials
-    cut = Search(settings(tmp_path, study_name="cut", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"), "")
+    cut = Search(
+        settings(tmp_path, study_name="cut", **settled),
+        space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"),
+        "",
+    )
     for moment in (2 * n_jobs, 1):
         with pytest.raises(KeyboardInterrupt):
             cut.run(Here(composed, monkeypatch, cut_off=moment))
     last = Here(composed, monkeypatch)
     cut.run(last)
     found = study(cut, tmp_path).trials
-    assert [number for batch in last.numbers for number in batch] == last_numbers  # a launcher that is cut off tells of none
+    # A launcher that is cut off tells of none
+    assert [number for batch in last.numbers for number in batch] == last_numbers
     assert [trial.params for trial in found] == [trial.params for trial in wanted]
     assert [trial.state for trial in found] == [trial.state for trial in wanted]
     assert [trial.value for trial in found] == [trial.value for trial in wanted]
@@ -134,11 +156,14 @@ def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(
 
 @pytest.mark.slow
 def test_a_trial_that_was_just_being_asked_for_is_given_up(composed, monkeypatch, tmp_path: Path) -> None:
-    whole = Search(settings(tmp_path, study_name="whole", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
+    whole = Search(
+        settings(tmp_path, study_name="whole", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
+    )
     whole.run(Here(composed, monkeypatch))
     cut = Search(settings(tmp_path, study_name="cut", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
     with cut._alone():
-        cut._study().ask({"optimizer.lr": FloatDistribution(1e-5, 1e-1, log=True)})  # the process ended before the head was asked for
+        # The process ended before the head was asked for
+        cut._study().ask({"optimizer.lr": FloatDistribution(1e-5, 1e-1, log=True)})
     cut.run(Here(composed, monkeypatch))
     first, *others = study(cut, tmp_path).trials
     assert first.state.name == "FAIL"
@@ -146,7 +171,10 @@ def test_a_trial_that_was_just_being_asked_for_is_given_up(composed, monkeypatch
 
 
 def test_a_trial_whose_job_failed_is_gone_on_with_once(composed, monkeypatch, tmp_path: Path) -> None:
-    search = Search(settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), "")  # there are not so many
+    # There are not so many
+    search = Search(
+        settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), ""
+    )
     failing = Failing(composed, monkeypatch)
     for _ in range(2):
         with pytest.raises(UserError):
@@ -251,8 +279,12 @@ def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_pat
     other = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "")
     with pytest.raises(UserError) as refused:
         other.run(Here(composed, monkeypatch))
-    assert str(refused.value).startswith("hydra.sweeper.study_name=rates names a study of optimizer.lr with other ranges or settings.")
-    anew = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "", rerun=True)
+    assert str(refused.value).startswith(
+        "hydra.sweeper.study_name=rates names a study of optimizer.lr with other ranges or settings."
+    )
+    anew = Search(
+        settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "", rerun=True
+    )
     anew.run(Here(composed, monkeypatch))
     assert [list(trial.params) for trial in study(anew, tmp_path).trials] == [["head"]]
 
@@ -320,7 +352,8 @@ def test_optuna_that_is_not_installed_is_named_with_the_extra_that_brings_it(mon
 
 
 def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
-    monkeypatch.setenv(TRIAL, "")  # as conf/train.yaml has it
+    # As conf/train.yaml has it
+    monkeypatch.setenv(TRIAL, "")
     trial = current()
     assert (type(trial), trial.tags) == (Trial, {})
 
@@ -350,7 +383,9 @@ def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: i
     sweeps = [run for run in client.search_runs(["1"]) if "head=choice" in run.info.run_name]
     assert [(run.info.status, run.data.tags["resumed"]) for run in sweeps] == [("FINISHED", "1")]
     runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{sweeps[0].info.run_id}'")
-    assert sorted({run.data.params["optimizer.lr"] for run in runs}) == sorted({str(trial.params["optimizer.lr"]) for trial in kept.trials})
+    assert sorted({run.data.params["optimizer.lr"] for run in runs}) == sorted(
+        {str(trial.params["optimizer.lr"]) for trial in kept.trials}
+    )
     assert {run.info.status for run in runs if "pruned" in run.data.tags} <= {"KILLED"}
     assert {run.info.status for run in runs if "pruned" not in run.data.tags} == {"FINISHED"}
     return kept
@@ -366,8 +401,13 @@ def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(
     guide = command("train", "--multirun", "attempt=frozen,finetune_50,finetune_20", "phase.epochs=8")
     assert guide.returncode == 0, guide.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
-    best_of_guide = max(run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''"))
+    best_of_guide = max(
+        run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''")
+    )
     kept = killed_and_searched_again(begun, command, tmp_path, trials=40, at=13)
-    full, pruned = ([trial.user_attrs["epochs"] for trial in kept.trials if trial.state.name == state] for state in ("COMPLETE", "PRUNED"))
+    full, pruned = (
+        [trial.user_attrs["epochs"] for trial in kept.trials if trial.state.name == state]
+        for state in ("COMPLETE", "PRUNED")
+    )
     assert kept.best_value >= best_of_guide
     assert statistics.mean(pruned) < statistics.mean(full) / 3

@@ -23,7 +23,9 @@ from tests.said import listen, rest, until
 
 SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")
 AWAY, BACK = "does not answer (", "answers again, after "
-LINE = re.compile(r"epoch +(\d+)/\d+  train +[\d.]+ %  loss ([\d.]+)   val +([\d.]+) %  top-5 +[\d.]+ %  loss ([\d.]+) ")
+LINE = re.compile(
+    r"epoch +(\d+)/\d+  train +[\d.]+ %  loss ([\d.]+)   val +([\d.]+) %  top-5 +[\d.]+ %  loss ([\d.]+) "
+)
 
 
 def free_port() -> int:
@@ -37,13 +39,18 @@ class Postgres:
 
     def __init__(self, programs: Path, folder: Path):
         self.programs, self.folder, self.port = programs, folder, free_port()
-        self.user = next((name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()}), None)
+        self.user = next(
+            (name for name in ("postgres", "nobody") if name in {entry.pw_name for entry in pwd.getpwall()}), None
+        )
         self.user = self.user if os.getuid() == 0 else None
         if self.user is not None:
             shutil.chown(folder, self.user)
         self._run("initdb", "-D", str(folder / "data"), "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
         with (folder / "data/postgresql.conf").open("a") as file:
-            file.write(f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = '{folder}'\nfsync = off\n")
+            file.write(
+                f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = '{folder}'\nfsync ="
+                " off\n"
+            )
         self.start()
         self.uri = f"postgresql+psycopg2://postgres@127.0.0.1:{self.port}/postgres"
 
@@ -55,7 +62,8 @@ class Postgres:
             check=check,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # not a pipe: the server inherits it and stays
+            # Not a pipe: the server inherits it and stays
+            stderr=subprocess.DEVNULL,
             timeout=120,
         )
 
@@ -63,7 +71,8 @@ class Postgres:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "start")
 
     def stop(self) -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop", check=False)  # a test may have ended in between
+        # A test may have ended in between
+        self._run("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop", check=False)
 
 
 class Server:
@@ -79,7 +88,19 @@ class Server:
         places = ("--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts"))
         with (self.folder / "server.log").open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *places, "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"],
+                [
+                    sys.executable,
+                    "-m",
+                    "mlflow",
+                    "server",
+                    *places,
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    str(self.port),
+                    "--workers",
+                    "1",
+                ],
                 cwd=self.folder,
                 env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=file,
@@ -107,10 +128,13 @@ class Server:
 def postgres() -> Iterator[Postgres]:
     pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'dogbreeds[server]'")
     found = [Path(path).resolve() for path in [shutil.which("initdb")] if path is not None]
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True)
+    found += sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]), reverse=True
+    )
     if not found:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:  # not in pytest's, which are closed to other users
+    # Not in pytest's, which are closed to other users
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
         cluster = Postgres(found[0].parent, Path(folder))
         yield cluster
         cluster.stop()
@@ -148,7 +172,9 @@ def numbers(lines: list[str]) -> dict[int, tuple[float, ...]]:
     return {int(found[1]): tuple(map(float, found.groups()[1:])) for line in lines if (found := LINE.search(line))}
 
 
-def assert_as_said(client: "mlflow.MlflowClient", run_id: str, lines: list[str], unsaid: frozenset[int] = frozenset()) -> None:
+def assert_as_said(
+    client: "mlflow.MlflowClient", run_id: str, lines: list[str], unsaid: frozenset[int] = frozenset()
+) -> None:
     """Every epoch is recorded once, with the numbers of the job's own lines; also those that a job was killed before it could say."""
     said = numbers(lines)
     curves = [curve(client, run_id, name) for name in ("train/loss", "val/accuracy", "val/loss")]
@@ -156,18 +182,23 @@ def assert_as_said(client: "mlflow.MlflowClient", run_id: str, lines: list[str],
         assert [step for step, _ in points] == sorted({*said, *unsaid})
     for (step, loss), (_, accuracy), (_, val_loss) in zip(*curves, strict=True):
         if step in said:
-            assert (round(loss, 3), round(100 * accuracy, 1), round(val_loss, 3)) == pytest.approx(said[step], abs=1.01e-3)
+            assert (round(loss, 3), round(100 * accuracy, 1), round(val_loss, 3)) == pytest.approx(
+                said[step], abs=1.01e-3
+            )
 
 
 @pytest.mark.slow
-def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Server, begun, command, tmp_path: Path) -> None:
+def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(
+    server: Server, begun, command, tmp_path: Path
+) -> None:
     settings = (f"tracking.uri={server.uri}", 'tracking.experiment="it\'s a sweep"', *SMALL, "phase.epochs=150")
     sweep = ("--multirun", "optimizer.lr=1e-3,3e-3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     with begun("train", *sweep, *settings) as process:
         lines = listen(process, "/150  train ", 60)
         server.kill()
         lines += listen(process, AWAY)
-        lines += listen(process, "/150  train ", 20)  # nobody waits
+        # Nobody waits
+        lines += listen(process, "/150  train ", 20)
         server.start()
         more, errors = rest(process)
     lines += more
@@ -182,14 +213,21 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
         assert_as_said(client, run.info.run_id, [line for line in lines if line.startswith(f"{number} ")])
         steps = [step for step, _ in curve(client, run.info.run_id, "system/cpu_utilization_percentage")]
         assert steps == list(range(len(steps))) != []
-        places = ("predictions/val.npz", "predictions/test.npz", "curves.png", "config/config.yaml", "head/head.weights.h5")
+        places = (
+            "predictions/val.npz",
+            "predictions/test.npz",
+            "curves.png",
+            "config/config.yaml",
+            "head/head.weights.h5",
+        )
         for place in places:
             assert Path(client.download_artifacts(run.info.run_id, place, str(tmp_path))).stat().st_size > 0
     best = max(run.data.metrics["best/val_accuracy"] for run in jobs)
     assert above[0].data.metrics["best/val_accuracy"] == best
     assert [item.path for item in client.list_artifacts(above[0].info.run_id) if not item.is_dir] == ["curves.png"]
     kept = [run for run in jobs if client.list_artifacts(run.info.run_id, "model")]
-    assert [run.data.tags.get("model") for run in kept] == ["kept"] * len(kept)  # of worse jobs they are removed through the server
+    # Of worse jobs they are removed through the server
+    assert [run.data.tags.get("model") for run in kept] == ["kept"] * len(kept)
     assert best in [run.data.metrics["best/val_accuracy"] for run in kept]
 
     place = settings[:2]
@@ -199,7 +237,8 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
     compared = command("compare", f"first={one}", f"second={other}", *place)
     assert compared.returncode == 0, compared.stderr
     assert short(one) in compared.stdout
-    for _ in range(2):  # the second takes the place of the first
+    # The second takes the place of the first
+    for _ in range(2):
         evaluated = command("evaluate", f"run={kept[0].info.run_id}", *place)
         assert evaluated.returncode == 0, evaluated.stderr
     assert client.list_artifacts(kept[0].info.run_id, "evaluation") != []
@@ -207,7 +246,9 @@ def test_a_sweep_side_by_side_loses_nothing_when_the_server_is_killed(server: Se
 
 @pytest.mark.slow
 def test_a_database_that_is_restarted_loses_nothing(server: Server, postgres: Postgres, begun) -> None:
-    with begun("train", f"tracking.uri={server.uri}", "tracking.experiment=database", *SMALL, "phase.epochs=200") as process:
+    with begun(
+        "train", f"tracking.uri={server.uri}", "tracking.experiment=database", *SMALL, "phase.epochs=200"
+    ) as process:
         lines = listen(process, "/200  train ", 20)
         postgres.stop()
         lines += listen(process, AWAY)
@@ -224,7 +265,13 @@ def test_a_database_that_is_restarted_loses_nothing(server: Server, postgres: Po
 @pytest.mark.slow
 def test_what_a_process_could_not_deliver_is_delivered_by_the_next(server: Server, begun, command) -> None:
     """One is killed while the server is away, one runs out of patience at the end, one before it has begun."""
-    settings = (f"tracking.uri={server.uri}", "tracking.experiment=patience", *SMALL, "phase.epochs=300", "tracking.patience_minutes=0.1")
+    settings = (
+        f"tracking.uri={server.uri}",
+        "tracking.experiment=patience",
+        *SMALL,
+        "phase.epochs=300",
+        "tracking.patience_minutes=0.1",
+    )
     with begun("train", *settings) as process:
         lines = listen(process, "/300  train ", 10)
         server.kill()
@@ -244,9 +291,12 @@ def test_what_a_process_could_not_deliver_is_delivered_by_the_next(server: Serve
     assert process.returncode == 1
     for said in (early.stderr, errors):
         assert re.fullmatch(
-            rf"error: The tracking server at {server.uri} does not answer \(.*Connection refused\), and was waited for 0\.1 minutes\. tracking\.uri "
-            r"must be .*; nothing that was trained is lost\. Start it and run the same command again, .* or type tracking=none\.",
-            said.splitlines()[-1],  # the first is Hydra's
+            rf"error: The tracking server at {server.uri} does not answer \(.*Connection refused\), and was waited for"
+            r" 0\.1 minutes\. tracking\.uri "
+            r"must be .*; nothing that was trained is lost\. Start it and run the same command again, .* or type"
+            r" tracking=none\.",
+            # The first is Hydra's
+            said.splitlines()[-1],
         )
     server.start()
     last = command("train", *settings)
@@ -261,16 +311,20 @@ def test_what_a_process_could_not_deliver_is_delivered_by_the_next(server: Serve
 
 @pytest.mark.own_cache
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_signal_ends_a_command_that_waits(server: Server, begun, command, number: int, code: int) -> None:
     settings = (f"tracking.uri={server.uri}", f"tracking.experiment=signal {code}", *SMALL, "phase.epochs=100")
     with begun("train", *settings) as process:
         listen(process, "/100  train ", 5)
         server.kill()
-        listen(process, "features of test: ")  # what follows is to be uploaded
+        # What follows is to be uploaded
+        listen(process, "features of test: ")
         time.sleep(2)
         process.send_signal(number)
-        errors = rest(process, 120)[1]  # of the ten minutes that it would wait
+        # Of the ten minutes that it would wait
+        errors = rest(process, 120)[1]
     assert process.returncode == code
     assert errors == "interrupted: the same command goes on from here\n"
     server.start()

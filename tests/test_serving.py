@@ -31,7 +31,9 @@ def _jpeg(tmp_path: Path, breed: int) -> bytes:
 def _post(address: str, photos: list[bytes], **params: int) -> tuple[int, dict]:
     rows = [[base64.b64encode(photo).decode()] for photo in photos]
     body = {"dataframe_split": {"columns": ["photo"], "data": rows}} | ({"params": params} if params else {})
-    request = urllib.request.Request(f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, json.load(response)
@@ -54,7 +56,9 @@ def served(command, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     (elsewhere / "dogbreeds").mkdir(parents=True)
     # Found before the project wherever that is installed; only what is shipped with the model comes before this.
     (elsewhere / "dogbreeds/__init__.py").write_text("raise ImportError('the project is not here')\n")
-    environment = {key: value for key, value in os.environ.items() if key != "DOGBREEDS_HOME"} | {"PYTHONPATH": str(elsewhere)}
+    environment = {key: value for key, value in os.environ.items() if key != "DOGBREEDS_HOME"} | {
+        "PYTHONPATH": str(elsewhere)
+    }
     environment |= {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/home/mlruns/mlflow.db",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -62,7 +66,19 @@ def served(command, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     mlflow = shutil.which("mlflow", path=environment["PATH"]) or "mlflow"
     log = (tmp_path / "served.txt").open("w")
     process = subprocess.Popen(
-        [mlflow, "models", "serve", "-m", "models:/dogs@champion", "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
+        [
+            mlflow,
+            "models",
+            "serve",
+            "-m",
+            "models:/dogs@champion",
+            "--env-manager",
+            "local",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ],
         cwd=elsewhere,
         env=environment,
         stdout=log,
@@ -92,7 +108,9 @@ def _wait(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(
+    served: tuple[str, Path], tmp_path: Path
+) -> None:
     from dogbreeds.data.image import decode
     from dogbreeds.inference.classifier import load
 
@@ -110,17 +128,26 @@ def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(served:
         assert len(said["probabilities"]) == 5
         for name, probability in said["probabilities"].items():
             assert probability == pytest.approx(scores[classifier.class_names.index(name)], abs=1e-4)
-    assert min(said["probability"] for said in body["predictions"]) > 1.5 / 12  # it has learned something: agreement is not of two blanks
+    # It has learned something: agreement is not of two blanks
+    assert min(said["probability"] for said in body["predictions"]) > 1.5 / 12
     assert [len(said["probabilities"]) for said in _post(address, photos[:1], top=2)[1]["predictions"]] == [2]
 
     cut = photos[0][: len(photos[0]) // 2]
     for sent, params, sentence in (
         ([photos[0], cut], {}, "Photo 2 of 2 cannot be read as a photo (image file is truncated"),
-        ([b"GIF89a nothing"], {}, "Photo 1 of 1 cannot be read as a photo (it does not begin as one). Photos must be whole JPEG, PNG or WebP files."),
+        (
+            [b"GIF89a nothing"],
+            {},
+            (
+                "Photo 1 of 1 cannot be read as a photo (it does not begin as one). Photos must be whole JPEG, PNG or"
+                " WebP files."
+            ),
+        ),
         (photos[:1], {"top": 13}, "params.top was 13. It must be a whole number from 1 to 12."),
     ):
         status, body = _post(address, sent, **params)
         assert status == 400
         assert sentence in body["message"], body
         assert "on_corrupt" not in body["message"]
-    assert _post(address, photos[:1])[0] == 200  # and goes on
+    # And goes on
+    assert _post(address, photos[:1])[0] == 200

@@ -26,16 +26,24 @@ def test_one_device_is_the_default_and_neither_decides_the_key(composed) -> None
     assert composed(*TWO).parameters()["strategy.devices"] == ("CPU:0", "CPU:1")
 
 
-@pytest.mark.parametrize("devices", [0, -1, True, 1.5, "GPU:0", [], ["GPU"], ["GPU:0", "GPU:0"], ["CPU:0", "GPU:0"], [0]])
+@pytest.mark.parametrize(
+    "devices", [0, -1, True, 1.5, "GPU:0", [], ["GPU"], ["GPU:0", "GPU:0"], ["CPU:0", "GPU:0"], [0]]
+)
 def test_what_names_no_devices_is_refused(devices) -> None:
-    said = f"strategy.devices was {devices!r}. It must be null for all GPUs, their number, or different names of one kind, such as GPU:0. "
+    said = (
+        f"strategy.devices was {devices!r}. It must be null for all GPUs, their number, or different names of one kind,"
+        " such as GPU:0. "
+    )
     with pytest.raises(UserError, match=re.escape(said)):
         Mirrored(devices=devices)
 
 
 @pytest.mark.parametrize("devices", [None, 2, ["GPU:0", "GPU:1"]])
 def test_without_a_gpu_it_says_what_to_type(devices) -> None:
-    with pytest.raises(UserError, match=r"^strategy=mirrored was asked for, and TensorFlow finds no GPU here\. .* Type strategy=single, or "):
+    with pytest.raises(
+        UserError,
+        match=r"^strategy=mirrored was asked for, and TensorFlow finds no GPU here\. .* Type strategy=single, or ",
+    ):
         Mirrored(devices=devices).build()
 
 
@@ -43,7 +51,14 @@ def test_without_a_gpu_it_says_what_to_type(devices) -> None:
     ("devices", "there", "said"),
     [
         (4, 1, "strategy.devices was 4. TensorFlow finds GPU:0 here. Type strategy.devices=1, or strategy=single."),
-        (["GPU:1", "GPU:5"], 2, "strategy.devices was [GPU:1,GPU:5]. TensorFlow finds GPU:0, GPU:1 here. Type strategy.devices=2, or fewer."),
+        (
+            ["GPU:1", "GPU:5"],
+            2,
+            (
+                "strategy.devices was [GPU:1,GPU:5]. TensorFlow finds GPU:0, GPU:1 here. Type strategy.devices=2, or"
+                " fewer."
+            ),
+        ),
     ],
 )
 def test_gpus_that_are_not_there_are_refused(devices, there: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +73,9 @@ def test_the_processor_is_not_divided_any_more_once_it_is_used() -> None:
     import tensorflow as tf
 
     tf.constant(0.0)
-    with pytest.raises(UserError, match=r"^strategy\.devices names CPU:1, and TensorFlow has begun with fewer devices\. "):
+    with pytest.raises(
+        UserError, match=r"^strategy\.devices names CPU:1, and TensorFlow has begun with fewer devices\. "
+    ):
         Mirrored(devices=["CPU:0", "CPU:1"]).build()
 
 
@@ -74,7 +91,9 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Pat
         if (parts, cases) not in made:
             folder = tmp_path_factory.mktemp("replicas")
             arguments = (str(folder), str(parts), *cases.split())
-            with prefork.Process(os.environ[prefork.ADDRESS], "tests.replicas", arguments, folder, dict(os.environ)) as process:
+            with prefork.Process(
+                os.environ[prefork.ADDRESS], "tests.replicas", arguments, folder, dict(os.environ)
+            ) as process:
                 errors = process.communicate(900)[1]
             assert process.returncode == 0, errors
             made[parts, cases] = folder
@@ -98,7 +117,8 @@ def agree(folder: Path, case: str) -> None:
     with np.load(folder / f"{case}.single.npz") as expected, np.load(folder / f"{case}.mirrored.npz") as found:
         assert expected.files == found.files
         for name in expected.files:
-            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)  # a step of Adam is 1e-3
+            # A step of Adam is 1e-3
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -108,7 +128,8 @@ def test_the_frozen_part_says_the_same_of_each_photo(count: int, beside) -> None
         one, several = (both[name] for name in both.files)
     assert one.shape == several.shape
     assert len(one) == count
-    assert np.ptp(one, axis=0).max() > 0.1 or count == 1  # photos that are mixed up would show
+    # Photos that are mixed up would show
+    assert np.ptp(one, axis=0).max() > 0.1 or count == 1
     np.testing.assert_allclose(several, one, rtol=1e-4, atol=1e-5)
 
 
@@ -140,7 +161,8 @@ def place(tmp_path: Path, made_home: Callable[[Path], Path]) -> Callable[[str], 
 
 
 @pytest.mark.parametrize(
-    "moments", [pytest.param(["fine-tune"], marks=pytest.mark.slow), pytest.param(["head", "checkpoint"], marks=pytest.mark.long)]
+    "moments",
+    [pytest.param(["fine-tune"], marks=pytest.mark.slow), pytest.param(["head", "checkpoint"], marks=pytest.mark.long)],
 )
 def test_what_was_killed_on_two_devices_ends_as_if_it_had_not_been(place, moments: list[str]) -> None:
     """A frozen attempt and its fine-tune, with dropout and drop-connect; afterwards each is saved without a trace of the devices."""
@@ -167,10 +189,13 @@ def test_a_checkpoint_of_one_device_is_not_gone_on_with_on_two(place) -> None:
     done = train(cut, 0, *TWO)
     assert done.returncode == 0, done.stderr
     assert "the checkpoint that is there is of another strategy: this attempt begins anew" in done.stdout + done.stderr
-    shutil.copytree(cut / "cache", anew / "cache")  # features that one device computed, of which two may find other last bits
+    # Features that one device computed, of which two may find other last bits
+    shutil.copytree(cut / "cache", anew / "cache")
     assert train(anew, 0, *TWO).returncode == 0
-    found, wanted = final(cut, cut_off=1), final(anew)  # another strategy is another sweep, of the same attempts
-    for phase in wanted:  # curves have the epochs that one device recorded
+    # Another strategy is another sweep, of the same attempts
+    found, wanted = final(cut, cut_off=1), final(anew)
+    # Curves have the epochs that one device recorded
+    for phase in wanted:
         assert {key: found[phase][key] for key in ("weights", "verdict", "logits")} == {
             key: wanted[phase][key] for key in ("weights", "verdict", "logits")
         }

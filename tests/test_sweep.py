@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
 EPOCHS = 3
 SMALL = ("data.breeds=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
-TWELVE, SIX, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3,3e-3", "1e-3,2e-3"  # rates, of two seeds each
+# Rates, of two seeds each
+TWELVE, SIX, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3,3e-3", "1e-3,2e-3"
 
 
 def joblib(jobs: int) -> tuple[str, ...]:
@@ -41,7 +42,9 @@ def epochs(lines: list[str]) -> int:
     [(SIX, 1, 2), (FOUR, 2, 1), *(pytest.param(TWELVE, at_once, 3, marks=pytest.mark.long) for at_once in (1, 4))],
     ids=["six", "four, two at once", "twelve", "twelve, four at once"],
 )
-def test_a_sweep_that_is_killed_computes_each_job_once(rates: str, at_once: int, kills: int, begun, tmp_path: Path) -> None:
+def test_a_sweep_that_is_killed_computes_each_job_once(
+    rates: str, at_once: int, kills: int, begun, tmp_path: Path
+) -> None:
     sweep = ("--multirun", f"optimizer.lr={rates}", "seed=0,1", *SMALL, *(joblib(at_once) if at_once > 1 else ()))
     jobs_in_all, moments = 2 * (rates.count(",") + 1), random.Random(7)
     said: list[str] = []
@@ -52,12 +55,14 @@ def test_a_sweep_that_is_killed_computes_each_job_once(rates: str, at_once: int,
             said += listen(process, "/3  train ", max(moments.randint(2, 8), enough))
             time.sleep(moments.random() / 4)
             os.killpg(process.pid, signal.SIGKILL)
-            said += rest(process)[0]  # what was on its way
+            # What was on its way
+            said += rest(process)[0]
     with begun("train", *sweep) as process:
         last, errors = rest(process)
     assert process.returncode == 0, errors
     client, above, jobs = runs(tmp_path)
-    assert [run.info.status for run in above] == ["FINISHED"]  # one sweep, gone on with each time
+    # One sweep, gone on with each time
+    assert [run.info.status for run in above] == ["FINISHED"]
     assert above[0].data.tags["resumed"] == str(kills)
     assert [run.info.status for run in jobs] == ["FINISHED"] * jobs_in_all
     assert len({(run.data.params["optimizer.lr"], run.data.params["seed"]) for run in jobs}) == jobs_in_all
@@ -73,8 +78,16 @@ def test_a_sweep_that_is_killed_computes_each_job_once(rates: str, at_once: int,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, command, tmp_path: Path, number: int, code: int) -> None:
-    settings = ("data.breeds=40", "phase.epochs=400", "phase.patience_epochs=null", "tracking.system_metrics_seconds=0", "tracking.model=none")
+def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(
+    begun, command, tmp_path: Path, number: int, code: int
+) -> None:
+    settings = (
+        "data.breeds=40",
+        "phase.epochs=400",
+        "phase.patience_epochs=null",
+        "tracking.system_metrics_seconds=0",
+        "tracking.model=none",
+    )
     with begun("train", *settings) as process:
         said = listen(process, "/400  train ", 3)
         process.send_signal(number)
@@ -90,12 +103,20 @@ def test_a_signal_ends_a_run_as_killed_and_the_same_command_goes_on(begun, comma
         process.send_signal(number)
         rest(process)
     kept = int(next(line for line in again if line.startswith("going on after epoch ")).split()[4])
-    assert 3 <= lines <= done <= kept <= lines + 1  # an epoch is kept, recorded and said in this order, and the signal may come in between
+    # An epoch is kept, recorded and said in this order, and the signal may come in between
+    assert 3 <= lines <= done <= kept <= lines + 1
     assert again[-1].startswith(f"epoch {kept + 1:>3}/400")
 
 
 def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
-    long = ("--multirun", "seed=0,1", "data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
+    long = (
+        "--multirun",
+        "seed=0,1",
+        "data.breeds=40",
+        "phase.epochs=4000",
+        "phase.patience_epochs=null",
+        "tracking.model=none",
+    )
     with begun("train", *long, *joblib(4)) as process:
         twice = set()
         for line in process.stdout:
@@ -110,7 +131,8 @@ def test_sigterm_reaches_jobs_side_by_side(begun, tmp_path: Path) -> None:
     _, above, jobs = runs(tmp_path)
     assert [run.info.status for run in above] == ["KILLED"]
     assert [run.info.status for run in jobs] == ["KILLED", "KILLED"]
-    assert len(list((tmp_path / "home/multirun/checkpoints").glob("*/*.npz"))) == 4  # both have the last two
+    # Both have the last two
+    assert len(list((tmp_path / "home/multirun/checkpoints").glob("*/*.npz"))) == 4
 
 
 @pytest.mark.long
@@ -119,7 +141,9 @@ def test_rerun_runs_again_what_has_finished(command, tmp_path: Path) -> None:
     assert command("train", *two).returncode == 0
     again = command("train", *two)
     assert again.returncode == 0
-    assert [line.split("'")[0].split(" ")[:3] for line in again.stdout.splitlines() if "already there" in line] == [["already", "there:", "run"]] * 2
+    assert [line.split("'")[0].split(" ")[:3] for line in again.stdout.splitlines() if "already there" in line] == [
+        ["already", "there:", "run"]
+    ] * 2
     assert epochs(again.stdout.splitlines()) == 0
     forced = command("train", *two, "rerun=true")
     assert epochs(forced.stdout.splitlines()) == 2 * EPOCHS
@@ -130,7 +154,8 @@ def test_rerun_runs_again_what_has_finished(command, tmp_path: Path) -> None:
     _, above, jobs = runs(tmp_path)
     assert (len(above), len(jobs)) == (3, 5)
     widest = next(run for run in above if "seed=0,1,2" in run.info.run_name)
-    assert sum(tag.startswith("reused.") for tag in widest.data.tags) == 2  # the sweep knows of the results that it took over
+    # The sweep knows of the results that it took over
+    assert sum(tag.startswith("reused.") for tag in widest.data.tags) == 2
     best = max(client.get_run(run.info.run_id).data.metrics["best/val_accuracy"] for run in jobs)
     assert widest.data.metrics["best/val_accuracy"] == best
 

@@ -14,8 +14,18 @@ from dogbreeds.reports.attempts_table import not_run, tables
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
-CURVES = {"torch_pixels": [0.008, 0.006], "lr_collapse": [0.354, 0.22, 0.05], "frozen": [0.787, 0.919, 0.912], "finetune_50": [0.92, 0.927]}
-VERDICTS = {"torch_pixels": "never_learned", "lr_collapse": "collapsed", "frozen": "learned", "finetune_50": "better_than_frozen"}
+CURVES = {
+    "torch_pixels": [0.008, 0.006],
+    "lr_collapse": [0.354, 0.22, 0.05],
+    "frozen": [0.787, 0.919, 0.912],
+    "finetune_50": [0.92, 0.927],
+}
+VERDICTS = {
+    "torch_pixels": "never_learned",
+    "lr_collapse": "collapsed",
+    "frozen": "learned",
+    "finetune_50": "better_than_frozen",
+}
 
 
 def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniature", **changes: str) -> Record:
@@ -35,7 +45,12 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
         "unfreeze.batchnorm": "affine",
         "seed": str(seed),
     }
-    tags = {"verdict": VERDICTS[attempt], "choice.attempt": attempt, "choice.model": "miniature", "choice.data": "miniature"}
+    tags = {
+        "verdict": VERDICTS[attempt],
+        "choice.attempt": attempt,
+        "choice.model": "miniature",
+        "choice.data": "miniature",
+    }
     tags |= {key: value for key, value in changes.items() if key == "attempt.changed"}
     return Record(
         f"{attempt}-{seed}-{started}",
@@ -67,9 +82,48 @@ def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -
     headings, *lines = table.lines()
     assert headings[:6] == ["attempt", "phase", "pixels", "learning rate", "layers unfrozen", "BatchNorm"]
     assert lines == [
-        ["torch_pixels", "frozen", "torch", "0.001", "0 (frozen)", "–", "0.8 %", "1,200", "0.5–1.5", "never learned", "1–5 %", "reproduced"],
-        ["lr_collapse", "frozen", "raw", "0.01", "0 (frozen)", "–", "35.4 → 5.0 %", "1,200", "32.8–38.2", "collapsed", "43 → 14 %", "reproduced"],
-        ["frozen", "frozen", "raw", "0.001", "0 (frozen)", "–", "91.9 %", "1,200", "90.2–93.3", "learned", "93.7 %", "reproduced"],
+        [
+            "torch_pixels",
+            "frozen",
+            "torch",
+            "0.001",
+            "0 (frozen)",
+            "–",
+            "0.8 %",
+            "1,200",
+            "0.5–1.5",
+            "never learned",
+            "1–5 %",
+            "reproduced",
+        ],
+        [
+            "lr_collapse",
+            "frozen",
+            "raw",
+            "0.01",
+            "0 (frozen)",
+            "–",
+            "35.4 → 5.0 %",
+            "1,200",
+            "32.8–38.2",
+            "collapsed",
+            "43 → 14 %",
+            "reproduced",
+        ],
+        [
+            "frozen",
+            "frozen",
+            "raw",
+            "0.001",
+            "0 (frozen)",
+            "–",
+            "91.9 %",
+            "1,200",
+            "90.2–93.3",
+            "learned",
+            "93.7 %",
+            "reproduced",
+        ],
         [
             "finetune_50",
             "finetune",
@@ -86,8 +140,14 @@ def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -
         ],
         ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
     ]
-    assert "finetune_50: the verdict is refuted: no better than frozen or worse than frozen in 0 of 1, otherwise better than frozen." in table.notes()
-    assert any(note.endswith("Type python -m dogbreeds.train attempt=finetune_20 model=miniature data=miniature.") for note in table.notes())
+    assert (
+        "finetune_50: the verdict is refuted: no better than frozen or worse than frozen in 0 of 1, otherwise better"
+        " than frozen." in table.notes()
+    )
+    assert any(
+        note.endswith("Type python -m dogbreeds.train attempt=finetune_20 model=miniature data=miniature.")
+        for note in table.notes()
+    )
     assert any(note.startswith("The guide's numbers are not tested here") for note in table.notes())
 
 
@@ -117,7 +177,9 @@ def test_a_changed_attempt_tests_no_claim() -> None:
 
 
 def test_an_attempt_that_was_changed_later_does_not_hide_it() -> None:
-    (table,) = tables([record("frozen", started=2, **{"attempt.changed": "head=Linear"}), record("frozen", started=1)], history)
+    (table,) = tables(
+        [record("frozen", started=2, **{"attempt.changed": "head=Linear"}), record("frozen", started=1)], history
+    )
     assert [one.run_id for one in table.rows[2].records] == ["frozen-0-1"]
 
 
@@ -143,7 +205,10 @@ def test_every_run_s_curve_is_drawn() -> None:
 
 
 def test_claims_that_stand_in_no_table_are_named_once(table) -> None:
-    said = "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun attempt="
+    said = (
+        "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun"
+        " attempt="
+    )
     assert not_run([table]) == f"{said}resnet50_frozen,resnet50_finetune_50."
     assert as_html([table, table], address).count("Not tested here: resnet50_frozen") == 1
 
@@ -153,7 +218,9 @@ def test_models_have_tables_of_their_own_and_filters() -> None:
     assert [table.title for table in tables(records, history)] == [
         f"{name} on data miniature, 120 classes, 2,400 photos to train on" for name in ("Miniature", "EfficientNetB0")
     ]
-    assert [Only(model=name, data=None).holds(records[1]) for name in ("effnetb0", "efficientnetb0", "EfficientNetB0")] == [False, True, True]
+    assert [
+        Only(model=name, data=None).holds(records[1]) for name in ("effnetb0", "efficientnetb0", "EfficientNetB0")
+    ] == [False, True, True]
     assert Only(model="miniature", data="miniature").holds(records[0])
     assert not Only(model=None, data="stanford_dogs").holds(records[0])
 
@@ -167,16 +234,24 @@ def test_the_text_keeps_to_the_terminal_s_width(table, width: int, monkeypatch: 
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= width
     assert ("layers" in text) == (width >= 150)
-    assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)  # no name is broken
-    assert (f"{address(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in shown) == (width >= 80)  # the first digits of the id lead to the run
+    # No name is broken
+    assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)
+    # The first digits of the id lead to the run
+    assert (f"{address(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in shown) == (width >= 80)
 
 
 def test_each_seed_s_run_is_linked() -> None:
     (table,) = tables([record("frozen", 1, started=2), record("frozen", 0, started=1)], history)
     markdown = as_markdown(table, address)
-    assert "| [frozen-1](http://mlflow/#/experiments/7/runs/frozen-1-2), [frozen-0](http://mlflow/#/experiments/7/runs/frozen-0-1) |" in markdown
+    assert (
+        "| [frozen-1](http://mlflow/#/experiments/7/runs/frozen-1-2),"
+        " [frozen-0](http://mlflow/#/experiments/7/runs/frozen-0-1) |" in markdown
+    )
     rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
-    assert rows[2]["links"] == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
+    assert (
+        rows[2]["links"]
+        == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
+    )
     page = as_html([table], address)
     assert [re.findall(r'<td class=run><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
         [(rows[2]["links"].split()[0], "frozen-1", rows[2]["links"].split()[1], "frozen-0")]
@@ -191,7 +266,8 @@ def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> Non
     (table,) = tables([named], history, each=True)
     names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 80, address)).splitlines()]
     start = names.index("effnetb0")
-    assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], address)  # the picture's legend
+    # The picture's legend
+    assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], address)
     assert names[start : start + 6] == ["effnetb0", "frozen", "data.root=…/p", "hotos", "optimizer.lr=", "0.001"]
 
 
@@ -199,15 +275,30 @@ def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> Non
     ("uri", "ui", "begins"),
     [
         ("sqlite:///mlflow.db", "http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0"),
-        ("sqlite:///mlflow.db", "https://lab.example/mlflow/", "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0"),
-        ("https://me:secret@lab.example:8443", "http://127.0.0.1:5000", "https://lab.example:8443/#/experiments/7/runs/frozen-0-0"),
+        (
+            "sqlite:///mlflow.db",
+            "https://lab.example/mlflow/",
+            "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0",
+        ),
+        (
+            "https://me:secret@lab.example:8443",
+            "http://127.0.0.1:5000",
+            "https://lab.example:8443/#/experiments/7/runs/frozen-0-0",
+        ),
     ],
 )
-def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_shown(uri: str, ui: str, begins: str) -> None:
-    tracking = Mlflow(uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0)
+def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_shown(
+    uri: str, ui: str, begins: str
+) -> None:
+    tracking = Mlflow(
+        uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0
+    )
     assert tracking.page(record("frozen"), ui) == begins
     with pytest.raises(
-        UserError, match=re.escape("ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui=")
+        UserError,
+        match=re.escape(
+            "ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui="
+        ),
     ):
         replace(tracking, uri="sqlite:///mlflow.db").page(record("frozen"), "javascript:x")
 
@@ -215,8 +306,8 @@ def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_sho
 def test_markdown_csv_and_html_say_the_same(table) -> None:
     markdown = as_markdown(table, address)
     assert (
-        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14 % | reproduced | [lr_colla]("
-        in markdown
+        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14"
+        " % | reproduced | [lr_colla](" in markdown
     )
     rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
     assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
@@ -226,7 +317,9 @@ def test_markdown_csv_and_html_say_the_same(table) -> None:
     assert page.count("<svg") == 1
     assert "35.4 → 5.0&nbsp;%" in page
     assert "src=" not in page
-    assert set(re.findall(r'href="(http[^"]*)"', page)) == {address(row.records[0]) for row in table.rows if row.records}
+    assert set(re.findall(r'href="(http[^"]*)"', page)) == {
+        address(row.records[0]) for row in table.rows if row.records
+    }
     assert "finetune_50: best 92.7 %" in page
 
 
@@ -235,7 +328,9 @@ def test_the_command_reads_what_was_recorded(command, tmp_path) -> None:
     nothing = command("table")
     assert nothing.returncode == 1
     assert "has no finished attempt. The table needs one at least. Type make table" in nothing.stderr
-    ran = command("train", "--multirun", "attempt=lr_collapse,frozen", "phase.epochs=4", "tracking.system_metrics_seconds=0")
+    ran = command(
+        "train", "--multirun", "attempt=lr_collapse,frozen", "phase.epochs=4", "tracking.system_metrics_seconds=0"
+    )
     assert ran.returncode == 0, ran.stderr
     shown = command("table", "format=csv")
     rows = {row["attempt"]: row for row in csv.DictReader(io.StringIO(shown.stdout))}

@@ -20,18 +20,27 @@ def composition(folder: Path, identity: str = "i", key: str = "k") -> RunOrigin:
 @pytest.mark.parametrize(
     ("tags", "silent_seconds", "status"),
     [
-        ({}, 3600, "RUNNING"),  # the process is there, and busy
-        ({"process": "4194304"}, 0, "KILLED"),  # there is no such process
-        ({"process.started": "-1000.0"}, 0, "KILLED"),  # another process has got its number
-        ({"host.boot": "an earlier one"}, 0, "KILLED"),  # the machine was started again
+        # The process is there, and busy
+        ({}, 3600, "RUNNING"),
+        # There is no such process
+        ({"process": "4194304"}, 0, "KILLED"),
+        # Another process has got its number
+        ({"process.started": "-1000.0"}, 0, "KILLED"),
+        # The machine was started again
+        ({"host.boot": "an earlier one"}, 0, "KILLED"),
         ({"host": "elsewhere"}, 0, "RUNNING"),
-        ({"host": "elsewhere"}, 3600, "KILLED"),  # its machine was lost
+        # Its machine was lost
+        ({"host": "elsewhere"}, 3600, "KILLED"),
     ],
 )
-def test_runs_that_nobody_works_on_are_closed(composed, tags: dict[str, str], silent_seconds: float, status: str) -> None:
+def test_runs_that_nobody_works_on_are_closed(
+    composed, tags: dict[str, str], silent_seconds: float, status: str
+) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
-    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time() - silent_seconds)} | tags).info.run_id
+    run_id = client.create_run(
+        experiment, tags=owner() | {"heartbeat": str(time.time() - silent_seconds)} | tags
+    ).info.run_id
     assert tracking.known("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == status
 
@@ -52,13 +61,16 @@ def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPat
     run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time())}).info.run_id
     before, moved = psutil.Process().create_time(), psutil.boot_time() + seconds
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: moved)
-    monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", moved, raising=False)  # of an older psutil
+    # Of an older psutil
+    monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", moved, raising=False)
     assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
     assert tracking.known("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(experiment, tags=owner() | {"heartbeat": "0", "process.started": "-1000.0"}).info.run_id
@@ -92,12 +104,17 @@ def test_a_run_whose_process_was_killed_before_it_said_what_it_was_started_with_
 
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, last, killed)
-        with pytest.raises(SystemExit), tracking.open(replace(composition(tmp_path), overrides=("seed=0", "data.breeds=3"))):
+        with (
+            pytest.raises(SystemExit),
+            tracking.open(replace(composition(tmp_path), overrides=("seed=0", "data.breeds=3"))),
+        ):
             pass
     run = client.search_runs(["1"])[0]
     assert (run.info.status, "overrides" in run.data.params) == ("RUNNING", False)
     client.set_tag(run.info.run_id, "process.started", "-1000.0")
-    with tracking.open(replace(composition(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.known("k", "i").unfinished) as tracker:
+    with tracking.open(
+        replace(composition(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.known("k", "i").unfinished
+    ) as tracker:
         assert tracker.run_id == run.info.run_id
     assert client.get_run(run.info.run_id).data.params["overrides"] == "data.breeds=3 seed=0"
     assert tracking.config(run.info.run_id) == "seed: 0\n"
@@ -112,7 +129,9 @@ def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert tracking.known("k", "i").unfinished.run_id == first
     assert tracking.known("k", "i").finished is None
-    assert tracking.known("k", "other photos") == PriorRuns(others=(first[: len(tracking.known("k", "other photos").others[0])],))
+    assert tracking.known("k", "other photos") == PriorRuns(
+        others=(first[: len(tracking.known("k", "other photos").others[0])],)
+    )
     assert tracking.known("other settings", "i") == PriorRuns()
     with tracking.open(composition(tmp_path), tracking.known("k", "i").unfinished) as tracker:
         assert tracker.run_id == first
@@ -134,13 +153,22 @@ def test_a_record_that_is_gone_on_with_holds_everything_once(composed, tmp_path:
     before = tracking.known("k", "i").unfinished
     assert before.status == "FAILED"
     with tracking.open(composition(tmp_path), before) as tracker:
-        tracker.parameters({"seed": 0, "features.dir": "there", "more": 1})  # MLflow refuses to change one: what decides nothing may differ
+        # MLflow refuses to change one: what decides nothing may differ
+        tracker.parameters({"seed": 0, "features.dir": "there", "more": 1})
         tracker.metrics({"preflight/raw": 0.1})
         for epoch in (1, 2, 3):
             tracker.metrics({"val/accuracy": epoch / 10, "lr": 1e-3}, epoch)
         tracker.metrics({"val/accuracy": 0.3}, 3)
     record = client.get_run(before.run_id)
     assert record.info.status == "FINISHED"
-    assert [(point.step, point.value) for point in client.get_metric_history(before.run_id, "val/accuracy")] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert [(point.step, point.value) for point in client.get_metric_history(before.run_id, "val/accuracy")] == [
+        (1, 0.1),
+        (2, 0.2),
+        (3, 0.3),
+    ]
     assert len(client.get_metric_history(before.run_id, "preflight/raw")) == 1
-    assert {name: record.data.params[name] for name in ("seed", "features.dir", "more")} == {"seed": "0", "features.dir": "here", "more": "1"}
+    assert {name: record.data.params[name] for name in ("seed", "features.dir", "more")} == {
+        "seed": "0",
+        "features.dir": "here",
+        "more": "1",
+    }

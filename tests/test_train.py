@@ -22,12 +22,16 @@ def test_the_learning_rate_sweep_collapses_and_succeeds(typed, tmp_path) -> None
     assert high[-1] < max(high) / 3
     assert learned.data.metrics["last/val_accuracy"] >= 0.7
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "multirun").exists()  # runs lie at home, wherever the command is typed
+    # Runs lie at home, wherever the command is typed
+    assert not (tmp_path / "multirun").exists()
 
 
 def test_a_failed_job_does_not_stop_the_others_and_nothing_stays_running(command, tmp_path) -> None:
     done = command("train", "--multirun", "optimizer.lr=abc,1e-3", "data.breeds=5", "phase.epochs=2")
     assert done.returncode == 1
-    assert "error: optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example." in done.stderr
+    assert (
+        "error: optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example."
+        in done.stderr
+    )
     _, (parent, job) = records(tmp_path)
     assert (parent.info.status, job.info.status) == ("FAILED", "FINISHED")

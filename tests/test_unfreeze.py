@@ -7,10 +7,14 @@ from dogbreeds.models.unfreeze import All, Blocks, Gradual, LastN, Nothing, Plan
 
 
 def blocks(**sizes: int) -> list[SimpleNamespace]:
-    return [SimpleNamespace(name=name, layers=[SimpleNamespace(name=f"{name}_{n}") for n in range(size)]) for name, size in sizes.items()]
+    return [
+        SimpleNamespace(name=name, layers=[SimpleNamespace(name=f"{name}_{n}") for n in range(size)])
+        for name, size in sizes.items()
+    ]
 
 
-B4 = blocks(stem=6, block6f=15, block6g=15, block6h=15, block7a=13, block7b=15, top=3)  # EfficientNet-B4's end
+# EfficientNet-B4's end
+B4 = blocks(stem=6, block6f=15, block6g=15, block6h=15, block7a=13, block7b=15, top=3)
 MODES = {"batchnorm": "frozen", "drop_connect": "off"}
 
 
@@ -63,11 +67,26 @@ def test_gradual_goes_down_block_by_block() -> None:
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        (LastN(layers=83, exact=False, **MODES), "unfreeze.layers was 83. The backbone has 82 layers. Type unfreeze.layers=20, or unfreeze=all"),
-        (LastN(layers=2, exact=False, **MODES), "unfreeze.layers was 2, and top, the last block, has 3. Blocks train whole unless"),
-        (Blocks(top=8, names=(), **MODES), "unfreeze.top was 8. The backbone has 7 blocks. Type unfreeze.top=7 or less."),
-        (Blocks(top=None, names=(), **MODES), "unfreeze.top was None and unfreeze.names []. One of the two must be given."),
-        (Blocks(top=None, names=("block9z",), **MODES), "unfreeze.names has 'block9z'. The backbone's blocks are stem, block6f,"),
+        (
+            LastN(layers=83, exact=False, **MODES),
+            "unfreeze.layers was 83. The backbone has 82 layers. Type unfreeze.layers=20, or unfreeze=all",
+        ),
+        (
+            LastN(layers=2, exact=False, **MODES),
+            "unfreeze.layers was 2, and top, the last block, has 3. Blocks train whole unless",
+        ),
+        (
+            Blocks(top=8, names=(), **MODES),
+            "unfreeze.top was 8. The backbone has 7 blocks. Type unfreeze.top=7 or less.",
+        ),
+        (
+            Blocks(top=None, names=(), **MODES),
+            "unfreeze.top was None and unfreeze.names []. One of the two must be given.",
+        ),
+        (
+            Blocks(top=None, names=("block9z",), **MODES),
+            "unfreeze.names has 'block9z'. The backbone's blocks are stem, block6f,",
+        ),
         (Gradual(top=8, every_epochs=1, **MODES), "unfreeze.top was 8. The backbone has 7 blocks."),
     ],
 )

@@ -8,8 +8,10 @@ from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
 
-GUIDE = [43.10, 24.44, 15.94, 14.39]  # % on validation, of the guide's attempt 2
-N, CLASSES = 4072, 120  # its photos and its breeds
+# % on validation, of the guide's attempt 2
+GUIDE = [43.10, 24.44, 15.94, 14.39]
+# Its photos and its breeds
+N, CLASSES = 4072, 120
 STEADY = [60, 70, 74, 76, 77]
 PARENTED = [92, 93, 93.5, 93.4]
 
@@ -35,14 +37,16 @@ def setting(lr: float = 1e-3, classes: int = CLASSES, **more) -> Setting:
     return Setting(classes, lr, **more)
 
 
-CASES = {  # name: (epochs, setting, verdict, words of its reason, words of its advice)
+# Name: (epochs, setting, verdict, words of its reason, words of its advice)
+CASES = {
     "the guide's attempt 2": (
         curve(GUIDE), setting(1e-2), "collapsed",
         "validation accuracy peaked at 43.1 % in epoch 1 and fell to 14.4 %, ", "type optimizer.lr=1e-3, or head=batchnorm.",
     ),
     "a late collapse": (curve([40, 60, 70, 72, 20, 12]), setting(1e-3), "collapsed", "peaked at 72.0 % in epoch 4", "type optimizer.lr=1e-4, or"),
     "a collapse to chance": (curve([50, 20, 0.8, 0.8]), setting(1e-1), "collapsed", "fell to 0.8 %", "type optimizer.lr=1e-2, or"),
-    "a collapse whose loss had blown up before the peak was measured": (  # the head is dead: ln(20) = 3.0 for ever
+    # The head is dead: ln(20) = 3.0 for ever
+    "a collapse whose loss had blown up before the peak was measured": (
         curve([46, 15, 15, 5, 5], n=200, train=[30, 14, 12, 6, 5], train_loss=[19.8, 5.6, 3.4, 3.0, 3.0]), setting(3e-2, classes=20), "collapsed",
         "peaked at 46.0 % in epoch 1 and fell to 5.0 %", "type optimizer.lr=3e-3, or head=batchnorm.",
     ),
@@ -141,8 +145,16 @@ def test_a_verdict_s_numbers_can_be_searched_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("val", "since"),  # the first epoch after which it has collapsed beyond doubt; 0 for never
-    [(GUIDE, 3), ([50, 60, 20, 12, 10], 4), ([60, 75, 20, 74, 76], 0), ([60, 20, 60, 20, 61], 0), (STEADY, 0), ([0.8, 0.9, 0.8, 0.7], 0)],
+    # The first epoch after which it has collapsed beyond doubt; 0 for never
+    ("val", "since"),
+    [
+        (GUIDE, 3),
+        ([50, 60, 20, 12, 10], 4),
+        ([60, 75, 20, 74, 76], 0),
+        ([60, 20, 60, 20, 61], 0),
+        (STEADY, 0),
+        ([0.8, 0.9, 0.8, 0.7], 0),
+    ],
 )
 def test_a_collapse_is_certain_at_its_second_bad_epoch(val: list[float], since: int) -> None:
     epochs = curve(val)

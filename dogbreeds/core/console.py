@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_QUIET_SECONDS = 10.0  # between two lines where there is no terminal
-_alongside = False  # whether others write to the same terminal
+# Between two lines where there is no terminal
+_QUIET_SECONDS = 10.0
+# Whether others write to the same terminal
+_alongside = False
 
 
 def alongside(number: int) -> None:
@@ -37,7 +39,9 @@ def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Call
         unit: their name, in the plural.
         before: units that were done before: they are of the total, and no part of the rate.
     """
-    shown = _bar(what, total, unit, before) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit, before)
+    shown = (
+        _bar(what, total, unit, before) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit, before)
+    )
     with shown as advance:
         yield advance
 
@@ -53,7 +57,13 @@ def _bar(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[in
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f} {unit}/s" if speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
         task = bars.add_task(what, total=total, completed=before)
         yield lambda done: bars.advance(task, done)
@@ -71,7 +81,15 @@ def _lines(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[
         if now - said >= _QUIET_SECONDS and before + done < total:
             said = now
             rate, left = done / (now - started), total - before - done
-            log.info("%s: %s of %s, %.0f %s/s, %.0f s left", what, f"{before + done:,}", f"{total:,}", rate, unit, left / rate)
+            log.info(
+                "%s: %s of %s, %.0f %s/s, %.0f s left",
+                what,
+                f"{before + done:,}",
+                f"{total:,}",
+                rate,
+                unit,
+                left / rate,
+            )
 
     yield advance
     seconds = time.monotonic() - started
@@ -115,4 +133,9 @@ def console(file: TextIO, width: int | None, otherwise: int) -> "Console":
     """
     from rich.console import Console
 
-    return Console(file=file, width=width or otherwise, force_terminal=width is not None, no_color="NO_COLOR" in os.environ or width is None)
+    return Console(
+        file=file,
+        width=width or otherwise,
+        force_terminal=width is not None,
+        no_color="NO_COLOR" in os.environ or width is None,
+    )

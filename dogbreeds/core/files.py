@@ -37,7 +37,10 @@ def sink(place: str | None, example: str) -> Iterator[TextIO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = opened.enter_context(opened.enter_context(aside(path)).open("w", encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}). output must be a file. Type output={example}, for example.") from error
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}). output must be a file. Type output={example}, for"
+                " example."
+            ) from error
         yield stream
 
 
@@ -72,15 +75,19 @@ def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
         there = [item.name for item in place.iterdir() if not _PART.fullmatch(item.name)]
         if there and own[0] not in there:
             raise UserError(
-                f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an earlier result. {_TYPE}"
+                f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an"
+                f" earlier result. {_TYPE}"
             )
         for item in place.iterdir():
-            if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):  # by a process that was killed
+            # By a process that was killed
+            if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):
                 remove(item)
         written = place / f".{os.getpid()}.part"
         written.mkdir()
     except OSError as error:
-        raise UserError(f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}") from error
+        raise UserError(
+            f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}"
+        ) from error
     try:
         yield written
         for name in own:
@@ -88,7 +95,8 @@ def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
     finally:
         shutil.rmtree(written, ignore_errors=True)
         if new:
-            with contextlib.suppress(OSError):  # it is not empty
+            # It is not empty
+            with contextlib.suppress(OSError):
                 place.rmdir()
 
 

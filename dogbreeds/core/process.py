@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-PROCESS = ("host", "host.boot", "process", "process.started")  # tags that name a process; when it began, too, since numbers come again
+# Tags that name a process; when it began, too, since numbers come again
+PROCESS = ("host", "host.boot", "process", "process.started")
 
 
 def owner() -> dict[str, str]:
@@ -29,7 +30,8 @@ def began(process: int) -> float:
     Args:
         process: its number.
     """
-    machine = psutil.boot_time()  # first: an older psutil keeps it, to tell the other by
+    # First: an older psutil keeps it, to tell the other by
+    machine = psutil.boot_time()
     return round(psutil.Process(process).create_time() - machine, 2)
 
 

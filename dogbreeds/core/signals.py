@@ -11,7 +11,8 @@ from types import FrameType
 
 import psutil
 
-_GRACE_SECONDS = 8.0  # at most, for parallel jobs to write down how far they have come
+# At most, for parallel jobs to write down how far they have come
+_GRACE_SECONDS = 8.0
 _LOOK_SECONDS = 0.05
 
 
@@ -24,11 +25,13 @@ class OutOfTime(Terminated):
 
     def __init__(self, hand_over: Callable[[], None]):
         super().__init__()
-        self.hand_over = hand_over  # lets the scheduler do what it does then, such as to queue the job again; it ends the process
+        # Lets the scheduler do what it does then, such as to queue the job again; it ends the process
+        self.hand_over = hand_over
 
 
 _RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-_schedulers: dict[int, Callable[..., None]] = {}  # handlers that were there before ours
+# Handlers that were there before ours
+_schedulers: dict[int, Callable[..., None]] = {}
 _elsewhere: Callable[[float], None] | None = None
 _raised: int | None = None
 _held = 0
@@ -42,7 +45,8 @@ def handle() -> None:
             signal.signal(number, _arrive)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             before = signal.getsignal(number)
-            if callable(before) and before is not _arrive:  # it would end the process at once, in the midst of writing too
+            # It would end the process at once, in the midst of writing too
+            if callable(before) and before is not _arrive:
                 _schedulers[number] = before
                 signal.signal(number, _arrive)
 
@@ -58,7 +62,8 @@ def job() -> Iterator[None]:
         end.hand_over()
         raise
     except KeyboardInterrupt:
-        ignore()  # by which the command that started this process sees that nothing is left to be written
+        # By which the command that started this process sees that nothing is left to be written
+        ignore()
         raise
 
 
@@ -72,7 +77,8 @@ def elsewhere(end: Callable[[float], None]) -> None:
 def end_elsewhere() -> None:
     """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
     if _elsewhere is not None:
-        with contextlib.suppress(Exception):  # a cluster that is gone runs no jobs either; what ends the command is said
+        # A cluster that is gone runs no jobs either; what ends the command is said
+        with contextlib.suppress(Exception):
             _elsewhere(_GRACE_SECONDS)
 
 
@@ -108,7 +114,8 @@ def ignore() -> None:
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
     """The shell's code for a process that the signal ended."""
-    by_sigterm = isinstance(interruption, Terminated) or _raised == signal.SIGTERM  # which Ray makes a KeyboardInterrupt
+    # Which Ray makes a KeyboardInterrupt
+    by_sigterm = isinstance(interruption, Terminated) or _raised == signal.SIGTERM
     return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
 
 
@@ -137,7 +144,8 @@ def _tell_jobs() -> None:
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
-            job.terminate()  # after Ctrl-C too: submitit gives its jobs no time to write then
+            # After Ctrl-C too: submitit gives its jobs no time to write then
+            job.terminate()
     end = time.monotonic() + _GRACE_SECONDS
     while any(map(_is_job, jobs)) and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)

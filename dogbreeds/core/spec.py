@@ -19,7 +19,12 @@ def _is_number(value: Any) -> bool:
 
 
 def number(
-    *, above: float | None = None, at_least: float | None = None, below: float | None = None, at_most: float | None = None, example: float
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    example: float,
 ) -> Any:
     """A field that holds a finite number; integers are taken as floats."""
     limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
@@ -34,7 +39,9 @@ def number(
             and (at_most is None or value <= at_most)
         )
         if not fits:
-            raise UserError(f"{key} was {value!r}. It must be a finite number {said}. Type {key}={example:g}, for example.")
+            raise UserError(
+                f"{key} was {value!r}. It must be a finite number {said}. Type {key}={example:g}, for example."
+            )
         return float(value)
 
     return _declared(check)
@@ -48,7 +55,10 @@ def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
             return None
         if not _is_number(value) or int(value) != value or value < at_least:
             null = ", or null" if optional else ""
-            raise UserError(f"{key} was {value!r}. It must be a whole number of {at_least} or more{null}. Type {key}={example}, for example.")
+            raise UserError(
+                f"{key} was {value!r}. It must be a whole number of {at_least} or more{null}. Type {key}={example}, for"
+                " example."
+            )
         return int(value)
 
     return _declared(check)
@@ -62,7 +72,10 @@ def one_of(*choices: str, optional: bool = False) -> Any:
             return None
         if value not in choices:
             null = ", or null" if optional else ""
-            raise UserError(f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for example.")
+            raise UserError(
+                f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for"
+                " example."
+            )
         return str(value)
 
     return _declared(check)
@@ -85,7 +98,8 @@ def text(*, example: str, optional: bool = False) -> Any:
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
             return None
-        if type(value) is int:  # a folder's name, or the beginning of a run's id, may be all digits; none that begin with 0 come as a number
+        # A folder's name, or the beginning of a run's id, may be all digits; none that begin with 0 come as a number
+        if type(value) is int:
             value = str(value)
         if not isinstance(value, str) or not value:
             raise UserError(f"{key} was {value!r}. It must be a text. Type {key}={example}, for example.")
@@ -98,8 +112,12 @@ def integers(*, example: str) -> Any:
     """A field that holds a list of whole numbers above zero."""
 
     def check(key: str, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, (list, tuple)) or not all(_is_number(item) and int(item) == item and item > 0 for item in value):
-            raise UserError(f"{key} was {value!r}. It must be a list of whole numbers above 0. Type '{key}={example}', for example.")
+        if not isinstance(value, (list, tuple)) or not all(
+            _is_number(item) and int(item) == item and item > 0 for item in value
+        ):
+            raise UserError(
+                f"{key} was {value!r}. It must be a list of whole numbers above 0. Type '{key}={example}', for example."
+            )
         return tuple(int(item) for item in value)
 
     return _declared(check)

@@ -3,7 +3,8 @@
 import hashlib
 import re
 
-ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # control characters, ends of lines, and bytes that are not UTF-8
+# Control characters, ends of lines, and bytes that are not UTF-8
+ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def printable(name: str) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 
 from dogbreeds.core.spec import Spec, boolean, integer, number
 
-FILL_GREY = 128.0  # the guide's
+# The guide's
+FILL_GREY = 128.0
 
 
 @dataclass(frozen=True, kw_only=True)

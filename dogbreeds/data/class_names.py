@@ -16,7 +16,8 @@ _DOGS = """
 2115913 2116738
 """
 _OUTPUTS = dict(zip(map(int, _DOGS.split()), (*range(151, 269), 273, 274, 275), strict=True))
-_NUMBERED = re.compile(r"n(\d{8})(?![0-9A-Za-z])")  # n02085620-Chihuahua
+# n02085620-Chihuahua
+_NUMBERED = re.compile(r"n(\d{8})(?![0-9A-Za-z])")
 
 
 def is_numbered(class_name: str) -> bool:

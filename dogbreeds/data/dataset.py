@@ -71,7 +71,9 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Of the photos and of which split each is in."""
-        parts = [f"{name}:{split.source.fingerprint}:{digest(split.rows.tobytes())}" for name, split in self.splits.items()]
+        parts = [
+            f"{name}:{split.source.fingerprint}:{digest(split.rows.tobytes())}" for name, split in self.splits.items()
+        ]
         return digest("\n".join([*self.class_names, *parts]).encode())
 
 
@@ -94,8 +96,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UserError(
-                f"Class number {label} has one photo, and validation has to be held out of it. "
-                "Every class needs two photos or more, or a val folder of its own. Add photos, or make root/val/<class>/."
+                f"Class number {label} has one photo, and validation has to be held out of it. Every class needs two"
+                " photos or more, or a val folder of its own. Add photos, or make root/val/<class>/."
             )
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         order = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(len(rows))

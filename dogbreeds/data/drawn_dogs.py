@@ -13,13 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-VERSION = 1  # of the drawing: raise it when the same numbers would draw another dog
-SIZE = 64  # pixels a side
-BREEDS = 240  # breeds that the backbone was pretrained on; an attempt uses the first ones of them
-_DRAWN = 2 * SIZE  # drawn twice as large, then averaged down, for soft edges
+# Of the drawing: raise it when the same numbers would draw another dog
+VERSION = 1
+# Pixels a side
+SIZE = 64
+# Breeds that the backbone was pretrained on; an attempt uses the first ones of them
+BREEDS = 240
+# Drawn twice as large, then averaged down, for soft edges
+_DRAWN = 2 * SIZE
 _STREAMS = {"train": 0, "val": 1, "test": 2, "pretrain": 3, "pretrain_val": 4}
 
-_COATS = {  # name: hue, saturation, value
+# Name: hue, saturation, value
+_COATS = {
     "white": (0.10, 0.06, 0.95),
     "cream": (0.11, 0.28, 0.92),
     "golden": (0.10, 0.55, 0.82),
@@ -186,7 +191,12 @@ def _draw_dog(canvas: _Canvas, dog: Breed, rng: np.random.Generator) -> None:
 
     hip = -0.6 * thick
     ground = hip - dog.leg_length
-    for x, step, colour in ((-0.36, -stride, shadow), (0.30, stride, shadow), (-0.30, stride, coat), (0.36, -stride, coat)):
+    for x, step, colour in (
+        (-0.36, -stride, shadow),
+        (0.30, stride, shadow),
+        (-0.30, stride, coat),
+        (0.36, -stride, coat),
+    ):
         knee = (x + 0.6 * step, hip - dog.leg_length / 2)
         paw = (x + step, ground)
         canvas.stroke([(x, hip + 0.05), knee, paw], dog.leg_width, colour)
@@ -210,18 +220,41 @@ def _draw_dog(canvas: _Canvas, dog: Breed, rng: np.random.Generator) -> None:
     face = second if dog.marking == "masked" else coat
     skull = dog.head / 2
     nod = rng.uniform(-0.25, 0.15)
-    nose_x, nose_y = head_x + (skull + dog.snout_length) * math.cos(nod), head_y + (skull + dog.snout_length) * math.sin(nod)
+    nose_x, nose_y = (
+        head_x + (skull + dog.snout_length) * math.cos(nod),
+        head_y + (skull + dog.snout_length) * math.sin(nod),
+    )
     if dog.ears == "prick":
         tip = skull * (1 + 1.2 * dog.ear_length)
-        canvas.polygon([(head_x - 0.8 * skull, head_y), (head_x - 0.35 * skull, head_y + tip), (head_x + 0.3 * skull, head_y)], shadow)
+        canvas.polygon(
+            [(head_x - 0.8 * skull, head_y), (head_x - 0.35 * skull, head_y + tip), (head_x + 0.3 * skull, head_y)],
+            shadow,
+        )
     canvas.ellipse(head_x, head_y, skull, 0.92 * skull, coat, roughness=dog.roughness, rng=rng)
-    canvas.stroke([(head_x + 0.3 * skull, head_y - 0.2 * skull), (nose_x - 0.04, nose_y - 0.2 * skull)], dog.snout_height * dog.head * 0.7, face)
+    canvas.stroke(
+        [(head_x + 0.3 * skull, head_y - 0.2 * skull), (nose_x - 0.04, nose_y - 0.2 * skull)],
+        dog.snout_height * dog.head * 0.7,
+        face,
+    )
     canvas.ellipse(nose_x, nose_y - 0.1 * skull, 0.045, 0.04, (20, 16, 16))
     canvas.ellipse(head_x + 0.35 * skull, head_y + 0.25 * skull, 0.04, 0.04, (15, 12, 10))
     if dog.ears == "drop":
-        canvas.ellipse(head_x - 0.45 * skull, head_y - 0.45 * skull * dog.ear_length, 0.33 * skull, 0.85 * skull * dog.ear_length, shadow, turn=-0.2)
+        canvas.ellipse(
+            head_x - 0.45 * skull,
+            head_y - 0.45 * skull * dog.ear_length,
+            0.33 * skull,
+            0.85 * skull * dog.ear_length,
+            shadow,
+            turn=-0.2,
+        )
     elif dog.ears == "round":
-        canvas.ellipse(head_x - 0.5 * skull, head_y + 0.7 * skull, 0.42 * skull * dog.ear_length, 0.42 * skull * dog.ear_length, shadow)
+        canvas.ellipse(
+            head_x - 0.5 * skull,
+            head_y + 0.7 * skull,
+            0.42 * skull * dog.ear_length,
+            0.42 * skull * dog.ear_length,
+            shadow,
+        )
 
 
 def draw(split: str, breed_index: int, photo: int) -> np.ndarray:

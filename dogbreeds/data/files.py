@@ -16,7 +16,9 @@ from dogbreeds.data.image import _OR_SKIP, NOT_A_FILE, OUTSIDE, SUFFIXES, Unread
 
 def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | Unreadable]:
     """`examine` of files below a folder, where a link that leads out of it is `Unreadable`."""
-    outside = {file.path: _outside(root, file.path) for file in files if file.is_symlink() and not is_within(root, file.path)}
+    outside = {
+        file.path: _outside(root, file.path) for file in files if file.is_symlink() and not is_within(root, file.path)
+    }
     inside = [file.path for file in files if file.path not in outside]
     found = {**outside, **dict(zip(inside, examine(inside), strict=True))}
     return [found[file.path] for file in files]
@@ -57,14 +59,16 @@ def _listed(folder: str | Path) -> "list[os.DirEntry[str]]":
             return list(entries)
     except OSError as error:
         raise UserError(
-            f"{printable(str(folder))} cannot be listed ({error.strerror}). Folders of photos must be ones that you may read. Mend or remove it."
+            f"{printable(str(folder))} cannot be listed ({error.strerror}). Folders of photos must be ones that you may"
+            " read. Mend or remove it."
         ) from error
 
 
 # --- on disk ------------------------------------------------------------------------------------------------------------
 
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine's, so that no photo must be skipped for it
+# The machine's, so that no photo must be skipped for it
+_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _Stamp = tuple[int, int, int]
 
 _EXAMINED: "dict[tuple[str, _Stamp | None], str | Unreadable]" = {}
@@ -82,7 +86,8 @@ def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
 def _stamp(path: str) -> _Stamp | None:
     try:
         status = os.stat(path)
-    except OSError:  # which `read` puts into words
+    except OSError:
+        # which `read` puts into words
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -118,7 +123,8 @@ def decode_file(path: str, expected: str) -> np.ndarray:
 
 def _changed(path: str) -> UserError:
     return UserError(
-        f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the same command again."
+        f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the"
+        " same command again."
     )
 
 
@@ -126,7 +132,8 @@ def read(path: str) -> bytes:
     """A file's content: never a pipe's or a device's, which might have no end."""
     name = printable(path)
     try:
-        _check_file(os.stat(path), name)  # before it is opened: that alone has effects on some devices
+        # Before it is opened: that alone has effects on some devices
+        _check_file(os.stat(path), name)
         # Not waiting, because opening a pipe waits for a writer, and looked at again, because it may have become one.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
@@ -136,7 +143,8 @@ def read(path: str) -> bytes:
         if error.errno in _NOT_ITS_FAULT:
             raise
         raise Unreadable(
-            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove it{_OR_SKIP}",
+            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove"
+            f" it{_OR_SKIP}",
             NOT_A_FILE,
         ) from error
 

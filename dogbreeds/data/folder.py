@@ -29,15 +29,17 @@ class Folder(Data):
         if "train" not in parts:
             if parts:
                 raise UserError(
-                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with val and test if you like, "
-                    f"or <class>/ folders alone. Make {printable(str(root / 'train'))}, or name another data.root."
+                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with"
+                    f" val and test if you like, or <class>/ folders alone. Make {printable(str(root / 'train'))}, or"
+                    " name another data.root."
                 )
             parts = {"train": root}
         class_names = tuple(_class_folders(root, parts["train"]))
         if len(class_names) < 2:
             raise UserError(
-                f"{printable(str(parts['train']))} has {len(class_names)} class folder{'' if len(class_names) == 1 else 's'}. "
-                "There must be two or more, one for each breed. Name the folder above them in data.root."
+                f"{printable(str(parts['train']))} has {len(class_names)} class"
+                f" folder{'' if len(class_names) == 1 else 's'}. There must be two or more, one for each breed. Name"
+                " the folder above them in data.root."
             )
         opened = {name: self._source(root, name, folder, class_names) for name, folder in parts.items()}
         sources = {name: source for name, (source, _) in opened.items()}
@@ -60,15 +62,19 @@ class Folder(Data):
         root = self._root()
         if not _class_folders(root, root):
             raise UserError(
-                f"{printable(str(root))} has no class folders. It must hold <class>/ folders of photos, named as the network's classes are. "
-                f"Make {printable(str(root / class_names[0]))}, for example, or name another folder; photos without labels are for predict."
+                f"{printable(str(root))} has no class folders. It must hold <class>/ folders of photos, named as the"
+                f" network's classes are. Make {printable(str(root / class_names[0]))}, for example, or name another"
+                " folder; photos without labels are for predict."
             )
         source, note = self._source(root, root.name, root, class_names, "the network")
         return Split(source, np.arange(len(source.labels))), note
 
     def _root(self) -> Path:
         if self.root is None:
-            raise UserError("data.root was not given. data=folder needs the folder that holds your photos. Type data.root=path/to/photos.")
+            raise UserError(
+                "data.root was not given. data=folder needs the folder that holds your photos. Type"
+                " data.root=path/to/photos."
+            )
         place = os.path.expanduser(self.root)
         if not os.path.isdir(place):
             raise MissingFileError(
@@ -77,7 +83,9 @@ class Folder(Data):
             )
         return Path(os.path.realpath(place))
 
-    def _source(self, root: Path, name: str, folder: Path, class_names: tuple[str, ...], known: str = "train") -> tuple[Source, str]:
+    def _source(
+        self, root: Path, name: str, folder: Path, class_names: tuple[str, ...], known: str = "train"
+    ) -> tuple[Source, str]:
         strangers = [found for found in _class_folders(root, folder) if found not in class_names]
         if strangers:
             more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
@@ -97,20 +105,26 @@ class Folder(Data):
             found = photos_below(folder / class_name) if there else []
             if there and not found:
                 raise UserError(
-                    f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in {', '.join(SUFFIXES)}. "
-                    "Add photos, or remove the folder."
+                    f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in"
+                    f" {', '.join(SUFFIXES)}. Add photos, or remove the folder."
                 )
             files += found
             labels += [label] * len(found)
         return self._readable(root, name, files, labels)
 
-    def _readable(self, root: Path, name: str, files: "list[os.DirEntry[str]]", labels: list[int]) -> tuple[Source, str]:
+    def _readable(
+        self, root: Path, name: str, files: "list[os.DirEntry[str]]", labels: list[int]
+    ) -> tuple[Source, str]:
         found = examine_below(root, files)
         bad = [digest for digest in found if isinstance(digest, Unreadable)]
         if bad and self.on_corrupt == "stop":
             raise bad[0]
         self.check_skipped(len(bad), len(files), name)
-        kept = [(file.path, label, digest) for file, label, digest in zip(files, labels, found, strict=True) if isinstance(digest, str)]
+        kept = [
+            (file.path, label, digest)
+            for file, label, digest in zip(files, labels, found, strict=True)
+            if isinstance(digest, str)
+        ]
         chosen = tuple((path, digest) for path, _, digest in kept)
         ids = tuple(printable(path[len(str(root)) :].lstrip(os.sep)) for path, _ in chosen)
         described = [f"{label} {identity} {digest}" for (_, label, digest), identity in zip(kept, ids, strict=True)]
@@ -141,7 +155,8 @@ def _is_folder(root: Path, path: str) -> bool:
     """Whether there is a folder at a path; `UserError` where a link there leads to one out of the root, or nowhere."""
     if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and is_within(root, path)):
         raise UserError(
-            f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below data.root={printable(str(root))}. "
-            "Folders of photos must lie below it. Put the folder itself there, remove the link, or name another data.root."
+            f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below"
+            f" data.root={printable(str(root))}. Folders of photos must lie below it. Put the folder itself there,"
+            " remove the link, or name another data.root."
         )
     return os.path.isdir(path)

@@ -19,17 +19,25 @@ from dogbreeds.core.text import ODD
 if TYPE_CHECKING:
     from PIL import Image
 
-Photo = Callable[[], np.ndarray]  # -> [h, w, 3] uint8 RGB; raises Unreadable
+# -> [h, w, 3] uint8 RGB; raises Unreadable
+Photo = Callable[[], np.ndarray]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 100_000_000
-MAX_SIDE = 16_384  # padding to a square, of single floats, must stay possible
-MAX_SCANS = 100  # of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
+# Padding to a square, of single floats, must stay possible
+MAX_SIDE = 16_384
+# Of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
+MAX_SCANS = 100
 _FORMATS = ("JPEG", "PNG", "WEBP")
 BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
-NOT_A_PHOTO, DAMAGED, NOT_A_FILE, OUTSIDE = "not a photo", "cut off or damaged", "not a readable file", "out of the root"
+NOT_A_PHOTO, DAMAGED, NOT_A_FILE, OUTSIDE = (
+    "not a photo",
+    "cut off or damaged",
+    "not a readable file",
+    "out of the root",
+)
 TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS = "too many bytes", "too many pixels", "too many scans"
 REASONS = (NOT_A_PHOTO, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE)
 
@@ -73,10 +81,12 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
 
 
 def _rgb(image: "Image.Image") -> np.ndarray:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+    # 16 bits of grey, which Pillow would clip to white
+    if image.mode.startswith("I"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     image.load()
-    image.info.pop("transparency", None)  # it changes no colour, and Pillow trips over one that has no palette
+    # It changes no colour, and Pillow trips over one that has no palette
+    image.info.pop("transparency", None)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -104,7 +114,9 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
 
     _check_bytes(len(encoded), name)
     if _scans(encoded) > MAX_SCANS:
-        raise _too_large(f"{name} goes over its pixels more than {MAX_SCANS} times", "A JPEG may do so that often", TOO_MANY_SCANS)
+        raise _too_large(
+            f"{name} goes over its pixels more than {MAX_SCANS} times", "A JPEG may do so that often", TOO_MANY_SCANS
+        )
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_pixels(image.width, image.height, name)
@@ -113,7 +125,8 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
         raise
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(f"{name} declares far more than {MAX_PIXELS // 10**6} megapixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:  # each of which Pillow's readers raise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        # each of which Pillow's readers raise
         begins = BEGINNINGS.match(encoded) is not None
         raise Unreadable(
             f"{name} cannot be read as a photo ({_why(error) if begins else 'it does not begin as one'}). "
@@ -125,7 +138,8 @@ def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
 def _why(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
-    if isinstance(error, UnidentifiedImageError):  # whose own text is an object's address
+    # Whose own text is an object's address
+    if isinstance(error, UnidentifiedImageError):
         return "its header is damaged"
     return ODD.sub("?", " ".join(str(error).split()))[:120] or type(error).__name__
 
@@ -141,14 +155,17 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 
 def _too_many_pixels(received: str) -> Unreadable:
-    return _too_large(received, f"A photo may have {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side", TOO_MANY_PIXELS)
+    return _too_large(
+        received, f"A photo may have {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side", TOO_MANY_PIXELS
+    )
 
 
 def _too_large(received: str, allowed: str, reason: str) -> Unreadable:
     return Unreadable(f"{received}. {allowed}, and no more. Save it smaller{_OR_SKIP}", reason)
 
 
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment that has a length, or of the end
+# Of a segment that has a length, or of the end
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def _scans(encoded: bytes) -> int:

@@ -27,7 +27,10 @@ class Miniature(Data):
 
         super().__post_init__()
         if self.breeds > BREEDS:
-            raise UserError(f"data.breeds was {self.breeds}. There are {BREEDS} drawn breeds. Type data.breeds={BREEDS}, for example.")
+            raise UserError(
+                f"data.breeds was {self.breeds}. There are {BREEDS} drawn breeds. Type data.breeds={BREEDS}, for"
+                " example."
+            )
 
     def _source(self, name: str, each: int) -> Source:
         from dogbreeds.data import drawn_dogs
@@ -38,13 +41,22 @@ class Miniature(Data):
                     yield functools.partial(drawn_dogs.draw, name, breed, photo)
 
         labels = np.repeat(np.arange(self.breeds, dtype=np.int32), each)
-        ids = tuple(f"{name}/{drawn_dogs.breed_name(breed)}/{photo}" for breed in range(self.breeds) for photo in range(each))
+        ids = tuple(
+            f"{name}/{drawn_dogs.breed_name(breed)}/{photo}" for breed in range(self.breeds) for photo in range(each)
+        )
         # What is drawn follows from its name alone, and no two names give the same.
-        return Source(name, labels, ids, ids, digest(f"miniature:{drawn_dogs.VERSION}:{name}:{self.breeds}:{each}".encode()), read)
+        return Source(
+            name, labels, ids, ids, digest(f"miniature:{drawn_dogs.VERSION}:{name}:{self.breeds}:{each}".encode()), read
+        )
 
     def open(self) -> Dataset:
         from dogbreeds.data import drawn_dogs
 
         counts = {"train": self.train_per_breed, "val": self.val_per_breed, "test": self.test_per_breed}
-        train, val, test = (Split(source, np.arange(len(source.labels))) for source in (self._source(name, each) for name, each in counts.items()))
-        return Dataset("miniature", tuple(drawn_dogs.breed_name(breed) for breed in range(self.breeds)), train, val, test)
+        train, val, test = (
+            Split(source, np.arange(len(source.labels)))
+            for source in (self._source(name, each) for name, each in counts.items())
+        )
+        return Dataset(
+            "miniature", tuple(drawn_dogs.breed_name(breed) for breed in range(self.breeds)), train, val, test
+        )

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-_PAD_GREY = 128.0  # what the guide fills with
+# What the guide fills with
+_PAD_GREY = 128.0
 
 
 def resized(photos, size: int, how: str):
@@ -88,13 +89,16 @@ def _triangles(length, size: int):
     """
     import tensorflow as tf
 
-    step = _inverse(size / tf.cast(length, tf.float32))  # in just this way: length / size differs in the last bit
+    # In just this way: length / size differs in the last bit
+    step = _inverse(size / tf.cast(length, tf.float32))
     reach = tf.maximum(step, 1.0)
     taps = tf.minimum(2 * tf.cast(tf.math.ceil(reach), tf.int32) + 1, length)
-    centres = (tf.range(size, dtype=tf.float32) + 0.5) * step  # [size]
+    # [size]
+    centres = (tf.range(size, dtype=tf.float32) + 0.5) * step
     first = tf.maximum(tf.cast(tf.math.ceil(centres - reach - 0.5), tf.int32), 0)
     last = tf.minimum(tf.cast(tf.math.floor(centres + reach - 0.5), tf.int32), length - 1)
-    places = first + tf.range(taps)[:, None]  # [taps, size]
+    # [taps, size]
+    places = first + tf.range(taps)[:, None]
     heights = tf.maximum(0.0, 1.0 - tf.abs((tf.cast(places, tf.float32) + 0.5 - centres) * _inverse(reach)))
     heights = tf.where(places <= last, heights, 0.0)
     sums = tf.cumsum(heights)[-1]

@@ -21,10 +21,16 @@ def of_folder(named: str, count: int) -> list[Photo]:
     """
     place = Path(named).expanduser()
     if not place.is_dir():
-        raise MissingFileError(f"photos_from={printable(named)} is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos.")
+        raise MissingFileError(
+            f"photos_from={printable(named)} is not a folder. It must hold photos, at any depth. Type"
+            " photos_from=path/to/photos."
+        )
     paths = [entry.path for entry in photos_below(place)]
     if not paths:
-        raise UserError(f"photos_from={printable(named)} holds no photos. They must be JPEG, PNG or WebP files. Type photos_from=path/to/photos.")
+        raise UserError(
+            f"photos_from={printable(named)} holds no photos. They must be JPEG, PNG or WebP files. Type"
+            " photos_from=path/to/photos."
+        )
     return [partial(_decoded, paths[row]) for row in _spread(len(paths), count)]
 
 
@@ -47,7 +53,10 @@ def of_split(split: Split, count: int, skip: bool) -> list[Photo]:
     chosen = [photo for row, photo in enumerate(split.source.read()) if row in rows]
     readable = [photo for photo in chosen if not skip or _is_readable(photo)]
     if not readable:
-        raise UserError("None of the photos to check on can be read. Each format is checked on some. Mend them, or type photos_from=path/to/photos.")
+        raise UserError(
+            "None of the photos to check on can be read. Each format is checked on some. Mend them, or type"
+            " photos_from=path/to/photos."
+        )
     return readable
 
 

@@ -18,7 +18,8 @@ from dogbreeds.data.image import Photo, decode
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-_LEADING_OUT = re.compile(r"^/|(?<![^/])\.\.?(?![^/])")  # an absolute path's beginning, and the components . and ..
+# An absolute path's beginning, and the components . and ..
+_LEADING_OUT = re.compile(r"^/|(?<![^/])\.\.?(?![^/])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class StanfordDogs(Data):
         if self.split == "guide":
             everything = _tfds_source(builder, "train+test")
             train_rows, val_rows = stratified_split(everything.labels, self.val_fraction, self.guide_seed)
-            return Dataset("stanford_dogs", class_names, Split(everything, train_rows), Split(everything, val_rows), None)
+            return Dataset(
+                "stanford_dogs", class_names, Split(everything, train_rows), Split(everything, val_rows), None
+            )
         train, test = _tfds_source(builder, "train"), _tfds_source(builder, "test")
         train_rows, val_rows = stratified_split(train.labels, self.val_fraction, self.split_seed)
         whole = Split(test, np.arange(len(test.labels)))
@@ -56,10 +59,10 @@ class StanfordDogs(Data):
                 builder.download_and_prepare()
             except (OSError, tfds.download.DownloadError) as error:
                 raise MissingFileError(
-                    f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu "
-                    f"({' '.join(str(error).split())[:100]}). It is needed once, 778 MiB, prepared by TensorFlow Datasets. "
-                    "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos> for a folder of photos, "
-                    "or model=miniature, which needs nothing."
+                    f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu"
+                    f" ({' '.join(str(error).split())[:100]}). It is needed once, 778 MiB, prepared by TensorFlow"
+                    " Datasets. Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>"
+                    " for a folder of photos, or model=miniature, which needs nothing."
                 ) from error
         return builder
 
@@ -67,12 +70,19 @@ class StanfordDogs(Data):
 def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
     import tensorflow_datasets as tfds
 
-    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)  # one file after the other: a fixed order
+    # One file after the other: a fixed order
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
 
     def rows() -> Iterator[dict]:
-        wanted = {"image": tfds.features.Image(), "label": builder.info.features["label"], "image/filename": tfds.features.Text()}
+        wanted = {
+            "image": tfds.features.Image(),
+            "label": builder.info.features["label"],
+            "image/filename": tfds.features.Text(),
+        }
         decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
-        yield from tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=config))
+        yield from tfds.as_numpy(
+            builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=config)
+        )
 
     def read() -> Iterator[Photo]:
         for row in rows():

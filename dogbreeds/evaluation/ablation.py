@@ -12,9 +12,11 @@ from dataclasses import dataclass
 # Student's t, two-sided 95 %, for 1 to 9 degrees of freedom; beyond that the last is a little too wide.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
-_ENOUGH = 0.9  # of what all knobs change together: one that gives it alone is enough by itself
+# Of what all knobs change together: one that gives it alone is enough by itself
+_ENOUGH = 0.9
 
-Cell = frozenset[str]  # the settings that are put back
+# The settings that are put back
+Cell = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,12 @@ def effects(knobs: Sequence[str], measured: Mapping[Cell, Sequence[float]]) -> l
         measured: validation accuracy of each seed, in the same order in every cell.
     """
     everything = frozenset(knobs)
-    return [Effect(knob, _differences(measured, Cell(), Cell({knob})), _differences(measured, everything - {knob}, everything)) for knob in knobs]
+    return [
+        Effect(
+            knob, _differences(measured, Cell(), Cell({knob})), _differences(measured, everything - {knob}, everything)
+        )
+        for knob in knobs
+    ]
 
 
 def _differences(measured: Mapping[Cell, Sequence[float]], before: Cell, after: Cell) -> tuple[float, ...]:
@@ -63,19 +70,31 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 def conclusion(found: Sequence[Effect], total: Sequence[float]) -> str:
     """Which knob did it, in a sentence."""
     if len(total) < 2:
-        return f"With one seed there is no interval: the knobs together change {_points(total)} points. Give why.seeds two or more."
+        return (
+            f"With one seed there is no interval: the knobs together change {_points(total)} points. Give why.seeds two"
+            " or more."
+        )
     clear = [effect for effect in found if not _straddles(effect.explains)]
     if not clear:
-        return f"No knob stands out from noise: putting all of them back changes {_said(total)} points; more why.seeds would narrow that."
+        return (
+            f"No knob stands out from noise: putting all of them back changes {_said(total)} points; more why.seeds"
+            " would narrow that."
+        )
     if _straddles(total):
         those = ", ".join(f"{effect.knob} {_said(effect.explains)}" for effect in clear)
         return f"The knobs pull against each other ({those}): putting all of them back changes {_said(total)} points."
     enough = [effect.knob for effect in clear if statistics.mean(effect.alone) / statistics.mean(total) >= _ENOUGH]
     if len(enough) > 1:
-        return f"Putting back any one of {', '.join(enough)} is enough: by itself it gives {100 * _ENOUGH:.0f} % or more of {_said(total)} points."
+        return (
+            f"Putting back any one of {', '.join(enough)} is enough: by itself it gives {100 * _ENOUGH:.0f} % or more"
+            f" of {_said(total)} points."
+        )
     most = max(clear, key=lambda effect: abs(statistics.mean(effect.explains)))
     rest = statistics.mean(total) - statistics.mean(most.explains)
-    return f"{most.knob} did most: it explains {_said(most.explains)} points of {_points(total)}, all else {100 * rest:+.1f}."
+    return (
+        f"{most.knob} did most: it explains {_said(most.explains)} points of {_points(total)}, all else"
+        f" {100 * rest:+.1f}."
+    )
 
 
 def _straddles(values: Sequence[float]) -> bool:
@@ -92,16 +111,27 @@ def _said(values: Sequence[float]) -> str:
     return _points(values) + (f" ({100 * found[0]:+.1f} to {100 * found[1]:+.1f})" if found else "")
 
 
-def report(knobs: Sequence[str], measured: Mapping[Cell, Sequence[float]], verdicts: Mapping[Cell, Sequence[str]]) -> str:
+def report(
+    knobs: Sequence[str], measured: Mapping[Cell, Sequence[float]], verdicts: Mapping[Cell, Sequence[str]]
+) -> str:
     """The accuracies of each cell, what each knob explains, and the conclusion, as Markdown."""
     lines = ["| put back | validation accuracy (%) | verdicts |", "| --- | --- | --- |"]
     for cell in cells(knobs):
         name = " ".join(knob for knob in knobs if knob in cell) or "nothing"
-        words = ", ".join(f"{word.replace('_', ' ')} ({count})" for word, count in sorted(Counter(verdicts[cell]).items()))
+        words = ", ".join(
+            f"{word.replace('_', ' ')} ({count})" for word, count in sorted(Counter(verdicts[cell]).items())
+        )
         lines.append(f"| {name} | {' '.join(f'{100 * value:.1f}' for value in measured[cell])} | {words} |")
-    lines += ["", "| knob put back | explains, points (95 % interval) | alone | after the others |", "| --- | --- | --- | --- |"]
+    lines += [
+        "",
+        "| knob put back | explains, points (95 % interval) | alone | after the others |",
+        "| --- | --- | --- | --- |",
+    ]
     found = effects(knobs, measured)
-    lines += [f"| {effect.knob} | {_said(effect.explains)} | {_said(effect.alone)} | {_said(effect.last)} |" for effect in found]
+    lines += [
+        f"| {effect.knob} | {_said(effect.explains)} | {_said(effect.alone)} | {_said(effect.last)} |"
+        for effect in found
+    ]
     total = _differences(measured, Cell(), frozenset(knobs))
     left = tuple(whole - sum(effect.explains[seed] for effect in found) for seed, whole in enumerate(total))
     if len(knobs) > 2:

@@ -9,9 +9,12 @@ import numpy as np
 
 from dogbreeds.evaluation.metrics import probabilities, score
 
-BINS = 15  # the paper's
-_FEWEST = 10  # photos in a half to fit a temperature on
-_LOG_TEMPERATURES = (-3.0, 3.0)  # 0.05 to 20: beyond, confidence means nothing
+# The paper's
+BINS = 15
+# Photos in a half to fit a temperature on
+_FEWEST = 10
+# 0.05 to 20: beyond, confidence means nothing
+_LOG_TEMPERATURES = (-3.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar
 
     wide = logits.astype(np.float64)
-    found = minimize_scalar(lambda log: score(wide / np.exp(log), labels).loss, bounds=_LOG_TEMPERATURES, method="bounded")
+    found = minimize_scalar(
+        lambda log: score(wide / np.exp(log), labels).loss, bounds=_LOG_TEMPERATURES, method="bounded"
+    )
     return float(np.exp(found.x))
 
 

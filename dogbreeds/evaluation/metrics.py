@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_Z95 = 1.959963984540054  # standard normal quantile of 0.975
+# Standard normal quantile of 0.975
+_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,15 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
         logits: [n, classes] float.
         labels: [n] int.
     """
-    if not np.isfinite(logits).all():  # nothing was ranked
+    # Nothing was ranked
+    if not np.isfinite(logits).all():
         return Scores(math.nan, Proportion(0, len(labels)), Proportion(0, len(labels)))
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
     losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
-    ahead = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))  # of equals, the first is taken
+    # Of equals, the first is taken
+    ahead = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     rank = ahead.sum(axis=1)
     first, five = int((rank < 1).sum()), int((rank < 5).sum())
     return Scores(float(losses.mean()), Proportion(first, len(labels)), Proportion(five, len(labels)))
@@ -92,7 +95,10 @@ class PairedOutcome:
     def p_value(self) -> float:
         """Of the exact two-sided McNemar test: of the photos that differ, as many are gained as lost. Source: McNemar 1947."""
         differ, fewer = self.gained + self.lost, min(self.gained, self.lost)
-        log_shares = [math.lgamma(differ + 1) - math.lgamma(k + 1) - math.lgamma(differ - k + 1) - differ * math.log(2) for k in range(fewer + 1)]
+        log_shares = [
+            math.lgamma(differ + 1) - math.lgamma(k + 1) - math.lgamma(differ - k + 1) - differ * math.log(2)
+            for k in range(fewer + 1)
+        ]
         return min(1.0, 2 * sum(math.exp(share) for share in log_shares))
 
     @property
@@ -111,6 +117,6 @@ class PairedOutcome:
     def __str__(self) -> str:
         low, high = self.interval
         return (
-            f"{100 * self.difference:+.1f} points on {self.split} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}; "
-            f"{self.gained} photos gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
+            f"{100 * self.difference:+.1f} points on {self.split} (95 % interval {100 * low:+.1f} to {100 * high:+.1f};"
+            f" {self.gained} photos gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
         )

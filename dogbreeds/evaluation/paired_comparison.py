@@ -11,7 +11,8 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
 from dogbreeds.evaluation.results import Predictions
 
-_REPEATED = 2  # photos of one breed that are called the same other one: a single one says little
+# Photos of one breed that are called the same other one: a single one says little
+_REPEATED = 2
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Comparison:
     def accuracies(self) -> tuple[Proportion, Proportion]:
         """Of the first and of the second, on the photos that they share."""
         n = len(self.labels)
-        return Proportion(int((self.first == self.labels).sum()), n), Proportion(int((self.second == self.labels).sum()), n)
+        return Proportion(int((self.first == self.labels).sum()), n), Proportion(
+            int((self.second == self.labels).sum()), n
+        )
 
     @property
     def pair(self) -> PairedOutcome:
@@ -109,7 +112,10 @@ class Comparison:
     def _confusions(self, names: Sequence[str], right: np.ndarray, wrong: np.ndarray) -> list[Confusion]:
         changed = (right == self.labels) & (wrong != self.labels)
         counts = Counter(zip(self.labels[changed].tolist(), wrong[changed].tolist(), strict=True))
-        found = [Confusion(self.class_names[true], self.class_names[called], photos) for (true, called), photos in counts.items()]
+        found = [
+            Confusion(self.class_names[true], self.class_names[called], photos)
+            for (true, called), photos in counts.items()
+        ]
         frequent = [confusion for confusion in found if confusion.true in names and confusion.photos >= _REPEATED]
         return sorted(frequent, key=lambda confusion: (-confusion.photos, confusion.true, confusion.called))
 
@@ -123,7 +129,8 @@ def adjust(values: Sequence[float]) -> list[float]:
     Source: Benjamini and Hochberg 1995.
     """
     p = np.asarray(values, float)
-    order = np.argsort(p)[::-1]  # the largest first
+    # The largest first
+    order = np.argsort(p)[::-1]
     ranks = np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum.accumulate(np.minimum(1.0, p[order] * len(p) / ranks))
@@ -139,26 +146,30 @@ def compare(first: Predictions, second: Predictions, split: str) -> Comparison:
     classes = first.logits.shape[1], second.logits.shape[1]
     if classes[0] != classes[1]:
         raise UserError(
-            f"first has {classes[0]} breeds and second {classes[1]}. Both must know the same. Type only.data=<data> to choose among such."
+            f"first has {classes[0]} breeds and second {classes[1]}. Both must know the same. Type only.data=<data> to"
+            " choose among such."
         )
     if first.class_names and second.class_names and first.class_names != second.class_names:
-        one, other_one = next(pair for pair in zip(first.class_names, second.class_names, strict=True) if pair[0] != pair[1])
+        one, other_one = next(
+            pair for pair in zip(first.class_names, second.class_names, strict=True) if pair[0] != pair[1]
+        )
         raise UserError(
-            f"first has a breed '{one}' where second has '{other_one}'. Both must know the same. Type only.data=<data> to choose among such."
+            f"first has a breed '{one}' where second has '{other_one}'. Both must know the same. Type only.data=<data>"
+            " to choose among such."
         )
     place = {name: row for row, name in enumerate(second.ids)}
     shared = [(row, place[name]) for row, name in enumerate(first.ids) if name in place]
     if not shared:
         raise UserError(
-            f"first and second share no photo of {split} (such as {first.ids[0]} and {second.ids[0]}). A paired test needs the same photos. "
-            "Type split=test where both have one, or train both on the same data."
+            f"first and second share no photo of {split} (such as {first.ids[0]} and {second.ids[0]}). A paired test"
+            " needs the same photos. Type split=test where both have one, or train both on the same data."
         )
     ours, theirs = np.asarray(shared).T
     other = first.labels[ours] != second.labels[theirs]
     if other.any():
         raise UserError(
-            f"{first.ids[ours[other.argmax()]]} is of another breed in first than in second. A photo of the same name must be the same photo. "
-            "Train both on the same data."
+            f"{first.ids[ours[other.argmax()]]} is of another breed in first than in second. A photo of the same name"
+            " must be the same photo. Train both on the same data."
         )
     names = first.class_names or second.class_names or tuple(f"class {label}" for label in range(classes[0]))
     calls = first.logits.argmax(axis=1)[ours], second.logits.argmax(axis=1)[theirs]

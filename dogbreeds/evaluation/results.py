@@ -9,7 +9,8 @@ import numpy as np
 
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 
-_MEASURED = "zero training: the 1000-way top's"  # and how many outputs: how the tag begins where there is a baseline
+# And how many outputs: how the tag begins where there is a baseline
+_MEASURED = "zero training: the 1000-way top's"
 
 _SPLITS = {"val": "validation", "test": "test"}
 _HOLDS = "ImageNet holds Stanford Dogs' photos"
@@ -71,7 +72,8 @@ def _scores(values: Mapping[str, Any]) -> Scores:
     return Scores(**{**values, "accuracy": Proportion(**values["accuracy"]), "top5": Proportion(**values["top5"])})
 
 
-_SMOOTHING = 0.95  # of the running mean of the loss
+# Of the running mean of the loss
+_SMOOTHING = 0.95
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from dogbreeds.evaluation import calibration
 from dogbreeds.evaluation.calibration import Bin
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities, score
 
-_DRAWS = 1000  # of the bootstrap
-_LEAST = 1e-12  # of a probability, so that a photo that was thought impossible costs a finite log loss
+# Of the bootstrap
+_DRAWS = 1000
+# Of a probability, so that a photo that was thought impossible costs a finite log loss
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,25 @@ class Evaluation:
         found["temperature"] = self.calibration.temperature
         if self.augmented is not None:
             pair = self.augmented.pair
-            found |= {"tta/accuracy": self.augmented.accuracy.value, "tta/difference": pair.difference, "tta/p_value": pair.p_value}
+            found |= {
+                "tta/accuracy": self.augmented.accuracy.value,
+                "tta/difference": pair.difference,
+                "tta/p_value": pair.p_value,
+            }
             found["tta/cost"] = self.augmented.cost
-        found["tta/views"] = self.augmented.views if self.augmented is not None else 1  # an earlier evaluation of the run may have had more
+        # An earlier evaluation of the run may have had more
+        found["tta/views"] = self.augmented.views if self.augmented is not None else 1
         return found
 
 
 def _percent(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:.1f}"  # no minus before a zero
+    # No minus before a zero
+    return f"{round(100 * share, 1) + 0.0:.1f}"
 
 
-def evaluate(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], fitted: tuple[float, str] | None, seed: int) -> Evaluation:
+def evaluate(
+    logits: np.ndarray, labels: np.ndarray, names: Sequence[str], fitted: tuple[float, str] | None, seed: int
+) -> Evaluation:
     """Measures a network's answers.
 
     Args:
@@ -176,10 +186,20 @@ def evaluate(logits: np.ndarray, labels: np.ndarray, names: Sequence[str], fitte
         calibration.bins(scaled.max(axis=1), right),
     )
     f1 = _bootstrapped(lambda rows: macro_f1(labels[rows], called[rows], len(names)), draws)
-    return Evaluation(score(logits, labels), f1, log_loss(plain, labels, draws), found, breeds(matrix, names), confusions(matrix, names), matrix)
+    return Evaluation(
+        score(logits, labels),
+        f1,
+        log_loss(plain, labels, draws),
+        found,
+        breeds(matrix, names),
+        confusions(matrix, names),
+        matrix,
+    )
 
 
-def augmented(plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views: int, cost: float, split: str, seed: int) -> Augmented:
+def augmented(
+    plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views: int, cost: float, split: str, seed: int
+) -> Augmented:
     """What averaging over views gains.
 
     Args:
@@ -193,7 +213,13 @@ def augmented(plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views
     """
     before, now = plain.argmax(axis=1) == labels, averaged.argmax(axis=1) == labels
     accuracy = Proportion(int(now.sum()), len(labels))
-    return Augmented(views, accuracy, log_loss(averaged, labels, _draws(len(labels), seed)), PairedOutcome.of(before, now, split), cost)
+    return Augmented(
+        views,
+        accuracy,
+        log_loss(averaged, labels, _draws(len(labels), seed)),
+        PairedOutcome.of(before, now, split),
+        cost,
+    )
 
 
 def log_loss(shares: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Measure:
@@ -233,9 +259,11 @@ def confusions(matrix: np.ndarray, names: Sequence[str]) -> list[Confusion]:
     both = np.triu(matrix + matrix.T, k=1)
     pairs = sorted(zip(*np.nonzero(both), strict=True), key=lambda pair: -both[pair])
     return [
-        Confusion(names[first], names[second], int(matrix[first, second]), int(matrix[second, first]))
-        if matrix[first, second] >= matrix[second, first]
-        else Confusion(names[second], names[first], int(matrix[second, first]), int(matrix[first, second]))
+        (
+            Confusion(names[first], names[second], int(matrix[first, second]), int(matrix[second, first]))
+            if matrix[first, second] >= matrix[second, first]
+            else Confusion(names[second], names[first], int(matrix[second, first]), int(matrix[first, second]))
+        )
         for first, second in pairs
     ]
 
@@ -256,10 +284,15 @@ def _mirrored(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray
     n = draws.shape[1]
     values, drawn = np.array(statistics(np.arange(n))), np.array([statistics(rows) for rows in draws])
     low, high = 2 * values - np.quantile(drawn, [0.975, 0.025], axis=0)
-    return [Measure(value, least, most, n) for value, least, most in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)]
+    return [
+        Measure(value, least, most, n)
+        for value, least, most in zip(values.tolist(), low.tolist(), high.tolist(), strict=True)
+    ]
 
 
-def _calibration_errors(plain: np.ndarray, scaled: np.ndarray, right: np.ndarray, draws: np.ndarray) -> tuple[Measure, Measure, Measure]:
+def _calibration_errors(
+    plain: np.ndarray, scaled: np.ndarray, right: np.ndarray, draws: np.ndarray
+) -> tuple[Measure, Measure, Measure]:
     """The errors of both confidences, and by how much the second is lower."""
 
     def errors(rows: np.ndarray) -> list[float]:

@@ -24,15 +24,24 @@ VERDICTS = (
     "better_than_frozen",
 )
 
-_COLLAPSED_SHARE = 0.85  # of the peak: what is left after a collapse is less
-_COLLAPSED_DEVIATIONS = 4.0  # standard errors between the peak and what is left
-_UNHARMED_SHARE = 0.95  # of the best training accuracy: with more than that at the end, training has not collapsed
-_LEARNED_SHARE = 0.05  # of the way from chance to perfection
-_LEARNED_DEVIATIONS = 4.0  # standard errors above chance
-_OVERFIT_RISE = 1.15  # validation loss at the end, of its lowest
-_OVERFIT_GAP = 0.15  # training accuracy less validation accuracy, at the end
-_PATIENT_EPOCHS = 3  # that an attempt is given to learn anything, as many as a collapse needs to be seen
-PAIRED_LEVEL = 0.01  # of the paired test
+# Of the peak: what is left after a collapse is less
+_COLLAPSED_SHARE = 0.85
+# Standard errors between the peak and what is left
+_COLLAPSED_DEVIATIONS = 4.0
+# Of the best training accuracy: with more than that at the end, training has not collapsed
+_UNHARMED_SHARE = 0.95
+# Of the way from chance to perfection
+_LEARNED_SHARE = 0.05
+# Standard errors above chance
+_LEARNED_DEVIATIONS = 4.0
+# Validation loss at the end, of its lowest
+_OVERFIT_RISE = 1.15
+# Training accuracy less validation accuracy, at the end
+_OVERFIT_GAP = 0.15
+# That an attempt is given to learn anything, as many as a collapse needs to be seen
+_PATIENT_EPOCHS = 3
+# Of the paired test
+PAIRED_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,14 @@ def _fall(epochs: "Sequence[Epoch]") -> Verdict | None:
     error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
     if number > len(shares) - 2 or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
         return None
-    if epochs[-1].train_accuracy > _UNHARMED_SHARE * max(epoch.train_accuracy for epoch in epochs):  # that is learning by heart
+    # That is learning by heart
+    if epochs[-1].train_accuracy > _UNHARMED_SHARE * max(epoch.train_accuracy for epoch in epochs):
         return None
     how_far = f"{(peak - end) / error:.0f} standard errors"
-    reason = f"validation accuracy peaked at {_percent(peak)} in epoch {number} and fell to {_percent(shares[-1])}, {how_far}"
+    reason = (
+        f"validation accuracy peaked at {_percent(peak)} in epoch {number} and fell to {_percent(shares[-1])},"
+        f" {how_far}"
+    )
     return Verdict("collapsed", reason, "", {"peak": peak, "fall": peak - shares[-1], "peak_epoch": float(number)})
 
 
@@ -124,11 +137,15 @@ def _never(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
         return Verdict("never_learned", "no epoch was finished", "", {})
     best, n, chance = max(epoch.val.accuracy.value for epoch in epochs), epochs[0].val.accuracy.n, 1 / setting.classes
     error = math.sqrt(chance * (1 - chance) / n)
-    noise = min(_LEARNED_DEVIATIONS * error, (1 - chance) / 2)  # few photos make much noise, and all right is still all right
+    # Few photos make much noise, and all right is still all right
+    noise = min(_LEARNED_DEVIATIONS * error, (1 - chance) / 2)
     if best - chance >= max(_LEARNED_SHARE * (1 - chance), noise):
         return None
     trained = max(epoch.train_accuracy for epoch in epochs)
-    reason = f"validation accuracy is {_percent(best)} at best, where chance is {_percent(chance)}; training accuracy is {_percent(trained)}"
+    reason = (
+        f"validation accuracy is {_percent(best)} at best, where chance is {_percent(chance)}; training accuracy is"
+        f" {_percent(trained)}"
+    )
     return Verdict("never_learned", reason, "", {"peak": best, "chance": chance})
 
 
@@ -141,9 +158,14 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
     elif found.name == "never_learned" and trained > 2 * peak + 0.1:
         advice = "The photos were learned by heart: look whether the labels are those of the photos."
     elif setting.pair is not None:
-        advice = f"The fine-tune was too harsh: type optimizer.lr={_lower(setting.lr)}, and unfreeze.batchnorm=frozen if it is not."
+        advice = (
+            f"The fine-tune was too harsh: type optimizer.lr={_lower(setting.lr)}, and unfreeze.batchnorm=frozen if it"
+            " is not."
+        )
     elif setting.lr >= 3e-3 or found.name == "collapsed":
-        advice = f"The learning rate is too high for this head: type optimizer.lr={_lower(setting.lr)}, or head=batchnorm."
+        advice = (
+            f"The learning rate is too high for this head: type optimizer.lr={_lower(setting.lr)}, or head=batchnorm."
+        )
     elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
         advice = "The training loss is still falling: type more phase.epochs, or find a rate with phase=lr_range."
     else:
@@ -153,13 +175,28 @@ def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Ver
 
 def _beside_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
     lower = f"optimizer.lr={_lower(setting.lr)}"
-    name = "no_better_than_frozen" if pair.p_value >= PAIRED_LEVEL else "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
+    name = (
+        "no_better_than_frozen"
+        if pair.p_value >= PAIRED_LEVEL
+        else "better_than_frozen"
+        if pair.difference > 0
+        else "worse_than_frozen"
+    )
     advice = {
-        "no_better_than_frozen": f"No difference is shown by {pair.n:,} photos: the frozen network is cheaper, keep it.",
+        "no_better_than_frozen": (
+            f"No difference is shown by {pair.n:,} photos: the frozen network is cheaper, keep it."
+        ),
         "better_than_frozen": "Keep the fine-tuned network.",
-        "worse_than_frozen": f"Keep the frozen network; to go on, type {lower}, or unfreeze.batchnorm=frozen if it is not.",
+        "worse_than_frozen": (
+            f"Keep the frozen network; to go on, type {lower}, or unfreeze.batchnorm=frozen if it is not."
+        ),
     }[name]
-    numbers = {"difference": pair.difference, "p_value": pair.p_value, "gained": float(pair.gained), "lost": float(pair.lost)}
+    numbers = {
+        "difference": pair.difference,
+        "p_value": pair.p_value,
+        "gained": float(pair.gained),
+        "lost": float(pair.lost),
+    }
     return Verdict(name, f"{pair} against the frozen parent, judged at p < {PAIRED_LEVEL:g}", advice, numbers)
 
 
@@ -172,8 +209,8 @@ def _overfit(epochs: "Sequence[Epoch]") -> Verdict | None:
     if rise < _OVERFIT_RISE or gap < _OVERFIT_GAP or last.train_loss >= epochs[low].train_loss:
         return None
     reason = (
-        f"validation loss rose from {losses[low]:.2f} in epoch {low + 1} to {losses[-1]:.2f}, while training accuracy reached "
-        f"{_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
+        f"validation loss rose from {losses[low]:.2f} in epoch {low + 1} to {losses[-1]:.2f}, while training accuracy"
+        f" reached {_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
     )
     numbers = {"peak": max(epoch.val.accuracy.value for epoch in epochs), "loss_rise": rise, "gap": gap}
     return Verdict("overfitting", reason, "Stop at that epoch, raise head.dropout, or type augment=guide.", numbers)
@@ -181,8 +218,13 @@ def _overfit(epochs: "Sequence[Epoch]") -> Verdict | None:
 
 def _learned(epochs: "Sequence[Epoch]") -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
-    reason = f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the last"
-    return Verdict("learned", reason, "Fine-tuning can start from it: type phase=finetune.", {"peak": best.val.accuracy.value})
+    reason = (
+        f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
+        " last"
+    )
+    return Verdict(
+        "learned", reason, "Fine-tuning can start from it: type phase=finetune.", {"peak": best.val.accuracy.value}
+    )
 
 
 def _lower(lr: float) -> str:

@@ -15,7 +15,8 @@ from dogbreeds.training.phase import Finetune
 if TYPE_CHECKING:
     from dogbreeds.experiments.result import Result, Skipped
 
-_OF_THE_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")  # groups that a fine-tune shares with its frozen attempt
+# Groups that a fine-tune shares with its frozen attempt
+_OF_THE_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")
 
 
 def changed(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
@@ -27,7 +28,11 @@ def changed(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
 def parent_of(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """Overrides of the frozen attempt that a fine-tune goes on from: its data, model, pixels and head, also where an overlay brought them."""
     brought = [f"{group}={choices[group]}" for group in _OF_THE_PARENT if group in choices]
-    own = [override for override in overrides if not override.lstrip("+").startswith(("attempt=", "phase", "unfreeze", "optimizer"))]
+    own = [
+        override
+        for override in overrides
+        if not override.lstrip("+").startswith(("attempt=", "phase", "unfreeze", "optimizer"))
+    ]
     return changed(["attempt=frozen", *brought], own)
 
 
@@ -45,5 +50,8 @@ def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> R
     from dogbreeds.experiments.attempt import execute
 
     config = compose.composed("train", overrides)
-    done = execute(from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder))
-    return tracking.record(cast("Result | Skipped", done).run_id)  # no range test: it is refused above
+    done = execute(
+        from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder)
+    )
+    # No range test: it is refused above
+    return tracking.record(cast("Result | Skipped", done).run_id)

@@ -35,7 +35,8 @@ from dogbreeds.training.state import History, TrainingState
 
 log = logging.getLogger(__name__)
 
-_PRUNED = "pruned: "  # begins why training ended where a search gave it up
+# Begins why training ended where a search gave it up
+_PRUNED = "pruned: "
 
 
 def execute(run: Run, composition: RunOrigin) -> Result | Range | Skipped | PrunedResult:
@@ -55,7 +56,8 @@ def execute(run: Run, composition: RunOrigin) -> Result | Range | Skipped | Prun
 
 def _run(run: Run, composition: RunOrigin, started: float) -> Result | Range | Skipped:
     run.baseline.weights_file()
-    dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
+    # What can be refused without TensorFlow is refused before it is imported
+    dataset = run.data.open()
     identity = run.identity(dataset.fingerprint)
     composition = replace(composition, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
@@ -95,11 +97,13 @@ def _done(run: Run, record: Record, composition: RunOrigin) -> Skipped:
 def _unfinished(run: Run, known: PriorRuns, checkpoints: Checkpoints) -> Record | None:
     """The recorded attempt to go on with, if any; says what is passed over."""
     if run.rerun or (known.finished is not None and known.unfinished is None):
-        checkpoints.remove()  # of a run that had all but ended
+        # Of a run that had all but ended
+        checkpoints.remove()
         return None
     if known.others and known.unfinished is None:
         log.warning(
-            "run %s has the same settings, but its photos, class names or weights were others: its results are not used, all is computed anew",
+            "run %s has the same settings, but its photos, class names or weights were others: its results are not"
+            " used, all is computed anew",
             known.others[0],
         )
     record = known.unfinished
@@ -132,7 +136,20 @@ def _train(prepared: _Prepared, phase: Training, shown: TrainingInputs, tracker:
     tracker.tags(searched.tags)
     before = _resumed(prepared, phase, tracker, stop)
     seconds_before = sum(epoch.seconds for epoch in before.outcome.epochs) if before else 0.0
-    outcome = fit(network, shown.train, val, phase, run.optimizer, run.schedule, run.seed, on_epoch, stop, before, save, run.checkpoint_steps)
+    outcome = fit(
+        network,
+        shown.train,
+        val,
+        phase,
+        run.optimizer,
+        run.schedule,
+        run.seed,
+        on_epoch,
+        stop,
+        before,
+        save,
+        run.checkpoint_steps,
+    )
     pruned = outcome.ended.removeprefix(_PRUNED) if outcome.ended.startswith(_PRUNED) else None
     accuracies = [epoch.val.accuracy.value for epoch in outcome.epochs]
     searched.ended(accuracies, seconds_before + time.perf_counter() - prepared.started, pruned)
@@ -145,7 +162,9 @@ def _train(prepared: _Prepared, phase: Training, shown: TrainingInputs, tracker:
         said = {"val": Predictions(_ids(dataset.val, val), val.labels, outcome.best_logits, dataset.class_names)}
         if dataset.test is not None:
             rows = shown.rows(dataset.test)
-            said["test"] = Predictions(_ids(dataset.test, rows), rows.labels, predict(network, rows), dataset.class_names)
+            said["test"] = Predictions(
+                _ids(dataset.test, rows), rows.labels, predict(network, rows), dataset.class_names
+            )
             test = score(said["test"].logits, rows.labels)
         for split, predictions in said.items():
             tracker.predictions(split, predictions)
@@ -155,13 +174,20 @@ def _train(prepared: _Prepared, phase: Training, shown: TrainingInputs, tracker:
         tracker.picture(lambda: curves.draw(outcome.epochs, best.number, tracker.name), "curves.png")
     # The best epoch was chosen on val, so that only test is a fair judge of it, where there is one.
     pair = pairs.get("test", pairs.get("val"))
-    judged = verdict.judge(outcome.epochs, replace(setting, pair=pair, diverged=outcome.ended if outcome.diverged else ""))
+    judged = verdict.judge(
+        outcome.epochs, replace(setting, pair=pair, diverged=outcome.ended if outcome.diverged else "")
+    )
     untrained = _measure_untrained(prepared, test is not None)
-    result = Result(tracker.run_id, outcome, test, untrained, judged, feature_seconds, time.perf_counter() - prepared.started)
+    result = Result(
+        tracker.run_id, outcome, test, untrained, judged, feature_seconds, time.perf_counter() - prepared.started
+    )
     tracker.metrics(_final_metrics(result) | untrained.metrics() | _paired_metrics(pairs))
-    tracker.tags({"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice} | untrained.tags())
+    tracker.tags(
+        {"verdict": judged.name, "verdict.reason": judged.reason, "verdict.advice": judged.advice} | untrained.tags()
+    )
     tracker.describe(str(judged))
-    if outcome.best is not None:  # after the metrics, by which a sweep's jobs find out whose network is the best
+    # After the metrics, by which a sweep's jobs find out whose network is the best
+    if outcome.best is not None:
         tracker.model(lambda: network.whole(dataset.class_names, run.data.resize), outcome.best.val.accuracy.value)
         if network.suffix is None:
             tracker.head(network.head)
@@ -179,7 +205,10 @@ def _measure_untrained(prepared: _Prepared, tested: bool) -> ZeroShotBaseline:
     if tested and dataset.test is not None:
         splits["test"] = dataset.test
     rows = {name: shown.rows(split) for name, split in splits.items()}
-    return replace(prepared.untrained, accuracies={name: score(predict(network, those), those.labels).accuracy for name, those in rows.items()})
+    return replace(
+        prepared.untrained,
+        accuracies={name: score(predict(network, those), those.labels).accuracy for name, those in rows.items()},
+    )
 
 
 def _given_up(why: str, outcome: History, phase: Training, tracker: Tracker) -> Pruned:
@@ -191,14 +220,19 @@ def _given_up(why: str, outcome: History, phase: Training, tracker: Tracker) -> 
     return Pruned(outcome.best.val.accuracy.value if outcome.best else 0.0)
 
 
-def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Callable[[Sequence[Epoch]], str | None]) -> TrainingState | None:
+def _resumed(
+    prepared: _Prepared, phase: Training, tracker: Tracker, stop: Callable[[Sequence[Epoch]], str | None]
+) -> TrainingState | None:
     """How far an earlier process came; what it did not record any more is recorded now. What one search gave up, another may go on with."""
     kept = prepared.checkpoints.load()
     if kept is None:
         return None
     different = [name for name, value in _setting(prepared).items() if kept[0].get(name) != value]
     if different:
-        log.warning("the checkpoint that is there is of %s: this attempt begins anew", " and ".join(f"another {name}" for name in different))
+        log.warning(
+            "the checkpoint that is there is of %s: this attempt begins anew",
+            " and ".join(f"another {name}" for name in different),
+        )
         return None
     progress = TrainingState.unpacked(*kept)
     for epoch in progress.outcome.epochs:
@@ -207,7 +241,10 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Calla
         tracker.tags({"pruned": "no: gone on with"})
         progress.outcome.ended = stop(progress.outcome.epochs) or ""
     log.info(
-        "going on after epoch %d of %d%s; rerun=true begins anew", progress.epoch, phase.epochs, f" and step {progress.step}" * (progress.step > 0)
+        "going on after epoch %d of %d%s; rerun=true begins anew",
+        progress.epoch,
+        phase.epochs,
+        f" and step {progress.step}" * (progress.step > 0),
     )
     return progress
 
@@ -215,7 +252,10 @@ def _resumed(prepared: _Prepared, phase: Training, tracker: Tracker, stop: Calla
 def _setting(prepared: _Prepared) -> dict[str, str | None]:
     """What a checkpoint must have in common with the attempt that goes on from it, beside the identity."""
     versions = {package: version(package) for package in ("keras", "tensorflow")}
-    return {"parent": prepared.parent.run_id if prepared.parent else None, "strategy": prepared.network.replicas.said} | versions
+    return {
+        "parent": prepared.parent.run_id if prepared.parent else None,
+        "strategy": prepared.network.replicas.said,
+    } | versions
 
 
 def _keep_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:
@@ -234,19 +274,32 @@ def _range_test(prepared: _Prepared, phase: LrRange, shown: TrainingInputs, trac
     tracker.series({"lr": found.lrs, "train/loss": found.losses})
     tracker.picture(lambda: curves.lr_range(found, tracker.name), "lr_range.png")
     if found.suggestion is None and found.falling:
-        log.info("the loss still falls at lr %.1g, where the test ends: type phase.max_lr=%.0g", found.lrs[-1], 100 * found.lrs[-1])
+        log.info(
+            "the loss still falls at lr %.1g, where the test ends: type phase.max_lr=%.0g",
+            found.lrs[-1],
+            100 * found.lrs[-1],
+        )
     elif found.suggestion is None:
-        log.info("the loss never fell: no rate between %.1g and %.1g learns; look at preprocessing and head", found.lrs[0], found.lrs[-1])
+        log.info(
+            "the loss never fell: no rate between %.1g and %.1g learns; look at preprocessing and head",
+            found.lrs[0],
+            found.lrs[-1],
+        )
     else:
         tracker.metrics({"suggested/lr": found.suggestion})
-        log.info("the loss is lowest at lr %.2g and rises beyond: type optimizer.lr=%.1g", 10 * found.suggestion, found.suggestion)
+        log.info(
+            "the loss is lowest at lr %.2g and rises beyond: type optimizer.lr=%.1g",
+            10 * found.suggestion,
+            found.suggestion,
+        )
     log.info("time  %.1f s", time.perf_counter() - prepared.started)
     log.info("run   %s", tracker.where())
     return found
 
 
 def _ids(split: Split, rows: Rows) -> list[str]:
-    return [split.source.ids[row] for row in rows.rows]  # only the training rows of a view are numbered otherwise
+    # Only the training rows of a view are numbered otherwise
+    return [split.source.ids[row] for row in rows.rows]
 
 
 def _tag_preflight(prepared: _Prepared, shown: TrainingInputs, tracker: Tracker) -> None:

@@ -42,11 +42,16 @@ def from_config(config: DictConfig) -> Run:
     Raises:
         UserError: where a value is not allowed, a key is unknown, or a target lies outside the package.
     """
-    parts: dict[str, Any] = {field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE}
+    parts: dict[str, Any] = {
+        field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE
+    }
     whole = _plain(config)
     missing = [name for name in ALONE if name not in whole]
     if missing:
-        raise UserError(f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out ~{missing[0]}.")
+        raise UserError(
+            f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out"
+            f" ~{missing[0]}."
+        )
     return Run(**parts, **dataclasses.asdict(_Alone(**{name: whole[name] for name in ALONE})))
 
 
@@ -69,8 +74,8 @@ def _plain(config: DictConfig) -> Any:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(
-            f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there. "
-            "Type python -m dogbreeds.train --cfg job to see it whole."
+            f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there."
+            " Type python -m dogbreeds.train --cfg job to see it whole."
         ) from error
 
 
@@ -101,7 +106,9 @@ def _check_target(name: str, group: Any) -> None:
 
 def _spec(name: str, target: Any) -> type[Spec] | None:
     """The class that a target names, where it is a spec of that very group; by its place, or as configs were recorded before it had packages."""
-    return next((kind for kind in _kinds(Spec) if getattr(kind, "group", None) == name and target in _paths(kind)), None)
+    return next(
+        (kind for kind in _kinds(Spec) if getattr(kind, "group", None) == name and target in _paths(kind)), None
+    )
 
 
 def _kinds(base: type[Spec]) -> Iterator[type[Spec]]:
@@ -120,8 +127,8 @@ def _check_value(key: str, value: Any) -> None:
         for inner in value:
             if inner in _HYDRAS:
                 raise UserError(
-                    f"{key} has a key {inner} ({value[inner]!r}). Only a group itself names a class, and its settings are plain values. "
-                    f"Type {key}=<value>."
+                    f"{key} has a key {inner} ({value[inner]!r}). Only a group itself names a class, and its settings"
+                    f" are plain values. Type {key}=<value>."
                 )
             _check_value(f"{key}.{inner}", value[inner])
     elif isinstance(value, list):
@@ -136,12 +143,18 @@ _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size
 def _composition(config: DictConfig, run: Run) -> RunOrigin:
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)
-    choices = {group: option for group, option in hydra_config.runtime.choices.items() if option and not group.startswith("hydra")}
+    choices = {
+        group: option
+        for group, option in hydra_config.runtime.choices.items()
+        if option and not group.startswith("hydra")
+    }
     others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
     name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     changed = _changed(run, choices) if "attempt" in choices else ()
     sought = {group: option for group, option in choices.items() if group in ("attempt", "model", "data")}
-    return RunOrigin(OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed)
+    return RunOrigin(
+        OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed
+    )
 
 
 def _changed(run: Run, choices: dict[str, str]) -> tuple[str, ...]:

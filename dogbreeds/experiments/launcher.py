@@ -28,14 +28,22 @@ log = logging.getLogger(__name__)
 
 # conf/hydra/launcher/ gives the plugins' options our values, under the names that they are known by. Hydra checks them with the plugins' types, which
 # is meant so, and warns that it will not for ever.
-warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", category=UserWarning)
+warnings.filterwarnings(
+    "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", category=UserWarning
+)
 
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "submitit"}
-_OF_ITS_OWN = ("num_cpus", "num_gpus", "object_store_memory")  # of a Ray that is started here; a cluster has its own
+# Of a Ray that is started here; a cluster has its own
+_OF_ITS_OWN = ("num_cpus", "num_gpus", "object_store_memory")
 _ANSWER_SECONDS = 10.0
 # Ray reads these when it is imported. Its lines would else begin with a process' number, in colours even in a file; of lines that are alike it
 # shows one; and it reports its use to its makers.
-_QUIET = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+_QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 
 def ready(config: "DictConfig") -> None:
@@ -58,14 +66,20 @@ def ready(config: "DictConfig") -> None:
         _connect(config.hydra.launcher.ray.init)
     elif target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
         raise UserError(
-            f"hydra/launcher={option} was asked for, and there is no Slurm here: its command srun is not found. Such a sweep starts on "
-            "a machine from which jobs can be submitted. Go there, or type hydra/launcher=joblib to use this one."
+            f"hydra/launcher={option} was asked for, and there is no Slurm here: its command srun is not found. Such a"
+            " sweep starts on a machine from which jobs can be submitted. Go there, or type hydra/launcher=joblib to"
+            " use this one."
         )
     if package == "hydra_submitit_launcher":
-        log.info("What each job says is in %s/<its number>/%s.log.", Path(config.hydra.sweep.dir).absolute(), config.hydra.job.name)
+        log.info(
+            "What each job says is in %s/<its number>/%s.log.",
+            Path(config.hydra.sweep.dir).absolute(),
+            config.hydra.job.name,
+        )
     if target.endswith(".SlurmLauncher"):
         log.info(
-            "Ctrl-C ends this command alone; scancel --name=%s ends its jobs. The same command takes up what they did.", config.hydra.launcher.name
+            "Ctrl-C ends this command alone; scancel --name=%s ends its jobs. The same command takes up what they did.",
+            config.hydra.launcher.name,
         )
 
 
@@ -78,11 +92,17 @@ def tell(config: "DictConfig") -> None:
     from hydra.core.override_parser.types import Quote, QuotedString
     from omegaconf import read_write
 
-    known = {name: value for name, value in os.environ.items() if name.startswith("DOGBREEDS_")} | {"DOGBREEDS_HOME": str(home().absolute())}
-    told = {f"hydra.job.env_set.{name}": value for name, value in known.items()} | {"hydra.sweep.dir": str(Path(config.hydra.sweep.dir).absolute())}
+    known = {name: value for name, value in os.environ.items() if name.startswith("DOGBREEDS_")} | {
+        "DOGBREEDS_HOME": str(home().absolute())
+    }
+    told = {f"hydra.job.env_set.{name}": value for name, value in known.items()} | {
+        "hydra.sweep.dir": str(Path(config.hydra.sweep.dir).absolute())
+    }
     with read_write(config.hydra.overrides):
         # `load_sweep_config` composes each job's config from these, whichever launcher calls it.
-        config.hydra.overrides.hydra += [f"++{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in told.items()]
+        config.hydra.overrides.hydra += [
+            f"++{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in told.items()
+        ]
 
 
 def arrive() -> None:
@@ -90,7 +110,8 @@ def arrive() -> None:
     here = HydraConfig.get()
     if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
         alongside(here.job.num)
-        with contextlib.suppress(OSError):  # of another machine, which has no such folder
+        # Of another machine, which has no such folder
+        with contextlib.suppress(OSError):
             os.chdir(here.runtime.cwd)
 
 
@@ -102,7 +123,8 @@ class Launched(Callback):
             ready(config)
             self.begin(config)
         except UserError as error:
-            sys.exit(f"error: {error}")  # Hydra would make a warning of any other exception
+            # Hydra would make a warning of any other exception
+            sys.exit(f"error: {error}")
         tell(config)
 
     def begin(self, config: "DictConfig") -> None:
@@ -123,11 +145,12 @@ def _connect(init: "DictConfig") -> None:
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). It must be local, for one that lives as long as "
-            "the sweep, auto, for a cluster that this machine is part of, or the address that ray start printed. "
-            "Type hydra.launcher.ray.init.address=local."
+            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). It must be local, for"
+            " one that lives as long as the sweep, auto, for a cluster that this machine is part of, or the address"
+            " that ray start printed. Type hydra.launcher.ray.init.address=local."
         ) from error
-    signals.handle()  # again: Ray has taken SIGTERM for itself
+    # Again: Ray has taken SIGTERM for itself
+    signals.handle()
     signals.elsewhere(_cancel)
 
 
@@ -141,11 +164,15 @@ def _knock(address: str | None) -> None:
 def _cancel(seconds: float) -> None:
     """Ends what Ray runs or has queued for this command, wherever it is, and waits for it."""
     import ray
-    from ray._private.worker import global_worker  # the launcher keeps its tasks to itself
+
+    # The launcher keeps its tasks to itself
+    from ray._private.worker import global_worker
 
     if not ray.is_initialized():
         return
-    tasks: list[Any] = [ray.ObjectRef(bytes.fromhex(name.decode())) for name in global_worker.core_worker.get_all_reference_counts()]
+    tasks: list[Any] = [
+        ray.ObjectRef(bytes.fromhex(name.decode())) for name in global_worker.core_worker.get_all_reference_counts()
+    ]
     for task in tasks:
         ray.cancel(task, recursive=False)
     ray.wait(tasks, num_returns=len(tasks), timeout=seconds)
@@ -166,10 +193,12 @@ def said(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
     if first.startswith("sbatch: "):
         return (
-            f"Slurm did not take the jobs ({first[:200]}). What they ask for must be something that it has. Type hydra.launcher.partition=<name>, "
-            "hydra.launcher.gpus_per_node=0, or what else conf/hydra/launcher/submitit_slurm.yaml asks for and your cluster calls otherwise."
+            f"Slurm did not take the jobs ({first[:200]}). What they ask for must be something that it has. Type"
+            " hydra.launcher.partition=<name>, hydra.launcher.gpus_per_node=0, or what else"
+            " conf/hydra/launcher/submitit_slurm.yaml asks for and your cluster calls otherwise."
         )
     return (
-        f"A job was lost ({first[:200]}). Its process must live until the job has ended: it was killed, ran out of memory or time, or its machine is "
-        "gone. Type the same command again, which keeps what is done and goes on; with fewer jobs at a time if memory is short."
+        f"A job was lost ({first[:200]}). Its process must live until the job has ended: it was killed, ran out of"
+        " memory or time, or its machine is gone. Type the same command again, which keeps what is done and goes on;"
+        " with fewer jobs at a time if memory is short."
     )

@@ -50,7 +50,9 @@ class _Prepared:
         return not any(finding.check == "pixels" and finding.clear for finding in self.findings)
 
 
-def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float) -> _Prepared:
+def _prepare(
+    run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float
+) -> _Prepared:
     backbone, network, fit, findings = assembled(run, dataset)
     facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
     parent = None
@@ -58,7 +60,9 @@ def _prepare(run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: R
         wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
         parent = _go_on_from_parent(run, wanted, facts, network)
     untrained, untrained_network = untrained_of(run, backbone, network, parent, dataset.class_names)
-    return _Prepared(run, dataset, checkpoints, network, facts, parent, untrained, untrained_network, fit, findings, started)
+    return _Prepared(
+        run, dataset, checkpoints, network, facts, parent, untrained, untrained_network, fit, findings, started
+    )
 
 
 def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, PixelFit | None, list[preflight.Finding]]:
@@ -75,12 +79,18 @@ def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, PixelFit |
         import keras
         import tensorflow as tf
 
-        for gpu in tf.config.list_physical_devices("GPU"):  # looked for now, while remarks on their absence are held back
-            tf.config.experimental.set_memory_growth(gpu, True)  # other jobs may share it
+        # Looked for now, while remarks on their absence are held back
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Other jobs may share it
+            tf.config.experimental.set_memory_growth(gpu, True)
     if first:
-        gc.freeze()  # what has been imported stays: looking for garbage among it took most of the time before a further job's first epoch
-    replicas = run.strategy.build()  # before TensorFlow begins to use the devices
-    keras.backend.clear_session()  # jobs of a sweep share a process
+        # What has been imported stays: looking for garbage among it took most of the time before a further job's first
+        # epoch
+        gc.freeze()
+    # Before TensorFlow begins to use the devices
+    replicas = run.strategy.build()
+    # Jobs of a sweep share a process
+    keras.backend.clear_session()
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
     backbone = run.model.build(run.seed)
@@ -92,8 +102,15 @@ def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, PixelFit |
         findings += mismatches
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
-    keras.utils.set_random_seed(run.seed)  # again: whether the backbone was built just now or in an earlier job makes no difference
-    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, classes, _head_seed(run.seed)), replicas)
+    # Again: whether the backbone was built just now or in an earlier job makes no difference
+    keras.utils.set_random_seed(run.seed)
+    network = assemble(
+        backbone,
+        run.preprocessing,
+        plan,
+        lambda features: run.head.build(features, classes, _head_seed(run.seed)),
+        replicas,
+    )
     return backbone, network, fit, findings
 
 
@@ -104,7 +121,8 @@ def untrained_of(
     if parent is not None:
         sizes = {split: len(predictions.ids) for split, predictions in parent.predictions.items()}
         return run.baseline.inherit(parent.baseline_said, parent.baseline, sizes, class_names), None
-    wanted = run.baseline if isinstance(run.phase, Training) else Nothing()  # a range test has no result that could be held against it
+    # A range test has no result that could be held against it
+    wanted = run.baseline if isinstance(run.phase, Training) else Nothing()
     return wanted.build(run.model, backbone, run.preprocessing, network, class_names)
 
 
@@ -114,13 +132,20 @@ def _head_seed(seed: int) -> int:
 
 def _headline(run: Run, dataset: Dataset) -> str:
     sizes = ", ".join(f"{len(split.rows):,} {name}" for name, split in dataset.splits.items())
-    return f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} breeds, {sizes} photos"
+    return (
+        f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} breeds,"
+        f" {sizes} photos"
+    )
 
 
 def _go_on_from_parent(run: Run, wanted: str | None, facts: dict[str, str], network: Network) -> Parent:
     """Gives the head the weights of the frozen attempt that is wanted, or that matches."""
     head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
-    pixels = {"preprocessing.mode": run.preprocessing.mode, "data.resize": run.data.resize, "model.image_size": run.model.image_size}
+    pixels = {
+        "preprocessing.mode": run.preprocessing.mode,
+        "data.resize": run.data.resize,
+        "model.image_size": run.model.image_size,
+    }
     with tempfile.TemporaryDirectory() as folder:
         parent = run.tracking.parent(wanted, facts | head | pixels, run.seed, Path(folder))
         network.head.load_weights(parent.head)

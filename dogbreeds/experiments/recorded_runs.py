@@ -89,10 +89,12 @@ def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: b
     if wanted == LATEST:
         return records[0]
     data = sorted({record.params["data.name"] for record in records})
-    if len(data) > 1:  # accuracies on different photos say nothing about which is better
+    # Accuracies on different photos say nothing about which is better
+    if len(data) > 1:
         raise UserError(
-            f"{key}=best was asked for, and experiment '{tracking.experiment}' has attempts on {' and '.join(data)}. The best is among those on the "
-            f"same photos. Type only.data={records[0].params['data.name']}, for example."
+            f"{key}=best was asked for, and experiment '{tracking.experiment}' has attempts on {' and '.join(data)}."
+            f" The best is among those on the same photos. Type only.data={records[0].params['data.name']}, for"
+            " example."
         )
     return max(records, key=lambda record: record.metrics.get(RANKING, 0.0))
 
@@ -105,15 +107,27 @@ def _by_id(tracking: Mlflow, wanted: str, key: str, network: bool) -> Record:
     found = tracking.named(wanted.lower())
     if len(found) != 1:
         some = found or [record for record in tracking.records() if _kept(record) or not network]
-        there = f"; {'it names' if found else 'the newest are'} {', '.join(short(record.run_id) for record in some[:4])}" if some else ""
+        there = (
+            f"; {'it names' if found else 'the newest are'} {', '.join(short(record.run_id) for record in some[:4])}"
+            if some
+            else ""
+        )
         raise UserError(
-            f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment '{tracking.experiment}'. It must be latest, "
-            f"best, or the beginning of one run's id{there}. Type {key}=latest, for example."
+            f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment"
+            f" '{tracking.experiment}'. It must be latest, best, or the beginning of one run's id{there}. Type"
+            f" {key}=latest, for example."
         )
     (record,) = found
     if record.status != "FINISHED" or "verdict" not in record.tags:
-        state = f"has not finished ({record.status})" if record.status != "FINISHED" else "is no training: it has no verdict"
-        raise UserError(f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for example.")
+        state = (
+            f"has not finished ({record.status})"
+            if record.status != "FINISHED"
+            else "is no training: it has no verdict"
+        )
+        raise UserError(
+            f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for"
+            " example."
+        )
     if network and not _kept(record):
         why = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
         raise UserError(
@@ -132,7 +146,8 @@ def opened(tracking: Mlflow, wanted: str, only: Only) -> "Iterator[tuple[Record 
     if is_file(wanted):
         if not place.is_file():
             raise MissingFileError(
-                f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest, for example."
+                f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
+                " for example."
             )
         yield None, load(place), place
         return
@@ -161,8 +176,8 @@ def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, D
     if root is not None:
         if "root" not in config["data"]:
             raise UserError(
-                f"data.root={root} was given, and the photos of run {short(record.run_id)} are drawn. Only photos that lie somewhere have a root. "
-                "Type the command without data.root."
+                f"data.root={root} was given, and the photos of run {short(record.run_id)} are drawn. Only photos that"
+                " lie somewhere have a root. Type the command without data.root."
             )
         config["data"]["root"] = root
     data: Data = part(config, "data")
@@ -170,8 +185,8 @@ def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, D
     if opened.fingerprint != record.params["data.fingerprint"]:
         place = f" at {root or config['data']['root']}" if "root" in config["data"] else ""
         raise UserError(
-            f"The photos{place} are others than run {short(record.run_id)} had, or stand in other splits. They must be the same files, none more and "
-            "none less. Type data.root=<folder> with those, or train on these first."
+            f"The photos{place} are others than run {short(record.run_id)} had, or stand in other splits. They must be"
+            " the same files, none more and none less. Type data.root=<folder> with those, or train on these first."
         )
     return data, opened
 
@@ -190,10 +205,19 @@ def said(record: Record) -> str:
     """A run in a few words, for people."""
     accuracy = record.metrics.get(RANKING)
     measured = f", {100 * accuracy:.1f} % on validation" if accuracy is not None else ""
-    return f"run {short(record.run_id)}, {record.params['model.architecture']} on {record.params['data.name']}{measured}"
+    return (
+        f"run {short(record.run_id)}, {record.params['model.architecture']} on {record.params['data.name']}{measured}"
+    )
 
 
-def of_run(tracking: Mlflow, record: Record, split: str | None, root: str | None, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
+def of_run(
+    tracking: Mlflow,
+    record: Record,
+    split: str | None,
+    root: str | None,
+    classifier: "Classifier",
+    arrays: FeatureCache,
+) -> EvaluationSet:
     """A split of the photos that a run had.
 
     Args:
@@ -213,6 +237,7 @@ def of_run(tracking: Mlflow, record: Record, split: str | None, root: str | None
     place = split or ("test" if whole.test is not None else "val")
     if place not in whole.splits:
         raise UserError(
-            f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type split=val, for example."
+            f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type"
+            " split=val, for example."
         )
     return _shown(place, whole.splits[place], data, classifier, arrays)

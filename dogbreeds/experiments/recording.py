@@ -11,7 +11,11 @@ from dogbreeds.tracking.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_BATCHNORM = {"frozen": "stay frozen", "affine": "keep their statistics and train gamma and beta", "trainable": "train, statistics too"}
+_BATCHNORM = {
+    "frozen": "stay frozen",
+    "affine": "keep their statistics and train gamma and beta",
+    "trainable": "train, statistics too",
+}
 
 
 def _describe(prepared: _Prepared, tracker: Tracker) -> None:
@@ -33,7 +37,9 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
         | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **prepared.facts}
         | {"unfreeze.layers_asked": plan.asked, "unfreeze.layers_trained": plan.layers, "unfreeze.plan": plan.summary}
     )
-    tracker.dataset(dataset.name, dataset.fingerprint, {name: len(split.rows) for name, split in dataset.splits.items()})
+    tracker.dataset(
+        dataset.name, dataset.fingerprint, {name: len(split.rows) for name, split in dataset.splits.items()}
+    )
     if prepared.fit is not None:
         tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.fit.distances.items()})
     if parent is not None:
@@ -44,9 +50,9 @@ def _describe(prepared: _Prepared, tracker: Tracker) -> None:
 
 def _epoch_line(epoch: Epoch, epochs: int) -> str:
     return (
-        f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  loss {epoch.train_loss:.3f}   "
-        f"val {100 * epoch.val.accuracy.value:5.1f} %  top-5 {100 * epoch.val.top5.value:5.1f} %  loss {epoch.val.loss:.3f}   "
-        f"lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
+        f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  loss"
+        f" {epoch.train_loss:.3f}   val {100 * epoch.val.accuracy.value:5.1f} %  top-5"
+        f" {100 * epoch.val.top5.value:5.1f} %  loss {epoch.val.loss:.3f}   lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
     )
 
 
@@ -58,10 +64,18 @@ def _final_metrics(result: Result) -> dict[str, float]:
         return final
     low, high = outcome.best.val.accuracy.interval
     final |= {f"best/{name.replace('/', '_')}": value for name, value in outcome.best.metrics().items()}
-    final |= {f"last/{name.replace('/', '_')}": value for name, value in outcome.epochs[-1].metrics().items() if name.startswith("val")}
+    final |= {
+        f"last/{name.replace('/', '_')}": value
+        for name, value in outcome.epochs[-1].metrics().items()
+        if name.startswith("val")
+    }
     final |= {"best/epoch": outcome.best.number, "best/val_accuracy_low": low, "best/val_accuracy_high": high}
     if result.test is not None:
-        final |= {"test/accuracy": result.test.accuracy.value, "test/top5_accuracy": result.test.top5.value, "test/loss": result.test.loss}
+        final |= {
+            "test/accuracy": result.test.accuracy.value,
+            "test/top5_accuracy": result.test.top5.value,
+            "test/loss": result.test.loss,
+        }
     return final
 
 
@@ -69,7 +83,12 @@ def _paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     return {
         f"parent/{split}_{name}": value
         for split, pair in pairs.items()
-        for name, value in {"difference": pair.difference, "p_value": pair.p_value, "gained": pair.gained, "lost": pair.lost}.items()
+        for name, value in {
+            "difference": pair.difference,
+            "p_value": pair.p_value,
+            "gained": pair.gained,
+            "lost": pair.lost,
+        }.items()
     }
 
 
@@ -83,7 +102,10 @@ def _summary(result: Result, tracker: Tracker) -> list[str]:
         if epoch is not None
     ]
     if result.test is not None:
-        lines.append(f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best epoch")
+        lines.append(
+            f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best"
+            " epoch"
+        )
     lines += result.untrained.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.where()}")

@@ -77,7 +77,9 @@ class Run:
         Args:
             data_fingerprint: of the opened data.
         """
-        return hashlib.blake2b(f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12).hexdigest()
+        return hashlib.blake2b(
+            f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12
+        ).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Every hyper-parameter by its dotted name; each group's own name stands for the option chosen."""

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Asked = tuple[int, dict[str, Any]]  # a trial's number and parameters
+# A trial's number and parameters
+Asked = tuple[int, dict[str, Any]]
 
-_FAILED = "failed"  # an attribute of a trial whose job has failed once
+# An attribute of a trial whose job has failed once
+_FAILED = "failed"
 _EXAMPLE = "'optimizer.lr=tag(log,interval(1e-5,1e-1))' 'head=choice(linear,mlp)'"
 
 
@@ -68,14 +70,21 @@ class Space:
         Raises:
             UserError: where nothing is searched, or an interval is none.
         """
-        searched = {override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()}
+        searched = {
+            override.get_key_element(): _distribution(override)
+            for override in overrides
+            if override.is_sweep_override()
+        }
         if not searched:
             raise UserError(
-                "hydra/sweeper=optuna was asked for and no setting was given a range. A search needs interval(low,high), range(low,high) or "
-                f"choice(one,other) of at least one setting. Type {_EXAMPLE}, for example."
+                "hydra/sweeper=optuna was asked for and no setting was given a range. A search needs"
+                f" interval(low,high), range(low,high) or choice(one,other) of at least one setting. Type {_EXAMPLE},"
+                " for example."
             )
         fixed = (override for override in overrides if not override.is_sweep_override())
-        return cls(searched, tuple(f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in fixed))
+        return cls(
+            searched, tuple(f"{override.get_key_element()}={override.get_value_element_as_str()}" for override in fixed)
+        )
 
     def overrides(self, params: dict[str, Any]) -> list[str]:
         """One trial's."""
@@ -101,8 +110,9 @@ def _distribution(override: "Override") -> "optuna.distributions.BaseDistributio
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as error:
         raise UserError(
-            f"{override.input_line} is no range to search ({str(error).splitlines()[0]}). It must be interval(low,high), of whole numbers with "
-            f"int(…) around it, range(low,high) or choice(one,other). Type '{key}=interval(1e-5,1e-1)', for example."
+            f"{override.input_line} is no range to search ({str(error).splitlines()[0]}). It must be"
+            " interval(low,high), of whole numbers with int(…) around it, range(low,high) or choice(one,other). Type"
+            f" '{key}=interval(1e-5,1e-1)', for example."
         ) from error
 
 
@@ -122,7 +132,8 @@ class Search:
         self._settings, self._space, self._rerun = settings, space, rerun
         ranges = {key: optuna.distributions.distribution_to_json(of) for key, of in space.searched.items()}
         others = [override for override in space.fixed if not override.startswith("rerun=")]
-        self._said = {"ranges": ranges, "others": digest(f"{about}{sorted(others)}".encode())[:12]}  # what all commands of a study have in common
+        # What all commands of a study have in common
+        self._said = {"ranges": ranges, "others": digest(f"{about}{sorted(others)}".encode())[:12]}
         self.name = settings.study_name or f"search-{digest(json.dumps(self._said, sort_keys=True).encode())[:12]}"
         place = settings.storage
         self._place = place if "://" in place else str(Path(place).expanduser().resolve() / f"{self.name}.journal")
@@ -143,19 +154,27 @@ class Search:
                 done = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED]))
             if done or cut_off:
                 log.info(
-                    "search %s: %d of %d trials are there, %d go on; rerun=true begins anew", self.name, done, self._settings.n_trials, len(cut_off)
+                    "search %s: %d of %d trials are there, %d go on; rerun=true begins anew",
+                    self.name,
+                    done,
+                    self._settings.n_trials,
+                    len(cut_off),
                 )
             while cut_off or done < self._settings.n_trials:
                 if cut_off:
                     batch, cut_off = self._next(cut_off)
                 else:
                     with reached(self._place):
-                        batch = [self._asked(study) for _ in range(min(self._settings.n_jobs, self._settings.n_trials - done))]
+                        batch = [
+                            self._asked(study)
+                            for _ in range(min(self._settings.n_jobs, self._settings.n_trials - done))
+                        ]
                 results = launcher.launch([self._job(*asked) for asked in batch], initial_job_idx=batch[0][0])
                 with reached(self._place):
                     self._tell(study, batch, results)
                 for result in results:
-                    _ = result.return_value  # raises what ended a job, after the others have been told of
+                    # Raises what ended a job, after the others have been told of
+                    _ = result.return_value
                 returns += results
                 done += len(batch)
             with reached(self._place):
@@ -174,8 +193,9 @@ class Search:
         before = study.user_attrs.get("search", self._said)
         if before != self._said:
             raise UserError(
-                f"hydra.sweeper.study_name={self.name} names a study of {', '.join(before['ranges'])} with other ranges or settings. A study goes on "
-                "with those that it began with. Type the same command, another hydra.sweeper.study_name, or rerun=true to forget that study."
+                f"hydra.sweeper.study_name={self.name} names a study of {', '.join(before['ranges'])} with other ranges"
+                " or settings. A study goes on with those that it began with. Type the same command, another"
+                " hydra.sweeper.study_name, or rerun=true to forget that study."
             )
         study.set_user_attr("search", self._said)
         study.set_user_attr(PRUNER, [self._settings.n_startup_trials, self._settings.n_warmup_steps])
@@ -204,7 +224,11 @@ class Search:
 
         before = sum(self._is_whole(trial) for trial in study.get_trials(deepcopy=False))
         # Trials side by side should not all try the same: those that are not done count as bad ones.
-        study.sampler = TPESampler(seed=self._settings.seed + before, n_startup_trials=max(1, self._settings.n_startup_trials), constant_liar=True)
+        study.sampler = TPESampler(
+            seed=self._settings.seed + before,
+            n_startup_trials=max(1, self._settings.n_startup_trials),
+            constant_liar=True,
+        )
         with signals.deferred():
             trial = study.ask(self._space.searched)
         return trial.number, trial.params
@@ -216,7 +240,9 @@ class Search:
         """The overrides of a trial's job, which tell it what it is."""
         from hydra.core.override_parser.types import Quote, QuotedString
 
-        about = QuotedString(json.dumps({"place": self._place, "study": self.name, "number": number}), Quote.single).with_quotes()
+        about = QuotedString(
+            json.dumps({"place": self._place, "study": self.name, "number": number}), Quote.single
+        ).with_quotes()
         return [*self._space.overrides(params), f"hydra.job.env_set.{TRIAL}={about}"]
 
     def _tell(self, study: "optuna.Study", batch: list[Asked], results: "Sequence[JobReturn]") -> None:
@@ -252,16 +278,17 @@ class Search:
             lock = open(f"{place}.command", "a+b")  # noqa: SIM115 - closed below; .lock beside it is the lock of Optuna itself
         except OSError as error:
             raise UserError(
-                f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). A study is kept in a folder, or in a database "
-                "that Optuna knows. Type hydra.sweeper.storage=<folder>."
+                f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). A study is kept"
+                " in a folder, or in a database that Optuna knows. Type hydra.sweeper.storage=<folder>."
             ) from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"The study {self.name} is being searched by another command. One command at a time asks for trials, and runs as many of them "
-                    "side by side as hydra.sweeper.n_jobs says. Wait for it, or type hydra.sweeper.study_name=<another name>."
+                    f"The study {self.name} is being searched by another command. One command at a time asks for"
+                    " trials, and runs as many of them side by side as hydra.sweeper.n_jobs says. Wait for it, or type"
+                    " hydra.sweeper.study_name=<another name>."
                 ) from None
             yield
 
@@ -277,8 +304,14 @@ def _summary(study: "optuna.Study") -> list[str]:
         best = study.best_trial
         settings = " ".join(f"{key}={value}" for key, value in best.params.items())
         lines.append(f"best  {100 * study.best_value:.1f} % in trial {best.number}: {settings}")
-    costs = {key: [[trial.user_attrs[key] for trial in those if key in trial.user_attrs] for those in (full, pruned)] for key in (EPOCHS, SECONDS)}
+    costs = {
+        key: [[trial.user_attrs[key] for trial in those if key in trial.user_attrs] for those in (full, pruned)]
+        for key in (EPOCHS, SECONDS)
+    }
     if all(costs[EPOCHS]):
         (long, short), (slow, quick) = ([statistics.mean(those) for those in costs[key]] for key in (EPOCHS, SECONDS))
-        lines.append(f"cost  a pruned trial {short:.1f} epochs and {quick:.1f} s, one to its end {long:.1f} epochs and {slow:.1f} s")
+        lines.append(
+            f"cost  a pruned trial {short:.1f} epochs and {quick:.1f} s, one to its end {long:.1f} epochs and"
+            f" {slow:.1f} s"
+        )
     return lines

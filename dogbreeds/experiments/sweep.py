@@ -42,9 +42,17 @@ class Sweep(Launched):
         """Begins a run above those that follow, until `close`, or opens that of the same sweep again; gives its id."""
         client, experiment_id = tracking.connect()
         close_orphaned_runs(client, experiment_id)
-        same = client.search_runs([experiment_id], f"tags.identity = '{composition.identity}'") if composition.identity else []
+        same = (
+            client.search_runs([experiment_id], f"tags.identity = '{composition.identity}'")
+            if composition.identity
+            else []
+        )
         before = [run for run in same if run.info.status != "RUNNING"]
-        run = go_on(client, before[0].info.run_id, composition, None) if before else begin(client, experiment_id, composition, None)
+        run = (
+            go_on(client, before[0].info.run_id, composition, None)
+            if before
+            else begin(client, experiment_id, composition, None)
+        )
         run_id, alive = run.info.run_id, contextlib.ExitStack()
         alive.enter_context(heartbeat(client, run_id))
         os.environ[SWEEP] = run_id
@@ -74,15 +82,21 @@ class Sweep(Launched):
         close_orphaned_runs(client, run.info.experiment_id)
         jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
         jobs += [client.get_run(tag.removeprefix(REUSED)) for tag in run.data.tags if tag.startswith(REUSED)]
-        measured = [job for job in reversed(jobs) if RANKING in job.data.metrics]  # MLflow gives the newest first
+        # MLflow gives the newest first
+        measured = [job for job in reversed(jobs) if RANKING in job.data.metrics]
         names = distinct([job.data.params["overrides"] for job in measured])
-        histories = {name: [tracking.history(job.info.run_id, "val/accuracy")] for name, job in zip(names, measured, strict=True)}
+        histories = {
+            name: [tracking.history(job.info.run_id, "val/accuracy")] for name, job in zip(names, measured, strict=True)
+        }
         if histories:
             best = max(measured, key=lambda job: job.data.metrics[RANKING])
-            if run.data.metrics.get(RANKING) != best.data.metrics[RANKING]:  # it may have been opened again for nothing
+            # It may have been opened again for nothing
+            if run.data.metrics.get(RANKING) != best.data.metrics[RANKING]:
                 client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
             client.set_tag(run_id, "best_run", best.info.run_id)
-            client.log_figure(run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png")
+            client.log_figure(
+                run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png"
+            )
         return any(job.info.status == "FAILED" for job in jobs)
 
 
@@ -90,4 +104,7 @@ def distinct(overrides: Sequence[str]) -> list[str]:
     """What each job's overrides have that not all have."""
     words = [text.split() for text in overrides]
     shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [" ".join(word for word in those if word not in shared) or text for those, text in zip(words, overrides, strict=True)]
+    return [
+        " ".join(word for word in those if word not in shared) or text
+        for those, text in zip(words, overrides, strict=True)
+    ]

@@ -38,7 +38,8 @@ class TrainingInputs:
         """The training rows of an epoch, counted from 0: the plain ones, or those of the epoch's view."""
         view = self._view(epoch)
         number = view.number if view else None
-        if number not in self._train:  # opened once: epochs come back to the same rows
+        # Opened once: epochs come back to the same rows
+        if number not in self._train:
             self._train[number] = self.rows(self._dataset.train, view)
         return self._train[number]
 
@@ -68,7 +69,8 @@ def extract(run: Run, share: Share) -> None:
     """
     started = time.perf_counter()
     run.baseline.weights_file()
-    dataset = run.data.open()  # what can be refused without TensorFlow is refused before it is imported
+    # What can be refused without TensorFlow is refused before it is imported
+    dataset = run.data.open()
 
     from dogbreeds.experiments.prepare import assembled, untrained_of
 
@@ -81,7 +83,9 @@ def extract(run: Run, share: Share) -> None:
     for split in judged:
         shown.compute(split, share)
     # A fine-tune inherits what its frozen attempt measured.
-    untrained = None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names)[1]
+    untrained = (
+        None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names)[1]
+    )
     if untrained is not None:
         for split in judged:
             TrainingInputs(run, dataset, untrained).compute(split, share)

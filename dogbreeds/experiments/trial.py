@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRIAL = "DOGBREEDS_TRIAL"  # which trial of which study a job is, for the process that runs it
-PRUNER = "pruner"  # the study's attribute that holds what the jobs' pruner is built of
-PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"  # attributes of a trial; the first is null where it was not
+# Which trial of which study a job is, for the process that runs it
+TRIAL = "DOGBREEDS_TRIAL"
+# The study's attribute that holds what the jobs' pruner is built of
+PRUNER = "pruner"
+# Attributes of a trial; the first is null where it was not
+PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"
 
 
 @contextlib.contextmanager
@@ -40,8 +43,9 @@ def reached(place: str) -> Iterator[None]:
     except (OptunaError, SQLAlchemyError, OSError, ImportError, KeyError, json.JSONDecodeError) as error:
         why = masked(" ".join(str(error).split()))[:200]
         raise UserError(
-            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be written, or the address of a "
-            "database that Optuna knows. Type hydra.sweeper.storage=<folder>, or mend it and run the same command again."
+            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be"
+            " written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>, or mend it"
+            " and run the same command again."
         ) from error
 
 
@@ -101,7 +105,8 @@ class _Searched(Trial):
             loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup + 1)
             trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
             self._trial = optuna.trial.Trial(loaded, trial_id)
-            self._reported = set(kept.get_trial(trial_id).intermediate_values)  # by an earlier process, if it goes on
+            # By an earlier process, if it goes on
+            self._reported = set(kept.get_trial(trial_id).intermediate_values)
         self.tags = {"search": study, "search.trial": str(number)}
 
     def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
@@ -110,7 +115,8 @@ class _Searched(Trial):
             with reached(self._place):
                 self._report(accuracies)
                 worse = self._trial.should_prune()
-        except UserError as error:  # training goes on; the next epoch reports what is missing
+        except UserError as error:
+            # training goes on; the next epoch reports what is missing
             log.warning("epoch %d is not reported to the search: %s", len(epochs), error)
             worse = False
         if last:

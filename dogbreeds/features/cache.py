@@ -31,12 +31,25 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.features.memmap import WINDOW_BYTES, Unwritable, checksum, opened, pieces, writing
-from dogbreeds.features.partial_array import PROGRESS, SHARD, CachedArray, Identity, PartialArray, Produce, Progress, Shard, computed, joined, read
+from dogbreeds.features.partial_array import (
+    PROGRESS,
+    SHARD,
+    CachedArray,
+    Identity,
+    PartialArray,
+    Produce,
+    Progress,
+    Shard,
+    computed,
+    joined,
+    read,
+)
 
 log = logging.getLogger(__name__)
 
 _PART = ".part"
-_NAME = re.compile(r"\.?([a-z_]+-[0-9a-f]{24})(\.part(?:-[0-9a-f]{8})?)?")  # an entry's, or a part's; earlier versions hid theirs
+# An entry's, or a part's; earlier versions hid theirs
+_NAME = re.compile(r"\.?([a-z_]+-[0-9a-f]{24})(\.part(?:-[0-9a-f]{8})?)?")
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,19 @@ class FeatureCache:
         max_bytes: beyond this the least recently used entries go, but none that is in use.
     """
 
-    _verified: set[tuple[str, int]] = set()  # entries whose checksum this process has compared
-    _in_use: dict[Path, IO[bytes]] = {}  # shared locks, held until the process ends or `release`
-    _locks_hold: set[Path] = set()  # folders in which this process has seen them do so
+    # Entries whose checksum this process has compared
+    _verified: set[tuple[str, int]] = set()
+    # Shared locks, held until the process ends or `release`
+    _in_use: dict[Path, IO[bytes]] = {}
+    # Folders in which this process has seen them do so
+    _locks_hold: set[Path] = set()
 
     def __init__(self, root: Path, max_bytes: int):
         self.root, self.max_bytes = root, max_bytes
 
-    def array(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1) -> CachedArray:
+    def array(
+        self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, produce: Produce, step: int = 1
+    ) -> CachedArray:
         """The whole array, computed if it is not there.
 
         Args:
@@ -98,7 +116,8 @@ class FeatureCache:
         entry = self._open(folder, identity, shape, dtype)
         if entry is None:
             raise UserError(
-                f"{folder} went away while it was being used. Kept arrays must be left alone while an attempt runs. Run the same command again."
+                f"{folder} went away while it was being used. Kept arrays must be left alone while an attempt runs. Run"
+                " the same command again."
             )
         return entry
 
@@ -108,7 +127,11 @@ class FeatureCache:
 
     def shards_step(self, kind: str, identity: Identity) -> int | None:
         """How many rows at a time the shards of an array were computed in; None where there are none, or where they differ."""
-        steps = {listed.identity[SHARD]["step"] for listed in self._listed_shards(kind, identity) if listed.unfinished is None}
+        steps = {
+            listed.identity[SHARD]["step"]
+            for listed in self._listed_shards(kind, identity)
+            if listed.unfinished is None
+        }
         return steps.pop() if len(steps) == 1 else None
 
     def stream(
@@ -137,9 +160,11 @@ class FeatureCache:
                     with self._shards(kind, identity, shape, dtype, step) as shards:
                         yield from computed(part, joined(kind, shards, produce) if shards else produce, batch, start)
                     part.settle()
-                    self._remove_shards(kind, identity, step)  # before it is an entry: nobody looks for shards of one
+                    # Before it is an entry: nobody looks for shards of one
+                    self._remove_shards(kind, identity, step)
                     part.finish(folder)
-                self._verified.add(_stamp(folder))  # its checksum is of what was written just now
+                # Its checksum is of what was written just now
+                self._verified.add(_stamp(folder))
                 self._use(folder)
                 self._evict()
                 return
@@ -154,7 +179,8 @@ class FeatureCache:
             folders = list(self.root.iterdir())
         found = []
         for folder in folders:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # another process evicts it, or another user hides it
+            # Another process evicts it, or another user hides it
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
                 found.append(_listed(folder))
         return sorted((listed for listed in found if listed is not None), key=lambda listed: -listed.used)
 
@@ -185,7 +211,8 @@ class FeatureCache:
             with writing(path):
                 fcntl.flock(files.enter_context(_lockable(path)), fcntl.LOCK_EX)
                 self._check_locks_hold(path)
-                os.scandir(self.root).close()  # what another host did meanwhile: a network file system looks at a folder anew when it is opened
+                # What another host did meanwhile: a network file system looks at a folder anew when it is opened
+                os.scandir(self.root).close()
             yield
 
     def _check_locks_hold(self, locked: Path) -> None:
@@ -195,13 +222,15 @@ class FeatureCache:
         with _lockable(locked) as again, contextlib.suppress(BlockingIOError):
             fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
             raise UserError(
-                f"{self.root} is on a file system where locks do not hold. Kept features need locks, so that jobs do not write over each other. "
-                "Type features.dir=<local folder>, or mount it with locks."
+                f"{self.root} is on a file system where locks do not hold. Kept features need locks, so that jobs do"
+                " not write over each other. Type features.dir=<local folder>, or mount it with locks."
             )
         self._locks_hold.add(self.root)
 
     @contextlib.contextmanager
-    def _shards(self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, step: int) -> Iterator[list[tuple[Shard, CachedArray]]]:
+    def _shards(
+        self, kind: str, identity: Identity, shape: tuple[int, ...], dtype: str, step: int
+    ) -> Iterator[list[tuple[Shard, CachedArray]]]:
         """The shards of an array that can be used, in the order of their rows, and in use within."""
         found: list[tuple[Shard, CachedArray]] = []
         try:
@@ -227,13 +256,23 @@ class FeatureCache:
         """What there is of an array's shards, whole or unfinished."""
         if SHARD in identity:
             return []
-        ours = [listed for listed in self.entries() if listed.name.startswith(f"{kind}-{digest(listed.identity)}") and SHARD in listed.identity]
-        return [listed for listed in ours if digest({name: value for name, value in listed.identity.items() if name != SHARD}) == digest(identity)]
+        ours = [
+            listed
+            for listed in self.entries()
+            if listed.name.startswith(f"{kind}-{digest(listed.identity)}") and SHARD in listed.identity
+        ]
+        return [
+            listed
+            for listed in ours
+            if digest({name: value for name, value in listed.identity.items() if name != SHARD}) == digest(identity)
+        ]
 
     def _remove_shards(self, kind: str, identity: Identity, step: int) -> None:
         for listed in self._listed_shards(kind, identity):
-            if listed.identity[SHARD]["step"] == step:  # what was computed otherwise was of no use here, and may be elsewhere
-                with contextlib.suppress(Unwritable):  # another user's
+            # What was computed otherwise was of no use here, and may be elsewhere
+            if listed.identity[SHARD]["step"] == step:
+                # Another user's
+                with contextlib.suppress(Unwritable):
                     self._remove(listed.name)
 
     def _use(self, folder: Path) -> None:
@@ -244,7 +283,8 @@ class FeatureCache:
                 fcntl.flock(file, fcntl.LOCK_SH)
                 self._in_use[folder] = file
             os.utime(folder / "entry.json")
-            (folder / PROGRESS).unlink(missing_ok=True)  # it was of use until the entry was in its place
+            # It was of use until the entry was in its place
+            (folder / PROGRESS).unlink(missing_ok=True)
 
     def _open(self, folder: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> CachedArray | None:
         if not folder.exists():
@@ -264,7 +304,8 @@ class FeatureCache:
         for listed in reversed(entries):
             if total <= self.max_bytes:
                 return
-            with contextlib.suppress(Unwritable):  # another user's: what was computed is of use all the same
+            # Another user's: what was computed is of use all the same
+            with contextlib.suppress(Unwritable):
                 total -= listed.size if self._remove(listed.name) else 0
 
     def _remove(self, name: str) -> bool:
@@ -273,13 +314,18 @@ class FeatureCache:
         entry = self.root / (named[1] if named else name)
         if entry in self._in_use:
             return False
-        with writing(self.root / name), _lockable(self._lock_file(entry)) as lock, _lockable(self.root / f".{entry.name}.use") as use:
+        with (
+            writing(self.root / name),
+            _lockable(self._lock_file(entry)) as lock,
+            _lockable(self.root / f".{entry.name}.use") as use,
+        ):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            with contextlib.suppress(FileNotFoundError):  # another process was first
+            # Another process was first
+            with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.root / name)
         return True
 
@@ -306,4 +352,5 @@ def _stamp(folder: Path) -> tuple[str, int]:
 
 
 def _lockable(path: Path) -> IO[bytes]:
-    return path.open("a+b")  # NFS grants a shared lock on what is open for reading, and an exclusive one on what is open for writing
+    # NFS grants a shared lock on what is open for reading, and an exclusive one on what is open for writing
+    return path.open("a+b")

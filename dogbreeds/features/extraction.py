@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 32  # photos that one thread decodes at a time
-_AHEAD = 64  # chunks decoded ahead of the computation
+# Photos that one thread decodes at a time
+_CHUNK = 32
+# Chunks decoded ahead of the computation
+_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class Photos:
 
     def within(self, first: int, end: int) -> "Photos":
         """The same, to be asked for these rows alone: no others are decoded for it."""
-        return self if self.store.has(*self._all) else replace(self, shard=Shard(first, end, len(self.source.ids), step=1))
+        return (
+            self if self.store.has(*self._all) else replace(self, shard=Shard(first, end, len(self.source.ids), step=1))
+        )
 
     def batches(self, batch: int, start: int, end: int) -> Generator[np.ndarray, None, None]:
         """[b, size, size, 3] uint8 in the source's order, from row `start` to before row `end`."""
@@ -75,7 +79,8 @@ class Photos:
             for piece in pieces:
                 yield piece
                 start += len(piece)
-                if end <= start < last:  # at the last row the stream must be gone through: only then is it kept as a whole
+                # At the last row the stream must be gone through: only then is it kept as a whole
+                if end <= start < last:
                     return
 
     def rows(self) -> np.ndarray:
@@ -116,7 +121,8 @@ class Photos:
                     if self.data.on_corrupt == "stop":
                         raise
                     bad.append(first + row)
-                    rows[row] = 0  # a process that was cut off may have left something there
+                    # A process that was cut off may have left something there
+                    rows[row] = 0
             return begin + len(chosen), bad
 
         with contextlib.closing(prefetch.mapped(fill, _chunks(photos, start), _AHEAD)) as filled:
@@ -152,7 +158,9 @@ class Prefix(Protocol):
         """Photos at a time that suit this machine."""
 
 
-def compute(prefix: Prefix, photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL) -> np.ndarray:
+def compute(
+    prefix: Prefix, photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL
+) -> np.ndarray:
     """The prefix's output for every photo of a source.
 
     Args:
@@ -166,7 +174,12 @@ def compute(prefix: Prefix, photos: Photos, features: Features, view: "View | No
         [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view; of a share, its rows alone.
     """
     store = photos.store
-    identity = {**photos.identity, "prefix": prefix.fingerprint, "dtype": features.dtype, "view": view.identity if view else None}
+    identity = {
+        **photos.identity,
+        "prefix": prefix.fingerprint,
+        "dtype": features.dtype,
+        "view": view.identity if view else None,
+    }
     total = len(view.rows) if view else len(photos.source.ids)
     # Shards may come from another machine: a GPU takes more photos at a time. Those that are missing are computed as they were.
     whole = store.has("features", identity, (total, *prefix.shape), features.dtype)
@@ -200,7 +213,9 @@ def compute(prefix: Prefix, photos: Photos, features: Features, view: "View | No
                 advance(len(pixels))
                 yield done
 
-    kept = store.array("features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch).rows
+    kept = store.array(
+        "features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch
+    ).rows
     return kept[wanted.first - shard.first : wanted.end - shard.first]
 
 
@@ -225,4 +240,9 @@ class View:
 
     @property
     def identity(self) -> Identity:
-        return {"augment": self.augment.identity, "number": self.number, "seed": self.seed, "rows": zlib.crc32(self.rows.tobytes())}
+        return {
+            "augment": self.augment.identity,
+            "number": self.number,
+            "seed": self.seed,
+            "rows": zlib.crc32(self.rows.tobytes()),
+        }

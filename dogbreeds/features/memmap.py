@@ -14,7 +14,8 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 
-WINDOW_BYTES = 64 << 20  # how much of a mapped array is held in memory while it is gone through
+# How much of a mapped array is held in memory while it is gone through
+WINDOW_BYTES = 64 << 20
 
 
 class Unwritable(UserError):
@@ -25,7 +26,8 @@ def opened(path: Path) -> np.ndarray:
     """An array on disk, read-only. Raises `OSError` or `ValueError` where there is none."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except (SyntaxError, tokenize.TokenError) as error:  # of NumPy, where a header is damaged
+    except (SyntaxError, tokenize.TokenError) as error:
+        # of NumPy, where a header is damaged
         raise ValueError(str(error)) from error
 
 
@@ -36,8 +38,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unwritable(
-            f"{path} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room; once there is, the same "
-            "command goes on from what is done. Type features.dir=<folder>."
+            f"{path} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room;"
+            " once there is, the same command goes on from what is done. Type features.dir=<folder>."
         ) from error
 
 
@@ -49,8 +51,8 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise Unwritable(
-                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a disk that does. "
-                "Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
+                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a"
+                " disk that does. Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
             ) from error
 
 

@@ -17,19 +17,34 @@ import numpy as np
 
 from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
-from dogbreeds.features.memmap import WINDOW_BYTES, Unwritable, checksum, let_go, opened, pieces, reserve, sync, write_aside, writing
+from dogbreeds.features.memmap import (
+    WINDOW_BYTES,
+    Unwritable,
+    checksum,
+    let_go,
+    opened,
+    pieces,
+    reserve,
+    sync,
+    write_aside,
+    writing,
+)
 
 log = logging.getLogger(__name__)
 
-Identity = dict[str, Any]  # plain values only
-Notes = dict[str, list[int]]  # row numbers of the array, a shard's too, under what is said of these rows
+# Plain values only
+Identity = dict[str, Any]
+# Row numbers of the array, a shard's too, under what is said of these rows
+Notes = dict[str, list[int]]
 # Fills an array from a row on to its end, and yields the number of rows done. It may add to its notes, which are those of an earlier process where
 # it goes on: whenever it yields, they must be of the rows that are done. What it is given may be the first rows of the array alone.
 Produce = Callable[[np.ndarray, int, Notes], Generator[int, None, None]]
 
 PROGRESS = "progress.json"
-SHARD = "shard"  # the key of an identity that says which rows of an array it has
-_PROGRESS_SECONDS = 1.0  # between two notes of how far an array has come
+# The key of an identity that says which rows of an array it has
+SHARD = "shard"
+# Between two notes of how far an array has come
+_PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ class PartialArray:
         """Takes note of the rows that are done, once a second on disk too."""
         before, window = self._progress, max(1, WINDOW_BYTES // max(1, self.rows[:1].nbytes))
         crc = zlib.crc32(np.ascontiguousarray(self.rows[before.done : done]).data, before.crc32)
-        self._progress = replace(before, done=done, crc32=crc, notes=copy.deepcopy(self.notes))  # at once: an interruption finds all or nothing of it
+        # At once: an interruption finds all or nothing of it
+        self._progress = replace(before, done=done, crc32=crc, notes=copy.deepcopy(self.notes))
         if done // window > before.done // window:
             let_go(self.rows)
         if time.monotonic() - self._noted >= _PROGRESS_SECONDS:
@@ -116,7 +132,8 @@ class PartialArray:
         try:
             yield
         except BaseException as end:
-            with signals.deferred(), contextlib.suppress(Unwritable):  # the last note stays, and what has ended the block is said
+            # The last note stays, and what has ended the block is said
+            with signals.deferred(), contextlib.suppress(Unwritable):
                 if self.done == 0 or (isinstance(end, UserError) and not isinstance(end, Unwritable)):
                     shutil.rmtree(self._folder, ignore_errors=True)
                 else:
@@ -126,7 +143,9 @@ class PartialArray:
     def settle(self) -> None:
         """Sees all its rows to the disk, and on a network file system to the server, where another host may read them."""
         if self.done != len(self.rows):
-            raise RuntimeError(f"the producer of {self._folder.with_suffix('')} ended after {self.done} of {len(self.rows)} rows")
+            raise RuntimeError(
+                f"the producer of {self._folder.with_suffix('')} ended after {self.done} of {len(self.rows)} rows"
+            )
         with writing(self._folder):
             self.rows.flush()
             sync(self._folder / "rows.npy")
@@ -145,12 +164,15 @@ class PartialArray:
         if not self._folder.exists():
             return None
         found = read(self._file, new.identity, shape, dtype)
-        if not self._file.exists():  # cut off before the first note of it
+        # Cut off before the first note of it
+        if not self._file.exists():
             log.warning("%s does not say what of it is done: it is computed anew", self._folder)
         elif found is None or checksum(found[0][: found[1].done]) != found[1].crc32:
             log.warning("%s was damaged and is computed anew", self._folder)
         elif found[1].step != new.step:
-            log.warning("%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step)
+            log.warning(
+                "%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step
+            )
         else:
             return found[1]
         shutil.rmtree(self._folder)
@@ -226,7 +248,8 @@ def read(file: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> 
     try:
         rows = opened(file.with_name("rows.npy"))
         said = Progress(**{"step": 1, "done": len(rows)} | json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):  # the last of brackets without end
+    except (OSError, ValueError, TypeError, RecursionError):
+        # the last of brackets without end
         return None
     same = (rows.shape, rows.dtype, said.identity) == (shape, np.dtype(dtype), json.loads(json.dumps(identity)))
     plausible = isinstance(said.done, int) and 0 <= said.done <= len(rows) and isinstance(said.notes, dict)

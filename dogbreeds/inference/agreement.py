@@ -10,8 +10,10 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.data.image import Photo
 from dogbreeds.inference.export_formats import Ask
 
-ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))  # height and width: the resize inside each format has work to do, both ways
-_PIXELS_AT_ONCE = 32 * 224 * 224  # photos that are alike in size are asked about together, up to so many pixels
+# Height and width: the resize inside each format has work to do, both ways
+ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))
+# Photos that are alike in size are asked about together, up to so many pixels
+_PIXELS_AT_ONCE = 32 * 224 * 224
 
 
 @dataclass
@@ -33,7 +35,9 @@ class ParityCheck:
         return self.difference <= allowed
 
 
-def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray], advance: Callable[[int], None]) -> dict[str, ParityCheck]:
+def compare(
+    asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray], advance: Callable[[int], None]
+) -> dict[str, ParityCheck]:
     """Asks all formats, and the trained network, about photos that pass by once.
 
     Args:
@@ -43,15 +47,20 @@ def compare(asks: Mapping[str, Ask], trained: Ask, photos: Iterable[np.ndarray],
         advance: told the number of photos just done.
     """
     found = {name: ParityCheck() for name in asks}
-    for batch in _alike(photos):  # [b, h, w, 3]
+    # [b, h, w, 3]
+    for batch in _alike(photos):
         expected, breeds = trained(batch)
         if not np.isfinite(expected).all():
-            raise UserError("The network's answers are not numbers. A network must give some to be handed over. Type run=best, for example.")
+            raise UserError(
+                "The network's answers are not numbers. A network must give some to be handed over. Type run=best, for"
+                " example."
+            )
         for name, ask in asks.items():
             said, named = ask(batch)
             agreement = found[name]
             largest = float(np.abs(said - expected).max()) if said.shape == expected.shape else np.inf
-            agreement.difference = float(np.maximum(agreement.difference, largest))  # not max(), which lets NaN by
+            # Not max(), which lets NaN by
+            agreement.difference = float(np.maximum(agreement.difference, largest))
             agreement.same += sum(one == other for one, other in zip(named, breeds, strict=True))
             agreement.n += len(batch)
         advance(len(batch))

@@ -99,14 +99,14 @@ def load(file: Path) -> Classifier:
         whole = keras.models.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a .keras file that an attempt kept, whole. "
-            "Type run=latest, or the path of such a file."
+            f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a .keras file"
+            " that an attempt kept, whole. Type run=latest, or the path of such a file."
         ) from error
     names = {layer.name: layer for layer in getattr(whole, "layers", ())}
     breed = names.get("breed")
     if not isinstance(breed, keras.layers.StringLookup) or "probabilities" not in names:
         raise UserError(
-            f"{file} is a network without class names. It must give names and probabilities, as those do that an attempt keeps. "
-            "Type run=latest, or the path of such a file."
+            f"{file} is a network without class names. It must give names and probabilities, as those do that an"
+            " attempt keeps. Type run=latest, or the path of such a file."
         )
     return Classifier(whole, tuple(str(name) for name in breed.get_vocabulary()))

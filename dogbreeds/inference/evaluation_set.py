@@ -59,15 +59,23 @@ def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: Fea
     folder = Path(named).expanduser()
     if not folder.is_dir():
         raise MissingFileError(
-            f"photos={printable(named)} is not a folder. It must hold <class>/ folders of photos, named as the network's classes are. "
-            "Type photos=path/to/photos."
+            f"photos={printable(named)} is not a folder. It must hold <class>/ folders of photos, named as the"
+            " network's classes are. Type photos=path/to/photos."
         )
-    data = Folder(root=named, val_fraction=0.2, split_seed=0, resize=classifier.resize, on_corrupt=on_corrupt, max_corrupt_fraction=1.0)
+    data = Folder(
+        root=named,
+        val_fraction=0.2,
+        split_seed=0,
+        resize=classifier.resize,
+        on_corrupt=on_corrupt,
+        max_corrupt_fraction=1.0,
+    )
     split, note = data.labelled(classifier.class_names)
     if note:
         log.warning(note)
     whole = folder.resolve()
-    place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', whole.name)[:40]}-{digest(os.fsencode(whole))[:6]}"  # other folders may be called alike
+    # Other folders may be called alike
+    place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', whole.name)[:40]}-{digest(os.fsencode(whole))[:6]}"
     return _shown(place, split, data, classifier, arrays)
 
 
@@ -76,6 +84,8 @@ def _shown(place: str, split: Split, data: Data, classifier: "Classifier", array
     array = photos.rows()
     split = split.without(photos.skipped())
     if not len(split.rows):
-        raise UserError(f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder.")
+        raise UserError(
+            f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder."
+        )
     about = f"{len(split.rows):,} photos of {len(np.unique(split.labels))} breeds"
     return EvaluationSet(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)

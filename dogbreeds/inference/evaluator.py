@@ -35,7 +35,10 @@ def evaluated(
     """
     logits, seconds = _logits(classifier, subject, 0)
     if not np.isfinite(logits).all():
-        raise UserError("The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for example.")
+        raise UserError(
+            "The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for"
+            " example."
+        )
     fitted = _temperature(trained, subject.place)
     found = summary.evaluate(logits, subject.labels, classifier.class_names, fitted, seed)
     if views == 1:
@@ -44,14 +47,17 @@ def evaluated(
     for number in range(1, views):
         seen, more = _logits(classifier, subject, number)
         shares, all_seconds = shares + probabilities(seen), all_seconds + more
-    gained = summary.augmented(logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, seed)
+    gained = summary.augmented(
+        logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, seed
+    )
     return replace(found, augmented=gained), logits
 
 
 def _logits(classifier: "Classifier", subject: EvaluationSet, number: int) -> tuple[np.ndarray, float]:
     """[n, classes] logits of a view of the photos, and the seconds that they took."""
     batch, found = classifier.batch_size(), []
-    classifier.logits(subject.array[subject.rows[:1]])  # compiled before the time is taken
+    # Compiled before the time is taken
+    classifier.logits(subject.array[subject.rows[:1]])
     what = f"view {number} of {subject.place}" if number else subject.place
     started = time.perf_counter()
     with progress(what, len(subject.rows), "photos") as advance:
@@ -76,5 +82,11 @@ def mistakes(classifier: "Classifier", subject: EvaluationSet, logits: np.ndarra
     worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]
     names = [spoken(name) for name in classifier.class_names]
     return tuple(
-        Mistake(np.array(subject.array[subject.rows[at]]), names[subject.labels[at]], names[called[at]], float(confidence[at])) for at in worst
+        Mistake(
+            np.array(subject.array[subject.rows[at]]),
+            names[subject.labels[at]],
+            names[called[at]],
+            float(confidence[at]),
+        )
+        for at in worst
     )

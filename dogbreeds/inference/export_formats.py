@@ -22,13 +22,19 @@ from dogbreeds.inference.classifier import Classifier
 if TYPE_CHECKING:
     import keras
 
-EXACT, HALVED = 1e-4, 1e-2  # how far probabilities may be from the trained network's, with weights of 32 bits and of 16
-LABELS = "labels.txt"  # in a TFLite file: where its metadata puts the names of classes
-_LARGE = 1 << 14  # weights of a kernel
-_OPSET = 18  # of ONNX: the oldest with all that is used here
+# How far probabilities may be from the trained network's, with weights of 32 bits and of 16
+EXACT, HALVED = 1e-4, 1e-2
+# In a TFLite file: where its metadata puts the names of classes
+LABELS = "labels.txt"
+# Weights of a kernel
+_LARGE = 1 << 14
+# Of ONNX: the oldest with all that is used here
+_OPSET = 18
 
-Answers = tuple[np.ndarray, list[str]]  # [b, classes] probabilities, and the breed of each of b photos
-Ask = Callable[[np.ndarray], Answers]  # of [b, h, w, 3] uint8 RGB
+# [b, classes] probabilities, and the breed of each of b photos
+Answers = tuple[np.ndarray, list[str]]
+# Of [b, h, w, 3] uint8 RGB
+Ask = Callable[[np.ndarray], Answers]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ def check_installed(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         received = f"formats has {unknown[0]!r}" if unknown else "formats was empty"
-        raise UserError(f"{received}. It must be a list of {', '.join(FORMATS)}. Type 'formats=[keras,onnx]', for example.")
+        raise UserError(
+            f"{received}. It must be a list of {', '.join(FORMATS)}. Type 'formats=[keras,onnx]', for example."
+        )
     absent = [(name, module) for name in names for module in FORMATS[name].needs if find_spec(module) is None]
     if absent:
         name, module = absent[0]
@@ -75,7 +83,9 @@ def probabilities(classifier: Classifier) -> Any:
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="photo")])
     def ask(photo):
-        return tf.nn.softmax(classifier.core(resized_in_steps(photo, classifier.size, classifier.resize), training=False))
+        return tf.nn.softmax(
+            classifier.core(resized_in_steps(photo, classifier.size, classifier.resize), training=False)
+        )
 
     return ask.get_concrete_function()
 
@@ -125,14 +135,18 @@ def _write_tflite_float16(classifier: Classifier, file: Path) -> None:
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
     half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
-    cast = qtyping.OpQuantizationConfig(weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True)
+    cast = qtyping.OpQuantizationConfig(
+        weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.tflite"
         whole.write_bytes(_lite(classifier))
         caster = quantizer.Quantizer(str(whole))
         for scope in _with_large_kernels(whole):
             for kind in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
-                caster.update_quantization_recipe(f"^{re.escape(scope)}$", kind, cast, algorithm_manager.AlgorithmName.FLOAT_CASTING)
+                caster.update_quantization_recipe(
+                    f"^{re.escape(scope)}$", kind, cast, algorithm_manager.AlgorithmName.FLOAT_CASTING
+                )
         file.write_bytes(bytes(caster.quantize().quantized_model))
     _name_classes(classifier, file)
 
@@ -164,7 +178,8 @@ def _open_tflite(file: Path) -> Ask:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(file))
-    interpreter.allocate_tensors()  # it says then how it will compute
+    # It says then how it will compute
+    interpreter.allocate_tensors()
     entrance, exit = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
     with zipfile.ZipFile(file) as end:
         names = end.read(LABELS).decode().split("\n")
@@ -188,7 +203,9 @@ def _write_onnx(classifier: Classifier, file: Path) -> None:
     # Folded first: what the normalisation captured would become inputs otherwise. Loops stay loops, which ONNX has, too.
     constant = convert_variables_to_constants_v2(probabilities(classifier), lower_control_flow=False)
     entrance, exit = constant.inputs[0].name, constant.outputs[0].name
-    model, _ = tf2onnx.convert.from_graph_def(constant.graph.as_graph_def(), input_names=[entrance], output_names=[exit], opset=_OPSET)
+    model, _ = tf2onnx.convert.from_graph_def(
+        constant.graph.as_graph_def(), input_names=[entrance], output_names=[exit], opset=_OPSET
+    )
     _rename(model.graph, {entrance: "photo", exit: "probabilities"})
     _add_breed(model.graph, classifier.class_names)
     _set_shape(model.graph.input[0], "b", "h", "w", 3)
@@ -284,7 +301,12 @@ said = model.signatures["serving_default"](photo=tf.constant(photos))  # said["p
     ),
     "tflite": Format("model.tflite", EXACT, ("ai_edge_litert",), _write_tflite, _open_tflite, _LITE_USAGE),
     "tflite_float16": Format(
-        "model.float16.tflite", HALVED, ("ai_edge_litert", "ai_edge_quantizer"), _write_tflite_float16, _open_tflite, _LITE_USAGE
+        "model.float16.tflite",
+        HALVED,
+        ("ai_edge_litert", "ai_edge_quantizer"),
+        _write_tflite_float16,
+        _open_tflite,
+        _LITE_USAGE,
     ),
     "onnx": Format(
         "model.onnx",

@@ -26,7 +26,8 @@ class Exported:
     """A format that was written and checked."""
 
     name: str
-    size: int  # bytes
+    # Bytes
+    size: int
     agreement: ParityCheck
 
     @property
@@ -42,7 +43,8 @@ def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Pho
     asks = {}
     for name in names:
         started = time.perf_counter()
-        with signals.deferred():  # the converters' native code must not be cut in two
+        # The converters' native code must not be cut in two
+        with signals.deferred():
             asks[name] = export_formats.opened(name, export_formats.write(name, classifier, folder))
         log.info("%s: written in %.1f s", name, time.perf_counter() - started)
     with progress("checking", len(photos), "photos") as advance:
@@ -55,7 +57,11 @@ def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Pho
 
 
 def _size(place: Path) -> int:
-    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else place.stat().st_size
+    return (
+        sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+        if place.is_dir()
+        else place.stat().st_size
+    )
 
 
 def _check_all_agree(found: Sequence[Exported]) -> None:
@@ -64,6 +70,7 @@ def _check_all_agree(found: Sequence[Exported]) -> None:
         name, agreement = wrong[0].name, wrong[0].agreement
         more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
         raise UserError(
-            f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}. {FORMATS[name].allowed:g} is "
-            "allowed, so that its file was removed and nothing was registered. Type formats=[…] with those that agree."
+            f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}."
+            f" {FORMATS[name].allowed:g} is allowed, so that its file was removed and nothing was registered. Type"
+            " formats=[…] with those that agree."
         )

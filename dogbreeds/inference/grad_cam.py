@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
     from dogbreeds.inference.classifier import Classifier
 
-_COLOURS, _STRENGTH = "inferno", 0.65  # perceptually uniform; how much of a photo the greatest heat covers
-_LONGEST, _SHORTEST = 1024, 320  # pixels of a picture's long side
-_LETTERS, _SMALLEST, _MARGIN = 18, 9, 6  # pixels in a picture of the shortest width: the caption's height, the least it shrinks to, its margin
-_NAME = 40  # letters of a photo's name that its picture keeps
+# Perceptually uniform; how much of a photo the greatest heat covers
+_COLOURS, _STRENGTH = "inferno", 0.65
+# Pixels of a picture's long side
+_LONGEST, _SHORTEST = 1024, 320
+# Pixels in a picture of the shortest width: the caption's height, the least it shrinks to, its margin
+_LETTERS, _SMALLEST, _MARGIN = 18, 9, 6
+# Letters of a photo's name that its picture keeps
+_NAME = 40
 
 
 def grad_cam(classifier: "Classifier") -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -48,14 +52,16 @@ def grad_cam(classifier: "Classifier") -> Callable[[np.ndarray], tuple[np.ndarra
     maps = folded(before)
 
     @tf.function(reduce_retracing=True)
-    def seen(features):  # [b, h, w, c] -> [b, classes], [b, h, w]
+    # [b, h, w, c] -> [b, classes], [b, h, w]
+    def seen(features):
         pooled = tf.reduce_mean(features, axis=(1, 2))
         with tf.GradientTape() as tape:
             tape.watch(pooled)
             logits = head(pooled, training=False)
             first = tf.gather(logits, tf.argmax(logits, axis=-1), batch_dims=1)
         positions = tf.cast(tf.shape(features)[1] * tf.shape(features)[2], tf.float32)
-        weights = tape.gradient(first, pooled) / positions  # [b, c]
+        # [b, c]
+        weights = tape.gradient(first, pooled) / positions
         heat = tf.nn.relu(tf.einsum("bhwc,bc->bhw", features, weights))
         return logits, tf.math.divide_no_nan(heat, tf.reduce_max(heat, axis=(1, 2), keepdims=True))
 
@@ -129,7 +135,9 @@ def _captioned(picture: "Image.Image", caption: str) -> "Image.Image":
         font = ImageFont.truetype(file, max(_SMALLEST, int(letters * room / needed)))
     whole = Image.new("RGB", (width, picture.height + letters + 2 * margin), "white")
     whole.paste(picture, ((width - picture.width) // 2, 0))
-    ImageDraw.Draw(whole).text((margin, picture.height + margin + letters // 2), caption, fill="black", font=font, anchor="lm")
+    ImageDraw.Draw(whole).text(
+        (margin, picture.height + margin + letters // 2), caption, fill="black", font=font, anchor="lm"
+    )
     return whole
 
 
@@ -181,4 +189,7 @@ class Overlays:
 
 
 def _refused(place: Path, why: str | None) -> UserError:
-    return UserError(f"{place} cannot be written ({why}). Overlays need a folder that can be written. Type explain_dir=<folder>, for example.")
+    return UserError(
+        f"{place} cannot be written ({why}). Overlays need a folder that can be written. Type explain_dir=<folder>, for"
+        " example."
+    )

@@ -21,8 +21,10 @@ from dogbreeds.data.image import BEGINNINGS, MAX_BYTES, OUTSIDE, SUFFIXES, Photo
 
 STANDARD_INPUT = "-"
 _WILD = re.compile(r"[*?[]")
-_AT_ONCE = 1 << 16  # bytes of the standard input; a path is shorter
-_TELLING = 12  # bytes that tell a photo from a list
+# Bytes of the standard input; a path is shorter
+_AT_ONCE = 1 << 16
+# Bytes that tell a photo from a list
+_TELLING = 12
 _WHAT = f"a photo, a folder of photos, a pattern, or {STANDARD_INPUT} for the standard input"
 
 
@@ -61,10 +63,16 @@ def typed(images: Any) -> tuple[str, ...]:
         UserError: where it was not given, or is something else.
     """
     if images in (None, "", [], ()):
-        raise UserError(f"images was not given. It must be {_WHAT}. Type images=path/to/photos, or 'images=photos/*.jpg', for example.")
+        raise UserError(
+            f"images was not given. It must be {_WHAT}. Type images=path/to/photos, or 'images=photos/*.jpg', for"
+            " example."
+        )
     texts = images if isinstance(images, (list, tuple)) else [images]
     if not all(isinstance(text, str) and text for text in texts):
-        raise UserError(f"images was {images!r}. It must be {_WHAT}, or a list of them. Type 'images=[first.jpg,second.jpg]', for example.")
+        raise UserError(
+            f"images was {images!r}. It must be {_WHAT}, or a list of them. Type 'images=[first.jpg,second.jpg]', for"
+            " example."
+        )
     return tuple(texts)
 
 
@@ -102,8 +110,8 @@ def _pixels(path: str, root: Path | None) -> np.ndarray:
     name = printable(path)
     if root is not None and not is_within(root, path):
         raise Unreadable(
-            f"{name} is a link to {printable(os.path.realpath(path))}, out of {printable(str(root))}. Photos must lie below the folder that was "
-            "named. Name the photo itself, or copy it there.",
+            f"{name} is a link to {printable(os.path.realpath(path))}, out of {printable(str(root))}. Photos must lie"
+            " below the folder that was named. Name the photo itself, or copy it there.",
             OUTSIDE,
         )
     return decode(read(path), name)
@@ -123,13 +131,13 @@ def _paths(text: str) -> tuple[Path | None, list[str]]:
         folder, paths = _matching(place)
     else:
         raise MissingFileError(
-            f"images={printable(text)} is not there (looked for {printable(os.path.abspath(place))}). It must be {_WHAT}. "
-            "Type images=path/to/photos, for example."
+            f"images={printable(text)} is not there (looked for {printable(os.path.abspath(place))}). It must be"
+            f" {_WHAT}. Type images=path/to/photos, for example."
         )
     if not paths:
         raise UserError(
-            f"images={printable(text)} holds no photos. They are files that end in {', '.join(SUFFIXES)} and are not hidden. "
-            "Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
+            f"images={printable(text)} holds no photos. They are files that end in {', '.join(SUFFIXES)} and are not"
+            " hidden. Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
         )
     return folder.resolve(), paths
 
@@ -166,11 +174,13 @@ def _streamed(stream: IO[bytes]) -> Iterator[Named]:
         first += more
     if not first.strip():
         raise UserError(
-            f"images={STANDARD_INPUT} was given, and the standard input is empty. It must be a photo, or paths of photos, each on a line. "
-            f"Type find photos -name '*.jpg' | python -m dogbreeds.predict images={STANDARD_INPUT}, for example."
+            f"images={STANDARD_INPUT} was given, and the standard input is empty. It must be a photo, or paths of"
+            " photos, each on a line. Type find photos -name '*.jpg' | python -m dogbreeds.predict"
+            f" images={STANDARD_INPUT}, for example."
         )
     if BEGINNINGS.match(first):
-        content = first + stream.read(MAX_BYTES + 1 - len(first))  # one more than is allowed, so that it is said
+        # One more than is allowed, so that it is said
+        content = first + stream.read(MAX_BYTES + 1 - len(first))
         name = "standard input"
         return iter([Named(name, digest(content), functools.partial(decode, content, name))])
     end, odd = (b"\0", b"") if b"\0" in first else (b"\n", b"\r")
@@ -200,6 +210,7 @@ def _some(stream: IO[bytes]) -> bytes:
 
 def _no_list() -> UserError:
     return UserError(
-        "The standard input is neither a photo nor a list of paths. It must be one JPEG, PNG or WebP file, or paths with an end of line or a NUL "
-        f"after each. Type find photos -name '*.jpg' -print0 | python -m dogbreeds.predict images={STANDARD_INPUT}, for example."
+        "The standard input is neither a photo nor a list of paths. It must be one JPEG, PNG or WebP file, or paths"
+        " with an end of line or a NUL after each. Type find photos -name '*.jpg' -print0 | python -m"
+        f" dogbreeds.predict images={STANDARD_INPUT}, for example."
     )

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from dogbreeds.data.class_names import spoken
 
-_NAME, _BREED, _SHARE = 48, 24, 7  # columns that a name, a breed and a share take at most: `100.0 %`
-_NARROW, _SHORT_BREED = 130, 18  # columns of a terminal that has no room for that, and what a breed takes there: at 80, two breeds fit
-_PHOTO = 0.3  # of a terminal's width goes to photos' names at most
+# Columns that a name, a breed and a share take at most: `100.0 %`
+_NAME, _BREED, _SHARE = 48, 24, 7
+# Columns of a terminal that has no room for that, and what a breed takes there: at 80, two breeds fit
+_NARROW, _SHORT_BREED = 130, 18
+# Of a terminal's width goes to photos' names at most
+_PHOTO = 0.3
 _GAP = "  "
 _DIM, _BOLD, _SURE, _UNSURE, _PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[0m"
 
@@ -67,7 +70,9 @@ class Csv:
         self.heading = _row(["photo", *columns, *(["explained"] if explained else []), "error"])
 
     def __call__(self, answer: Prediction) -> str:
-        cells = [str(cell) for breed, probability in answer.top for cell in (breed, _rounded(probability))] or [""] * (2 * self._top)
+        cells = [str(cell) for breed, probability in answer.top for cell in (breed, _rounded(probability))] or [""] * (
+            2 * self._top
+        )
         return _row([answer.photo, *cells, *([answer.explained or ""] if self._explained else []), answer.error])
 
 
@@ -103,7 +108,9 @@ class Table:
     def __call__(self, answer: Prediction) -> str:
         if answer.error:
             return ""
-        cells = [self._cell(*candidate, first=number == 0) for number, candidate in enumerate(answer.top[: self._count])]
+        cells = [
+            self._cell(*candidate, first=number == 0) for number, candidate in enumerate(answer.top[: self._count])
+        ]
         return _GAP.join([self._fitted(answer.photo, self._name), *cells]).rstrip() + "\n"
 
     def _cell(self, breed: str, probability: float, first: bool) -> str:

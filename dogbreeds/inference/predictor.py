@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
     from dogbreeds.inference.grad_cam import Overlays
 
-_AHEAD = 2  # batches that are decoded while the network is busy with one
+# Batches that are decoded while the network is busy with one
+_AHEAD = 2
 
 Network = Callable[[np.ndarray], tuple[np.ndarray, "np.ndarray | None"]]
 
@@ -48,7 +49,12 @@ class _Opened:
 
 
 def answers(
-    classifier: "Classifier", run: Network, photos: Iterable[Named], batch: int, top: int, overlays: "Overlays | None" = None
+    classifier: "Classifier",
+    run: Network,
+    photos: Iterable[Named],
+    batch: int,
+    top: int,
+    overlays: "Overlays | None" = None,
 ) -> Generator[Prediction, None, None]:
     """What a network says of photos, in their order. Those of a few batches are in memory at a time, however many there are.
 
@@ -78,17 +84,22 @@ def answers(
                 yield from (answer for answer, _ in told)
                 continue
             draw = functools.partial(_explained, overlays)
-            with contextlib.closing(prefetch.mapped(draw, zip(some, told, strict=True), 2 * (os.cpu_count() or 1))) as drawn:
+            with contextlib.closing(
+                prefetch.mapped(draw, zip(some, told, strict=True), 2 * (os.cpu_count() or 1))
+            ) as drawn:
                 yield from drawn
 
 
-def _told(class_names: Sequence[str], run: Network, batch: Sequence[_Opened], top: int) -> list[tuple[Prediction, np.ndarray | None]]:
+def _told(
+    class_names: Sequence[str], run: Network, batch: Sequence[_Opened], top: int
+) -> list[tuple[Prediction, np.ndarray | None]]:
     """The answer to each photo of a batch, and its heat if there is any."""
     pixels = [one.pixels for one in batch if one.pixels is not None]
     logits, heat = run(np.stack(pixels)) if pixels else (np.empty((0, len(class_names))), None)
     if not np.isfinite(logits).all():
         raise UserError(
-            "The network's answers are not numbers: its training diverged. A network must give probabilities. Type run=best, for example."
+            "The network's answers are not numbers: its training diverged. A network must give probabilities. Type"
+            " run=best, for example."
         )
     rows = zip(probabilities(logits), heat if heat is not None else [None] * len(pixels), strict=True)
     told: list[tuple[Prediction, np.ndarray | None]] = []
@@ -98,7 +109,9 @@ def _told(class_names: Sequence[str], run: Network, batch: Sequence[_Opened], to
             continue
         shares, seen = next(rows)
         best = np.argsort(-shares, kind="stable")[:top]
-        told.append((Prediction(one.photo.name, tuple((class_names[index], float(shares[index])) for index in best)), seen))
+        told.append(
+            (Prediction(one.photo.name, tuple((class_names[index], float(shares[index])) for index in best)), seen)
+        )
     return told
 
 

@@ -26,22 +26,31 @@ class Photos(PythonModel):
         whole = keras.models.load_model(context.artifacts["network"], compile=False, safe_mode=True)
         self._class_names = [str(name) for name in whole.get_layer("breed").get_vocabulary()]
         signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-        self._ask = tf.function(lambda photos: whole(photos, training=False)["probabilities"], input_signature=signature)
-        self._ask(np.full((1, 32, 32, 3), 128, np.uint8))  # compiles it now, and not while the first person waits
+        self._ask = tf.function(
+            lambda photos: whole(photos, training=False)["probabilities"], input_signature=signature
+        )
+        # Compiles it now, and not while the first person waits
+        self._ask(np.full((1, 32, 32, 3), 128, np.uint8))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         top, classes = int((params or {})["top"]), len(self._class_names)
         if not 1 <= top <= classes:
-            raise _refusal(f'params.top was {top}. It must be a whole number from 1 to {classes}. Send "params": {{"top": 3}}, for example.')
+            raise _refusal(
+                f'params.top was {top}. It must be a whole number from 1 to {classes}. Send "params": {{"top": 3}}, for'
+                " example."
+            )
         photos = model_input["photo"]
-        return pd.DataFrame([self._said(encoded, f"Photo {number} of {len(photos)}", top) for number, encoded in enumerate(photos, 1)])
+        return pd.DataFrame(
+            [self._said(encoded, f"Photo {number} of {len(photos)}", top) for number, encoded in enumerate(photos, 1)]
+        )
 
     def _said(self, encoded: bytes, name: str, top: int) -> dict[str, Any]:
         try:
             pixels = decode(encoded, name)
         except Unreadable as error:
             raise _refusal(error.plain) from error
-        scores = self._ask(pixels[None]).numpy()[0]  # photos of their own sizes: one at a time
+        # Photos of their own sizes: one at a time
+        scores = self._ask(pixels[None]).numpy()[0]
         ranked = [(self._class_names[place], float(scores[place])) for place in (-scores).argsort(kind="stable")[:top]]
         breed, probability = ranked[0]
         return {"breed": breed, "probability": probability, "probabilities": dict(ranked)}

@@ -6,7 +6,8 @@ import numpy as np
 
 from dogbreeds.core.spec import Spec, integer
 
-_ZOOM = 0.1  # how much closer each further pair of views is
+# How much closer each further pair of views is
+_ZOOM = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ ARCHITECTURES = (
 # second division by its square root is due. Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
 _IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
-UNFIT = (ValueError, KeyError, OSError, TypeError, UserWarning)  # by which Keras says that a weight file is not the network's
+# By which Keras says that a weight file is not the network's
+UNFIT = (ValueError, KeyError, OSError, TypeError, UserWarning)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Model(Spec):
         path = SHIPPED if self.weights == "shipped" else Path(self.weights).expanduser()
         if not path.is_file():
             raise MissingFileError(
-                f"model.weights={self.weights} is not a file. It must be imagenet, null for random weights, or a Keras weight file of "
-                f"{self.architecture} without its top. Type model.weights=path/to/file.weights.h5."
+                f"model.weights={self.weights} is not a file. It must be imagenet, null for random weights, or a Keras"
+                f" weight file of {self.architecture} without its top. Type model.weights=path/to/file.weights.h5."
             )
         return path
 
@@ -135,8 +136,8 @@ class Miniature(Model):
 
         if weights == "imagenet":
             raise UserError(
-                "model.weights=imagenet was asked of the miniature. It has its own shipped weights, or null for random ones. "
-                "Type model.weights=shipped."
+                "model.weights=imagenet was asked of the miniature. It has its own shipped weights, or null for random"
+                " ones. Type model.weights=shipped."
             )
         return EfficientNet(
             width_coefficient=0.5,
@@ -189,16 +190,17 @@ def downloaded(model: Model, top: bool = False) -> "keras.Model":
             raise
         cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
         raise MissingFileError(
-            f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded ({str(error)[:200]}). "
-            "Without network, the file must be put there, or be named by its path. "
-            "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing."
+            f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded"
+            f" ({str(error)[:200]}). Without network, the file must be put there, or be named by its path. Type"
+            " model.weights=path/to/file.h5, or model=miniature, which needs nothing."
         ) from error
 
 
 def load_all(network: "keras.Model", file: Path) -> None:
     """Gives every layer its weights from a file; what is wrong with that is one of `UNFIT`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that it leaves as they were
+        # Keras only warns of layers that it leaves as they were
+        warnings.simplefilter("error", UserWarning)
         network.load_weights(file)
 
 
@@ -209,10 +211,11 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
         load_all(network, file)
     except UNFIT as error:
         raise UserError(
-            f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). "
-            f"It must hold the weights of keras.applications.{model.architecture}(include_top=False) in the same size"
-            f"{f', with alpha={model.alpha:g}' if isinstance(model, MobileNetV2) else ''}. "
-            f"Type model.weights=imagenet, or the right file{' or model.alpha' if isinstance(model, MobileNetV2) else ' or model'}."
+            f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
+            f" of keras.applications.{model.architecture}(include_top=False) in the same"
+            f" size{f', with alpha={model.alpha:g}' if isinstance(model, MobileNetV2) else ''}. Type"
+            " model.weights=imagenet, or the right"
+            f" file{' or model.alpha' if isinstance(model, MobileNetV2) else ' or model'}."
         ) from error
     normalizations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
     if normalizations and np.allclose(np.ravel(normalizations[0].variance), _IMAGENET_STDDEV, atol=1e-4):

@@ -161,13 +161,20 @@ class Network:
         import keras
 
         layers = self.suffix.layers if self.suffix is not None else []
-        return sum(isinstance(layer, keras.layers.BatchNormalization) and layer.name in self.plan.stages[-1] for layer in layers)
+        return sum(
+            isinstance(layer, keras.layers.BatchNormalization) and layer.name in self.plan.stages[-1]
+            for layer in layers
+        )
 
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: `total`, `trainable` in the end, and of the `backbone`."""
         parts = {"prefix": self.prefix.graph, "suffix": self.suffix, "head": self.head}
         counts = {name: part.count_params() if part is not None else 0 for name, part in parts.items()}
-        trained = sum(int(np.prod(variable.shape)) for group in self.trainable(self.plan.stages[-1]).values() for variable in group)
+        trained = sum(
+            int(np.prod(variable.shape))
+            for group in self.trainable(self.plan.stages[-1]).values()
+            for variable in group
+        )
         return {"total": sum(counts.values()), "trainable": trained, "backbone": counts["prefix"] + counts["suffix"]}
 
     def whole(self, class_names: tuple[str, ...], resize: str) -> "keras.Model":
@@ -228,7 +235,9 @@ def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devi
         outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
     if cut == len(backbone.blocks):
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
-    return Prefix(keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices)
+    return Prefix(
+        keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices
+    )
 
 
 def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
@@ -241,7 +250,8 @@ def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
     copy.set_weights(original.get_weights())
     for layer in copy.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]  # else Keras uses the stored statistics
+            # Else Keras uses the stored statistics
+            layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]
         if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
             layer.rate = 0.0
     return copy

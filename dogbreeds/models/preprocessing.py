@@ -26,7 +26,8 @@ _OFFSET = {
     "tf": (-1.0, -1.0, -1.0),
     "unit": (0.0, 0.0, 0.0),
 }
-RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}  # of values, for people
+# Of values, for people
+RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +44,8 @@ class Preprocessing(Spec):
         if self.mode == "raw":
             return pixels
         if self.mode == "caffe":
-            pixels = keras.ops.flip(pixels, axis=-1)  # RGB -> BGR
-        return keras.layers.Rescaling(list(_SCALE[self.mode]), list(_OFFSET[self.mode]), name=f"{self.mode}_pixels")(pixels)
+            # RGB -> BGR
+            pixels = keras.ops.flip(pixels, axis=-1)
+        return keras.layers.Rescaling(list(_SCALE[self.mode]), list(_OFFSET[self.mode]), name=f"{self.mode}_pixels")(
+            pixels
+        )

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Over = Callable[["tf.Tensor"], "tf.Tensor"]  # the mean, or the sum, over a batch of which the tensor has all rows, or a part
-Update = Callable[["tf.Tensor", "tf.Tensor", Over, Over], "tf.Tensor"]  # inputs, labels, mean, sum -> what adds up over the parts of a batch
+# The mean, or the sum, over a batch of which the tensor has all rows, or a part
+Over = Callable[["tf.Tensor"], "tf.Tensor"]
+# Inputs, labels, mean, sum -> what adds up over the parts of a batch
+Update = Callable[["tf.Tensor", "tf.Tensor", Over, Over], "tf.Tensor"]
 
 _HOST = "CPU:0"
 
@@ -50,7 +52,9 @@ class OneDevice:
         """
         import tensorflow as tf
 
-        return tf.function(lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum), reduce_retracing=True)
+        return tf.function(
+            lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum), reduce_retracing=True
+        )
 
     def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
         """Compiles a function that treats each row by itself."""
@@ -98,7 +102,8 @@ class Replicas(OneDevice):
                 return add(values) / tf.cast(total, values.dtype)
 
             def part():
-                with tf.device(_HOST):  # only the part travels
+                # Only the part travels
+                with tf.device(_HOST):
                     rows, theirs = self._part(inputs), self._part(labels)
                 return update(rows, theirs, mean, add)
 
@@ -118,7 +123,9 @@ class Replicas(OneDevice):
                     rows = self._part(inputs)
                 return function(rows)
 
-            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)[: tf.shape(inputs)[0]]
+            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)[
+                : tf.shape(inputs)[0]
+            ]
 
         return lambda inputs: run(_on_host(inputs))
 
@@ -161,7 +168,12 @@ def _as_on_one(layers: "Sequence[keras.Layer]", dropped: "Callable[..., tf.Tenso
 
 
 def _dropped(
-    layer: "keras.layers.Dropout", inputs: "tf.Tensor", training: bool = False, *, total: "tf.Tensor", part: "Callable[[tf.Tensor], tf.Tensor]"
+    layer: "keras.layers.Dropout",
+    inputs: "tf.Tensor",
+    training: bool = False,
+    *,
+    total: "tf.Tensor",
+    part: "Callable[[tf.Tensor], tf.Tensor]",
 ) -> "tf.Tensor":
     """A replica's rows, dropped as one device would drop them: all replicas draw the same for the whole batch, and take their rows of it."""
     import keras
@@ -169,6 +181,9 @@ def _dropped(
 
     if not training or not layer.rate:
         return inputs
-    sizes = layer.noise_shape or (None,) * len(inputs.shape)  # None: drawn for each
-    everything = tf.ones([total, *(known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True))])
+    # None: drawn for each
+    sizes = layer.noise_shape or (None,) * len(inputs.shape)
+    everything = tf.ones(
+        [total, *(known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True))]
+    )
     return inputs * part(keras.random.dropout(everything, layer.rate, seed=layer.seed_generator))

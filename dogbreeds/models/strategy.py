@@ -41,8 +41,8 @@ def _devices(key: str, value: Any) -> int | tuple[str, ...] | None:
     named = all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
     if not names or not named or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
         raise UserError(
-            f"{key} was {value!r}. It must be null for all GPUs, their number, or different names of one kind, such as GPU:0. "
-            f"Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
+            f"{key} was {value!r}. It must be null for all GPUs, their number, or different names of one kind, such as"
+            f" GPU:0. Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
         )
     return names
 
@@ -60,11 +60,17 @@ class Mirrored(Strategy):
             _divide_processor(1 + max(int(name[4:]) for name in self.devices))
             return Replicas(self.devices)
         there = [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
-        wanted = tuple(there[: self.devices]) if isinstance(self.devices, int) else there if self.devices is None else self.devices
+        wanted = (
+            tuple(there[: self.devices])
+            if isinstance(self.devices, int)
+            else there
+            if self.devices is None
+            else self.devices
+        )
         if not there:
             raise UserError(
-                "strategy=mirrored was asked for, and TensorFlow finds no GPU here. It splits each batch over GPUs of this machine. "
-                f"Type strategy=single, or {_DRY} for a dry run on the processor."
+                "strategy=mirrored was asked for, and TensorFlow finds no GPU here. It splits each batch over GPUs of"
+                f" this machine. Type strategy=single, or {_DRY} for a dry run on the processor."
             )
         if (isinstance(self.devices, int) and self.devices > len(there)) or not set(wanted) <= set(there):
             said = self.devices if isinstance(self.devices, int) else f"[{','.join(wanted)}]"
@@ -86,6 +92,6 @@ def _divide_processor(count: int) -> None:
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
         raise UserError(
-            f"strategy.devices names CPU:{count - 1}, and TensorFlow has begun with fewer devices. They must be made before the first job of a "
-            "process. Type a command of its own for this strategy."
+            f"strategy.devices names CPU:{count - 1}, and TensorFlow has begun with fewer devices. They must be made"
+            " before the first job of a process. Type a command of its own for this strategy."
         ) from error

@@ -71,9 +71,20 @@ class Unfreeze(Spec):
     ) -> Plan:
         """The plan with this cut; all above it trains, unless `stages` say otherwise."""
         stages = stages or (_names(blocks[cut:]),)
-        depth = {layer.name: len(blocks) - index for index, block in enumerate(blocks[cut:], cut) for layer in block.layers}
+        depth = {
+            layer.name: len(blocks) - index for index, block in enumerate(blocks[cut:], cut) for layer in block.layers
+        }
         summary = summary or _said(blocks[cut:])
-        return Plan(cut, stages, every_epochs, self.batchnorm, self.drop_connect == "on", summary, asked or len(stages[-1]), depth)
+        return Plan(
+            cut,
+            stages,
+            every_epochs,
+            self.batchnorm,
+            self.drop_connect == "on",
+            summary,
+            asked or len(stages[-1]),
+            depth,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +111,8 @@ class LastN(Unfreeze):
         total = sum(len(block.layers) for block in blocks)
         if self.layers > total:
             raise UserError(
-                f"unfreeze.layers was {self.layers}. The backbone has {total} layers. Type unfreeze.layers=20, or unfreeze=all for all of them."
+                f"unfreeze.layers was {self.layers}. The backbone has {total} layers. Type unfreeze.layers=20, or"
+                " unfreeze=all for all of them."
             )
         cut, whole = len(blocks), 0
         while cut and whole + len(blocks[cut - 1].layers) <= self.layers:
@@ -112,12 +124,16 @@ class LastN(Unfreeze):
         if self.exact:
             part = split.layers[-(self.layers - whole) :]
             names = _names(blocks[cut:]) | {layer.name for layer in part}
-            note = f"{self.layers} layers, from {part[0].name} within {split.name}; the kept prefix ends below {split.name}"
+            note = (
+                f"{self.layers} layers, from {part[0].name} within {split.name}; the kept prefix ends below"
+                f" {split.name}"
+            )
             return self._plan(blocks, cut - 1, (names,), note)
         if cut == len(blocks):
             raise UserError(
-                f"unfreeze.layers was {self.layers}, and {split.name}, the last block, has {len(split.layers)}. Blocks train whole unless "
-                f"unfreeze.exact=true. Type unfreeze.layers={len(split.layers)} or unfreeze.exact=true."
+                f"unfreeze.layers was {self.layers}, and {split.name}, the last block, has {len(split.layers)}. Blocks"
+                f" train whole unless unfreeze.exact=true. Type unfreeze.layers={len(split.layers)} or"
+                " unfreeze.exact=true."
             )
         note = f"{self.layers} layers would cut {split.name}; unfreezing {_said(blocks[cut:])}"
         return self._plan(blocks, cut, summary=note, asked=self.layers)
@@ -134,7 +150,8 @@ class Blocks(Unfreeze):
         known = [block.name for block in blocks]
         if (self.top is None) == (not self.names):
             raise UserError(
-                f"unfreeze.top was {self.top} and unfreeze.names {list(self.names)}. One of the two must be given. Type unfreeze.top=2, for example."
+                f"unfreeze.top was {self.top} and unfreeze.names {list(self.names)}. One of the two must be given. Type"
+                " unfreeze.top=2, for example."
             )
         strangers = [name for name in self.names if name not in known]
         if strangers:
@@ -144,7 +161,10 @@ class Blocks(Unfreeze):
             )
         if self.top is not None:
             if self.top > len(blocks):
-                raise UserError(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
+                raise UserError(
+                    f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type"
+                    f" unfreeze.top={len(blocks)} or less."
+                )
             cut = len(blocks) - self.top
             return self._plan(blocks, cut)
         chosen = [block for block in blocks if block.name in self.names]
@@ -164,7 +184,10 @@ class Gradual(Unfreeze):
 
     def plan(self, blocks: "Sequence[Block]") -> Plan:
         if self.top > len(blocks):
-            raise UserError(f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less.")
+            raise UserError(
+                f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)}"
+                " or less."
+            )
         cut = len(blocks) - self.top
         note = f"{_said(blocks[cut:])}, from the top, one more every {self.every_epochs} epochs"
         stages = tuple(_names(blocks[first:]) for first in range(len(blocks) - 1, cut - 1, -1))

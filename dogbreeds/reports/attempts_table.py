@@ -42,19 +42,27 @@ class Row:
         """What became of the claim on the verdict; None where the guide makes none."""
         if self.attempt not in CLAIMS:
             return None
-        return verdict_claim(CLAIMS[self.attempt], [record.tags["verdict"] for record in self.records], self.changed, self.setup)
+        return verdict_claim(
+            CLAIMS[self.attempt], [record.tags["verdict"] for record in self.records], self.changed, self.setup
+        )
 
     @property
     def number(self) -> Tested | None:
         """What became of the claim on the number."""
         if self.attempt not in CLAIMS:
             return None
-        return number_claim(CLAIMS[self.attempt], self.records[0].params if self.records else {}, self.best, self.changed)
+        return number_claim(
+            CLAIMS[self.attempt], self.records[0].params if self.records else {}, self.best, self.changed
+        )
 
     def cells(self) -> dict[str, str]:
         """Text by column."""
         claim = CLAIMS.get(self.attempt)
-        said = {"attempt": self.attempt, "guide": claim.says if claim else "–", "claim": self.claim.status if self.claim else "–"}
+        said = {
+            "attempt": self.attempt,
+            "guide": claim.says if claim else "–",
+            "claim": self.claim.status if self.claim else "–",
+        }
         if not self.records:
             return dict.fromkeys(COLUMNS, "–") | said
         params = self.records[0].params
@@ -97,8 +105,29 @@ class Row:
 
 
 # What runs must have in common to stand in one table.
-_SETUP = ("model.architecture", "model.image_size", "model.weights", "data.name", "data.classes", "data.photos.train", "data.photos.val")
-COLUMNS = ("attempt", "phase", "pixels", "lr", "unfrozen", "BatchNorm", "result", "n", "interval", "verdict", "guide", "claim")
+_SETUP = (
+    "model.architecture",
+    "model.image_size",
+    "model.weights",
+    "data.name",
+    "data.classes",
+    "data.photos.train",
+    "data.photos.val",
+)
+COLUMNS = (
+    "attempt",
+    "phase",
+    "pixels",
+    "lr",
+    "unfrozen",
+    "BatchNorm",
+    "result",
+    "n",
+    "interval",
+    "verdict",
+    "guide",
+    "claim",
+)
 _HEADINGS = {"lr": "learning rate", "unfrozen": "layers unfrozen", "interval": "95 % interval", "guide": "guide says"}
 
 
@@ -109,7 +138,8 @@ class Table:
     model: str
     data: str
     rows: tuple[Row, ...]
-    runs: int  # that have finished; some stand in none of the rows
+    # That have finished; some stand in none of the rows
+    runs: int
 
     @property
     def title(self) -> str:
@@ -118,7 +148,10 @@ class Table:
     def lines(self, columns: Sequence[str] = COLUMNS) -> list[list[str]]:
         """Cells by row; the headings come first."""
         cells = [row.cells() for row in self.rows]
-        return [[_HEADINGS.get(column, column) for column in columns], *([row[column] for column in columns] for row in cells)]
+        return [
+            [_HEADINGS.get(column, column) for column in columns],
+            *([row[column] for column in columns] for row in cells),
+        ]
 
     def notes(self) -> list[str]:
         """What became of each claim, in a sentence; of the guide's numbers, once where none could be tested for the same reason; and what the
@@ -128,15 +161,25 @@ class Table:
             if row.claim is not None:
                 notes.append(f"{row.attempt}: the verdict is {row.claim.status}: {row.claim.why}.")
         numbers = [(row.attempt, row.number) for row in self.rows if row.number is not None]
-        tested = [f"{name}: the guide's number is {number.status}: {number.why}." for name, number in numbers if number.status != NOT_TESTED]
+        tested = [
+            f"{name}: the guide's number is {number.status}: {number.why}."
+            for name, number in numbers
+            if number.status != NOT_TESTED
+        ]
         untested = [(name, number) for name, number in numbers if number.status == NOT_TESTED]
         if untested:
             name, number = next(((name, number) for name, number in untested if name == "frozen"), untested[0])
-            tested.append(f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}: {number.why}.")
+            tested.append(
+                f"The guide's numbers are not tested here ({', '.join(name for name, _ in untested)}); of {name}:"
+                f" {number.why}."
+            )
         others = self.runs - sum(len(row.records) for row in self.rows)
         if others:
             runs = "1 other run is" if others == 1 else f"{others} other runs are"
-            tested.append(f"{runs} not among these: older ones, and those of no attempt's name. Type python -m dogbreeds.table runs=all.")
+            tested.append(
+                f"{runs} not among these: older ones, and those of no attempt's name. Type python -m dogbreeds.table"
+                " runs=all."
+            )
         return notes + tested + baseline_note.note([record for row in self.rows for record in row.records])
 
     def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
@@ -165,18 +208,26 @@ def tables(records: Sequence[Record], history: Callable[[str], Sequence[float]],
     found: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         found.setdefault(tuple(record.params.get(key, "") for key in _SETUP), []).append(record)
-    return [Table(those[0].params["model.architecture"], _data(those[0]), _rows(those, history, each), len(those)) for those in found.values()]
+    return [
+        Table(those[0].params["model.architecture"], _data(those[0]), _rows(those, history, each), len(those))
+        for those in found.values()
+    ]
 
 
 def _data(record: Record) -> str:
-    return f"{record.params['data.name']}, {record.params['data.classes']} classes, {int(record.params['data.photos.train']):,} photos to train on"
+    return (
+        f"{record.params['data.name']}, {record.params['data.classes']} classes,"
+        f" {int(record.params['data.photos.train']):,} photos to train on"
+    )
 
 
 def _as_typed(record: Record) -> str:
     """The model and data of a run, as one types them."""
     values = {group: record.tags.get(f"choice.{group}", "") for group in ("model", "data")}
     values |= {key: record.params.get(key, "null") for key in ("data.root", "model.weights")}
-    return " ".join(f"{key}={value}" for key, value in values.items() if value not in ("", "null", "shipped", "imagenet"))
+    return " ".join(
+        f"{key}={value}" for key, value in values.items() if value not in ("", "null", "shipped", "imagenet")
+    )
 
 
 def _rows(records: Sequence[Record], history: Callable[[str], Sequence[float]], each: bool) -> tuple[Row, ...]:
@@ -204,8 +255,13 @@ def _one_a_seed(records: Sequence[Record]) -> list[Record]:
 
 def _alike(record: Record, newest: Record) -> bool:
     """Whether two runs of an attempt differ in nothing but the seed, so that they may be averaged."""
-    different = {key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)}
-    return all(key.startswith(("seed", "key", "overrides", "data.fingerprint", "data.split_seed", *ELSEWHERE)) for key in different)
+    different = {
+        key for key in record.params.keys() | newest.params.keys() if record.params.get(key) != newest.params.get(key)
+    }
+    return all(
+        key.startswith(("seed", "key", "overrides", "data.fingerprint", "data.split_seed", *ELSEWHERE))
+        for key in different
+    )
 
 
 def _counted(names: Iterable[str]) -> str:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 REPRODUCED, REFUTED, NOT_TESTED = "reproduced", "refuted", "not tested here"
 
-_N = 4_072  # the guide's validation photos: a fifth of all 20,580, from which the best epoch was chosen too
+# The guide's validation photos: a fifth of all 20,580, from which the best epoch was chosen too
+_N = 4_072
 _SETUP = {
     "data.name": "stanford_dogs",
     "data.split": "guide",
@@ -55,9 +56,21 @@ CLAIMS = {
         Claim("torch_pixels", "1–5 %", ("never_learned",), 0.0484, 0.04, source="the guide's attempt 1, first epoch"),
         Claim("lr_collapse", "43 → 14 %", ("collapsed",), 0.4310, 0.15, source="the guide's attempt 2, epochs 1 to 4"),
         Claim("frozen", "93.7 %", ("learned",), 0.9371, 0.015),
-        Claim("finetune_50", "92.9 %", ("no_better_than_frozen", "worse_than_frozen"), 0.9317, 0.015, source="the log; the guide's table has 92.9 %"),
         Claim(
-            "finetune_20", "to be tested", ("no_better_than_frozen", "better_than_frozen"), 0.9376, 0.015, source="the log; the guide left it open"
+            "finetune_50",
+            "92.9 %",
+            ("no_better_than_frozen", "worse_than_frozen"),
+            0.9317,
+            0.015,
+            source="the log; the guide's table has 92.9 %",
+        ),
+        Claim(
+            "finetune_20",
+            "to be tested",
+            ("no_better_than_frozen", "better_than_frozen"),
+            0.9376,
+            0.015,
+            source="the log; the guide left it open",
         ),
         Claim("resnet50_frozen", "54.7 %", ("learned",), 0.5469, 0.03, "ResNet50", "resnet50", 224),
         Claim("resnet50_finetune_50", "77.7 %", ("better_than_frozen",), 0.7768, 0.03, "ResNet50", "resnet50", 224),
@@ -105,7 +118,12 @@ def number_claim(claim: Claim, params: Mapping[str, str], values: Sequence[float
         values: best validation accuracy of each seed.
         changed: as in `verdict_claim`.
     """
-    setup = {"model.architecture": claim.model, "model.weights": "imagenet", "model.image_size": str(claim.size), **_SETUP}
+    setup = {
+        "model.architecture": claim.model,
+        "model.weights": "imagenet",
+        "model.image_size": str(claim.size),
+        **_SETUP,
+    }
     different = {key: params.get(key, "absent") for key, value in setup.items() if params.get(key) != value}
     command = f"python -m dogbreeds.train attempt={claim.attempt} model={claim.option} {_SETTINGS}"
     if not values or different or changed:
@@ -114,5 +132,8 @@ def number_claim(claim: Claim, params: Mapping[str, str], values: Sequence[float
     mean = sum(values) / len(values)
     # Both sides were measured on photos: each has a sampling error.
     error = 1.96 * math.sqrt(claim.value * (1 - claim.value) / claim.n * 2)
-    said = f"{100 * mean:.1f} % where the guide has {100 * claim.value:.1f} % (± {100 * max(claim.spread, error):.1f} allowed; {claim.source})"
+    said = (
+        f"{100 * mean:.1f} % where the guide has {100 * claim.value:.1f} % (± {100 * max(claim.spread, error):.1f}"
+        f" allowed; {claim.source})"
+    )
     return Tested(REPRODUCED if abs(mean - claim.value) <= max(claim.spread, error) else REFUTED, said)

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-Address = Callable[[Record], str]  # of a run's page in MLflow
+# Of a run's page in MLflow
+Address = Callable[[Record], str]
 
 _COLUMNS = ("breed", "n", "right", "gained", "lost", "p", "adjusted p")
-_FEWER = ("breed", "n", "right", "gained", "lost", "adjusted p")  # where the terminal is narrow
-_NARROW = 80  # columns of a terminal that can show all of them
-_WIDE = 120  # columns of a text that is not shown in a terminal
+# Where the terminal is narrow
+_FEWER = ("breed", "n", "right", "gained", "lost", "adjusted p")
+# Columns of a terminal that can show all of them
+_NARROW = 80
+# Columns of a text that is not shown in a terminal
+_WIDE = 120
 _SETTINGS = ("setting", "first", "second")
 _BETTER, _WORSE, _SAME = "#1f5fa8", "#b3541e", "#8a8a8a"
 
@@ -50,12 +54,22 @@ def as_text(found: Difference, width: int | None, address: Address) -> str:
         for caution in found.cautions:
             say(caution, "dim")
         say("")
-        say(_grid(_SETTINGS, found.settings, "What was set differently") if found.settings else "Nothing was set differently.")
+        say(
+            _grid(_SETTINGS, found.settings, "What was set differently")
+            if found.settings
+            else "Nothing was set differently."
+        )
         say(found.about_breeds)
         if found.most_changed:
             columns = _COLUMNS if (width or _WIDE) >= _NARROW else _FEWER
             say("")
-            say(_grid(columns, [[_said(change)[column] for column in columns] for change in found.most_changed], "The most changed breeds"))
+            say(
+                _grid(
+                    columns,
+                    [[_said(change)[column] for column in columns] for change in found.most_changed],
+                    "The most changed breeds",
+                )
+            )
         for line in found.confusions:
             say(line)
         return file.getvalue()
@@ -82,7 +96,9 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) ->
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Grid
 
-    grid = Grid(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    grid = Grid(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for heading in headings:
         number = heading in _COLUMNS[1:]
         grid.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
@@ -100,8 +116,15 @@ def _text(said: str) -> "Text":
 def _said(change: Change) -> dict[str, str]:
     """Text by column."""
     pair = change.pair
-    counts = {"n": str(pair.n), "right": f"{change.before} → {change.after}", "gained": str(pair.gained), "lost": str(pair.lost)}
-    return {"breed": spoken(change.name)} | counts | {"p": f"{pair.p_value:.2g}", "adjusted p": f"{change.adjusted:.2g}"}
+    counts = {
+        "n": str(pair.n),
+        "right": f"{change.before} → {change.after}",
+        "gained": str(pair.gained),
+        "lost": str(pair.lost),
+    }
+    return (
+        {"breed": spoken(change.name)} | counts | {"p": f"{pair.p_value:.2g}", "adjusted p": f"{change.adjusted:.2g}"}
+    )
 
 
 def as_markdown(found: Difference, address: Address) -> str:
@@ -109,11 +132,18 @@ def as_markdown(found: Difference, address: Address) -> str:
         f"- {word}: run [{short(record.run_id)}]({address(record)}), `{record.name}`: {accuracy}"
         for (word, record), accuracy in zip(_both(found), found.comparison.accuracies, strict=True)
     ]
-    parts = [f"**{found.conclusion}**", found.photos, "\n".join([*runs, f"- change: {found.comparison.pair}"]), *found.cautions]
+    parts = [
+        f"**{found.conclusion}**",
+        found.photos,
+        "\n".join([*runs, f"- change: {found.comparison.pair}"]),
+        *found.cautions,
+    ]
     parts.append(_piped(_SETTINGS, found.settings) if found.settings else "Nothing was set differently.")
     parts.append(found.about_breeds)
     if found.most_changed:
-        parts.append(_piped(_COLUMNS, [[_said(change)[column] for column in _COLUMNS] for change in found.most_changed]))
+        parts.append(
+            _piped(_COLUMNS, [[_said(change)[column] for column in _COLUMNS] for change in found.most_changed])
+        )
     return "\n\n".join([*parts, *found.confusions]) + "\n"
 
 
@@ -125,11 +155,34 @@ def as_csv(found: Difference) -> str:
     """Every breed, the most changed first."""
     with io.StringIO() as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["first", "second", "split", "breed", "n", "first_right", "second_right", "gained", "lost", "p", "adjusted_p"])
+        writer.writerow(
+            [
+                "first",
+                "second",
+                "split",
+                "breed",
+                "n",
+                "first_right",
+                "second_right",
+                "gained",
+                "lost",
+                "p",
+                "adjusted_p",
+            ]
+        )
         for change in found.comparison.changes:
             pair, runs = change.pair, (found.first.run_id, found.second.run_id)
             counts = pair.n, change.before, change.after, pair.gained, pair.lost
-            writer.writerow([*runs, found.comparison.split, spoken(change.name), *counts, f"{pair.p_value:.6g}", f"{change.adjusted:.6g}"])
+            writer.writerow(
+                [
+                    *runs,
+                    found.comparison.split,
+                    spoken(change.name),
+                    *counts,
+                    f"{pair.p_value:.6g}",
+                    f"{change.adjusted:.6g}",
+                ]
+            )
         return file.getvalue()
 
 
@@ -146,7 +199,8 @@ def as_html(found: Difference, address: Address) -> str:
     )
     kinds = ("", *["number"] * (len(_COLUMNS) - 1))
     breeds = (
-        [cell(escape(_said(change)[column]), kind) for column, kind in zip(_COLUMNS, kinds, strict=True)] for change in found.comparison.changes
+        [cell(escape(_said(change)[column]), kind) for column, kind in zip(_COLUMNS, kinds, strict=True)]
+        for change in found.comparison.changes
     )
     settings = ([cell(escape(text)) for text in row] for row in found.settings)
     parts = [
@@ -184,7 +238,9 @@ def draw(found: Difference) -> "Figure":
         breeds.plot([before, after], [row, row], color=colour, lw=2, solid_capstyle="round")
         breeds.plot(before, row, "o", color="white", mec=colour, ms=6, label="first" if row == 0 else "_")
         breeds.plot(after, row, "o", color=colour, ms=6, label="second" if row == 0 else "_")
-    breeds.set(xlim=(-3, 103), xlabel=f"photos of {found.comparison.split} that are right (%)", ylim=(len(named) - 0.4, -0.6))
+    breeds.set(
+        xlim=(-3, 103), xlabel=f"photos of {found.comparison.split} that are right (%)", ylim=(len(named) - 0.4, -0.6)
+    )
     breeds.set_yticks(range(len(named)), [literal(spoken(change.name)) for change in named])
     breeds.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     counts = Counter(change.net for change in found.comparison.changes)

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from dogbreeds.evaluation.results import Epoch, Range
 
 _TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
-_LEGEND = 12  # curves that can still be told apart by name
-_NAME = 48  # letters of a name that a legend has room for
+# Curves that can still be told apart by name
+_LEGEND = 12
+# Letters of a name that a legend has room for
+_NAME = 48
 
 
 def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
@@ -33,8 +35,17 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
         colour = colours(0.85 * index / max(1, len(histories) - 1))
         best = sum(max(values, default=0) for values in seeds) / len(seeds)
         for number, values in enumerate(seeds):
-            label = "_" if number else f"{_shortened(name)}: best {100 * best:.1f} %"  # Matplotlib leaves _ out of the legend
-            axes.plot(range(1, len(values) + 1), [100 * value for value in values], color=colour, marker="o", ms=3, lw=1.2, label=label)
+            # Matplotlib leaves _ out of the legend
+            label = "_" if number else f"{_shortened(name)}: best {100 * best:.1f} %"
+            axes.plot(
+                range(1, len(values) + 1),
+                [100 * value for value in values],
+                color=colour,
+                marker="o",
+                ms=3,
+                lw=1.2,
+                label=label,
+            )
     axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
     _dress(axes)
     if len(histories) <= _LEGEND:
@@ -72,11 +83,33 @@ def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     accuracy, loss = figure.subplots(1, 2)
     numbers = [epoch.number for epoch in epochs]
     intervals = [epoch.val.accuracy.interval for epoch in epochs]
-    accuracy.fill_between(numbers, [100 * low for low, _ in intervals], [100 * high for _, high in intervals], color=_VAL, alpha=0.15, lw=0)
+    accuracy.fill_between(
+        numbers,
+        [100 * low for low, _ in intervals],
+        [100 * high for _, high in intervals],
+        color=_VAL,
+        alpha=0.15,
+        lw=0,
+    )
     accuracy.plot(numbers, [100 * epoch.train_accuracy for epoch in epochs], color=_TRAIN, label="train")
-    accuracy.plot(numbers, [100 * epoch.val.accuracy.value for epoch in epochs], color=_VAL, marker="o", ms=3, label="validation, 95 % interval")
+    accuracy.plot(
+        numbers,
+        [100 * epoch.val.accuracy.value for epoch in epochs],
+        color=_VAL,
+        marker="o",
+        ms=3,
+        label="validation, 95 % interval",
+    )
     top = 100 * epochs[best - 1].val.accuracy.value
-    accuracy.annotate(f"{top:.1f} %", (best, top), xytext=(0, 7), textcoords="offset points", ha="center", color=_VAL, fontweight="bold")
+    accuracy.annotate(
+        f"{top:.1f} %",
+        (best, top),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        color=_VAL,
+        fontweight="bold",
+    )
     accuracy.set(ylabel="accuracy (%)", ylim=(0, 105))
     accuracy.legend(loc="best", frameon=False)
     loss.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN)
@@ -96,7 +129,9 @@ def lr_range(found: "Range", title: str) -> "Figure":
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     smoothed = found.smoothed
-    axes.plot(found.lrs[: len(smoothed)], found.losses[: len(smoothed)], color=_TRAIN, alpha=0.35, lw=1, label="each batch")
+    axes.plot(
+        found.lrs[: len(smoothed)], found.losses[: len(smoothed)], color=_TRAIN, alpha=0.35, lw=1, label="each batch"
+    )
     axes.plot(found.lrs[: len(smoothed)], smoothed, color=_VAL, label="running mean")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)")
     axes.set_ylim(0, 1.3 * max(smoothed[: len(smoothed) // 2 + 1], default=1.0))

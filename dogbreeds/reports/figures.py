@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RIGHT, _WRONG, _GREY = "#17692f", "#a3261b", "#8a8a8a"
-_NAMED = 150  # breeds whose names can still be read along the sides of a matrix
-_ACROSS = 6  # photos in a row of the contact sheet
-_LINE = 22  # letters in a line below a photo
+# Breeds whose names can still be read along the sides of a matrix
+_NAMED = 150
+# Photos in a row of the contact sheet
+_ACROSS = 6
+# Letters in a line below a photo
+_LINE = 22
 
 
 def literal(text: str) -> str:
@@ -37,7 +40,15 @@ def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
         axes.imshow(mistake.photo)
         called = textwrap.fill(f"{literal(mistake.called)} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%", _LINE)
         axes.set_title(called, fontsize=8, color=_WRONG, loc="left", pad=3)
-        axes.text(0, -0.03, textwrap.fill(f"is {literal(mistake.breed)}", _LINE), fontsize=8, color=_RIGHT, va="top", transform=axes.transAxes)
+        axes.text(
+            0,
+            -0.03,
+            textwrap.fill(f"is {literal(mistake.breed)}", _LINE),
+            fontsize=8,
+            color=_RIGHT,
+            va="top",
+            transform=axes.transAxes,
+        )
     for axes in places:
         axes.set_axis_off()
     return figure
@@ -53,13 +64,16 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    there = np.flatnonzero(matrix.sum(axis=1) + matrix.sum(axis=0))  # also those that only some photo was called
+    # Also those that only some photo was called
+    there = np.flatnonzero(matrix.sum(axis=1) + matrix.sum(axis=0))
     order = there[_alike(matrix[np.ix_(there, there)])]
     shares = matrix[np.ix_(order, order)] / np.maximum(1, matrix[order].sum(axis=1, keepdims=True))
     side = 3 + 0.105 * min(len(order), _NAMED)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    shown = axes.imshow(np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none")
+    shown = axes.imshow(
+        np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none"
+    )
     if len(order) <= _NAMED:
         said = [literal(names[index]) for index in order]
         size = 5.5 if len(order) > 40 else 8
@@ -95,7 +109,10 @@ def reliability(before: Sequence[Bin], after: Sequence[Bin], temperature: float)
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     (left, right), counts = figure.subplots(2, 2, sharex=True, sharey="row", gridspec_kw={"height_ratios": [4, 1]})
-    for axes, below, bins, title in ((left, counts[0], before, "as trained"), (right, counts[1], after, f"temperature {temperature:.2f}")):
+    for axes, below, bins, title in (
+        (left, counts[0], before, "as trained"),
+        (right, counts[1], after, f"temperature {temperature:.2f}"),
+    ):
         _reliability(axes, bins)
         axes.set_title(title, fontsize=10, loc="left")
         below.bar([bin.confidence for bin in bins], [bin.n for bin in bins], width=0.6 / BINS, color=_GREY)
@@ -111,7 +128,14 @@ def _reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
 
     axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls="--")
     for bin in bins:
-        axes.plot([bin.confidence, bin.confidence], [bin.confidence, bin.accuracy], color=_WRONG, lw=3, alpha=0.35, solid_capstyle="butt")
+        axes.plot(
+            [bin.confidence, bin.confidence],
+            [bin.confidence, bin.accuracy],
+            color=_WRONG,
+            lw=3,
+            alpha=0.35,
+            solid_capstyle="butt",
+        )
         axes.plot([bin.confidence] * 2, Proportion(round(bin.accuracy * bin.n), bin.n).interval, color="#1f5fa8", lw=1)
     axes.plot([bin.confidence for bin in bins], [bin.accuracy for bin in bins], color="#1f5fa8", marker="o", ms=4, lw=0)
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))

@@ -29,7 +29,10 @@ def svg(figure: "Figure", alt: str = "") -> str:
     """
     from matplotlib import rc_context
 
-    with io.StringIO() as file, rc_context({"svg.fonttype": "none", "svg.hashsalt": "dogbreeds", "font.family": "sans-serif"}):
+    with (
+        io.StringIO() as file,
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": "dogbreeds", "font.family": "sans-serif"}),
+    ):
         figure.savefig(file, format="svg", metadata={"Date": None})
         drawn = file.getvalue()[file.getvalue().index("<svg") :]
     return drawn.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt)}"', 1) if alt else drawn
@@ -54,7 +57,10 @@ def table(headings: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
         rows: of cells that `cell` made.
     """
     lines = [list(row) for row in rows]
-    kinds = [" class=number" if lines and lines[0][place].startswith("<td class=number>") else "" for place in range(len(headings))]
+    kinds = [
+        " class=number" if lines and lines[0][place].startswith("<td class=number>") else ""
+        for place in range(len(headings))
+    ]
     head = "".join(f"<th{kind}>{html.escape(heading)}</th>" for heading, kind in zip(headings, kinds, strict=True))
     body = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
     return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -67,7 +73,8 @@ def cell(inside: str, kind: str = "") -> str:
         inside: HTML: plain text goes through `html.escape` before.
         kind: its class, such as `number`, `reproduced` or `refuted`; empty for none.
     """
-    return f"<td{f' class={kind}' if kind else ''}>{inside.replace(' %', '&nbsp;%')}</td>"  # a number and its unit stay on one line
+    # A number and its unit stay on one line
+    return f"<td{f' class={kind}' if kind else ''}>{inside.replace(' %', '&nbsp;%')}</td>"
 
 
 def link(text: str, address: str) -> str:

@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 from dogbreeds.tracking.tracking import Tracking
 
-_METRICS_AT_ONCE = 1000  # MLflow's limit of one call
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow then shows its pages for training, not those for language models
+# MLflow's limit of one call
+_METRICS_AT_ONCE = 1000
+# MLflow then shows its pages for training, not those for language models
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +51,19 @@ class MlflowStore(Tracking):
             UserError: where the store cannot be reached or used.
         """
         if self._server is not None:
-            self._server.awaited, self._server.hurried = True, False  # what records waits from the beginning
+            # What records waits from the beginning
+            self._server.awaited, self._server.hurried = True, False
         client, known = self._look()
         if known is not None:
             return client, known
-        elsewhere = self._server is not None or self.uri.startswith("databricks")  # a server has a place of its own for artifacts
+        # A server has a place of its own for artifacts
+        elsewhere = self._server is not None or self.uri.startswith("databricks")
         place = None if elsewhere else Path(self.artifacts).expanduser().resolve().as_uri()
         try:
             return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
         except UserError:
-            made = self._look()[1]  # by another job, meanwhile
+            # By another job, meanwhile
+            made = self._look()[1]
             if made is None:
                 raise
             return client, made
@@ -77,11 +82,16 @@ class MlflowStore(Tracking):
         import mlflow
 
         if self._server is not None:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # MLflow's go on for minutes without a word; `DeliveryQueue` has its own
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds; a machine that is off does not refuse, it says nothing
+            # MLflow's go on for minutes without a word; `DeliveryQueue` has its own
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            # Seconds; a machine that is off does not refuse, it says nothing
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
             user = urlsplit(self.uri)
             if user.password:
-                os.environ |= {"MLFLOW_TRACKING_USERNAME": unquote(user.username or ""), "MLFLOW_TRACKING_PASSWORD": unquote(user.password)}
+                os.environ |= {
+                    "MLFLOW_TRACKING_USERNAME": unquote(user.username or ""),
+                    "MLFLOW_TRACKING_PASSWORD": unquote(user.password),
+                }
         with self.reached():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -109,16 +119,18 @@ class MlflowStore(Tracking):
     def reached(self) -> Iterator[None]:
         """Turns what goes wrong with the store in the body into `UserError`."""
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError  # of a damaged database, which MLflow lets through
+
+        # Of a damaged database, which MLflow lets through
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             why = masked(" ".join(str(error).split()))[:200]
             raise UserError(
-                f"tracking.uri={masked(self.uri)} cannot be used ({why}). It must be sqlite:///<file>, whole and on a disk "
-                "with room, the address of an MLflow server, or another database that MLflow knows. Type tracking.uri=sqlite:///mlflow.db or "
-                "tracking=none, or mend it and run the same command again."
+                f"tracking.uri={masked(self.uri)} cannot be used ({why}). It must be sqlite:///<file>, whole and on a"
+                " disk with room, the address of an MLflow server, or another database that MLflow knows. Type"
+                " tracking.uri=sqlite:///mlflow.db or tracking=none, or mend it and run the same command again."
             ) from error
 
 
@@ -147,13 +159,20 @@ class _Client(_Calls):
         once: the same for what is tried at once, and once only.
     """
 
-    def __init__(self, client: "mlflow.MlflowClient", reached: Callable[[], contextlib.AbstractContextManager[None]], server: DeliveryQueue | None):
+    def __init__(
+        self,
+        client: "mlflow.MlflowClient",
+        reached: Callable[[], contextlib.AbstractContextManager[None]],
+        server: DeliveryQueue | None,
+    ):
         super().__init__(client, self._ask)
         self._reached, self._server = reached, server
         self._waiting: list[Future[Any]] = []
         self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
-        self._sending = threading.Lock()  # with a local store each thread sends for itself
-        self._heeding = threading.Lock()  # system metrics come from a thread of their own
+        # With a local store each thread sends for itself
+        self._sending = threading.Lock()
+        # System metrics come from a thread of their own
+        self._heeding = threading.Lock()
         self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
 
     def calls(self, other: Any) -> _Calls:
@@ -202,7 +221,8 @@ class _Client(_Calls):
             while unsent:
                 now = unsent[:_METRICS_AT_ONCE]
                 self._called.log_batch(run_id, metrics=now)
-                del unsent[: len(now)]  # only then: a call that got no answer is made again, and MLflow takes the same number once
+                # Only then: a call that got no answer is made again, and MLflow takes the same number once
+                del unsent[: len(now)]
 
     def settle(self) -> None:
         """Waits until all that was kept is delivered."""

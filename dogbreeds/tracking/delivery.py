@@ -16,9 +16,11 @@ log = logging.getLogger(__name__)
 
 Call = Callable[[], Any]
 
-_PAUSE_SECONDS, _SAID_AFTER_SECONDS = 1.0, 1.0  # between two tries; what lasts no longer than one of them is not worth a line
+# Between two tries; what lasts no longer than one of them is not worth a line
+_PAUSE_SECONDS, _SAID_AFTER_SECONDS = 1.0, 1.0
 _LOOK_SECONDS = 0.2
-_BRIEFLY_SECONDS = 5.0  # how long a command that is ending anyway waits
+# How long a command that is ending anyway waits
+_BRIEFLY_SECONDS = 5.0
 
 
 class DeliveryQueue:
@@ -36,9 +38,12 @@ class DeliveryQueue:
         """
         self.address = address
         self.patience_seconds = 0.0
-        self.awaited = False  # a server that never answered, and that nothing was to be recorded on, is a wrong address rather than one that is away
+        # A server that never answered, and that nothing was to be recorded on, is a wrong address rather than one that
+        # is away
+        self.awaited = False
         self.hurried = False
-        self._away: float | None = None  # since when, by the monotonic clock
+        # Since when, by the monotonic clock
+        self._away: float | None = None
         self._why = ""
         self._said = self._lost = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Call]] = queue.SimpleQueue()
@@ -65,7 +70,8 @@ class DeliveryQueue:
                     raise UserError(self._sentences())
             return future.result()
         finally:
-            if not self.hurried:  # who is in a hurry leaves what was asked behind, such as how a run ended: it arrives if there is still time
+            # Who is in a hurry leaves what was asked behind, such as how a run ended: it arrives if there is still time
+            if not self.hurried:
                 future.cancel()
 
     def _is_over(self, asked: float) -> bool:
@@ -79,11 +85,13 @@ class DeliveryQueue:
         return self.patience_seconds if self.awaited else 0.0
 
     def _sentences(self) -> str:
-        waited = f", and was waited for {self._patience() / 60:.2g} minutes" if self._patience() and not self.hurried else ""
+        waited = (
+            f", and was waited for {self._patience() / 60:.2g} minutes" if self._patience() and not self.hurried else ""
+        )
         return (
-            f"The tracking server at {self.address} does not answer ({self._why or 'it is busy'}){waited}. tracking.uri must be the address of an "
-            "MLflow server that runs; nothing that was trained is lost. Start it and run the same command again, which records what is missing, "
-            "or type tracking=none."
+            f"The tracking server at {self.address} does not answer ({self._why or 'it is busy'}){waited}. tracking.uri"
+            " must be the address of an MLflow server that runs; nothing that was trained is lost. Start it and run"
+            " the same command again, which records what is missing, or type tracking=none."
         )
 
     def _talk(self) -> None:
@@ -97,13 +105,16 @@ class DeliveryQueue:
         began = time.monotonic()
         try:
             answer = call()
-        except BaseException as error:  # it belongs to whoever waits for the answer
+        except BaseException as error:
+            # it belongs to whoever waits for the answer
             if is_outage(error):
                 self._missed(error, began)
                 return False
-            if not isinstance(error, OSError):  # of a disk, and not the server's
+            # Of a disk, and not the server's
+            if not isinstance(error, OSError):
                 self._answered()
-            with contextlib.suppress(InvalidStateError):  # nobody waits any more
+            # Nobody waits any more
+            with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)
             return True
         self._answered()
@@ -118,7 +129,8 @@ class DeliveryQueue:
         if not self._said and now - self._away >= _SAID_AFTER_SECONDS and self._patience():
             self._said = True
             log.warning(
-                "the tracking server at %s does not answer (%s): metrics are kept until it does, what cannot go on without it waits %.2g minutes",
+                "the tracking server at %s does not answer (%s): metrics are kept until it does, what cannot go on"
+                " without it waits %.2g minutes",
                 self.address,
                 self._why,
                 self._patience() / 60,
@@ -126,7 +138,9 @@ class DeliveryQueue:
 
     def _answered(self) -> None:
         if self._said and self._away is not None:
-            log.warning("the tracking server at %s answers again, after %.0f s", self.address, time.monotonic() - self._away)
+            log.warning(
+                "the tracking server at %s answers again, after %.0f s", self.address, time.monotonic() - self._away
+            )
         self._away, self._said, self._lost, self.awaited = None, False, False, True
 
 
@@ -141,7 +155,8 @@ def is_outage(error: BaseException) -> bool:
             return True
         if isinstance(cause, http.HTTPError) and cause.response is not None:
             return cause.response.status_code >= 500
-    return "failed with exception" in str(error)  # of a download MLflow hands on the text alone
+    # Of a download MLflow hands on the text alone
+    return "failed with exception" in str(error)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

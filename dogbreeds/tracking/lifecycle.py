@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 CONFIG = "config/config.yaml"
 _PACKAGES = ("tensorflow", "keras", "hydra-core", "mlflow", "numpy", "tensorflow-datasets")
 _HEARTBEAT_SECONDS, _LOST_SECONDS = 30.0, 600.0
-_MISSED_SECONDS = 2.0  # after a heartbeat that did not arrive: once the server is back, other machines must not take the run for lost
+# After a heartbeat that did not arrive: once the server is back, other machines must not take the run for lost
+_MISSED_SECONDS = 2.0
 
 
 def begin(client: "mlflow.MlflowClient", experiment_id: str, composition: RunOrigin, above: str | None) -> "MlflowRun":
@@ -104,13 +105,21 @@ def close_orphaned_runs(client: "mlflow.MlflowClient", experiment_id: str, gone:
     Args:
         gone: processes that are known to be no more, as `record.spelled` has them.
     """
-    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000)
-    if any(_is_silent(run.data.tags) for run in running):  # after an outage of the server, too: a beat that was missed comes soon
+    running = client.search_runs(
+        [experiment_id], "attributes.status = 'RUNNING' and tags.heartbeat != ''", max_results=1000
+    )
+    # After an outage of the server, too: a beat that was missed comes soon
+    if any(_is_silent(run.data.tags) for run in running):
         time.sleep(2 * _MISSED_SECONDS)
     for run in running:
         # Once more, as it is now: since they were listed it may have beaten again, or another process may have gone on with it.
         if _is_nobodys(run, gone) and _is_nobodys(client.get_run(run.info.run_id), gone):
-            log.info("run %s '%s' was cut off: its process on %s is gone", short(run.info.run_id), run.info.run_name, run.data.tags["host"])
+            log.info(
+                "run %s '%s' was cut off: its process on %s is gone",
+                short(run.info.run_id),
+                run.info.run_name,
+                run.data.tags["host"],
+            )
             client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -131,7 +140,10 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
         return True
     try:
         number = int(tags["process"])
-        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE or abs(began(number) - float(tags["process.started"])) > 1
+        return (
+            psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+            or abs(began(number) - float(tags["process.started"])) > 1
+        )
     except psutil.NoSuchProcess:
         return True
 
@@ -145,7 +157,8 @@ def heartbeat(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
         pause = _HEARTBEAT_SECONDS
         while not over.wait(pause):
             pause = _MISSED_SECONDS
-            with contextlib.suppress(UserError):  # the body meets the same trouble, and says so
+            # The body meets the same trouble, and says so
+            with contextlib.suppress(UserError):
                 client.once.set_tag(run_id, "heartbeat", str(time.time()))
                 pause = _HEARTBEAT_SECONDS
 
@@ -155,7 +168,8 @@ def heartbeat(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
         yield
     finally:
         over.set()
-        heart.join(_MISSED_SECONDS)  # a server that is away may keep it waiting
+        # A server that is away may keep it waiting
+        heart.join(_MISSED_SECONDS)
 
 
 @contextlib.contextmanager
@@ -171,7 +185,8 @@ def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
             client.settle()
     except BaseException as error:
         client.hurry()
-        with signals.deferred(), contextlib.suppress(UserError):  # what ended the body says more
+        # What ended the body says more
+        with signals.deferred(), contextlib.suppress(UserError):
             client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     with signals.deferred():
@@ -181,7 +196,9 @@ def ended(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def system_metrics(client: "mlflow.MlflowClient", run_id: str, uri: str, seconds: float, goes_on: bool) -> Iterator[None]:
+def system_metrics(
+    client: "mlflow.MlflowClient", run_id: str, uri: str, seconds: float, goes_on: bool
+) -> Iterator[None]:
     """Processor, memory and disk use, sampled; 0 seconds turns it off."""
     if not seconds:
         yield
@@ -195,12 +212,15 @@ def system_metrics(client: "mlflow.MlflowClient", run_id: str, uri: str, seconds
         def monitor(self) -> None:
             while not self._shutdown_event.wait(self.sampling_interval):
                 self.collect_metrics()
-                with contextlib.suppress(UserError):  # the body meets the same trouble, and says so
+                # The body meets the same trouble, and says so
+                with contextlib.suppress(UserError):
                     self.publish_metrics(self.aggregate_metrics())
 
         def publish_metrics(self, metrics: dict[str, float]) -> None:
             now, step = int(time.time() * 1000), self._logging_step
-            client.keep_metrics(run_id, [Metric(f"{self._metrics_prefix}{name}", value, now, step) for name, value in metrics.items()])
+            client.keep_metrics(
+                run_id, [Metric(f"{self._metrics_prefix}{name}", value, now, step) for name, value in metrics.items()]
+            )
             self._logging_step += 1
             for monitor in self.monitors:
                 monitor.clear_metrics()
@@ -217,7 +237,9 @@ def _git() -> tuple[str, str]:
     """The checkout's commit and whether it has changes, or `none` twice."""
     try:
         answers = [
-            subprocess.run(["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            subprocess.run(
+                ["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
             for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         ]
     except (OSError, subprocess.SubprocessError):

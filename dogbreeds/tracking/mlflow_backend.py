@@ -32,8 +32,14 @@ class Mlflow(MlflowReader):
     def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
         above = os.environ.get(SWEEP)
-        run = begin(client, experiment_id, composition, above) if unfinished is None else go_on(client, unfinished.run_id, composition, above)
-        sampled = system_metrics(client, run.info.run_id, self._address, self.system_metrics_seconds, unfinished is not None)
+        run = (
+            begin(client, experiment_id, composition, above)
+            if unfinished is None
+            else go_on(client, unfinished.run_id, composition, above)
+        )
+        sampled = system_metrics(
+            client, run.info.run_id, self._address, self.system_metrics_seconds, unfinished is not None
+        )
         with ended(client, run.info.run_id), sampled:
             yield MlflowTracker(client, run, self.experiment, self.model)
 
@@ -41,8 +47,14 @@ class Mlflow(MlflowReader):
         client, experiment_id = self.connect()
         close_orphaned_runs(client, experiment_id, gone)
         same = [record_of(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
-        finished = [record for record in same if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)]
-        unfinished = [record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity]
+        finished = [
+            record
+            for record in same
+            if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)
+        ]
+        unfinished = [
+            record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity
+        ]
         others = tuple(short(record.run_id) for record in same if record.tags["identity"] != identity)
         return PriorRuns(next(iter(finished), None), next(iter(unfinished), None), others)
 
@@ -53,7 +65,8 @@ class Mlflow(MlflowReader):
 
     def reuse(self, record: Record, composition: RunOrigin) -> None:
         for name, value in choices(composition).items():
-            if name not in record.tags:  # it may have been run under no attempt's name
+            # It may have been run under no attempt's name
+            if name not in record.tags:
                 self._client().set_tag(record.run_id, name, value)
         above = os.environ.get(SWEEP)
         if above is not None and record.tags.get("mlflow.parentRunId") != above:

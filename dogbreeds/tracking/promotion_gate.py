@@ -9,7 +9,8 @@ from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.records import Record, short
 
-SPLIT = "test"  # validation chose the best epoch, so that it is no fair judge
+# Validation chose the best epoch, so that it is no fair judge
+SPLIT = "test"
 WORTHY = ("learned", "better_than_frozen", "no_better_than_frozen")
 
 
@@ -24,12 +25,14 @@ def check_verdict(record: Record, target: str) -> None:
     if verdict not in WORTHY:
         allowed = ", ".join(WORTHY[:-1]).replace("_", " ") + f" or {WORTHY[-1].replace('_', ' ')}"
         raise UserError(
-            f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It must be {allowed}. "
-            "Type run=<another run's id>, or train one that ends better; the export itself stays."
+            f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It"
+            f" must be {allowed}. Type run=<another run's id>, or train one that ends better; the export itself stays."
         )
 
 
-def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: dict[str, Predictions], target: str) -> PairedOutcome:
+def beside(
+    record: Record, other: Record, mine: dict[str, Predictions], theirs: dict[str, Predictions], target: str
+) -> PairedOutcome:
     """An attempt beside the one that the alias points to, photo by photo.
 
     Args:
@@ -58,8 +61,9 @@ def beside(record: Record, other: Record, mine: dict[str, Predictions], theirs: 
 
 def _not_comparable(record: Record, other: Record, target: str, why: str) -> UserError:
     return UserError(
-        f"Run {short(record.run_id)} was not registered: {target} is run {short(other.run_id)}, and they have no test photos in common to be "
-        f"compared on ({why}). They must have been tested on the same. Train both on the same data, or type another name, such as register=other."
+        f"Run {short(record.run_id)} was not registered: {target} is run {short(other.run_id)}, and they have no test"
+        f" photos in common to be compared on ({why}). They must have been tested on the same. Train both on the same"
+        " data, or type another name, such as register=other."
     )
 
 
@@ -75,6 +79,6 @@ def check_better(record: Record, other: Record, pair: PairedOutcome, alpha: floa
     if pair.difference > 0 and pair.p_value < alpha:
         return
     raise UserError(
-        f"Run {short(record.run_id)} was not registered: beside {target}, run {short(other.run_id)}, it has {pair}. It must have more photos "
-        f"right, with p below {alpha:g}. Type run=<a better run's id>; the export itself stays."
+        f"Run {short(record.run_id)} was not registered: beside {target}, run {short(other.run_id)}, it has {pair}. It"
+        f" must have more photos right, with p below {alpha:g}. Type run=<a better run's id>; the export itself stays."
     )

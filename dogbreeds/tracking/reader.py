@@ -69,12 +69,16 @@ class MlflowReader(MlflowStore):
             UserError: where that is no address.
         """
         parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
-        host = parts.netloc.rpartition("@")[2]  # a name and password that stand in the address are for nobody else's eyes
+        # A name and password that stand in the address are for nobody else's eyes
+        host = parts.netloc.rpartition("@")[2]
         if parts.scheme not in ("http", "https") or not host:
             raise UserError(
-                f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type ui=http://127.0.0.1:5000."
+                f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type"
+                " ui=http://127.0.0.1:5000."
             )
-        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
+        return (
+            f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
+        )
 
     def config(self, run_id: str) -> str:
         """The composed config of a run, as YAML."""
@@ -89,16 +93,19 @@ class MlflowReader(MlflowStore):
         try:
             return Path(self._client().download_artifacts(run_id, place, str(folder)))
         except UserError as error:
-            if error.__cause__ is None:  # a server that is away says nothing of what it has
+            # A server that is away says nothing of what it has
+            if error.__cause__ is None:
                 raise
             raise UserError(
-                f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]}). It must lie among the run's "
-                f"artifacts, as {place}. Put it back, or name another run."
+                f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]})."
+                f" It must lie among the run's artifacts, as {place}. Put it back, or name another run."
             ) from error
 
     def history(self, run_id: str, metric: str) -> list[float]:
         client = self._client()
-        return [point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)]
+        return [
+            point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)
+        ]
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         client, experiment_id = self.connect()
@@ -108,8 +115,9 @@ class MlflowReader(MlflowStore):
             named = [record for record in frozen if record.info.run_id.startswith(wanted)]
             if len(named) != 1:
                 raise UserError(
-                    f"phase.parent={wanted} names {len(named)} finished frozen attempts of experiment '{self.experiment}'. It must name one, by its "
-                    "run's id or the beginning of it. Type phase.parent=null to have the best one that matches found."
+                    f"phase.parent={wanted} names {len(named)} finished frozen attempts of experiment"
+                    f" '{self.experiment}'. It must name one, by its run's id or the beginning of it. Type"
+                    " phase.parent=null to have the best one that matches found."
                 )
             _refuse_differences(named[0], expected)
             matching = named
@@ -119,20 +127,32 @@ class MlflowReader(MlflowStore):
         if not kept:
             lacking = "kept its head" if matching else f"matches in {', '.join(sorted(expected))}"
             raise UserError(
-                f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from the best weights of one with "
-                "the same model, pixels, head and data. Type the same command with phase=frozen first, without tracking.model=none."
+                f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from"
+                " the best weights of one with the same model, pixels, head and data. Type the same command with"
+                " phase=frozen first, without tracking.model=none."
             )
 
         def rank(record: "MlflowRun") -> tuple[bool, float, float]:
             """Of those that do as well, the one with the lower loss: which began last is chance where they ran side by side."""
             measured = record.data.metrics
-            return record.data.params.get("seed") == str(seed), measured[RANKING], -measured.get("best/val_loss", math.inf)
+            return (
+                record.data.params.get("seed") == str(seed),
+                measured[RANKING],
+                -measured.get("best/val_loss", math.inf),
+            )
 
         best = max(kept, key=rank)
         head = client.download_artifacts(best.info.run_id, HEAD, str(folder))
         baseline = {name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")}
         predictions = self.predictions(best.info.run_id)
-        return Parent(best.info.run_id, Path(head), best.data.metrics[RANKING], predictions, baseline, best.data.tags.get("baseline", ""))
+        return Parent(
+            best.info.run_id,
+            Path(head),
+            best.data.metrics[RANKING],
+            predictions,
+            baseline,
+            best.data.tags.get("baseline", ""),
+        )
 
     def predictions(self, run_id: str) -> "dict[str, Predictions]":
         """What a run's best weights said of each photo, by split; empty where it finished no epoch."""
@@ -157,8 +177,11 @@ def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
 def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
     different = _differences(record, expected)
     if different:
-        said = "; ".join(f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different)
+        said = "; ".join(
+            f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different
+        )
         raise UserError(
-            f"phase.parent={short(record.info.run_id)} does not fit: {said}. A fine-tune needs the weights, pixels, head and data of its frozen "
-            "attempt. Type phase.parent=null to have one that matches found, or make the settings the same."
+            f"phase.parent={short(record.info.run_id)} does not fit: {said}. A fine-tune needs the weights, pixels,"
+            " head and data of its frozen attempt. Type phase.parent=null to have one that matches found, or make the"
+            " settings the same."
         )

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 # Artifacts of a run.
 MODEL_FOLDER, MODEL_FILE, PREDICTIONS, HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
 RANKING = "best/val_accuracy"
-SWEEP = "DOGBREEDS_SWEEP_RUN"  # the sweep's parent run, for the processes that run its jobs
-REUSED = "reused."  # and the id of a run whose result a sweep took over: a tag of the sweep's run
+# The sweep's parent run, for the processes that run its jobs
+SWEEP = "DOGBREEDS_SWEEP_RUN"
+# And the id of a run whose result a sweep took over: a tag of the sweep's run
+REUSED = "reused."
 
 
 class Pruned(Exception):
@@ -125,11 +127,28 @@ ELSEWHERE = ("tracking", "features", "preflight", "baseline", "strategy", "check
 def record_of(run: "MlflowRun") -> Record:
     """What MLflow has of a run."""
     info, data = run.info, run.data
-    return Record(info.run_id, info.run_name, info.start_time / 1000, info.status, data.params, data.metrics, data.tags, info.experiment_id)
+    return Record(
+        info.run_id,
+        info.run_name,
+        info.start_time / 1000,
+        info.status,
+        data.params,
+        data.metrics,
+        data.tags,
+        info.experiment_id,
+    )
 
 
 def plain(value: Any) -> str:
     """A hyper-parameter as it is recorded."""
     return (
-        "null" if value is None else str(list(value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+        "null"
+        if value is None
+        else (
+            str(list(value))
+            if isinstance(value, tuple)
+            else str(value).lower()
+            if isinstance(value, bool)
+            else str(value)
+        )
     )

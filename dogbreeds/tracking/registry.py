@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     import mlflow
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-NAME, FOLDER = "dogbreeds", "exported"  # of the logged model, and of the run's artifacts in other formats
-_NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "h5py")  # wherever it is served, in these very versions
+# Of the logged model, and of the run's artifacts in other formats
+NAME, FOLDER = "dogbreeds", "exported"
+# Wherever it is served, in these very versions
+_NEEDS = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "pillow", "h5py")
 _SERVED = "inference/served_model.py"
-_SHIPPED = ("core/errors.py", "core/text.py", "data/image.py")  # of this package: all that `served_model` imports
-_TOP = 5  # breeds that an answer names where the question does not say
+# Of this package: all that `served_model` imports
+_SHIPPED = ("core/errors.py", "core/text.py", "data/image.py")
+# Breeds that an answer names where the question does not say
+_TOP = 5
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,16 @@ def _signature(example: bytes) -> dict[str, Any]:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Map
 
-    outputs = [ColSpec(DataType.string, "breed"), ColSpec(DataType.double, "probability"), ColSpec(Map(DataType.double), "probabilities")]
-    signature = ModelSignature(Schema([ColSpec(DataType.binary, "photo")]), Schema(outputs), ParamSchema([ParamSpec("top", DataType.long, _TOP)]))
+    outputs = [
+        ColSpec(DataType.string, "breed"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    signature = ModelSignature(
+        Schema([ColSpec(DataType.binary, "photo")]),
+        Schema(outputs),
+        ParamSchema([ParamSpec("top", DataType.long, _TOP)]),
+    )
     return {"signature": signature, "input_example": pd.DataFrame({"photo": [example]})}
 
 
@@ -105,7 +117,11 @@ def _shipped(folder: Path) -> Path:
 
 def _digest(network: Path) -> str:
     """Of all that is logged: the network, and the code and versions that it is asked with."""
-    parts = [network.read_bytes(), *((_PACKAGE / name).read_bytes() for name in (_SERVED, *_SHIPPED)), *(version(name).encode() for name in _NEEDS)]
+    parts = [
+        network.read_bytes(),
+        *((_PACKAGE / name).read_bytes() for name in (_SERVED, *_SHIPPED)),
+        *(version(name).encode() for name in _NEEDS),
+    ]
     return hashlib.blake2b(b"".join(hashlib.blake2b(part).digest() for part in parts), digest_size=16).hexdigest()
 
 
@@ -119,7 +135,9 @@ def champion(tracking: Mlflow, name: str, alias: str) -> Version | None:
     return None
 
 
-def promote(tracking: Mlflow, name: str, alias: str, before: Version | None, record: Record, model_id: str, tags: dict[str, str]) -> Version:
+def promote(
+    tracking: Mlflow, name: str, alias: str, before: Version | None, record: Record, model_id: str, tags: dict[str, str]
+) -> Version:
     """Registers a logged model and points the alias to it; that comes last, so that whatever cuts this off leaves the alias where it was.
 
     A version that an earlier command made, and did not come to point to, is taken.
@@ -134,13 +152,20 @@ def promote(tracking: Mlflow, name: str, alias: str, before: Version | None, rec
     if not client.search_registered_models(_is_named(name)):
         client.create_registered_model(name, description="Photos of dogs in, breeds out.")
     source = f"models:/{model_id}"
-    made = [each for each in client.search_model_versions(f"{_is_named(name)} and run_id = '{record.run_id}'") if each.source == source]
-    number = str(made[0].version if made else client.create_model_version(name, source, record.run_id, model_id=model_id).version)
+    made = [
+        each
+        for each in client.search_model_versions(f"{_is_named(name)} and run_id = '{record.run_id}'")
+        if each.source == source
+    ]
+    number = str(
+        made[0].version if made else client.create_model_version(name, source, record.run_id, model_id=model_id).version
+    )
     for key, value in tags.items():
         client.set_model_version_tag(name, number, key, value)
     if champion(tracking, name, alias) != before:
         raise UserError(
-            f"{name}@{alias} came to point to another version meanwhile. A model must beat the one that it points to. Run the same command again."
+            f"{name}@{alias} came to point to another version meanwhile. A model must beat the one that it points to."
+            " Run the same command again."
         )
     client.set_registered_model_alias(name, alias, number)
     return Version(name, number, record.run_id)

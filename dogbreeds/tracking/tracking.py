@@ -103,8 +103,8 @@ class Tracking(Spec):
             UserError: where there is none, or where something differs.
         """
         raise UserError(
-            "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow keeps. "
-            "Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
+            "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow"
+            " keeps. Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
         )
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 from dogbreeds.tracking.records import HEAD, MODEL_FILE, MODEL_FOLDER, PREDICTIONS, plain
 from dogbreeds.tracking.tracking import Tracker
 
-_PARAMETERS_AT_ONCE = 100  # MLflow's limit of one call
+# MLflow's limit of one call
+_PARAMETERS_AT_ONCE = 100
 
 
 class MlflowTracker(Tracker):
@@ -46,7 +47,9 @@ class MlflowTracker(Tracker):
     def parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name, masked(plain(value))) for name, value in values.items() if name not in self._run.data.params]
+        params = [
+            Param(name, masked(plain(value))) for name, value in values.items() if name not in self._run.data.params
+        ]
         for start in range(0, len(params), _PARAMETERS_AT_ONCE):
             self._client.kept.log_batch(self.run_id, params=params[start : start + _PARAMETERS_AT_ONCE])
 
@@ -60,7 +63,11 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        new = [(name, value, step) for name, value, step in values if np.isfinite(value) and (name, step) not in self._logged]
+        new = [
+            (name, value, step)
+            for name, value, step in values
+            if np.isfinite(value) and (name, step) not in self._logged
+        ]
         self._logged |= {(name, step) for name, _, step in new}
         self._client.keep_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
 
@@ -87,7 +94,9 @@ class MlflowTracker(Tracker):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{split}.npz"
             names = np.asarray(said.class_names, dtype=np.str_)
-            np.savez_compressed(path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits, class_names=names)
+            np.savez_compressed(
+                path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits, class_names=names
+            )
             self._client.log_artifact(self.run_id, str(path), PREDICTIONS)
 
     def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
@@ -117,9 +126,12 @@ class MlflowTracker(Tracker):
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         jobs = self._client.search_runs(
-            [self._run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}' and tags.model = 'kept'", max_results=1000
+            [self._run.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent}' and tags.model = 'kept'",
+            max_results=1000,
         )
-        others = [job for job in jobs if job.info.run_id != self.run_id]  # this one may have been cut off right after keeping its own
+        # This one may have been cut off right after keeping its own
+        others = [job for job in jobs if job.info.run_id != self.run_id]
         if any(other.data.metrics.get(RANKING, 0.0) >= accuracy for other in others):
             return False
         for other in others:

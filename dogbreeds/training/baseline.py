@@ -25,7 +25,11 @@ from dogbreeds.models.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import keras
 
-_NOT_ASKED, _NO_TOP, _NO_NUMBERS = "not asked for", "the weights have no 1000-way top", "the classes have no ImageNet numbers"
+_NOT_ASKED, _NO_TOP, _NO_NUMBERS = (
+    "not asked for",
+    "the weights have no 1000-way top",
+    "the classes have no ImageNet numbers",
+)
 
 
 def _dogs(class_names: Sequence[str]) -> int:
@@ -47,7 +51,12 @@ class Baseline(Spec):
         return None
 
     def build(
-        self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
+        self,
+        model: Model,
+        backbone: Backbone,
+        preprocessing: Preprocessing,
+        network: Network,
+        class_names: Sequence[str],
     ) -> tuple[ZeroShotBaseline, Network | None]:
         """The baseline of an attempt that goes on from no other, yet to be measured.
 
@@ -59,7 +68,9 @@ class Baseline(Spec):
         """
         return ZeroShotBaseline(_NOT_ASKED, _dogs(class_names)), None
 
-    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> ZeroShotBaseline:
+    def inherit(
+        self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
+    ) -> ZeroShotBaseline:
         """The baseline of a fine-tune: that of its frozen attempt, which had the same backbone and photos.
 
         Args:
@@ -88,13 +99,18 @@ class Top(Baseline):
         path = Path(self.weights).expanduser()
         if not path.is_file():
             raise MissingFileError(
-                f"baseline.weights={self.weights} is not a file. It must be a Keras weight file of the model with its 1000-way top, or null. "
-                "Type baseline.weights=path/to/file.weights.h5, or baseline.weights=null."
+                f"baseline.weights={self.weights} is not a file. It must be a Keras weight file of the model with its"
+                " 1000-way top, or null. Type baseline.weights=path/to/file.weights.h5, or baseline.weights=null."
             )
         return path
 
     def build(
-        self, model: Model, backbone: Backbone, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
+        self,
+        model: Model,
+        backbone: Backbone,
+        preprocessing: Preprocessing,
+        network: Network,
+        class_names: Sequence[str],
     ) -> tuple[ZeroShotBaseline, Network | None]:
         dogs, reason = _dogs(class_names), self._lacking(model, preprocessing, network, class_names)
         if reason:
@@ -102,15 +118,19 @@ class Top(Baseline):
         file = self.weights_file()
         try:
             top, stands_on = _opened(model, file)
-        except MissingFileError:  # what was asked for is the attempt: it can do without
+        except MissingFileError:
+            # what was asked for is the attempt: it can do without
             return ZeroShotBaseline("the weights with the 1000-way top could not be downloaded", dogs), None
         pooled = _before_pooling(backbone)
         if file is not None and stands_on != _content(backbone.network.input, pooled):
             raise UserError(
-                f"baseline.weights={self.weights} holds other backbone weights than model.weights={model.weights or 'null'}. A 1000-way top can be "
-                "used on the very features that it was trained on. Type baseline.weights=<the file that these weights come from>, or null."
+                f"baseline.weights={self.weights} holds other backbone weights than"
+                f" model.weights={model.weights or 'null'}. A 1000-way top can be used on the very features that it was"
+                " trained on. Type baseline.weights=<the file that these weights come from>, or null."
             )
-        zero = replace(network, prefix=_prefix(network, backbone, preprocessing, pooled), head=_chosen(top, outputs(class_names)))
+        zero = replace(
+            network, prefix=_prefix(network, backbone, preprocessing, pooled), head=_chosen(top, outputs(class_names))
+        )
         return ZeroShotBaseline(f"{_MEASURED} {dogs} outputs", dogs), zero
 
     def _lacking(self, model: Model, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> str:
@@ -129,9 +149,15 @@ class Top(Baseline):
             return "part of the backbone trains"
         return "" if preprocessing.mode == model.pixels else f"{preprocessing.mode} pixels are not the backbone's own"
 
-    def inherit(self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]) -> ZeroShotBaseline:
+    def inherit(
+        self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
+    ) -> ZeroShotBaseline:
         values = {split: measured.get(f"baseline/{split}_accuracy") for split in _SPLITS if split in sizes}
-        accuracies = {split: Proportion(round(value * sizes[split]), sizes[split]) for split, value in values.items() if value is not None}
+        accuracies = {
+            split: Proportion(round(value * sizes[split]), sizes[split])
+            for split, value in values.items()
+            if value is not None
+        }
         return ZeroShotBaseline(said or "its frozen attempt recorded none", _dogs(class_names), accuracies)
 
 
@@ -142,9 +168,11 @@ def _opened(model: Model, file: Path | None) -> "tuple[keras.Model, str]":
 
     whole = downloaded(model, top=True) if file is None else _read(model, file)
     nodes = [node for node in in_order(whole) if node.input_tensors]
-    (*_, pool) = [node for node in nodes if isinstance(node.operation, keras.layers.GlobalAveragePooling2D)]  # others are within blocks
+    # Others are within blocks
+    *_, pool = [node for node in nodes if isinstance(node.operation, keras.layers.GlobalAveragePooling2D)]
     original = keras.Model(pool.output_tensors[0], whole.output)
-    top = keras.models.clone_model(original)  # so that the rest need not stay in memory
+    # So that the rest need not stay in memory
+    top = keras.models.clone_model(original)
     top.set_weights(original.get_weights())
     return top, _content(whole.input, pool.input_tensors[0])
 
@@ -156,9 +184,10 @@ def _read(model: Model, file: Path) -> "keras.Model":
     except UNFIT as error:
         width = f", alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         raise UserError(
-            f"baseline.weights={file} does not fit {model.architecture} with its top ({' '.join(str(error).split())[:160]}). It must hold the "
-            f"weights of keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. "
-            "Type baseline.weights=null, or the right file."
+            f"baseline.weights={file} does not fit {model.architecture} with its top"
+            f" ({' '.join(str(error).split())[:160]}). It must hold the weights of"
+            f" keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. Type"
+            " baseline.weights=null, or the right file."
         ) from error
     return whole
 
@@ -175,7 +204,9 @@ def _before_pooling(backbone: Backbone) -> "keras.KerasTensor":
     import keras
 
     last = in_order(backbone.network)[-1]
-    return last.input_tensors[0] if isinstance(last.operation, keras.layers.LayerNormalization) else last.output_tensors[0]
+    return (
+        last.input_tensors[0] if isinstance(last.operation, keras.layers.LayerNormalization) else last.output_tensors[0]
+    )
 
 
 def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, pooled: "keras.KerasTensor") -> Prefix:
@@ -185,9 +216,14 @@ def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, 
     if pooled is backbone.network.outputs[0]:
         return network.prefix
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
-    maps = keras.Model(backbone.network.input, pooled, name="unnormalised")(preprocessing.apply(pixels))  # [b, h, w, channels]
+    # [b, h, w, channels]
+    maps = keras.Model(backbone.network.input, pooled, name="unnormalised")(preprocessing.apply(pixels))
     features = keras.layers.GlobalAveragePooling2D(name="pool")(maps)
-    return replace(network.prefix, graph=keras.Model(pixels, features, name="frozen"), fingerprint=f"{network.prefix.fingerprint}:unnormalised")
+    return replace(
+        network.prefix,
+        graph=keras.Model(pixels, features, name="frozen"),
+        fingerprint=f"{network.prefix.fingerprint}:unnormalised",
+    )
 
 
 def _chosen(top: "keras.Model", chosen: Sequence[int | None]) -> "keras.Model":

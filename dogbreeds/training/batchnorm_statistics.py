@@ -15,8 +15,10 @@ from dogbreeds.models.preprocessing import MODES, Preprocessing
 if TYPE_CHECKING:
     import keras
 
-LAYERS = 10  # BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
-_BATCH = 16  # photos at a time
+# BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
+LAYERS = 10
+# Photos at a time
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormaliz
 
     from dogbreeds.models.blocks import in_order
 
-    found = [(node.operation, node.input_tensors[0]) for node in in_order(network) if isinstance(node.operation, keras.layers.BatchNormalization)]
+    found = [
+        (node.operation, node.input_tensors[0])
+        for node in in_order(network)
+        if isinstance(node.operation, keras.layers.BatchNormalization)
+    ]
     return found[:LAYERS]
 
 
@@ -73,25 +79,33 @@ def divergence(mean: np.ndarray, variance: np.ndarray, stored_mean: np.ndarray, 
     return float(np.median(nats))
 
 
-def divergences(network: "keras.Model", layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]", photos: np.ndarray) -> list[float]:
+def divergences(
+    network: "keras.Model",
+    layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]",
+    photos: np.ndarray,
+) -> list[float]:
     """Of each convention, the mean over layers."""
     import keras
     import tensorflow as tf
 
     probe = keras.Model(network.input, [tensor for _, tensor in layers])
     moments = tf.function(
-        lambda pixels: [tf.nn.moments(output, axes=(0, 1, 2)) for output in _listed(probe(pixels, training=False))], reduce_retracing=True
+        lambda pixels: [tf.nn.moments(output, axes=(0, 1, 2)) for output in _listed(probe(pixels, training=False))],
+        reduce_retracing=True,
     )
     found = []
     for mode in MODES:
         measured = [moments(pixels) for pixels in _in_convention(photos, mode)]
         distances = []
         for index, (layer, _) in enumerate(layers):
-            means, variances = (np.stack([batch[index][which].numpy() for batch in measured]).astype(np.float64) for which in (0, 1))
+            means, variances = (
+                np.stack([batch[index][which].numpy() for batch in measured]).astype(np.float64) for which in (0, 1)
+            )
             distances.append(
                 divergence(
                     means.mean(axis=0),
-                    variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,  # within batches, and between them
+                    # Within batches, and between them
+                    variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,
                     np.asarray(layer.moving_mean, dtype=np.float64),
                     np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
                 )
@@ -104,7 +118,9 @@ def lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
     """Of each convention, the share lost of the variance between photos, relative to the size of the output, beside the best."""
     import tensorflow as tf
 
-    pooled = tf.function(lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True)
+    pooled = tf.function(
+        lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True
+    )
     spreads = []
     for mode in MODES:
         outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(photos, mode)]).astype(np.float64)
@@ -116,7 +132,8 @@ def lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
 def _in_convention(photos: np.ndarray, mode: str) -> "Iterator[Any]":
     import tensorflow as tf
 
-    for start in range(0, len(photos) - len(photos) % _BATCH or len(photos), _BATCH):  # whole batches: their variances are averaged
+    # Whole batches: their variances are averaged
+    for start in range(0, len(photos) - len(photos) % _BATCH or len(photos), _BATCH):
         yield Preprocessing(mode=mode).apply(tf.cast(photos[start : start + _BATCH], tf.float32))
 
 

@@ -23,7 +23,8 @@ from dogbreeds.core.process import owner, spelled
 
 log = logging.getLogger(__name__)
 
-_KEPT = 2  # the newest, and the one before it should that be damaged
+# The newest, and the one before it should that be damaged
+_KEPT = 2
 _ABOUT = "about"
 
 
@@ -40,7 +41,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def locked(self) -> Iterator[list[str]]:
         """Waits while another process works on the same run. Gives the processes that held the lock and are gone, killed or with their machine, as
-        `spelled` has them; who gets them clears the list once something was made of it, for else the next one gets them again."""
+        `spelled` has them; who gets them clears the list once something was made of it, for else the next one gets them again.
+        """
         with self._written("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             file = self._acquired()
@@ -104,7 +106,8 @@ class Checkpoints:
         """The newest state that is whole; None where there is none."""
         for file in reversed(self._files()):
             try:
-                with np.load(file) as stored:  # a zip file: each array is compared with its checksum
+                # A zip file: each array is compared with its checksum
+                with np.load(file) as stored:
                     arrays = {name: stored[name] for name in stored.files}
                 return json.loads(arrays.pop(_ABOUT).tobytes()), arrays
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -140,6 +143,7 @@ class Checkpoints:
             yield
         except OSError as error:
             raise UserError(
-                f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). It needs a folder that can be written, on a disk with room. "
-                "Make room and run the same command again, which goes on from the last one, or type checkpoint_dir=<folder>."
+                f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). It needs a folder that can be"
+                " written, on a disk with room. Make room and run the same command again, which goes on from the last"
+                " one, or type checkpoint_dir=<folder>."
             ) from error

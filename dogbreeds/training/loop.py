@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_ORDER = 0x0DE7  # keeps the draws of the order apart from others with the same seed
-_EVALUATION_BYTES = 64 << 20  # of features at a time
+# Keeps the draws of the order apart from others with the same seed
+_ORDER = 0x0DE7
+# Of features at a time
+_EVALUATION_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class Step:
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
                 loss = mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             gradient = tape.gradient(loss, watched)
-            checked = tf.add_n([tf.reduce_sum(part) for part in gradient])  # asking each number whether it is finite took a tenth of a step
+            # Asking each number whether it is finite took a tenth of a step
+            checked = tf.add_n([tf.reduce_sum(part) for part in gradient])
             gradients = iter(gradient)
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
@@ -180,7 +183,11 @@ def fit(
     try:
         while progress.epoch < phase.epochs and not outcome.ended:
             started = time.perf_counter() - progress.seconds
-            data, index, val_losses = train(progress.epoch), progress.epoch, [epoch.val.loss for epoch in outcome.epochs]
+            data, index, val_losses = (
+                train(progress.epoch),
+                progress.epoch,
+                [epoch.val.loss for epoch in outcome.epochs],
+            )
             shuffled = order(seed, index, len(data))
             steps = math.ceil(len(data) / phase.batch_size)
             for number in range(progress.step, steps):
@@ -190,7 +197,10 @@ def fit(
                     measured = step(network.plan.at(index), lr, inputs, labels)
                     fault = _fault(measured)
                     if fault:
-                        outcome.ended, outcome.diverged = f"{fault} at step {index * steps + number + 1} (epoch {index + 1}), lr {lr:g}", True
+                        outcome.ended, outcome.diverged = (
+                            f"{fault} at step {index * steps + number + 1} (epoch {index + 1}), lr {lr:g}",
+                            True,
+                        )
                         break
                     progress.sums = progress.sums + measured[:3] * [len(labels), 1, 1]
                     progress.step, progress.seconds = number + 1, time.perf_counter() - started
@@ -205,7 +215,10 @@ def fit(
             with signals.deferred():
                 outcome.epochs.append(epoch)
                 if not math.isfinite(epoch.val.loss):
-                    outcome.ended = f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch {index + 1}), lr {lr:g}"
+                    outcome.ended = (
+                        f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch"
+                        f" {index + 1}), lr {lr:g}"
+                    )
                     outcome.diverged = True
                 elif outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
                     outcome.best, outcome.best_logits = epoch, logits
@@ -241,4 +254,6 @@ def _reason(outcome: History, phase: Training, stop: Callable[[Sequence[Epoch]],
     waited = len(outcome.epochs) - outcome.best.number if outcome.best else 0
     impatient = phase.patience_epochs is not None and waited >= phase.patience_epochs
     # Patience first: what ends anyway is not for a search to prune.
-    return f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else stop(outcome.epochs) or ""
+    return (
+        f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else stop(outcome.epochs) or ""
+    )

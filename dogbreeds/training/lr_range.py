@@ -8,7 +8,8 @@ from dogbreeds.training.loop import Rows, Step, order
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange
 
-_BLOWN_UP = 2.0  # times the lowest smoothed loss: the test ends
+# Times the lowest smoothed loss: the test ends
+_BLOWN_UP = 2.0
 
 
 def range_test(network: Network, rows: Rows, phase: LrRange, optimizer: Optimizer, seed: int) -> Range:

@@ -40,7 +40,9 @@ class AdamW(Adam):
     def build(self) -> "keras.Optimizer":
         import keras
 
-        return keras.optimizers.AdamW(self.lr, weight_decay=self.weight_decay, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon)
+        return keras.optimizers.AdamW(
+            self.lr, weight_decay=self.weight_decay, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

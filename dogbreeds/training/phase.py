@@ -46,6 +46,6 @@ class LrRange(Phase):
         super().__post_init__()
         if self.max_lr <= self.min_lr:
             raise UserError(
-                f"phase.max_lr was {self.max_lr:g} and phase.min_lr {self.min_lr:g}. The rate grows from the one to the other. "
-                "Type phase.min_lr=1e-6 phase.max_lr=1, for example."
+                f"phase.max_lr was {self.max_lr:g} and phase.min_lr {self.min_lr:g}. The rate grows from the one to the"
+                " other. Type phase.min_lr=1e-6 phase.max_lr=1, for example."
             )

@@ -17,7 +17,15 @@ from dogbreeds.data.dataset import Data, Dataset, Source
 from dogbreeds.data.image import Unreadable
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.models.preprocessing import MODES, RANGES
-from dogbreeds.training.batchnorm_statistics import LAYERS, PixelFit, amount, batchnorms, divergences, has_seen_training, lost_spread
+from dogbreeds.training.batchnorm_statistics import (
+    LAYERS,
+    PixelFit,
+    amount,
+    batchnorms,
+    divergences,
+    has_seen_training,
+    lost_spread,
+)
 
 if TYPE_CHECKING:
     from dogbreeds.models.model import Backbone
@@ -25,11 +33,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Chosen on one half of the seeds of `make faults`; its report is of the other half.
-_MISMATCH_NATS = 0.05  # below this a convention fits, whichever fits best
-_MISMATCH_RATIO = 3.0  # a clear mismatch is this many times as far from memory as the convention that fits best
-_STRANGE_NATS = 2.0  # farther than this, not even the best convention fits
-_SPREAD_RATIO = 0.1  # a clear mismatch, where there is no BatchNorm, leaves this much of the variance between photos
-_INITIAL_LOSS = (0.5, 1.5)  # of ln(classes), for a new head
+# Below this a convention fits, whichever fits best
+_MISMATCH_NATS = 0.05
+# A clear mismatch is this many times as far from memory as the convention that fits best
+_MISMATCH_RATIO = 3.0
+# Farther than this, not even the best convention fits
+_STRANGE_NATS = 2.0
+# A clear mismatch, where there is no BatchNorm, leaves this much of the variance between photos
+_SPREAD_RATIO = 0.1
+# Of ln(classes), for a new head
+_INITIAL_LOSS = (0.5, 1.5)
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,13 @@ class Preflight(Spec):
             decoded = list(_decoded(split.source, rows, size, data))
             if not decoded:
                 raise UserError(
-                    f"None of {len(rows)} photos of train can be read. The preflight looks at some. Mend the files, or name another data.root."
+                    f"None of {len(rows)} photos of train can be read. The preflight looks at some. Mend the files, or"
+                    " name another data.root."
                 )
             photos = np.stack(decoded)
-            kept[:] = divergences(backbone.network, layers, photos) if remembers else lost_spread(backbone.network, photos)
+            kept[:] = (
+                divergences(backbone.network, layers, photos) if remembers else lost_spread(backbone.network, photos)
+            )
             yield len(kept)
 
         found = store.array("preflight", identity, (len(MODES),), "float64", produce).rows
@@ -128,8 +144,9 @@ def judge(fit: PixelFit, mode: str, native: str) -> list[Finding]:
     best, chosen = fit.best, fit.distances[mode]
     if chosen > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
         return _mismatch(
-            f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {amount(chosen)} nats from "
-            f"what they were trained on, {best} {amount(fit.distances[best])}. The convention must be the one of pretraining.",
+            f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is"
+            f" {amount(chosen)} nats from what they were trained on, {best} {amount(fit.distances[best])}. The"
+            " convention must be the one of pretraining.",
             fit,
             native,
         )
@@ -138,8 +155,9 @@ def judge(fit: PixelFit, mode: str, native: str) -> list[Finding]:
             Finding(
                 "pixels",
                 False,
-                f"No pixel convention fits what the backbone's BatchNorm layers remember ({fit}, in nats). The photos are unlike those of "
-                "pretraining, or the weights are not those of this backbone. Look at some photos, and at model.weights.",
+                f"No pixel convention fits what the backbone's BatchNorm layers remember ({fit}, in nats). The photos"
+                " are unlike those of pretraining, or the weights are not those of this backbone. Look at some photos,"
+                " and at model.weights.",
             )
         ]
     return []
@@ -155,8 +173,9 @@ def _judge_spread(fit: PixelFit, mode: str, native: str) -> list[Finding]:
     lost = fit.distances[mode]
     if mode != native and lost > 1 - _SPREAD_RATIO:
         return _mismatch(
-            f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo ({100 * (1 - lost):.1f} % of "
-            f"the variance that {fit.best} pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from.",
+            f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo"
+            f" ({100 * (1 - lost):.1f} % of the variance that {fit.best} pixels give). There is no BatchNorm that"
+            " remembers its pixels, but this cannot be learned from.",
             fit,
             native,
         )
@@ -165,8 +184,9 @@ def _judge_spread(fit: PixelFit, mode: str, native: str) -> list[Finding]:
             Finding(
                 "pixels",
                 False,
-                f"preprocessing.mode was {mode}, {RANGES[mode]}, and the model's config names {native} pixels, {RANGES[native]}. The backbone has no "
-                "BatchNorm that remembers its pixels, so that it cannot tell which is right. Type preprocessing=native, unless you know better.",
+                f"preprocessing.mode was {mode}, {RANGES[mode]}, and the model's config names {native} pixels,"
+                f" {RANGES[native]}. The backbone has no BatchNorm that remembers its pixels, so that it cannot tell"
+                " which is right. Type preprocessing=native, unless you know better.",
             )
         ]
     return []
@@ -176,7 +196,9 @@ def said(fit: PixelFit, mode: str) -> str:
     """The fit in a line, for people."""
     if fit.remembers:
         return f"pixels: {mode} is {amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"
-    kept = ", ".join(f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1]))
+    kept = ", ".join(
+        f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1])
+    )
     return f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
 
 
@@ -193,14 +215,16 @@ def initial_loss(loss: float, classes: int, new_head: bool) -> list[Finding]:
     if math.isfinite(loss) and loss <= high * chance and (not new_head or loss >= low * chance):
         return []
     expected = (
-        f"about ln({classes}) = {chance:.2f} with a new head" if new_head else f"below ln({classes}) = {chance:.2f}, since its head has learned"
+        f"about ln({classes}) = {chance:.2f} with a new head"
+        if new_head
+        else f"below ln({classes}) = {chance:.2f}, since its head has learned"
     )
     return [
         Finding(
             "initial_loss",
             False,
-            f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large or labels that leak give "
-            "such a loss: look at preprocessing and data.",
+            f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large or"
+            " labels that leak give such a loss: look at preprocessing and data.",
         )
     ]
 
@@ -214,12 +238,18 @@ def _labels(dataset: Dataset) -> list[Finding]:
         labels = split.labels
         if len(labels) and (labels.min() < 0 or labels.max() >= classes):
             bad = labels[(labels < 0) | (labels >= classes)][0]
-            text = f"{name} has a photo with the label {bad}. Labels must be 0 to {classes - 1}, one for each class name. Mend the data set."
+            text = (
+                f"{name} has a photo with the label {bad}. Labels must be 0 to {classes - 1}, one for each class name."
+                " Mend the data set."
+            )
             return [Finding("labels", True, text)]
     absent = np.setdiff1d(np.arange(classes), dataset.train.labels)
     if len(absent):
         names = ", ".join(dataset.class_names[label] for label in absent[:3])
-        text = f"{len(absent)} of {classes} classes have no photo to train on ({names}). Every class needs one. Add photos, or remove the class."
+        text = (
+            f"{len(absent)} of {classes} classes have no photo to train on ({names}). Every class needs one. Add"
+            " photos, or remove the class."
+        )
         return [Finding("labels", True, text)]
     return []
 
@@ -230,20 +260,23 @@ def _duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
     contents = {name: [split.source.digests[row] for row in split.rows] for name, split in dataset.splits.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         before = {content: index for index, content in enumerate(contents.get(first, []))}
-        shared = [(index, before[content]) for index, content in enumerate(contents.get(second, [])) if content in before]
+        shared = [
+            (index, before[content]) for index, content in enumerate(contents.get(second, [])) if content in before
+        ]
         if not shared:
             continue
         one, other = (
-            dataset.splits[name].source.ids[dataset.splits[name].rows[index]] for name, index in zip((second, first), shared[0], strict=True)
+            dataset.splits[name].source.ids[dataset.splits[name].rows[index]]
+            for name, index in zip((second, first), shared[0], strict=True)
         )
         share = len(shared) / len(dataset.splits[second].rows)
         findings.append(
             Finding(
                 "duplicates",
                 share > allowed,
-                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as {one} = {other}. "
-                f"preflight.max_duplicate_fraction allows {allowed:g} of them, since they flatter the result. "
-                "Remove them from one of the two, or type preflight=warn.",
+                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as"
+                f" {one} = {other}. preflight.max_duplicate_fraction allows {allowed:g} of them, since they flatter the"
+                " result. Remove them from one of the two, or type preflight=warn.",
             )
         )
     return findings

@@ -48,8 +48,17 @@ class TrainingState:
     def packed(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Plain values and arrays, to be kept."""
         outcome = self.outcome
-        about = {"epoch": self.epoch, "step": self.step, "sums": self.sums.tolist(), "seconds": self.seconds, "ended": outcome.ended}
-        about |= {"epochs": [asdict(epoch) for epoch in outcome.epochs], "best": outcome.best.number if outcome.best else None}
+        about = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums.tolist(),
+            "seconds": self.seconds,
+            "ended": outcome.ended,
+        }
+        about |= {
+            "epochs": [asdict(epoch) for epoch in outcome.epochs],
+            "best": outcome.best.number if outcome.best else None,
+        }
         lists = {"weights": self.weights, "optimizers": self.optimizers, "best_weights": outcome.best_weights}
         arrays = {f"{name}.{index}": array for name, those in lists.items() for index, array in enumerate(those)}
         return about, arrays if outcome.best_logits is None else arrays | {"best_logits": outcome.best_logits}
@@ -64,4 +73,12 @@ class TrainingState:
         epochs = [Epoch(**{**epoch, "val": _scores(epoch["val"])}) for epoch in about["epochs"]]
         best = epochs[about["best"] - 1] if about["best"] else None
         outcome = History(epochs, about["ended"], best, listed("best_weights"), arrays.get("best_logits"))
-        return cls(outcome, about["epoch"], about["step"], np.array(about["sums"]), about["seconds"], listed("weights"), listed("optimizers"))
+        return cls(
+            outcome,
+            about["epoch"],
+            about["step"],
+            np.array(about["sums"]),
+            about["seconds"],
+            listed("weights"),
+            listed("optimizers"),
+        )

@@ -70,15 +70,21 @@ class Shuffled(miniature.Miniature):
     shuffle: int = 0
 
     def __post_init__(self) -> None:
-        pass  # made of one that was checked
+        # Made of one that was checked
+        pass
 
     def open(self) -> dataset.Dataset:
         opened = super().open()
         source = opened.train.source
         rng = np.random.default_rng(self.shuffle)
-        labels, moved = source.labels.copy(), rng.permutation(len(source.labels))[: round(self.share * len(source.labels))]
+        labels, moved = (
+            source.labels.copy(),
+            rng.permutation(len(source.labels))[: round(self.share * len(source.labels))],
+        )
         labels[moved] = labels[rng.permutation(moved)]
-        return dataclasses.replace(opened, train=dataset.Split(dataclasses.replace(source, labels=labels), opened.train.rows))
+        return dataclasses.replace(
+            opened, train=dataset.Split(dataclasses.replace(source, labels=labels), opened.train.rows)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +131,16 @@ def _odd(rng: np.random.Generator) -> tuple[str, ...]:
 KINDS: dict[str, Kind] = {
     "healthy": Kind(("learned",), lambda rng: (f"optimizer.lr={_between(rng, 3e-4, 2e-3)}",)),
     "healthy, odd settings": Kind(("learned",), _odd),
-    "wrong pixels": Kind(("never_learned",), lambda rng: (f"preprocessing={rng.choice(['torch', 'unit', 'tf'])}", "preflight=warn")),
-    "rate too high": Kind(("collapsed",), lambda rng: (f"optimizer.lr={_between(rng, 8e-3, 1.3e-2)}", "data.breeds=120", "phase.epochs=6")),
+    "wrong pixels": Kind(
+        ("never_learned",), lambda rng: (f"preprocessing={rng.choice(['torch', 'unit', 'tf'])}", "preflight=warn")
+    ),
+    "rate too high": Kind(
+        ("collapsed",), lambda rng: (f"optimizer.lr={_between(rng, 8e-3, 1.3e-2)}", "data.breeds=120", "phase.epochs=6")
+    ),
     "rate far too high": Kind(("never_learned",), lambda rng: (f"optimizer.lr={_between(rng, 1e-1, 1)}",)),
-    "dead head": Kind(("never_learned",), lambda rng: (), lambda run, seed: dataclasses.replace(run, head=_as(Dead, run.head))),
+    "dead head": Kind(
+        ("never_learned",), lambda rng: (), lambda run, seed: dataclasses.replace(run, head=_as(Dead, run.head))
+    ),
     "shuffled labels": Kind(
         ("never_learned",),
         lambda rng: ("head.dropout=0", f"phase.epochs={rng.integers(8, 20)}"),
@@ -188,7 +200,10 @@ class _Remembered(Tracking):
 
     def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
         with np.load(Path(self.folder) / "said.npz") as stored:
-            said = {split: Predictions(*(stored[f"{split}_{what}"] for what in ("ids", "labels", "logits"))) for split in ("val", "test")}
+            said = {
+                split: Predictions(*(stored[f"{split}_{what}"] for what in ("ids", "labels", "logits")))
+                for split in ("val", "test")
+            }
         return Parent("parent", Path(self.folder) / "head.weights.h5", 0.0, said)
 
 
@@ -198,14 +213,20 @@ class _Remembering(Tracker):
         self._folder, self._said = folder, dict[str, np.ndarray]()
 
     def predictions(self, split: str, said: Predictions) -> None:
-        self._said |= {f"{split}_ids": np.asarray(said.ids), f"{split}_labels": said.labels, f"{split}_logits": said.logits}
+        self._said |= {
+            f"{split}_ids": np.asarray(said.ids),
+            f"{split}_labels": said.labels,
+            f"{split}_logits": said.logits,
+        }
 
     def head(self, head) -> None:
         np.savez(self._folder / "said.npz", **self._said)  # type: ignore[arg-type]
         head.save_weights(self._folder / "head.weights.h5")
 
 
-def attempt(name: str, seed: int, overrides: tuple[str, ...] = (), change: Callable[[Run], Run] = _unchanged) -> dict[str, Any]:
+def attempt(
+    name: str, seed: int, overrides: tuple[str, ...] = (), change: Callable[[Run], Run] = _unchanged
+) -> dict[str, Any]:
     """Run one attempt of a kind and return its verdict and curves.
 
     Args:
@@ -245,7 +266,9 @@ def _run(settings: tuple[str, ...], seed: int, folder: str, change: Callable[[Ru
 
 def _composed(*settings: str) -> Run:
     """Compose a run, the last setting of each key; Hydra refuses two options of a group."""
-    return from_config(compose.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values())))
+    return from_config(
+        compose.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values()))
+    )
 
 
 # --- the preflight ------------------------------------------------------------------------------------------------------
@@ -263,11 +286,16 @@ def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple
 
     keras.utils.set_random_seed(0)
     found: dict[str, tuple[str, ...]] = {"miniature": ()} if "miniature" in names else {}
-    for name, architecture, more, mode in (("mobilenetv2", "MobileNetV2", {"alpha": 0.35}, "tf"), ("resnet50", "ResNet50", {}, "caffe")):
+    for name, architecture, more, mode in (
+        ("mobilenetv2", "MobileNetV2", {"alpha": 0.35}, "tf"),
+        ("resnet50", "ResNet50", {}, "caffe"),
+    ):
         if name not in names:
             continue
         photos = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
-        network = getattr(keras.applications, architecture)(include_top=False, weights=None, input_shape=(64, 64, 3), **more)
+        network = getattr(keras.applications, architecture)(
+            include_top=False, weights=None, input_shape=(64, 64, 3), **more
+        )
         for layer in network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.0
@@ -278,7 +306,9 @@ def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple
     return found
 
 
-def preflights(seeds: Sequence[int], names: Sequence[str] = BACKBONES, overrides: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def preflights(
+    seeds: Sequence[int], names: Sequence[str] = BACKBONES, overrides: tuple[str, ...] = ()
+) -> list[dict[str, Any]]:
     """Of each backbone, each sample of photos and each convention: whether the preflight took it for a mismatch."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -290,7 +320,16 @@ def preflights(seeds: Sequence[int], names: Sequence[str] = BACKBONES, overrides
             assert fit is not None
             for mode in MODES:
                 clear = any(finding.clear for finding in preflight.judge(fit, mode, run.model.pixels))
-                found.append({"backbone": name, "seed": seed, "mode": mode, "right": mode == run.model.pixels, "mismatch": clear, **fit.distances})
+                found.append(
+                    {
+                        "backbone": name,
+                        "seed": seed,
+                        "mode": mode,
+                        "right": mode == run.model.pixels,
+                        "mismatch": clear,
+                        **fit.distances,
+                    }
+                )
     return found
 
 
@@ -314,7 +353,10 @@ def report(results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> str:
     misjudged = [result for result in results if result["verdict"] not in KINDS[result["kind"]].verdicts]
     lines += [
         "",
-        *(f"misjudged: {result['kind']}, seed {result['seed']} ({' '.join(result['settings'])}): {result['reason']}" for result in misjudged),
+        *(
+            f"misjudged: {result['kind']}, seed {result['seed']} ({' '.join(result['settings'])}): {result['reason']}"
+            for result in misjudged
+        ),
     ]
     lines += [f"misjudged: preflight of {check}" for check in checks if check["mismatch"] == check["right"]]
     first = sum(check[check["mode"]] == min(check[mode] for mode in MODES) for check in checks if check["right"])
@@ -333,7 +375,8 @@ def _prepare() -> None:
     logging.disable(logging.WARNING)
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)  # as many processes as cores
+    # As many processes as cores
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
@@ -389,12 +432,17 @@ def main(half: str = "report", workload: Workload = FULL, out: Path | None = Non
         out: file to write; None stands for one in `multirun/`.
     """
     started = time.perf_counter()
-    found = dict(zip(("attempts", "preflights"), measure(range(half == "report", 2 * workload.each, 2), workload), strict=True))
+    found = dict(
+        zip(("attempts", "preflights"), measure(range(half == "report", 2 * workload.each, 2), workload), strict=True)
+    )
     if out is None:
         out = home() / "multirun" / f"faults_{half}{'' if workload == FULL else f'_{workload.each}'}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(found, indent=1))
-    print(f"\n{report(found['attempts'], found['preflights'])}\n\n{time.perf_counter() - started:.0f} s; every attempt is in {out}")
+    print(
+        f"\n{report(found['attempts'], found['preflights'])}\n\n{time.perf_counter() - started:.0f} s; every attempt is"
+        f" in {out}"
+    )
     return found
 
 
@@ -402,10 +450,14 @@ def _arguments(typed: list[str]) -> tuple[str, int]:
     """Return the half of the seeds and the number of attempts of each kind that the command line asks for."""
     half, each = (*typed, *("report", str(FULL.each))[len(typed) :])[:2]
     if half not in HALVES:
-        sys.exit(f"error: {half} is not a half of the seeds. It must be choose or report. Type python tests/bench/faults.py report.")
+        sys.exit(
+            f"error: {half} is not a half of the seeds. It must be choose or report. Type python tests/bench/faults.py"
+            " report."
+        )
     if not each.isdecimal() or int(each) < 1:
         sys.exit(
-            f"error: {each} attempts of each kind cannot be run. It must be a whole number of 1 or more. Type python tests/bench/faults.py {half} 1."
+            f"error: {each} attempts of each kind cannot be run. It must be a whole number of 1 or more. Type python"
+            f" tests/bench/faults.py {half} 1."
         )
     return half, int(each)
 

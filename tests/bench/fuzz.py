@@ -34,10 +34,13 @@ from dogbreeds.data.files import decode_file, examine_below
 from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, Unreadable, decode
 
 FILES, SEED = 10_000, 0
-PATIENCE = 30  # seconds that a file may take before it counts as a hang
-ON_DISK = 10  # every so many files goes through the disk
+# Seconds that a file may take before it counts as a hang
+PATIENCE = 30
+# Every so many files goes through the disk
+ON_DISK = 10
 CHANGED = "changed"
-Pieces = list[tuple[bytes, bytes]]  # of a file: what each is called, and what is in it
+# Of a file: what each is called, and what is in it
+Pieces = list[tuple[bytes, bytes]]
 
 
 # --- real photos ----------------------------------------------------------------------------------------------------------
@@ -83,7 +86,11 @@ ENCODINGS: dict[str, tuple[str, str, dict]] = {
 
 def _dog(breed: int, photo: int, mode: str) -> Image.Image:
     picture = Image.fromarray(drawn_dogs.draw("train", breed, photo)).resize((48 + 16 * (photo % 5), 64))
-    return Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    return (
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else picture.convert(mode)
+    )
 
 
 def _encoded(name: str, breed: int, photo: int, **more: object) -> bytes:
@@ -127,16 +134,24 @@ def _segments(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = int.from_bytes(encoded[at + 2 : at + 4], "big")
         yield tag, encoded[at + 4 : at + 2 + length]
         at += 2 + length
-    yield _SOS, encoded[at + 2 :]  # with its length, and all that follows
+    # With its length, and all that follows
+    yield _SOS, encoded[at + 2 :]
 
 
 def _together(like: bytes, pieces: Pieces) -> bytes:
     """The pieces as a file of the same format, with right lengths and checksums."""
     if like.startswith(_PNG):
-        return _PNG + b"".join(struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body)) for tag, body in pieces)
+        return _PNG + b"".join(
+            struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+            for tag, body in pieces
+        )
     if like.startswith(_JPEG):
-        return _JPEG + b"".join(tag + (b"" if tag == _SOS else struct.pack(">H", min(65535, len(body) + 2))) + body for tag, body in pieces)
-    whole = b"WEBP" + b"".join(tag + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2) for tag, body in pieces)
+        return _JPEG + b"".join(
+            tag + (b"" if tag == _SOS else struct.pack(">H", min(65535, len(body) + 2))) + body for tag, body in pieces
+        )
+    whole = b"WEBP" + b"".join(
+        tag + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2) for tag, body in pieces
+    )
     return b"RIFF" + struct.pack("<I", len(whole)) + whole
 
 
@@ -205,7 +220,12 @@ def _noisy(rng: np.random.Generator, encoded: bytes) -> bytes:
     pieces = _apart(encoded)
     at = int(rng.integers(len(pieces)))
     tag, body = pieces[at]
-    damage: list[Callable[[np.random.Generator, bytes], bytes]] = [_flipped, _zeroed, _cut, lambda rng, body: rng.bytes(len(body))]
+    damage: list[Callable[[np.random.Generator, bytes], bytes]] = [
+        _flipped,
+        _zeroed,
+        _cut,
+        lambda rng, body: rng.bytes(len(body)),
+    ]
     pieces[at] = tag, damage[rng.integers(4)](rng, body or b"\0")
     return _together(encoded, pieces)
 
@@ -246,7 +266,9 @@ def _swollen(tag: bytes) -> bytes:
 def _flat(side: int) -> bytes:
     """As many pixels as are allowed, in as few bytes as PNG needs."""
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
-    return _together(_PNG, [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")])
+    return _together(
+        _PNG, [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
+    )
 
 
 def _as_it_is(_: np.random.Generator, encoded: bytes) -> bytes:
@@ -259,7 +281,9 @@ DAMAGE: dict[str, Callable[[np.random.Generator, bytes], bytes]] = {
     "wrong suffix": _as_it_is,
     "garbage behind": lambda rng, encoded: encoded + rng.bytes(int(rng.integers(1, 3000))),
     "random bytes": lambda rng, _: rng.bytes(int(rng.integers(3000))),
-    "random bytes behind a beginning": lambda rng, encoded: encoded[: rng.integers(2, 60)] + rng.bytes(int(rng.integers(3000))),
+    "random bytes behind a beginning": (
+        lambda rng, encoded: encoded[: rng.integers(2, 60)] + rng.bytes(int(rng.integers(3000)))
+    ),
     "bits flipped": _flipped,
     "bytes overwritten": _zeroed,
     "cut off": _cut,
@@ -271,7 +295,13 @@ DAMAGE: dict[str, Callable[[np.random.Generator, bytes], bytes]] = {
     "bomb": _bomb,
 }
 # What is no file, or not what it was; these are on disk only.
-PLACES = ("pipe, socket, folder", "link that leads nowhere", "link out of the root", "too many bytes", "changed since it was examined")
+PLACES = (
+    "pipe, socket, folder",
+    "link that leads nowhere",
+    "link out of the root",
+    "too many bytes",
+    "changed since it was examined",
+)
 KINDS = (*DAMAGE, *PLACES)
 
 
@@ -303,7 +333,9 @@ def case(seed: int, number: int) -> Case:
     if kind == "wrong suffix":
         suffix = {".png": ".jpg", ".webp": ".png"}.get(suffix, ".webp")
     content = DAMAGE.get(kind, _as_it_is)(rng, _photos(name)[rng.integers(4)])
-    return Case(number, kind, content, suffix, kind in PLACES or kind == "wrong suffix" or number // len(KINDS) % ON_DISK == 0)
+    return Case(
+        number, kind, content, suffix, kind in PLACES or kind == "wrong suffix" or number // len(KINDS) % ON_DISK == 0
+    )
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------------
@@ -340,11 +372,17 @@ def outcome(root: Path, this: Case) -> str:
         pixels = _from_disk(root, this) if this.on_disk else decode(this.content, f"photo {this.number}")
     except Unreadable as error:
         said = str(error)
-        fine = error.reason in REASONS and said.isprintable() and said.endswith(" data.on_corrupt=skip.") and " object at 0x" not in said
+        fine = (
+            error.reason in REASONS
+            and said.isprintable()
+            and said.endswith(" data.on_corrupt=skip.")
+            and " object at 0x" not in said
+        )
         return error.reason if fine else f"escaped: {said!r}"
     except UserError as error:
         return CHANGED if "changed while it was being read" in str(error) else f"escaped: {error}"
-    except Exception as error:  # what this is there to find
+    except Exception as error:
+        # what this is there to find
         return f"escaped: {type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
     height, width, channels = pixels.shape
     fine = pixels.dtype == np.uint8 and channels == 3 and 0 < height * width <= MAX_PIXELS
@@ -409,8 +447,14 @@ class Report:
             lines.append(f"| {kind} | {' | '.join(f'{counts[name]:,}' if counts[name] else '' for name in names)} |")
         lines += ["", f"{self.read + self.refused:,} files: {self.read:,} read, {self.refused:,} refused"]
         lines += [f"crashes {len(self.crashes)}, hangs {len(self.hangs)}, writes {len(self.writes)}"]
-        lines += [*self.crashes[:20], *(f"file {number}: more than {PATIENCE} s" for number in self.hangs), *self.writes[:20]]
-        return "\n".join([*lines, f"slowest: file {self.slowest[1]}, {self.slowest[0]:,.0f} ms; peak memory {self.peak:,} MiB"])
+        lines += [
+            *self.crashes[:20],
+            *(f"file {number}: more than {PATIENCE} s" for number in self.hangs),
+            *self.writes[:20],
+        ]
+        return "\n".join(
+            [*lines, f"slowest: file {self.slowest[1]}, {self.slowest[0]:,.0f} ms; peak memory {self.peak:,} MiB"]
+        )
 
 
 def here(count: int, seed: int, root: Path) -> Report:
@@ -449,7 +493,8 @@ def _read_all(connection: Connection, reading: Reading, seed: int, numbers: rang
     connection.send("ready")
     for number in numbers:
         this = case(seed, number)
-        writes.clear()  # of making it
+        # Of making it
+        writes.clear()
         started = time.perf_counter()
         said = reading(root, this)
         milliseconds = 1000 * (time.perf_counter() - started)
@@ -484,7 +529,8 @@ def _watch(report: Report, reading: Reading, seed: int, numbers: range, root: Pa
     process.start()
     sending.close()
     try:
-        receiving.recv()  # the patience is with files, not with a process that starts
+        # The patience is with files, not with a process that starts
+        receiving.recv()
         for done, number in enumerate(numbers, 1):
             if not receiving.poll(patience):
                 report.hangs.append(number)

@@ -22,8 +22,10 @@ from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.network import Network, assemble
 
-MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072  # the guide's
-PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)  # a pass of one photo, decoding and all, on its GPU
+# The guide's
+MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072
+# A pass of one photo, decoding and all, on its GPU
+PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)
 ATTEMPTS = (1, 10, 100, 1000)
 HEAD_BATCH, BREEDS = 32, 120
 
@@ -73,7 +75,8 @@ def main(workload: Workload = FULL) -> None:
     with quiet_stderr():
         import tensorflow  # noqa: F401
     print(
-        f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}: {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"
+        f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}:"
+        f" {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"
     )
     head = head_seconds(*built(workload.kinds[0], workload), workload)
     print(f"a head's step on this machine, a photo: {1000 * head:.2f} ms\n")
@@ -84,7 +87,10 @@ def main(workload: Workload = FULL) -> None:
             f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; "
             f"in float16 {size / 1024:.1f} KiB are kept a photo, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
         )
-        print(f"{'attempts':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10} {'head hours':>10} | {'ratio':>6}")
+        print(
+            f"{'attempts':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10}"
+            f" {'head hours':>10} | {'ratio':>6}"
+        )
         for attempts in ATTEMPTS:
             print(row(kind, above, head, attempts))
         print()
@@ -104,13 +110,23 @@ def row(kind: Kind, above: float, head: float, attempts: int) -> str:
     kept = shown * (1 - above) + attempts * kind.epochs * (shown + 2 * TRAIN) * above
     heads = attempts * kind.epochs * TRAIN * head / 3600
     before, after = (passes * PHOTO_SECONDS / 3600 for passes in (without, kept))
-    return f"{attempts:8,} {without:14,.0f} {before:10,.2f} | {kept:14,.0f} {after:10,.2f} {heads:10,.2f} | {(before + heads) / (after + heads):6.1f}"
+    return (
+        f"{attempts:8,} {without:14,.0f} {before:10,.2f} | {kept:14,.0f} {after:10,.2f} {heads:10,.2f} |"
+        f" {(before + heads) / (after + heads):6.1f}"
+    )
 
 
 def built(kind: Kind, workload: Workload) -> tuple[Run, Network]:
-    run = workload.change(from_config(compose.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])))
+    run = workload.change(
+        from_config(compose.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings]))
+    )
     backbone = run.model.build(0)
-    return run, assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, BREEDS, 0))
+    return run, assemble(
+        backbone,
+        run.preprocessing,
+        run.unfreeze.plan(backbone.blocks),
+        lambda features: run.head.build(features, BREEDS, 0),
+    )
 
 
 def kept_bytes(network: Network) -> int:
@@ -141,7 +157,10 @@ def head_seconds(run: Run, network: Network, workload: Workload) -> float:
     inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)
     labels = rng.integers(0, BREEDS, HEAD_BATCH).astype(np.int32)
     steps = workload.head_photos // HEAD_BATCH
-    rounds = [timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)]) for _ in range(workload.rounds + 1)][1:]
+    rounds = [
+        timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)])
+        for _ in range(workload.rounds + 1)
+    ][1:]
     return statistics.median(rounds) / (steps * HEAD_BATCH)
 
 

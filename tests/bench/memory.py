@@ -13,9 +13,8 @@ B4 = ("model=effnetb4", "model.weights=null")
 FEWEST = 60
 # VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
 _PEAK = (
-    "from dogbreeds import command, train\n"
-    "command.main(train.task, 'train', goes_on=True)\n"
-    "print('peak', next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    "from dogbreeds import command, train\ncommand.main(train.task, 'train', goes_on=True)\nprint('peak',"
+    " next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 )
 
 
@@ -55,7 +54,8 @@ def _arguments(typed: list[str]) -> int:
     photos = typed[0] if typed else "300"
     if not photos.isdecimal() or int(photos) < FEWEST:
         sys.exit(
-            f"error: {photos} photos cannot be split. It must be a whole number of {FEWEST} or more. Type python tests/bench/memory.py {FEWEST}."
+            f"error: {photos} photos cannot be split. It must be a whole number of {FEWEST} or more. Type python"
+            f" tests/bench/memory.py {FEWEST}."
         )
     return int(photos)
 

@@ -41,9 +41,8 @@ from dogbreeds.models.network import assemble
 TOP, BREEDS = 3, 120
 # VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
 _PEAK = (
-    "from dogbreeds import command, predict\n"
-    "command.main(predict.task, 'predict')\n"
-    "print('peak', next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    "from dogbreeds import command, predict\ncommand.main(predict.task, 'predict')\nprint('peak',"
+    " next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 )
 
 
@@ -107,7 +106,9 @@ def photos(place: Path, side: int, total: int) -> Path:
 def saved(place: Path, model: str, workload: Workload) -> Path:
     """A network as an attempt keeps it, but untrained."""
     weights = [] if model == "miniature" else ["model.weights=null"]
-    run = workload.change(from_config(compose.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"])))
+    run = workload.change(
+        from_config(compose.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"]))
+    )
     backbone = run.model.build(0)
     plan = run.unfreeze.plan(backbone.blocks)
     built = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, BREEDS, 0))
@@ -120,7 +121,8 @@ def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
     import tensorflow as tf
 
     batch, total = classifier.batch_size(), workload.photos
-    ready = np.stack([photo.pixels() for photo in image_sources.found([str(root)], sys.stdin.buffer).photos])  # [n, h, w, 3] uint8
+    # [n, h, w, 3] uint8
+    ready = np.stack([photo.pixels() for photo in image_sources.found([str(root)], sys.stdin.buffer).photos])
     small = np.stack([classifier.resizer(photo) for photo in ready])
     whole = tf.function(lambda shown: classifier.whole(shown, training=False), reduce_retracing=True)
     run = network(classifier, explained=False)
@@ -134,25 +136,48 @@ def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
             classifier.logits(small[start : start + batch])
 
     def ours() -> None:
-        read = sum(not answer.error for answer in answers(classifier, run, image_sources.found([str(root)], sys.stdin.buffer).photos, batch, TOP))
+        read = sum(
+            not answer.error
+            for answer in answers(
+                classifier, run, image_sources.found([str(root)], sys.stdin.buffer).photos, batch, TOP
+            )
+        )
         assert read == total
 
-    ways: dict[str, Callable[[], None]] = {"the bare network": bare, "its core alone": core, "predict, from files": ours}
+    ways: dict[str, Callable[[], None]] = {
+        "the bare network": bare,
+        "its core alone": core,
+        "predict, from files": ours,
+    }
     for way in ways.values():
-        way()  # compiled, and files in the page cache
+        # Compiled, and files in the page cache
+        way()
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(workload.rounds):
         for name, way in ways.items():
             seconds[name].append(timed(way))
-    print(f"{total:,} photos of {ready.shape[1]} px, network of {classifier.size} px, {batch} at a time, {os.cpu_count()} cores, images/s:")
+    print(
+        f"{total:,} photos of {ready.shape[1]} px, network of {classifier.size} px, {batch} at a time, {os.cpu_count()}"
+        " cores, images/s:"
+    )
     for name, values in seconds.items():
         rates = [total / wall for wall, _ in values]
         print(f"{name:22} {statistics.median(rates):8.1f}   ({', '.join(f'{rate:.1f}' for rate in rates)})")
-    print("predict's rate, as a part of what it is beside; by the clock, and by the processor's time, which other processes do not lengthen:")
+    print(
+        "predict's rate, as a part of what it is beside; by the clock, and by the processor's time, which other"
+        " processes do not lengthen:"
+    )
     for name in ("the bare network", "its core alone"):
         for kind, what in enumerate(("clock", "processor")):
-            ratios = [other[kind] / mine[kind] for mine, other in zip(seconds["predict, from files"], seconds[name], strict=True)]
-            print(f"{name:18} {what:10} {statistics.median(ratios):6.3f}   ({', '.join(f'{ratio:.3f}' for ratio in ratios)})", flush=True)
+            ratios = [
+                other[kind] / mine[kind]
+                for mine, other in zip(seconds["predict, from files"], seconds[name], strict=True)
+            ]
+            print(
+                f"{name:18} {what:10} {statistics.median(ratios):6.3f}  "
+                f" ({', '.join(f'{ratio:.3f}' for ratio in ratios)})",
+                flush=True,
+            )
 
 
 def timed(way: Callable[[], None]) -> tuple[float, float]:
@@ -169,7 +194,9 @@ def peak(file: Path, root: Path, count: int) -> int:
         (Path(folder) / "conf").symlink_to(home() / "conf")
         settings = (f"run={file}", "images=-", "format=csv", f"output={folder}/breeds.csv")
         environment = os.environ | {"DOGBREEDS_HOME": folder, "PYTHONPATH": str(home())}
-        done = subprocess.run([sys.executable, "-c", _PEAK, *settings], input=listed, capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, *settings], input=listed, capture_output=True, text=True, env=environment
+        )
     found = re.search(r"peak (\d+)", done.stdout)
     if done.returncode or found is None:
         raise RuntimeError(f"the command ended with {done.returncode}: {done.stderr}")

@@ -116,7 +116,12 @@ def _real(workload: Workload) -> Setup | None:
     if not place:
         return None
     weights = Path(place) / "weights/efficientnetb0_notop.weights.h5"
-    return Setup("EfficientNet-B0 on real photos", Path(place) / "stanford_dogs_224", ("model=effnetb0", f"model.weights={weights}"), workload)
+    return Setup(
+        "EfficientNet-B0 on real photos",
+        Path(place) / "stanford_dogs_224",
+        ("model=effnetb0", f"model.weights={weights}"),
+        workload,
+    )
 
 
 def _drawn(folder: Path, workload: Workload) -> Setup:
@@ -145,7 +150,12 @@ def measure(setup: Setup, folder: Path) -> dict[str, float]:
     workload = setup.workload
     root = subset(setup, folder, workload.each)
     results: dict[str, float] = {"photos": sum(1 for _ in root.glob("*/*"))}
-    finetune = ("unfreeze=last_n", f"unfreeze.layers={FINETUNE_LAYERS}", "optimizer.lr=1e-5", f"phase.batch_size={FINETUNE_BATCH}")
+    finetune = (
+        "unfreeze=last_n",
+        f"unfreeze.layers={FINETUNE_LAYERS}",
+        "optimizer.lr=1e-5",
+        f"phase.batch_size={FINETUNE_BATCH}",
+    )
     # The first use of TensorFlow's kernels counts for nobody.
     ours(setup, root, folder / "warm", "phase.epochs=1")
 
@@ -168,14 +178,18 @@ def measure(setup: Setup, folder: Path) -> dict[str, float]:
         results[f"seconds/{count} attempts on {len(list(setup.root.glob('*/*/*'))):,} photos"] = sum(costs[:count])
     for each in workload.few:
         few = subset(setup, folder, each)
-        results[f"seconds/1 attempt on {len(list(few.glob('*/*'))):,} photos"] = timed(partial(ours, setup, few, folder / f"images{each}"))
+        results[f"seconds/1 attempt on {len(list(few.glob('*/*'))):,} photos"] = timed(
+            partial(ours, setup, few, folder / f"images{each}")
+        )
 
     results["ratio/sweep: plain Keras to kept"] = keras_sweep / kept
     results["ratio/fine-tune: plain Keras to kept"] = keras_finetune / kept_finetune
     results["ratio/sweep, kept, to one bare pass"] = kept / bare
     results["ratio/a further attempt to the first, all photos"] = statistics.median(costs[1:]) / costs[0]
     several = workload.attempts[-2]
-    results[f"ratio/{several} attempts to one bare pass, all photos"] = sum(costs[:several]) / bare_pass(setup, setup.root, folder)
+    results[f"ratio/{several} attempts to one bare pass, all photos"] = sum(costs[:several]) / bare_pass(
+        setup, setup.root, folder
+    )
     return results
 
 
@@ -188,10 +202,17 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
-    fixed = (f"phase.epochs={setup.workload.epochs}", "phase.patience_epochs=null", "tracking=none", f"phase.batch_size={FROZEN_BATCH}")
+    fixed = (
+        f"phase.epochs={setup.workload.epochs}",
+        "phase.patience_epochs=null",
+        "tracking=none",
+        f"phase.batch_size={FROZEN_BATCH}",
+    )
     places = (f"data.root={root}", f"features.dir={cache}", f"checkpoint_dir={cache}_checkpoints")
     asked = [*setup.model, "data=folder", *places, *fixed, *overrides]
-    return setup.workload.change(from_config(compose.composed("train", list({item.split("=")[0]: item for item in asked}.values()))))
+    return setup.workload.change(
+        from_config(compose.composed("train", list({item.split("=")[0]: item for item in asked}.values())))
+    )
 
 
 def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
@@ -206,10 +227,14 @@ def bare_pass(setup: Setup, root: Path, folder: Path) -> float:
     run = composed(setup, root, folder / "bare")
     sources = {split.source.name: split.source for split in run.data.open().splits.values()}
     store = run.features.store()
-    photos = np.concatenate([Photos(source, run.data, run.model.image_size, store).rows() for source in sources.values()])
+    photos = np.concatenate(
+        [Photos(source, run.data, run.model.image_size, store).rows() for source in sources.values()]
+    )
     FeatureCache.release()
     backbone = run.model.build(0)
-    prefix = assemble(backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, 2, 0)).prefix
+    prefix = assemble(
+        backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, 2, 0)
+    ).prefix
     batch = prefix.batch_size()
     prefix.compiled(photos[:batch])
     started = time.perf_counter()
@@ -235,9 +260,20 @@ def plain(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, .
 
     def pipeline(split) -> tf.data.Dataset:
         paths = [str(root / split.source.ids[row]) for row in split.rows]
-        decode = lambda path, label: (tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False), label)  # noqa: E731
-        resize = lambda photo, label: (tf.ensure_shape(tf.cast(tf.round(tf.image.resize(photo, (size, size))), tf.uint8), (size, size, 3)), label)  # noqa: E731
-        return tf.data.Dataset.from_tensor_slices((paths, split.labels)).map(decode, tf.data.AUTOTUNE).map(resize, tf.data.AUTOTUNE).cache()
+        decode = lambda path, label: (
+            tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False),
+            label,
+        )
+        resize = lambda photo, label: (
+            tf.ensure_shape(tf.cast(tf.round(tf.image.resize(photo, (size, size))), tf.uint8), (size, size, 3)),
+            label,
+        )
+        return (
+            tf.data.Dataset.from_tensor_slices((paths, split.labels))
+            .map(decode, tf.data.AUTOTUNE)
+            .map(resize, tf.data.AUTOTUNE)
+            .cache()
+        )
 
     train = pipeline(dataset.train).shuffle(len(dataset.train.rows), seed=0).batch(batch).prefetch(tf.data.AUTOTUNE)
     val = pipeline(dataset.val).batch(batch).prefetch(tf.data.AUTOTUNE)
