@@ -1,4 +1,4 @@
-"""The command `python -m dogbreeds.cache`: lists kept photos and features, and removes them with `clear=true`."""
+"""Command `python -m dogbreeds.cache`: list the feature cache, or empty it with `clear=true`."""
 
 import time
 
@@ -8,54 +8,68 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
-from dogbreeds.experiments.compose import part
-from dogbreeds.features.cache import Listed
+from dogbreeds.experiments.compose import build_spec
+from dogbreeds.features.array_info import ArrayInfo
+from dogbreeds.features.cache import FeatureCache
 
+# Seconds of each unit, the largest first.
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
-@cli.alone
+@cli.standalone
 def task(config: DictConfig) -> None:
-    """Prints what is kept and where, the most recently used first, or clears it."""
+    """List the cached arrays, the most recently used first, or remove them."""
     clear = config["clear"]
     if not isinstance(clear, bool):
         raise UserError(
-            f"clear was {clear!r}. It must be true or false. Type clear=true to remove what is kept, or nothing to"
-            " list it."
+            f"clear was {clear!r}. It must be true or false. Type clear=true to remove all cached arrays that are not"
+            " in use, or leave clear out to list them."
         )
-    store = part(config, "features").store()
+    cache = build_spec(config, "features").open_cache()
     if clear:
-        gone, stayed = store.clear()
-        print(f"{gone} kept arrays removed from {store.root}{f'; {stayed} are in use' if stayed else ''}")
-        return
-    entries = store.entries()
-    for listed in entries:
+        _clear(cache)
+    else:
+        _list(cache)
+
+
+def _clear(cache: FeatureCache) -> None:
+    removed, remaining = cache.clear()
+    print(f"{removed} cached arrays removed from {cache.root}{f'; {remaining} are in use' if remaining else ''}")
+
+
+def _list(cache: FeatureCache) -> None:
+    entries = cache.entries()
+    for info in entries:
         print(
-            f"{listed.name:38} {listed.size / 1e6:10,.1f} MB   used {_ago(time.time() - listed.used):>7} ago  "
-            f" {_about(listed)}"
+            f"{info.name:38} {info.size_bytes / 1e6:10,.1f} MB   used {_age(time.time() - info.last_used):>7} ago  "
+            f" {_description(info)}"
         )
-    total, unfinished = sum(listed.size for listed in entries), sum(listed.unfinished is not None for listed in entries)
-    some = f" ({unfinished} unfinished)" if unfinished else ""
+    total_bytes = sum(info.size_bytes for info in entries)
+    unfinished = sum(info.unfinished is not None for info in entries)
     print(
-        f"{len(entries)} kept arrays{some}, {total / 1e9:.2f} of at most {store.max_bytes / 1e9:g} GB, in {store.root}"
+        f"{len(entries)} cached arrays{f' ({unfinished} unfinished)' if unfinished else ''},"
+        f" {total_bytes / 1e9:.2f} of at most {cache.max_bytes / 1e9:g} GB, in {cache.root}"
     )
 
 
-def _about(listed: Listed) -> str:
-    identity = listed.identity
+def _description(info: ArrayInfo) -> str:
+    identity = info.identity
     if not identity:
         return "damaged"
-    said = [f"{identity['size']} px", identity["resize"], *([identity["dtype"]] if "dtype" in identity else [])]
+    parts = [f"{identity['size']} px", identity["resize"]]
+    if "dtype" in identity:
+        parts.append(identity["dtype"])
     if "shard" in identity:
-        said.append("shard {first:,}–{end:,} of {total:,} rows".format(**identity["shard"]))
-    if listed.unfinished is not None:
-        said.append("unfinished: {:,} of {:,} rows".format(*listed.unfinished))
-    return ", ".join(said)
+        parts.append("shard {first:,}–{end:,} of {total:,} rows".format(**identity["shard"]))
+    if info.unfinished is not None:
+        parts.append("unfinished: {:,} of {:,} rows".format(*info.unfinished))
+    return ", ".join(parts)
 
 
-def _ago(seconds: float) -> str:
-    # What another machine wrote may be from its future
+def _age(seconds: float) -> str:
+    """Format a time span in its largest unit."""
+    # Another machine's clock may be ahead.
     seconds = max(seconds, 0.0)
     span, unit = next((span, unit) for span, unit in _UNITS if seconds >= span)
     return f"{seconds / (span or 1):.0f} {unit}"

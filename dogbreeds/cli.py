@@ -1,4 +1,4 @@
-"""What all commands share: errors in sentences, and exit codes."""
+"""What all commands share: errors as messages for the user, signals, and exit codes."""
 
 import contextlib
 import difflib
@@ -18,69 +18,74 @@ from dogbreeds.core import signals
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
-from dogbreeds.experiments.compose import composed
+from dogbreeds.experiments.compose import compose_config
 from dogbreeds.experiments.sweep import Sweep
 
-# By the user, before `main` sets it
-_traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
-_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
+_show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
-def main(task: Callable[[], Any], name: str, goes_on: bool = False) -> None:
-    """Runs a Hydra command; what the user can put right ends in three sentences and exit code 1, anything else in a traceback.
+def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
+    """Run a Hydra command.
 
-    Ctrl-C and SIGTERM end it with the shell's codes, 130 and 143.
+    Errors that the user can fix end it with a message and exit code 1, other errors with a traceback. Ctrl-C and
+    SIGTERM end it with the shell's exit codes, 130 and 143.
 
     Args:
-        task: a function that `hydra.main` decorates.
-        name: the command's, which is its config's too.
-        goes_on: whether the same command, after it was interrupted, takes up what was done.
+        task: function decorated with `hydra.main`.
+        name: name of the command and of its config.
+        resumable: whether the same command resumes after an interruption.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Hydra then raises instead of printing, so that the sentences can be ours
+    # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     status = "FAILED"
-    signals.handle()
+    signals.install_handlers()
     try:
         task()
         status = "FINISHED"
         Sweep.close(status)
     except (UserError, MissingFileError, HydraException, OmegaConfBaseException) as error:
-        if _traced:
+        if _show_tracebacks:
             raise
-        sys.exit(f"error: {sentences(error, name)}")
-    except KeyboardInterrupt as stop:
+        sys.exit(f"error: {error_message(error, name)}")
+    except KeyboardInterrupt as interruption:
         signals.ignore()
         status = "KILLED"
-        signals.end_elsewhere()
-        print("interrupted: the same command goes on from here" if goes_on else "interrupted", file=sys.stderr)
-        sys.exit(signals.exit_code(stop))
+        signals.cancel_remote_jobs()
+        hint = ": run the same command again to resume" if resumable else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        sys.exit(signals.exit_code(interruption))
     except BrokenPipeError:
-        _end_unread()
-    except launcher.lost() as error:
-        # evaluated when something was raised: by then it is known which launchers are in use
-        if _traced:
+        _exit_after_broken_pipe()
+    # Python evaluates this after an exception was raised; by then the launchers in use have been imported.
+    except launcher.lost_job_errors() as error:
+        if _show_tracebacks:
             raise
-        sys.exit(f"error: {launcher.said(error)}")
+        sys.exit(f"error: {launcher.lost_job_message(error)}")
     except OSError as error:
-        if _traced or error.errno not in _NO_WRITING:
+        if _show_tracebacks or error.errno not in _WRITE_ERRORS:
             raise
         sys.exit(
-            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and kept"
-            " features need a disk with room that can be written. Mend that, or move them with DOGBREEDS_HOME and"
+            f"error: {error.filename or 'A file'} cannot be written ({error.strerror}). Runs, checkpoints and the"
+            " feature cache need a writable disk with free space. Make room, or move them with DOGBREEDS_HOME and"
             " DOGBREEDS_CACHE, and run the same command again."
         )
     finally:
-        # What ended the command has been said already
+        # The error that ended the command has been reported already.
         with signals.deferred(), contextlib.suppress(UserError, OSError):
             Sweep.close(status)
 
 
-def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """A command's task that is no job of a sweep. What ends it passes Hydra by, which would add a line of its own to the sentences; and so does a
-    reader of its results who leaves early, as `head` does: that is no error."""
+def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Decorate the task of a command that is never a job of a sweep.
+
+    Its errors end the process before Hydra sees them, since Hydra would add a line of its own to the message. A reader
+    that closes the output early, such as `head`, is no error.
+    """
 
     @functools.wraps(task)
     def run(config: DictConfig) -> None:
@@ -88,42 +93,52 @@ def alone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
             task(config)
             sys.stdout.flush()
         except (UserError, MissingFileError) as error:
-            if _traced:
+            if _show_tracebacks:
                 raise
             sys.exit(f"error: {error}")
         except BrokenPipeError:
-            _end_unread()
+            _exit_after_broken_pipe()
 
     return run
 
 
-def _end_unread() -> NoReturn:
-    # For what Python would still write at its end
+def _exit_after_broken_pipe() -> NoReturn:
+    # Python flushes the standard output at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 
-def word(config: DictConfig, key: str) -> Any:
-    """A setting as it was typed, where Hydra read a number: the beginning of a run's id may look like one, such as 3801e552."""
+def typed_value(config: DictConfig, key: str) -> Any:
+    """Return a setting as it was typed if Hydra parsed it as a float: a run's id may look like one, such as 3801e552.
+
+    Args:
+        config: config of the command.
+        key: name of the setting.
+    """
     typed = [
         override.split("=", 1)[1] for override in HydraConfig.get().overrides.task if override.startswith(f"{key}=")
     ]
     return typed[-1] if isinstance(config[key], float) and typed else config[key]
 
 
-def sentences(error: Exception, name: str) -> str:
-    """An error of a command as what was received, what is allowed, and what to type."""
+def error_message(error: Exception, name: str) -> str:
+    """Format an error for the user: what was received, what is allowed, and what to type.
+
+    Args:
+        error: a `UserError`, a `MissingFileError`, or an error of Hydra or OmegaConf.
+        name: name of the command.
+    """
     if isinstance(error, (UserError, MissingFileError)):
         return str(error)
     if isinstance(error, MissingConfigException):
         return _unknown_option(error, name)
     cause = error.__cause__ if not str(error) and isinstance(error.__cause__, Exception) else error
-    first = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
-    if first.startswith("Could not override '"):
-        return _unknown_key(first.split("'")[1], name)
+    first_line = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
+    if first_line.startswith("Could not override '"):
+        return _unknown_key(first_line.split("'")[1], name)
     return (
-        f"The command line was not understood ({first}). Settings are written group=option or group.key=value, a list"
-        f" as 'key=[1,2]'. Type python -m dogbreeds.{name} --help for the groups and their options."
+        f"The command line was not understood ({first_line}). Settings are written group=option or group.key=value, a"
+        f" list as 'key=[1,2]'. Type python -m dogbreeds.{name} --help for the groups and their options."
     )
 
 
@@ -132,8 +147,8 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
     options = sorted(error.options or ())
     if not group or not options:
         return (
-            f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for those"
-            " that there are."
+            f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for the"
+            " available ones."
         )
     return (
         f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type"
@@ -142,13 +157,13 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
 
 
 def _unknown_key(key: str, command: str) -> str:
-    """For a key that no group has: what comes nearest to it."""
-    keys = _dotted(OmegaConf.to_container(composed(command), resolve=False))
+    """Format the message for a key that no group has, with the most similar key."""
+    keys = _dotted_keys(OmegaConf.to_container(compose_config(command), resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
     return (
-        f"{key} is not a setting. Near it there are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value> if"
-        " you mean to add it."
+        f"{key} is not a setting. Similar settings are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value>"
+        " to add a new one."
     )
 
 
@@ -156,12 +171,13 @@ def _nearest(name: str, names: list[str]) -> str:
     return max(names, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())
 
 
-def _dotted(config: Any, prefix: str = "") -> list[str]:
+def _dotted_keys(config: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings of a config, without targets."""
     if not isinstance(config, dict):
         return [prefix]
     return [
         name
         for key, value in config.items()
         if key != "_target_"
-        for name in _dotted(value, f"{prefix}.{key}" if prefix else key)
+        for name in _dotted_keys(value, f"{prefix}.{key}" if prefix else key)
     ]

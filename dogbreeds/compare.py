@@ -1,6 +1,6 @@
-"""The command `python -m dogbreeds.compare first=… second=…`: whether two attempts differ, and on which breeds."""
+"""The command `python -m dogbreeds.compare first=… second=…`: whether two runs differ, and on which classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import hydra
 from omegaconf import DictConfig
@@ -11,17 +11,26 @@ from dogbreeds.core.paths import home
 from dogbreeds.core.spec import integer, number, one_of, text
 from dogbreeds.evaluation import paired_comparison
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.experiments.recorded_runs import Only, find, store
+from dogbreeds.experiments.recorded_runs import Only, find_record, mlflow_tracking
 from dogbreeds.reports import comparison_rendering
 from dogbreeds.reports.output import Output
-from dogbreeds.reports.run_comparison import Difference
+from dogbreeds.reports.run_comparison import RunComparison
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted(Output):
-    """Which attempts are compared, on what, and how that is shown."""
+class Settings(Output):
+    """Settings of the command.
+
+    Attributes:
+        first: the run to compare with: `latest`, `best` or the beginning of a run's id.
+        second: the run that is compared with it, named the same way.
+        split: `val` or `test`; None for test if both runs have it, else val.
+        alpha: significance level, in (0, 1).
+        breeds: how many of the most changed classes to list.
+        ui: address of the MLflow UI, for links.
+    """
 
     first: str | None = text(example="best", optional=True)
     second: str | None = text(example="latest", optional=True)
@@ -32,61 +41,74 @@ class Wanted(Output):
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="compare")
-@cli.alone
+@cli.standalone
 def task(config: DictConfig) -> None:
-    """Compares, and prints or writes what is found."""
-    names = ("first", "second", "split", "alpha", "breeds", "ui", "format", "output")
-    wanted, only = Wanted(**{name: cli.word(config, name) for name in names}), Only(**config["only"])
-    tracking = store(config, "Two attempts are compared by what MLflow keeps of them.")
-    first, second = (_found(tracking, getattr(wanted, key), only, key) for key in ("first", "second"))
-    split, ours, theirs = _predictions(tracking, first, second, wanted.split)
-    found = Difference(first, second, paired_comparison.compare(ours, theirs, split), wanted.alpha, wanted.breeds)
-    wanted.deliver(_rendered(found, wanted, tracking), "compare")
+    """Compare the runs, and print or write the result."""
+    names = [field.name for field in fields(Settings)]
+    settings = Settings(**{name: cli.typed_value(config, name) for name in names})
+    only = Only(**config["only"])
+    tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
+    first = _find_run(tracking, settings.first, only, key="first")
+    second = _find_run(tracking, settings.second, only, key="second")
+    split, first_predictions, second_predictions = _load_predictions(tracking, first, second, settings.split)
+    comparison = RunComparison(
+        first=first,
+        second=second,
+        paired=paired_comparison.compare(first_predictions, second_predictions, split),
+        alpha=settings.alpha,
+        max_classes=settings.breeds,
+    )
+    settings.write_result(_render(comparison, settings, tracking), "compare")
 
 
-def _found(tracking: Mlflow, run: str | None, only: Only, key: str) -> Record:
+def _find_run(tracking: Mlflow, run: str | None, only: Only, key: str) -> Record:
     if run is None:
         newest = [short(record.run_id) for record in tracking.records() if only.holds(record)][:3]
-        there = f"; the newest runs are {', '.join(newest)}" if newest else ""
+        examples = f"; the newest runs are {', '.join(newest)}" if newest else ""
         raise UserError(
-            f"{key} was not given. Two attempts are compared, each latest, best or the beginning of its run's"
-            f" id{there}. Type first=best second=latest, for example."
+            f"{key} was not set. It must be latest, best or the beginning of a run's id{examples}. Type first=best"
+            " second=latest, for example."
         )
-    return find(tracking, run, only, key, network=False)
+    return find_record(tracking, run, only, key, needs_network=False)
 
 
-def _predictions(
-    tracking: Mlflow, first: Record, second: Record, wanted: str | None
+def _load_predictions(
+    tracking: Mlflow, first: Record, second: Record, split: str | None
 ) -> tuple[str, Predictions, Predictions]:
-    """What both said in a split, and which it is."""
-    ours, theirs = tracking.predictions(first.run_id), tracking.predictions(second.run_id)
-    for key, record, said in (("first", first, ours), ("second", second, theirs)):
-        if not said:
+    """Load both runs' predictions on a split, and choose the split if it is None.
+
+    Returns:
+        The split, the first run's predictions and the second's.
+    """
+    first_predictions = tracking.predictions(first.run_id)
+    second_predictions = tracking.predictions(second.run_id)
+    for key, record, predictions in (("first", first, first_predictions), ("second", second, second_predictions)):
+        if not predictions:
             raise UserError(
                 f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions:"
-                f" it finished no epoch, or they were removed. Both must have some. Type {key}=<another run>."
+                f" it finished no epoch, or they were deleted. Both runs need predictions. Type {key}=<another run>."
             )
-    both = sorted(ours.keys() & theirs.keys())
-    split = wanted or ("test" if "test" in both else "val")
-    if split not in both:
+    common = sorted(first_predictions.keys() & second_predictions.keys())
+    split = split or ("test" if "test" in common else "val")
+    if split not in common:
         raise UserError(
-            f"split={split} is not recorded of both runs. They have {' and '.join(both)} in common. Type"
-            f" split={both[0]}."
+            f"split={split} is not recorded for both runs. They have {' and '.join(common)} in common. Type"
+            f" split={common[0]}."
         )
-    return split, ours[split], theirs[split]
+    return split, first_predictions[split], second_predictions[split]
 
 
-def _rendered(found: Difference, wanted: Wanted, tracking: Mlflow) -> str:
-    def address(record: Record) -> str:
-        return tracking.page(record, wanted.ui)
+def _render(comparison: RunComparison, settings: Settings, tracking: Mlflow) -> str:
+    def run_url(record: Record) -> str:
+        return tracking.run_url(record, settings.ui)
 
-    if wanted.format == "html":
-        return comparison_rendering.as_html(found, address)
-    if wanted.format == "csv":
-        return comparison_rendering.as_csv(found)
-    if wanted.format == "markdown":
-        return comparison_rendering.as_markdown(found, address)
-    return comparison_rendering.as_text(found, wanted.width, address)
+    if settings.format == "html":
+        return comparison_rendering.as_html(comparison, run_url)
+    if settings.format == "csv":
+        return comparison_rendering.as_csv(comparison)
+    if settings.format == "markdown":
+        return comparison_rendering.as_markdown(comparison, run_url)
+    return comparison_rendering.as_text(comparison, settings.terminal_width, run_url)
 
 
 if __name__ == "__main__":

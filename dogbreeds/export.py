@@ -1,8 +1,7 @@
-"""The command `python -m dogbreeds.export`: hands a trained network over, in formats that are checked, and by MLflow."""
+"""The command `python -m dogbreeds.export`: exports a trained network in checked formats; registers it in MLflow."""
 
 import dataclasses
 import io
-import json
 import logging
 import re
 import shlex
@@ -22,14 +21,13 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, number, text, texts
 from dogbreeds.data import sample
-from dogbreeds.data.image import Photo
+from dogbreeds.data.image import ImageLoader
 from dogbreeds.experiments import recorded_runs
 from dogbreeds.experiments.recorded_runs import Only
-from dogbreeds.inference import export_formats
-from dogbreeds.inference.agreement import with_odd_sizes
+from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
-from dogbreeds.inference.exporter import Exported, _check_all_agree, _export
-from dogbreeds.reports.model_card import card
+from dogbreeds.inference.exporter import ExportedFormat
+from dogbreeds.reports.model_card import model_card
 from dogbreeds.tracking import promotion_gate, registry
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
@@ -39,21 +37,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of a registered model, and of an alias: what MLflow takes, and addresses need not quote
+# A registered model's name or an alias: what MLflow accepts, and what needs no quoting in a URL.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-# MLflow's own words for versions
-_TAKEN = re.compile(r"latest|v\d+", re.IGNORECASE)
-# All that an export writes
-_OWN = ("checks.json", "README.md", "breeds.txt", *(kind.file for kind in FORMATS.values()))
-# Columns of a terminal that has room for file names
-_NARROW = 90
-# Of what is not shown in a terminal
-_WIDE = 120
+# Aliases that MLflow reserves for versions.
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+# Every file that an export may write; a later export into the same folder replaces them.
+_OWNED_FILES = ("checks.json", "README.md", "breeds.txt", *(spec.file for spec in FORMATS.values()))
+# Columns of the narrowest terminal that shows file names, and of the table outside a terminal.
+_WIDTH_WITH_FILES = 90
+_DEFAULT_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted(Spec):
-    """What is handed over, and where to."""
+class Settings(Spec):
+    """Settings of the command.
+
+    Attributes:
+        run: which run's network, or the path of a saved network.
+        formats: to write.
+        photos: number of images to check each format on.
+        photos_from: folder of images to check on; None for the run's own.
+        output: folder to export into.
+        register: registered model to add a version to; None for none.
+        alias: that is to point to the version.
+        alpha: level of the paired test that a registered network must pass.
+    """
 
     group = ""
     run: str = text(example="latest")
@@ -67,195 +75,195 @@ class Wanted(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        export_formats.check_installed(self.formats)
+        export_formats.check_available(self.formats)
         for key, name in (("register", self.register), ("alias", self.alias)):
-            if name is not None and (not _NAME.fullmatch(name) or (key == "alias" and _TAKEN.fullmatch(name))):
+            reserved = key == "alias" and _RESERVED_ALIAS.fullmatch(self.alias)
+            if name is not None and (not _NAME.fullmatch(name) or reserved):
                 raise UserError(
-                    f"{key} was {name!r}. It must be a name of letters, digits, - and _ that begins with a letter, and"
-                    " no alias of MLflow's own, such as latest. Type"
+                    f"{key} was {name!r}. It must begin with a letter, have only letters, digits, - and _, and not be"
+                    " an alias that MLflow reserves, such as latest. Type"
                     f" {key}={'dogs' if key == 'register' else 'champion'}, for example."
                 )
-        if recorded_runs.is_file(self.run) and self.photos_from is None:
+        if recorded_runs.is_network_file(self.run) and self.photos_from is None:
             raise UserError(
-                f"run={self.run} is a file, which does not know its photos. Each format is checked on photos, so that"
-                " some must be named. Type photos_from=path/to/photos, too."
+                f"run={self.run} is a file, and a file does not record its images. Each format is checked on images,"
+                " which must be given. Type photos_from=path/to/photos too."
             )
-        if recorded_runs.is_file(self.run) and self.register is not None:
+        if recorded_runs.is_network_file(self.run) and self.register is not None:
             raise UserError(
-                f"register={self.register} was asked for with run={self.run}, which is a file. What is registered must"
-                " have been measured, in a run. Type run=<a run's id>, or leave out register."
+                f"register={self.register} was given with run={self.run}, which is a file. Only a recorded run can be"
+                " registered, because its measurements decide. Type run=<a run's id>, or leave out register."
             )
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="export")
-@cli.alone
+@cli.standalone
 def task(config: DictConfig) -> None:
-    """Writes and checks each format, keeps them with the run, and registers what passes the gate."""
-    given: Any = OmegaConf.to_container(config, resolve=True)
-    wanted = Wanted(
-        **{field.name: given[field.name] for field in dataclasses.fields(Wanted)} | {"run": cli.word(config, "run")}
-    )
-    tracking = recorded_runs.store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
-    with recorded_runs.opened(tracking, wanted.run, Only(**config["only"])) as (record, classifier, file):
-        log.info(
-            "%s: %d breeds, %d px",
-            recorded_runs.said(record) if record else file,
-            len(classifier.class_names),
-            classifier.size,
-        )
-        # Not opened yet
-        photos = with_odd_sizes(_photos(wanted, config["data"]["root"], tracking, record))
-        place = (
-            Path(wanted.output).expanduser()
-            if wanted.output
-            else home() / "multirun/exported" / recorded_runs.folder_name(record, file)
-        )
-        _check_apart(place, file)
-        with files.folder(place, _OWN) as folder:
-            found = _export(wanted.formats, classifier, photos, folder)
-            _describe(folder, found, tracking, record, classifier, file)
-            model_id = _keep(tracking, record, folder, file, photos[0]) if record is not None else None
+    """Write and check each format, add the files to the run, and register the network if it passes the gate."""
+    settings = _settings(config)
+    tracking = recorded_runs.mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
+    with recorded_runs.open_network(tracking, settings.run, Only(**config["only"])) as (record, classifier, file):
+        name = recorded_runs.describe_run(record) if record else file
+        log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
+        images = exporter.with_odd_sizes(_check_images(settings, config["data"]["root"], tracking, record))
+        default_output = home() / "multirun/exported" / recorded_runs.results_folder(record, file)
+        output = Path(settings.output).expanduser() if settings.output else default_output
+        _check_outside(output, file)
+        with files.atomic_folder(output, _OWNED_FILES) as folder:
+            formats = exporter.export_and_check(settings.formats, classifier, images, folder)
+            _write_model_card(folder, formats, tracking, record, classifier, file)
+            exporter.write_checks(folder / "checks.json", formats)
+            model_id = _add_to_run(tracking, record, folder, file, images[0]) if record is not None else None
     registered = ""
     try:
-        _check_all_agree(found)
-        if record is not None and model_id is not None and wanted.register is not None:
-            registered = _register(wanted.register, wanted, tracking, record, model_id)
+        exporter.require_agreement(formats)
+        if record is not None and model_id is not None and settings.register is not None:
+            registered = _register(settings.register, settings, tracking, record, model_id)
     finally:
-        # after all has been done: whoever reads this may leave before the end
-        print(f"{_table(found)}{place}")
+        # Printed when everything is done, because a reader such as `head` may end the command by leaving.
+        print(f"{_parity_table(formats)}{output}")
         if model_id is not None:
-            # A password may stand in it
-            uri = "<tracking.uri>" if "@" in tracking.uri else shlex.quote(tracking.uri)
-            print(f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{model_id} --env-manager local")
+            print(_serve_command(tracking, model_id))
         if registered:
             print(registered)
 
 
-def _check_apart(place: Path, file: Path) -> None:
-    """Raises `UserError` where what is exported lies in the folder that it is exported to, and would be replaced."""
-    if place.resolve() in file.resolve().parents:
+def _settings(config: DictConfig) -> Settings:
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    fields = {field.name: values[field.name] for field in dataclasses.fields(Settings)}
+    return Settings(**fields | {"run": cli.typed_value(config, "run")})
+
+
+def _check_outside(output: Path, file: Path) -> None:
+    """Raise `UserError` if the network lies in the output folder, where the export would replace it."""
+    if output.resolve() in file.resolve().parents:
         raise UserError(
-            f"{file} lies in {place}, which the export goes to. It must go to another folder. Type output=<folder>."
+            f"{file} lies in {output}, which is the output folder. The output must be another folder. Type"
+            " output=<folder>."
         )
 
 
-def _photos(wanted: Wanted, root: str | None, tracking: Mlflow, record: Record | None) -> list[Photo]:
-    """Photos to check on, spread over all that there are: of a folder, or of those that the run was tested on."""
-    if wanted.photos_from is not None or record is None:
-        return sample.of_folder(wanted.photos_from or "", wanted.photos)
-    data, dataset = recorded_runs.dataset(tracking, record, root)
-    return sample.of_split(dataset.test or dataset.val, wanted.photos, data.on_corrupt == "skip")
+def _check_images(settings: Settings, root: str | None, tracking: Mlflow, record: Record | None) -> list[ImageLoader]:
+    """Sample images to check formats on: from `photos_from`, or from the run's test (else validation) split."""
+    if settings.photos_from is not None or record is None:
+        return sample.sample_folder(settings.photos_from or "", settings.photos)
+    data, dataset = recorded_runs.open_dataset(tracking, record, root)
+    return sample.sample_split(dataset.test or dataset.val, settings.photos, data.on_corrupt == "skip")
 
 
-# --- what goes with them ----------------------------------------------------------------------------------------------------
-
-
-def _describe(
+def _write_model_card(
     folder: Path,
-    found: Sequence[Exported],
+    formats: Sequence[ExportedFormat],
     tracking: Mlflow,
     record: Record | None,
     classifier: "Classifier",
     file: Path,
 ) -> None:
-    title = (
-        f"{record.params['model.architecture']} on {record.params['data.name']}" if record is not None else file.stem
+    """Write the model card and the list of class names."""
+    specs = {each.name: FORMATS[each.name] for each in formats if each.agrees}
+    card = model_card(
+        title=f"{record.params['model.architecture']} on {record.params['data.name']}" if record else file.stem,
+        record=record,
+        predictions=tracking.predictions(record.run_id) if record is not None else {},
+        class_names=classifier.class_names,
+        image_size=classifier.image_size,
+        resize=classifier.resize,
+        usages={name: spec.usage.format(file=spec.file) for name, spec in specs.items()},
     )
-    said = tracking.predictions(record.run_id) if record is not None else {}
-    usages = {each.name: FORMATS[each.name].usage.format(file=FORMATS[each.name].file) for each in found if each.agrees}
-    text = card(title, record, said, classifier.class_names, classifier.size, classifier.resize, usages)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "breeds.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
-    checks = {
-        each.name: (
-            {"bytes": each.size, "allowed": FORMATS[each.name].allowed, "agrees": each.agrees}
-            | dataclasses.asdict(each.agreement)
-        )
-        for each in found
-    }
-    (folder / "checks.json").write_text(json.dumps(checks, indent=2) + "\n", encoding="utf-8")
 
 
-def _keep(tracking: Mlflow, record: Record, folder: Path, file: Path, photo: Photo) -> str:
-    """Keeps all with the run; gives the id of the model that MLflow can serve."""
-    from PIL import Image
-
+def _add_to_run(tracking: Mlflow, record: Record, folder: Path, file: Path, image: ImageLoader) -> str:
+    """Add the exported files to the run, and log the network. Returns the id of the model that MLflow can serve."""
     started = time.perf_counter()
-    tracking.add(record.run_id, folder, registry.FOLDER, {})
-    small = Image.fromarray(photo())
-    small.thumbnail((224, 224))
-    encoded = io.BytesIO()
-    small.save(encoded, "JPEG")
-    model_id = registry.log(tracking, record, file, encoded.getvalue())
-    log.info("kept with run %s in %.1f s", short(record.run_id), time.perf_counter() - started)
+    tracking.add_files(record.run_id, folder, registry.EXPORT_FOLDER, {})
+    model_id = registry.log_model(tracking, record, file, exporter.example_jpeg(image))
+    log.info("added to run %s in %.1f s", short(record.run_id), time.perf_counter() - started)
     return model_id
 
 
-def _table(found: Sequence[Exported]) -> str:
+def _parity_table(formats: Sequence[ExportedFormat]) -> str:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    width = console.columns(sys.stdout)
-    wide = (width or _WIDE) >= _NARROW
+    width = console.terminal_width(sys.stdout)
+    with_files = (width or _DEFAULT_WIDTH) >= _WIDTH_WITH_FILES
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("format", no_wrap=True)
-    for heading in (*(("file",) if wide else ()), "MB", "max |difference|", "allowed", "same first breed", "agrees"):
+    for heading in (*(("file",) if with_files else ()), "MB", "max |difference|", "allowed", "same class", "agrees"):
         table.add_column(heading, justify="left" if heading in ("file", "agrees") else "right")
-    for each in found:
-        kind, agreement = FORMATS[each.name], each.agreement
+    for each in formats:
+        spec = FORMATS[each.name]
         cells = [
             f"{each.size / 1e6:.1f}",
-            f"{agreement.difference:.1e}",
-            f"{kind.allowed:g}",
-            f"{agreement.same:,} of {agreement.n:,}",
+            f"{each.parity.max_difference:.1e}",
+            f"{spec.tolerance:g}",
+            f"{each.parity.same_class:,} of {each.parity.n:,}",
         ]
-        verdict = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
-        table.add_row(each.name, *((kind.file,) if wide else ()), *cells, verdict)
-    with io.StringIO() as file:
-        console.console(file, width, _WIDE).print(table)
-        return "".join(f"{line.rstrip()}\n" for line in file.getvalue().strip("\n").splitlines() if line.strip())
+        agrees = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
+        table.add_row(each.name, *((spec.file,) if with_files else ()), *cells, agrees)
+    with io.StringIO() as stream:
+        console.make_console(stream, width, _DEFAULT_WIDTH).print(table)
+        return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().strip("\n").splitlines() if line.strip())
 
 
-# --- the gate ---------------------------------------------------------------------------------------------------------------
+def _serve_command(tracking: Mlflow, model_id: str) -> str:
+    """Return the command that serves a logged model. An address with an `@` is left out: it may have a password."""
+    uri = "<tracking.uri>" if "@" in tracking.uri else shlex.quote(tracking.uri)
+    return f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{model_id} --env-manager local"
 
 
-def _register(name: str, wanted: Wanted, tracking: Mlflow, record: Record, model_id: str) -> str:
-    """Registers a run's model if it passes; says what became of it."""
-    target = f"{name}@{wanted.alias}"
-    mine = tracking.predictions(record.run_id)
-    current = registry.champion(tracking, name, wanted.alias)
+# --- registration -----------------------------------------------------
+
+
+def _register(name: str, settings: Settings, tracking: Mlflow, record: Record, model_id: str) -> str:
+    """Register a run's model if it passes the gate, and describe the outcome in a sentence.
+
+    Raises:
+        UserError: it does not pass, or the alias points to a version without a run.
+    """
+    target = f"{name}@{settings.alias}"
+    predictions = tracking.predictions(record.run_id)
+    current = registry.version_by_alias(tracking, name, settings.alias)
     if current is not None and not current.run_id:
         raise UserError(
-            f"Run {short(record.run_id)} was not registered: {target}, version {current.number}, comes from no run. It"
-            " must come from one, to be compared with. Type another name, such as register=other."
+            f"Run {short(record.run_id)} was not registered: {target}, version {current.number}, belongs to no run. A"
+            " new version is compared with the run of the current one. Type another name, such as register=other."
         )
     if current is not None and current.run_id == record.run_id:
-        return f"{target} is run {short(record.run_id)} already, as version {current.number}: nothing was registered."
+        return (
+            f"{target} already points to version {current.number}, run {short(record.run_id)}: nothing was registered."
+        )
     promotion_gate.check_verdict(record, target)
     tags = {"run": record.run_id, "verdict": record.tags["verdict"]}
-    tags |= {
-        metric: f"{record.metrics[metric]:.4f}"
-        for metric in ("test/accuracy", "best/val_accuracy")
-        if metric in record.metrics
-    }
-    beaten = "there was none before"
+    for metric in ("test/accuracy", "best/val_accuracy"):
+        if metric in record.metrics:
+            tags[metric.replace("/", ".")] = f"{record.metrics[metric]:.4f}"
+    comparison = "there was no version before"
     if current is not None:
-        other = tracking.record(current.run_id)
-        pair = promotion_gate.beside(record, other, mine, tracking.predictions(other.run_id), target)
-        promotion_gate.check_better(record, other, pair, wanted.alpha, target)
-        beaten = f"beside version {current.number}, run {short(other.run_id)}, it has {pair}"
-        tags |= {"beaten": other.run_id, "pair": str(pair)}
-    made = registry.promote(
+        current_record = tracking.record(current.run_id)
+        pair = promotion_gate.compare_on_test(
+            record,
+            current_record,
+            predictions,
+            tracking.predictions(current_record.run_id),
+            target,
+        )
+        promotion_gate.check_improvement(record, current_record, pair, settings.alpha, target)
+        comparison = f"compared with version {current.number}, run {short(current_record.run_id)}, it has {pair}"
+        tags |= {"beaten": current_record.run_id, "pair": str(pair)}
+    version = registry.promote(
         tracking,
-        name,
-        wanted.alias,
-        current,
-        record,
-        model_id,
-        {key.replace("/", "."): value for key, value in tags.items()},
+        name=name,
+        alias=settings.alias,
+        before=current,
+        record=record,
+        model_id=model_id,
+        tags=tags,
     )
-    return f"{target} is version {made.number} now, run {short(record.run_id)}: {beaten}."
+    return f"{target} now points to version {version.number}, run {short(record.run_id)}: {comparison}."
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The command `python -m dogbreeds.extract`: what the attempts to come will keep is computed beforehand, by one job or by many.
+"""Command `python -m dogbreeds.extract`: fill the feature cache for later runs, in one job or in shards.
 
-Any launcher runs the shards as jobs. They write nothing but kept arrays; whoever needs one of these first, an attempt or this command without
-shards, joins its shards. Nothing is recorded in MLflow.
+Any launcher can run the shards as jobs. They write to the feature cache only, and nothing is recorded in MLflow. The
+first run that needs the arrays, or this command without shards, joins the shards.
 """
 
 import hydra
@@ -12,22 +12,23 @@ from dogbreeds.core import signals
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config
-from dogbreeds.experiments.training_inputs import extract
+from dogbreeds.experiments.training_inputs import extract_features
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.features import Share
+from dogbreeds.features.features import ShardSpec
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="extract")
 def task(config: DictConfig) -> None:
-    """One shard, or all that is still missing."""
-    launcher.arrive()
-    share, run = Share(shards=config.shards, shard=config.shard), from_config(config)
-    with signals.job():
+    """Compute one shard, or everything that is missing."""
+    launcher.enter_job()
+    shard_spec = ShardSpec(shards=config.shards, shard=config.shard)
+    run = from_config(config)
+    with signals.job_scope():
         try:
-            extract(run, share)
+            extract_features(run, shard_spec)
         finally:
             FeatureCache.release()
 
 
 if __name__ == "__main__":
-    cli.main(task, "extract", goes_on=True)
+    cli.main(task, "extract", resumable=True)

@@ -1,4 +1,4 @@
-"""The command `python -m dogbreeds.predict run=… images=…`: what breeds a trained network sees in photos, and in what of them."""
+"""The command `python -m dogbreeds.predict run=… images=…`: predicts the classes of images, and explains them."""
 
 import contextlib
 import dataclasses
@@ -20,26 +20,36 @@ from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
-from dogbreeds.experiments.recorded_runs import Only, opened, said, store
-from dogbreeds.inference import image_sources
+from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
+from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
 from dogbreeds.inference.predictions import Csv, JsonLines, Table
-from dogbreeds.inference.predictor import answers, network
+from dogbreeds.inference.predictor import inference_function, predict_images
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
-    from dogbreeds.inference.grad_cam import Overlays
+    from dogbreeds.inference.grad_cam import OverlayWriter
 
 log = logging.getLogger(__name__)
 
-# Exit code
-_SOME_UNREAD = 2
-# Between two steps of the bar: answers come a batch at a time, and each by itself would look like haste
-_SHOWN_SECONDS = 0.2
+# Exit code when some images could not be read.
+_SOME_UNREADABLE = 2
+# Between two updates of the progress bar. Predictions arrive a batch at a time; an update for each would flicker.
+_UPDATE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted(Spec):
-    """What is said of the photos, and how."""
+class Settings(Spec):
+    """Settings of the command.
+
+    Attributes:
+        run: which run's network, or the path of a saved network.
+        top: classes per prediction.
+        format: of the output.
+        batch_size: images per batch; None for one that suits this machine.
+        explain: whether to draw Grad-CAM overlays.
+        explain_dir: folder of the overlays.
+        output: file for the predictions; None for standard output.
+    """
 
     group = ""
     run: str = text(example="latest")
@@ -52,100 +62,105 @@ class Wanted(Spec):
 
 
 @dataclass
-class Tally:
-    """How many photos were read, and how many could not be."""
+class Counts:
+    """Number of images that were read, and that could not be read."""
 
-    read: int = 0
-    unread: int = 0
+    readable: int = 0
+    unreadable: int = 0
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="predict")
-@cli.alone
+@cli.standalone
 def task(config: DictConfig) -> None:
-    """Says what each photo shows."""
-    wanted = Wanted(**{field.name: cli.word(config, field.name) for field in dataclasses.fields(Wanted)})
+    """Predict images."""
+    settings = Settings(**{field.name: cli.typed_value(config, field.name) for field in dataclasses.fields(Settings)})
     only = Only(**config["only"])
-    plain: Any = OmegaConf.to_container(config)
-    typed = image_sources.typed(plain["images"])
-    tracking = store(config, "A run's network is found through MLflow, which kept it.", wanted.run)
-    found = image_sources.found(typed, sys.stdin.buffer if sys.stdin else io.BytesIO())
+    plain_config: Any = OmegaConf.to_container(config)
+    texts = parse_images(plain_config["images"])
+    tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
+    source = find_images(texts, sys.stdin.buffer if sys.stdin else io.BytesIO())
     with (
-        files.sink(wanted.output, "breeds.csv") as sink,
-        opened(tracking, wanted.run, only) as (record, classifier, place),
+        files.output_stream(settings.output, "breeds.csv") as output,
+        open_network(tracking, settings.run, only) as (record, classifier, file),
     ):
-        log.info(
-            "%s: %d breeds, %d px", said(record) if record else place, len(classifier.class_names), classifier.size
-        )
-        tally = _predict(classifier, found, wanted, sink)
-    if wanted.output is not None:
-        print(wanted.output)
-    if tally.unread:
-        sys.exit(_SOME_UNREAD)
+        name = describe_run(record) if record else file
+        log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
+        counts = _predict(classifier, source, settings, output)
+    if settings.output is not None:
+        print(settings.output)
+    if counts.unreadable:
+        sys.exit(_SOME_UNREADABLE)
 
 
-def _predict(classifier: "Classifier", found: image_sources.Images, wanted: Wanted, sink: TextIO) -> Tally:
-    """Writes an answer a photo as soon as its batch is done, and says at the end how it went."""
-    overlays = _overlays(classifier, wanted) if wanted.explain else None
-    run = network(classifier, wanted.explain)
-    batch, top = wanted.batch_size or classifier.batch_size(), min(wanted.top, len(classifier.class_names))
-    lines, tally, started = _lines(classifier, wanted, top, sink), Tally(), time.monotonic()
-    with (
-        _bar(found.total, sink) as advance,
-        contextlib.closing(answers(classifier, run, found.photos, batch, top, overlays)) as told,
-    ):
-        sink.write(lines.heading)
-        for answer in told:
-            if answer.error:
-                print(answer.error, file=sys.stderr, flush=True)
-            tally.unread += bool(answer.error)
-            tally.read += not answer.error
-            sink.write(lines(answer))
-            sink.flush()
+def _predict(classifier: "Classifier", source: ImageSource, settings: Settings, output: TextIO) -> Counts:
+    """Write each prediction as soon as its batch is done, and log a summary at the end."""
+    overlays = _overlay_writer(classifier, settings) if settings.explain else None
+    infer = inference_function(classifier, settings.explain)
+    batch_size = settings.batch_size or classifier.batch_size()
+    top = min(settings.top, len(classifier.class_names))
+    formatter = _formatter(classifier, settings, top, output)
+    counts = Counts()
+    started = time.monotonic()
+    predictions = predict_images(classifier, infer, source.images, batch_size=batch_size, top=top, overlays=overlays)
+    with _progress_bar(source.total, output) as advance, contextlib.closing(predictions):
+        output.write(formatter.heading)
+        for prediction in predictions:
+            if prediction.error:
+                print(prediction.error, file=sys.stderr, flush=True)
+            counts.unreadable += bool(prediction.error)
+            counts.readable += not prediction.error
+            output.write(formatter(prediction))
+            output.flush()
             advance(1)
-    seconds = time.monotonic() - started
-    unread = f"; {tally.unread:,} could not be read" if tally.unread else ""
-    where = f"; overlays in {overlays.folder}" if overlays is not None and tally.read else ""
-    count = f"{tally.read:,} photo{'' if tally.read == 1 else 's'}"
-    log.info("%s in %.1f s, %.0f images/s%s%s", count, seconds, tally.read / max(seconds, 1e-9), unread, where)
-    return tally
+    _log_summary(counts, time.monotonic() - started, overlays)
+    return counts
 
 
-def _overlays(classifier: "Classifier", wanted: Wanted) -> "Overlays":
-    from dogbreeds.inference.grad_cam import Overlays
+def _log_summary(counts: Counts, seconds: float, overlays: "OverlayWriter | None") -> None:
+    read = f"{counts.readable:,} image{'' if counts.readable == 1 else 's'}"
+    unreadable = f"; {counts.unreadable:,} could not be read" if counts.unreadable else ""
+    folder = f"; overlays in {overlays.folder}" if overlays is not None and counts.readable else ""
+    rate = counts.readable / max(seconds, 1e-9)
+    log.info("%s in %.1f s, %.0f images/s%s%s", read, seconds, rate, unreadable, folder)
 
-    overlays = Overlays(Path(wanted.explain_dir).expanduser(), classifier.resize)
+
+def _overlay_writer(classifier: "Classifier", settings: Settings) -> "OverlayWriter":
+    from dogbreeds.inference.grad_cam import OverlayWriter
+
+    overlays = OverlayWriter(Path(settings.explain_dir).expanduser(), classifier.resize)
     overlays.prepare()
     return overlays
 
 
-def _lines(classifier: "Classifier", wanted: Wanted, top: int, sink: TextIO) -> JsonLines | Csv | Table:
-    if wanted.format == "jsonl":
+def _formatter(classifier: "Classifier", settings: Settings, top: int, output: TextIO) -> JsonLines | Csv | Table:
+    if settings.format == "jsonl":
         return JsonLines()
-    if wanted.format == "csv":
-        return Csv(top, wanted.explain)
-    width = console.columns(sink)
+    if settings.format == "csv":
+        return Csv(top, settings.explain)
+    width = console.terminal_width(output)
     coloured = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Table(classifier.class_names, top, width, coloured)
 
 
 @contextlib.contextmanager
-def _bar(total: int | None, sink: TextIO) -> Iterator[Callable[[int], None]]:
-    """A bar, where it does not stand among the answers."""
-    if total is None or sink.isatty() or not sys.stderr.isatty():
-        yield lambda done: None
+def _progress_bar(total: int | None, output: TextIO) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the number of images just done; draw a bar unless it would mix with predictions."""
+    if total is None or output.isatty() or not sys.stderr.isatty():
+        yield lambda newly_done: None
         return
-    with progress("photos", total, "images") as advance:
-        waiting, shown = 0, time.monotonic()
+    with progress("images", total, "images") as advance:
+        pending = 0
+        updated = time.monotonic()
 
-        def add(done: int) -> None:
-            nonlocal waiting, shown
-            waiting += done
-            if time.monotonic() - shown >= _SHOWN_SECONDS:
-                advance(waiting)
-                waiting, shown = 0, time.monotonic()
+        def add(newly_done: int) -> None:
+            nonlocal pending, updated
+            pending += newly_done
+            if time.monotonic() - updated >= _UPDATE_SECONDS:
+                advance(pending)
+                pending, updated = 0, time.monotonic()
 
         yield add
-        advance(waiting)
+        advance(pending)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pretrains the miniature's backbone on the drawn breeds and writes the weights that ship with the package.
+"""Pretrain the miniature backbone on drawn dogs, and write the weights that ship with the package.
 
 python -m dogbreeds.pretrain            # about 40 minutes on 2 cores
 """
@@ -13,54 +13,54 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core.paths import home
 from dogbreeds.data import drawn_dogs
-from dogbreeds.models.model import SHIPPED, Miniature
+from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature
 
 log = logging.getLogger(__name__)
 
 
-def photos(split: str, each: int) -> tuple[np.ndarray, np.ndarray]:
-    """`each` photos of every breed: [n, 64, 64, 3] uint8 and [n] int32 labels."""
-    labels = np.repeat(np.arange(drawn_dogs.BREEDS, dtype=np.int32), each)
+def draw_images(split: str, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw images of all classes, and return them, [n, 64, 64, 3] uint8, with their [n] int32 labels."""
+    labels = np.repeat(np.arange(drawn_dogs.NUM_BREEDS, dtype=np.int32), per_class)
     images = np.stack(
-        [drawn_dogs.draw(split, breed, photo) for breed in range(drawn_dogs.BREEDS) for photo in range(each)]
+        [drawn_dogs.draw(split, label, index) for label in range(drawn_dogs.NUM_BREEDS) for index in range(per_class)]
     )
     return images, labels
 
 
-def halve(path: Path) -> None:
-    """Rewrites a weights file with its arrays in float16, compressed: half the size, and Keras casts them back on loading."""
+def compress_to_float16(path: Path) -> None:
+    """Rewrite a weight file with compressed float16 arrays, which Keras casts back when it loads them."""
     import h5py
 
     with h5py.File(path, "r+") as file:
         arrays: list[str] = []
         file.visititems(lambda name, node: arrays.append(name) if isinstance(node, h5py.Dataset) else None)
         values = {name: file[name][()] for name in arrays}
-    with h5py.File(path.with_suffix(".half"), "w") as half:
+    compressed = path.with_suffix(".half")
+    with h5py.File(compressed, "w") as file:
         for name, value in values.items():
-            floating = np.issubdtype(value.dtype, np.floating)
-            half.create_dataset(
-                name, data=value.astype(np.float16) if floating else value, compression="gzip" if value.ndim else None
+            is_float = np.issubdtype(value.dtype, np.floating)
+            file.create_dataset(
+                name, data=value.astype(np.float16) if is_float else value, compression="gzip" if value.ndim else None
             )
-    path.with_suffix(".half").replace(path)
+    compressed.replace(path)
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="pretrain")
 def task(config: DictConfig) -> float:
-    """Pretrains and saves; returns the validation accuracy over all drawn breeds."""
+    """Pretrain the backbone, save its weights, and return the validation accuracy over all classes."""
     import keras
 
     keras.utils.set_random_seed(config.seed)
-    images, labels = photos("pretrain", config.photos_per_breed)
-    held_out = photos("pretrain_val", config.validation_photos_per_breed)
-    backbone = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None).construct(
-        None
-    )
+    images, labels = draw_images("pretrain", config.photos_per_breed)
+    validation = draw_images("pretrain_val", config.validation_photos_per_breed)
+    miniature = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None)
+    backbone = miniature.construct(None)
     network = keras.Sequential(
         [
             backbone,
             keras.layers.GlobalAveragePooling2D(),
             keras.layers.Dropout(config.dropout),
-            keras.layers.Dense(drawn_dogs.BREEDS, activation="softmax"),
+            keras.layers.Dense(drawn_dogs.NUM_BREEDS, activation="softmax"),
         ]
     )
     steps = config.epochs * -(-len(labels) // config.batch_size)
@@ -72,12 +72,12 @@ def task(config: DictConfig) -> float:
         metrics=["accuracy"],
     )
     history = network.fit(
-        images, labels, batch_size=config.batch_size, epochs=config.epochs, validation_data=held_out, verbose=2
+        images, labels, batch_size=config.batch_size, epochs=config.epochs, validation_data=validation, verbose=2
     )
-    path = Path(config.weights or SHIPPED)
+    path = Path(config.weights or SHIPPED_WEIGHTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     backbone.save_weights(path)
-    halve(path)
+    compress_to_float16(path)
     log.info("%s: %.2f MB", path, path.stat().st_size / 1e6)
     return history.history["val_accuracy"][-1]
 

@@ -1,4 +1,4 @@
-"""The command `python -m dogbreeds.table`: the guide's table, from what MLflow has, with the claims beside what was measured."""
+"""The command `python -m dogbreeds.table`: recorded attempts as a table, compared with the guide's claims."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,53 +10,58 @@ from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import one_of, text
-from dogbreeds.experiments.recorded_runs import Only, store
+from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering
-from dogbreeds.reports.attempts_table import Table, not_run, tables
+from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
 from dogbreeds.reports.output import Output
 from dogbreeds.tracking.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted(Output):
-    """How the table is shown."""
+class Settings(Output):
+    """Settings of the command.
+
+    Attributes:
+        runs: `newest` for the newest run of each attempt and seed, `all` for one row per run.
+        ui: address of the MLflow UI, for links.
+    """
 
     runs: str = one_of("newest", "all")
     ui: str = text(example="http://127.0.0.1:5000")
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="table")
-@cli.alone
+@cli.standalone
 def task(config: DictConfig) -> None:
-    """Prints or writes the table."""
-    wanted, only = Wanted(**{name: config[name] for name in ("runs", "ui", "format", "output")}), Only(**config["only"])
-    tracking = store(config, "The table is made from what MLflow keeps.")
+    """Print or write the table."""
+    settings = Settings(**{name: config[name] for name in ("runs", "ui", "format", "output")})
+    only = Only(**config["only"])
+    tracking = mlflow_tracking(config, "The table is built from the runs in MLflow.")
     records = [record for record in tracking.records() if only.holds(record)]
     if not records:
         raise UserError(
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
-            " table needs one at least. Type make table, or python -m dogbreeds.train attempt=frozen."
+            " table needs at least one. Type make table, or python -m dogbreeds.train attempt=frozen."
         )
-    found = tables(records, lambda run_id: tracking.history(run_id, "val/accuracy"), each=wanted.runs == "all")
-    wanted.deliver(_rendered(found, wanted, lambda record: tracking.page(record, wanted.ui)), "table")
-
-
-def _rendered(found: Sequence[Table], wanted: Wanted, address: Callable[[Record], str]) -> str:
-    if wanted.format == "html":
-        return attempts_rendering.as_html(found, address)
-    if wanted.format == "csv":
-        return attempts_rendering.as_csv(found, address)
-    if wanted.format == "markdown":
-        return (
-            "\n".join([*(attempts_rendering.as_markdown(table, address) for table in found), not_run(found)]).rstrip()
-            + "\n"
-        )
-    return (
-        "\n".join(
-            [*(attempts_rendering.as_text(table, wanted.width, address) for table in found), not_run(found)]
-        ).rstrip()
-        + "\n"
+    tables = build_tables(
+        records,
+        history=lambda run_id: tracking.history(run_id, "val/accuracy"),
+        all_runs=settings.runs == "all",
     )
+    result = _render(tables, settings, run_url=lambda record: tracking.run_url(record, settings.ui))
+    settings.write_result(result, "table")
+
+
+def _render(tables: Sequence[AttemptsTable], settings: Settings, run_url: Callable[[Record], str]) -> str:
+    if settings.format == "html":
+        return attempts_rendering.as_html(tables, run_url)
+    if settings.format == "csv":
+        return attempts_rendering.as_csv(tables, run_url)
+    if settings.format == "markdown":
+        parts = [attempts_rendering.as_markdown(table, run_url) for table in tables]
+    else:
+        parts = [attempts_rendering.as_text(table, settings.terminal_width, run_url) for table in tables]
+    return "\n".join([*parts, missing_attempts(tables)]).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command: `python -m dogbreeds.train`. It only wires: config -> Run -> attempt -> objective."""
+"""Command `python -m dogbreeds.train`: run an attempt, a sweep of them, or a search."""
 
 import hydra
 from omegaconf import DictConfig
@@ -6,18 +6,19 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
-from dogbreeds.experiments.compose import _composition, from_config
+from dogbreeds.experiments.compose import from_config, run_origin
 
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")
 def task(config: DictConfig) -> float:
-    """One job; returns the best validation accuracy, for sweepers."""
-    launcher.arrive()
+    """Run one attempt, and return its objective for sweepers."""
+    launcher.enter_job()
     run = from_config(config)
+    # Imports much, and errors of the config should not wait for it.
     from dogbreeds.experiments.attempt import execute
 
-    return execute(run, _composition(config, run)).objective
+    return execute(run, run_origin(config, run)).objective
 
 
 if __name__ == "__main__":
-    cli.main(task, "train", goes_on=True)
+    cli.main(task, "train", resumable=True)

@@ -1,12 +1,14 @@
-"""The command `python -m dogbreeds.why attempt=…`: which of an attempt's knobs did it.
+"""Command `python -m dogbreeds.why attempt=…`: an ablation that finds which settings of an attempt caused its result.
 
-The attempt is run as it is, with one knob at a time put back to what its reference attempt has, with all but one put back, and with all of
-them, over several seeds. What has been run before is taken from MLflow.
+A factor is a setting in which the attempt differs from its reference attempt. The attempt is run as it is, with each
+factor alone reverted to the reference's value, with all but one reverted, and with all reverted, over several seeds.
+Runs that have finished are taken from MLflow.
 """
 
 import logging
 import re
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hydra
@@ -18,11 +20,12 @@ from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.evaluation.ablation import Cell, cells, effects, report
-from dogbreeds.experiments.ablation_runs import _measured, changed
+from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
 from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING, RunOrigin
+from dogbreeds.tracking.records import RANKING_METRIC, RunOrigin
 from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
@@ -30,68 +33,96 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="why")
 def task(config: DictConfig) -> None:
-    """Runs what has not been run yet, and says what each knob explains."""
-    here = HydraConfig.get()
+    """Run what has not been run yet, then print and record how much each factor explains."""
+    hydra_config = HydraConfig.get()
     choices = {
-        group: option for group, option in here.runtime.choices.items() if option and not group.startswith("hydra")
+        group: option
+        for group, option in hydra_config.runtime.choices.items()
+        if option and not group.startswith("hydra")
     }
-    typed = [override for override in here.overrides.task if not override.startswith("why.")]
-    attempt, run = choices.get("attempt"), from_config(config)
-    knobs, seeds = _knobs(config, attempt), _seeds(config)
-    if here.mode == RunMode.MULTIRUN:
+    typed = [override for override in hydra_config.overrides.task if not override.startswith("why.")]
+    attempt = choices.get("attempt")
+    run = from_config(config)
+    factors = _factors(config, attempt)
+    seeds = _seeds(config)
+    tracking = _check(hydra_config.mode, run)
+    origin = RunOrigin(
+        yaml=OmegaConf.to_yaml(config),
+        overrides=tuple(typed),
+        name=f"why {attempt or 'this'}: {' '.join(factors)}"[:250],
+        folder=Path(hydra_config.runtime.output_dir),
+    )
+    run_id = Sweep.open(tracking, origin)
+    accuracies, verdicts = _measure(tracking, factors, seeds, typed, choices, origin.folder)
+    text = report(factors, accuracies, verdicts)
+    print(f"\n{text}")
+    metrics = {
+        f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.factor.split('=')[0])}": statistics.mean(effect.explains)
+        for effect in effects(factors, accuracies)
+    }
+    tracking.add_text(run_id, "why.md", text, metrics)
+
+
+def _check(mode: RunMode, run: Run) -> Mlflow:
+    """Return where runs are recorded.
+
+    Raises:
+        UserError: with --multirun, a range test, or tracking=none.
+    """
+    if mode == RunMode.MULTIRUN:
         raise UserError("--multirun was given. why makes its own runs, over why.seeds. Leave --multirun out.")
     if isinstance(run.phase, LrRange):
         raise UserError(
-            "phase=lr_range was asked about. It trains nothing that could be explained. Type phase=frozen or"
-            " phase=finetune."
+            "phase=lr_range was given. A range test has no accuracy to explain. Type phase=frozen or phase=finetune."
         )
     if not isinstance(run.tracking, Mlflow):
-        raise UserError(
-            "tracking=none was chosen. The runs are compared through MLflow, which also remembers them. Type"
-            " tracking=mlflow."
-        )
-    above = RunOrigin(
-        OmegaConf.to_yaml(config),
-        tuple(typed),
-        f"why {attempt or 'this'}: {' '.join(knobs)}"[:250],
-        Path(here.runtime.output_dir),
-    )
-    run_id = Sweep.open(run.tracking, above)
-    measured: dict[Cell, list[float]] = {}
+        raise UserError("tracking=none was given. why compares runs that are recorded in MLflow. Type tracking=mlflow.")
+    return run.tracking
+
+
+def _measure(
+    tracking: Mlflow,
+    factors: Sequence[str],
+    seeds: Sequence[int],
+    typed: Sequence[str],
+    choices: Mapping[str, str],
+    folder: Path,
+) -> tuple[dict[Cell, list[float]], dict[Cell, list[str]]]:
+    """Run every cell of the ablation once for each seed.
+
+    Returns:
+        Best validation accuracies in [0, 1], and verdicts, of each cell in the order of the seeds.
+    """
+    accuracies: dict[Cell, list[float]] = {}
     verdicts: dict[Cell, list[str]] = {}
-    todo = [(cell, seed) for seed in seeds for cell in cells(knobs)]
+    todo = [(cell, seed) for seed in seeds for cell in cells(factors)]
     for number, (cell, seed) in enumerate(todo, 1):
         changes = [*sorted(cell), f"seed={seed}"]
         log.info("--- %d of %d: %s", number, len(todo), " ".join(changes))
-        record = _measured(run.tracking, changed(typed, changes), choices, above.folder)
-        measured.setdefault(cell, []).append(record.metrics.get(RANKING, 0.0))
+        record = find_or_run(tracking, replace_overrides(typed, changes), choices, folder)
+        accuracies.setdefault(cell, []).append(record.metrics.get(RANKING_METRIC, 0.0))
         verdicts.setdefault(cell, []).append(record.tags["verdict"])
-    said = report(knobs, measured, verdicts)
-    print(f"\n{said}")
-    numbers = {
-        f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.knob.split('=')[0])}": effect.explains
-        for effect in effects(knobs, measured)
-    }
-    run.tracking.note(run_id, "why.md", said, {name: statistics.mean(values) for name, values in numbers.items()})
+    return accuracies, verdicts
 
 
-def _knobs(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
-    wanted = config.why.put_back
-    if wanted is None and attempt is not None:
-        wanted = config.why.references.get(attempt)
-    if wanted is None:
-        named = f"attempt={attempt} has no reference in conf/why.yaml" if attempt else "No attempt was named"
+def _factors(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
+    """Return the overrides that revert each factor: those that were typed, else those of the attempt's reference."""
+    reverts = config.why.put_back
+    if reverts is None and attempt is not None:
+        reverts = config.why.references.get(attempt)
+    if reverts is None:
+        received = f"attempt={attempt} has no reference in conf/why.yaml" if attempt else "No attempt was named"
         raise UserError(
-            f"{named}. It must be one of {', '.join(config.why.references)}, or its knobs must be named. "
-            "Type attempt=finetune_50, or 'why.put_back=[optimizer.lr=1e-3]', for example."
+            f"{received}. It must be one of {', '.join(config.why.references)}, or the settings to revert must be"
+            " listed. Type attempt=finetune_50, or 'why.put_back=[optimizer.lr=1e-3]', for example."
         )
-    knobs = list(wanted) if OmegaConf.is_list(wanted) else []
-    if not knobs or not all(isinstance(knob, str) and "=" in knob for knob in knobs):
+    factors = list(reverts) if OmegaConf.is_list(reverts) else []
+    if not factors or not all(isinstance(factor, str) and "=" in factor for factor in factors):
         raise UserError(
-            f"why.put_back was {wanted}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for"
+            f"why.put_back was {reverts}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for"
             " example."
         )
-    return tuple(knobs)
+    return tuple(factors)
 
 
 def _seeds(config: DictConfig) -> list[int]:
@@ -105,4 +136,4 @@ def _seeds(config: DictConfig) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.main(task, "why", goes_on=True)
+    cli.main(task, "why", resumable=True)

@@ -1,4 +1,7 @@
-"""Where Hydra looks for plugins: `hydra/sweeper=optuna`. All that it does is in `dogbreeds.search`, which is imported when a search begins."""
+"""Hydra plugin for `hydra/sweeper=optuna`: Hydra searches this folder for plugins.
+
+The search itself is `dogbreeds.experiments.search`, which is imported only when a search starts.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class OptunaSweeper(Sweeper):
-    """Samples a sweep's jobs by Optuna, instead of running a grid."""
+    """Sweeper whose jobs are sampled by Optuna instead of a grid.
+
+    Args:
+        settings: fields of `dogbreeds.experiments.search.Settings`.
+    """
 
     def __init__(self, **settings: Any):
         self._settings = settings
@@ -22,7 +29,8 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
         from hydra.core.plugins import Plugins
 
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context = hydra_context
+        self.config = config
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -33,11 +41,12 @@ class OptunaSweeper(Sweeper):
         from omegaconf import OmegaConf
 
         from dogbreeds.core.errors import UserError
-        from dogbreeds.experiments.search import Search, Settings, Space
+        from dogbreeds.experiments.search import Search, Settings
+        from dogbreeds.experiments.search_space import Space
 
         if find_spec("optuna") is None:
             raise UserError(
-                "hydra/sweeper=optuna was asked for and is not installed. A search needs Optuna. Type pip install"
+                "hydra/sweeper=optuna was given, and Optuna is not installed. A search needs it. Type pip install"
                 " 'dogbreeds[search]'."
             )
 
@@ -45,6 +54,9 @@ class OptunaSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         settings = Settings(**self._settings)
-        space = Space.of(OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments))
-        about = OmegaConf.masked_copy(self.config, [str(key) for key in self.config if key not in ("hydra", "rerun")])
-        return Search(settings, space, OmegaConf.to_yaml(about), self.config.rerun).run(self._launcher)
+        overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
+        space = Space.from_overrides(overrides)
+        # `rerun` does not change what is searched, and Hydra's part differs in every command.
+        keys = [str(key) for key in self.config if key not in ("hydra", "rerun")]
+        config = OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, keys))
+        return Search(settings, space, config, self.config.rerun).run(self._launcher)

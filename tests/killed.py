@@ -1,4 +1,4 @@
-"""Runs `dogbreeds.train` and ends it with SIGKILL at the n-th of the moments that are counted; with n = 0 it writes down what they are.
+"""Run `dogbreeds.train`, and end it with SIGKILL at the n-th counted moment; n = 0 writes the kinds of all moments.
 
 python -m tests.killed <n> <file for the moments> <arguments of dogbreeds.train>
 """
@@ -20,7 +20,7 @@ passed = 0
 
 
 def moment(kind: str) -> None:
-    """One more place where the process may end."""
+    """Count a moment, and kill the process if it is the chosen one."""
     global passed
     passed += 1
     if MOMENT == 0:
@@ -31,7 +31,7 @@ def moment(kind: str) -> None:
 
 
 def before(owner, name: str, kind: str, after: bool = False) -> None:
-    """Counts a moment before each call of a function, and one after it."""
+    """Count a moment before each call of a function, and with `after` another one after it."""
     real = getattr(owner, name)
 
     def call(*arguments, **named):
@@ -45,8 +45,9 @@ def before(owner, name: str, kind: str, after: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def counted_progress(what: str, total: int, unit: str, **named):
-    with real_progress(what, total, unit, **named) as advance:
+def counted_progress(description: str, total: int, unit: str, **named):
+    """Count a moment whenever computed features are reported."""
+    with real_progress(description, total, unit, **named) as advance:
 
         def counted(done: int) -> None:
             moment("features")
@@ -58,11 +59,12 @@ def counted_progress(what: str, total: int, unit: str, **named):
 real_progress, extraction.progress = extraction.progress, counted_progress
 before(loop.Step, "__call__", "step", after=True)
 before(Path, "replace", "rename", after=True)
-# In the middle of a file
+# In the middle of a checkpoint file, between two of its arrays.
 before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkpoint")
 
 
-def watch_records() -> None:
+def count_records() -> None:
+    """Count a moment before each request that records something in MLflow."""
     import mlflow
 
     for name in (
@@ -78,6 +80,6 @@ def watch_records() -> None:
         before(mlflow.MlflowClient, name, "record")
 
 
-watch_records()
+count_records()
 sys.argv = ["train", *sys.argv[3:]]
 cli.main(train.task, "train")

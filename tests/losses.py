@@ -1,4 +1,4 @@
-"""The loss of every step that our code takes, written down while it is taken."""
+"""Record the loss of every training step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from dogbreeds.training.loop import Step
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[float]]:
-    """A list that grows by a loss a step within."""
-    taken: list[float] = []
+    """Within the context, append the loss of each training step to the list that it gives."""
+    losses: list[float] = []
     step = Step.__call__
 
     def record(self: Step, *arguments):
-        measured = step(self, *arguments)
-        taken.append(float(measured[0]))
-        return measured
+        metrics = step(self, *arguments)
+        losses.append(metrics.loss)
+        return metrics
 
     with mock.patch.object(Step, "__call__", record):
-        yield taken
+        yield losses

@@ -1,10 +1,11 @@
-"""Commands in processes of their own that need not import TensorFlow: forks of one that has.
+"""Start commands as processes that are forked from a server, so that they need not import TensorFlow.
 
-Importing TensorFlow and MLflow takes more processor time than most commands that tests run, so one server imports them, once for a test run, and
-forks for each command before anything of TensorFlow has begun. What is forked is a process like any other: a session, environment, folder, output
-and standard error of its own, its module run as `python -m` runs it, to the interpreter's own end.
+Importing TensorFlow and MLflow takes more processor time than most of the commands that tests run. One server imports
+them once per test run, and forks for each command before TensorFlow has started any threads. A forked process is like
+any other: it has a session, environment, working folder, output and standard error of its own, and its module runs to
+the interpreter's end as with `python -m`.
 
-python tests/prefork.py <number of a file that is a listening socket>      # the server; it imports when it is asked for the first time
+python tests/prefork.py <file descriptor of a listening socket>   # the server; it imports at the first request
 """
 
 import contextlib
@@ -23,28 +24,37 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NoReturn
 
-# What commands import sooner or later. The commands themselves are not among it: each is run as the main module.
-_IMPORTED = (
-    "tensorflow", "keras", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.artifact.local_artifact_repo", "matplotlib.pyplot",
-    "scipy.stats", "pandas", "PIL.Image", "hydra", "dogbreeds.experiments.attempt",
-)  # fmt: skip
-# Bytes
-_LARGEST_REQUEST = 1 << 20
-# Between two looks whether anybody may still ask
-_LOOK_SECONDS = 10.0
-ADDRESS = "PREFORK_ADDRESS"
+# What the commands import. The commands themselves are not listed: each is run as the main module.
+_IMPORTS = (
+    "tensorflow",
+    "keras",
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.artifact.local_artifact_repo",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "pandas",
+    "PIL.Image",
+    "hydra",
+    "dogbreeds.experiments.attempt",
+)
+_MAX_REQUEST_BYTES = 1 << 20
+# Interval at which the server checks whether its parent still exists.
+_POLL_SECONDS = 10.0
+# Environment variable with the path of the server's socket.
+ADDRESS_ENV = "PREFORK_ADDRESS"
 
 
 class Process:
-    """A command in a process that the server has forked, in the manner of `subprocess.Popen` with pipes of text.
+    """A command in a process that the server forks, with the interface of `subprocess.Popen` with text pipes.
 
     Args:
-        address: the server's.
-        module: what `python -m` would run.
-        arguments: of the command line.
-        cwd: the folder it is typed in.
-        environment: all of it.
-        given: what is on its standard input.
+        address: path of the server's socket.
+        module: module to run, as with `python -m`.
+        arguments: command-line arguments.
+        cwd: working folder.
+        environment: all environment variables.
+        stdin: bytes on its standard input.
     """
 
     def __init__(
@@ -54,21 +64,24 @@ class Process:
         arguments: tuple[str, ...],
         cwd: Path,
         environment: dict[str, str],
-        given: bytes = b"",
+        stdin: bytes = b"",
     ):
-        self.args, self.returncode = [module, *arguments], None
-        (out, out_end), (errors, errors_end) = os.pipe(), os.pipe()
+        self.args = [module, *arguments]
+        self.returncode: int | None = None
+        stdout_read, stdout_write = os.pipe()
+        stderr_read, stderr_write = os.pipe()
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(address)
-        asked = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment}
-        with tempfile.TemporaryFile() as stdin:
-            stdin.write(given)
-            stdin.seek(0)
-            socket.send_fds(self._connection, [json.dumps(asked).encode()], [stdin.fileno(), out_end, errors_end])
-        os.close(out_end)
-        os.close(errors_end)
-        self.stdout: IO[str] = open(out)  # noqa: SIM115
-        self.stderr: IO[str] = open(errors)  # noqa: SIM115
+        request = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment}
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            descriptors = [file.fileno(), stdout_write, stderr_write]
+            socket.send_fds(self._connection, [json.dumps(request).encode()], descriptors)
+        os.close(stdout_write)
+        os.close(stderr_write)
+        self.stdout: IO[str] = open(stdout_read)  # noqa: SIM115
+        self.stderr: IO[str] = open(stderr_read)  # noqa: SIM115
         self._answers = self._connection.makefile()
         self.pid = int(self._answers.readline())
         self._ended = threading.Event()
@@ -99,19 +112,19 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """All that it still says, once it has ended."""
-        with ThreadPoolExecutor(2) as beside:
-            read = [beside.submit(stream.read) for stream in (self.stdout, self.stderr)]
+        """Wait for the process to end, and return the rest of its output and of its standard error."""
+        with ThreadPoolExecutor(2) as pool:
+            futures = [pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
             try:
                 self.wait(timeout)
             except subprocess.TimeoutExpired:
-                self._kill_all()
+                self._kill_group()
                 raise
-            output, errors = (each.result() for each in read)
+            output, errors = (future.result() for future in futures)
         return output, errors
 
-    def _kill_all(self) -> None:
-        """With all that hold its output open."""
+    def _kill_group(self) -> None:
+        """Kill the process with its children, which hold its pipes open."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -125,23 +138,28 @@ class Process:
         self._connection.close()
 
 
-def begin(address: Path, log: Path) -> "subprocess.Popen[bytes]":
-    """Begins the server, which answers at an address and ends with the process that began it."""
-    with socket.socket(socket.AF_UNIX) as server, log.open("w") as said:
-        # Here, so that who asks at once finds it
+def start_server(address: Path, log: Path) -> "subprocess.Popen[bytes]":
+    """Start the server. It ends when the process that started it does.
+
+    Args:
+        address: path of its socket.
+        log: file for its output and standard error.
+    """
+    with socket.socket(socket.AF_UNIX) as server, log.open("w") as output:
+        # The socket exists when this function returns, so clients can connect at once.
         server.bind(str(address))
         server.listen(64)
         script = [sys.executable, __file__, str(server.fileno())]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         return subprocess.Popen(
-            script, env=environment, pass_fds=[server.fileno()], stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            script, env=environment, pass_fds=[server.fileno()], stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
 
 
 def serve(server: socket.socket) -> None:
-    """Forks for each request until it is ended; returns in a process that is to run a command."""
+    """Fork for each request, for ever; return only in a forked process that is to run a command."""
     first, parent = True, os.getppid()
-    server.settimeout(_LOOK_SECONDS)
+    server.settimeout(_POLL_SECONDS)
     while True:
         try:
             connection, _ = server.accept()
@@ -151,9 +169,9 @@ def serve(server: socket.socket) -> None:
             continue
         connection.setblocking(True)
         if first:
-            _import()
+            _import_modules()
             first = False
-        _reap()
+        _reap_children()
         if os.fork() == 0:
             server.close()
             _fork_and_report(connection)
@@ -161,38 +179,38 @@ def serve(server: socket.socket) -> None:
         connection.close()
 
 
-def _import() -> None:
+def _import_modules() -> None:
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
-    for name in _IMPORTED:
+    for name in _IMPORTS:
         importlib.import_module(name)
     gc.collect()
-    # As an attempt does that has imported TensorFlow by itself
+    # An attempt that imports TensorFlow itself does the same.
     gc.freeze()
 
 
-def _reap() -> None:
+def _reap_children() -> None:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def _fork_and_report(connection: socket.socket) -> None:
-    """Returns in the command's process; the one that waits for its end says which it is and how it ended, and goes."""
-    request, files, *_ = socket.recv_fds(connection, _LARGEST_REQUEST, 3)
+    """Fork the command's process, and return in it. The other process reports its pid and exit code, and exits."""
+    request, files, *_ = socket.recv_fds(connection, _MAX_REQUEST_BYTES, 3)
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         connection.close()
         os.close(read)
         os.setsid()
-        # From now on it can be ended with all its processes
+        # The pid is reported only once the session exists, so that the client can kill the whole group.
         os.write(write, b".")
         os.close(write)
-        _become(json.loads(request), files)
+        _set_up_process(json.loads(request), files)
         return
     os.close(write)
     os.read(read, 1)
@@ -202,7 +220,7 @@ def _fork_and_report(connection: socket.socket) -> None:
 
 
 def _report(connection: socket.socket, pid: int) -> NoReturn:
-    # Who asked may have gone
+    # The client may have closed the connection.
     with contextlib.suppress(OSError):
         connection.sendall(f"{pid}\n".encode())
     _, status = os.waitpid(pid, 0)
@@ -211,15 +229,16 @@ def _report(connection: socket.socket, pid: int) -> NoReturn:
     os._exit(0)
 
 
-def _become(asked: dict, files: list[int]) -> None:
+def _set_up_process(request: dict, files: list[int]) -> None:
+    """Take over the request's standard streams, environment, working folder and arguments."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["cwd"])
-    sys.argv = [asked["module"], *asked["arguments"]]
-    sys.path[0] = asked["cwd"]
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.argv = [request["module"], *request["arguments"]]
+    sys.path[0] = request["cwd"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Trains cases on one device and on parts of the processor, and writes down every step of both: the parts must be made before TensorFlow begins.
+"""Train cases on one device and on several logical devices of the CPU, and write the results of both to files.
 
-python -m tests.replicas <folder> <parts> <case>...
+It is a process of its own, because logical devices must be created before TensorFlow starts to use the CPU.
+
+python -m tests.replicas <folder> <number of devices> <case>...
 """
 
 import json
@@ -11,11 +13,15 @@ import numpy as np
 
 from dogbreeds.experiments import attempt, compose
 from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.result import Result
 from dogbreeds.tracking.records import RunOrigin
 from tests.losses import recorded
 
-FOLDER, PARTS, NAMES = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-# 45 photos in batches of 11: parts of 5 and 6, and at the end of each epoch a batch of one photo.
+FOLDER = Path(sys.argv[1])
+NUM_DEVICES = int(sys.argv[2])
+NAMES = sys.argv[3:]
+DEVICES = tuple(f"CPU:{number}" for number in range(NUM_DEVICES))
+# 45 images in batches of 11: two devices get 5 and 6 of them, and the last batch of each epoch is a single image.
 COMMON = (
     "tracking=none",
     "preflight=none",
@@ -33,8 +39,9 @@ CASES = {
     "batchnorm_head": ("head=batchnorm", "head.dropout=0.2"),
     "frozen": (*TOP, "unfreeze.batchnorm=frozen", "optimizer.layer_decay=0.8"),
     "affine": (*TOP, "unfreeze.batchnorm=affine", "optimizer=adamw"),
-    # At the end of an epoch two photos, fewer than three devices. One would be four values a channel, and Keras' synchronised BatchNorm has their
-    # variance from squares: some processors lose so many digits there that the loss is 1e-5 off.
+    # The last batch of each epoch has two images, fewer than three devices. A single image would give only four values
+    # per channel, whose variance Keras' synchronised BatchNorm computes from squares. On some processors the rounding
+    # then changes the loss by 1e-5.
     "trainable": (
         *TOP,
         "unfreeze.batchnorm=trainable",
@@ -44,41 +51,42 @@ CASES = {
     ),
     "drop_connect": (*TOP, "unfreeze.drop_connect=on"),
     "gradual": ("unfreeze=gradual", "unfreeze.top=2", "unfreeze.every_epochs=1", "optimizer=rmsprop"),
-    "photos": ("unfreeze=all", "augment=guide", "phase.epochs=2"),
+    "images": ("unfreeze=all", "augment=guide", "phase.epochs=2"),
 }
 
 
-def trained(name: str, *strategy: str) -> None:
-    """One case; what was measured goes to a file."""
+def train(name: str, *strategy: str) -> None:
+    """Train a case, and write its losses, metrics and weights to files."""
     kind = "mirrored" if strategy else "single"
-    places = (f"features.dir={FOLDER}/kept", f"checkpoint_dir={FOLDER}/{name}.{kind}")
-    run = from_config(compose.composed("train", [*COMMON, *places, *CASES[name], *strategy]))
+    folders = (f"features.dir={FOLDER}/cache", f"checkpoint_dir={FOLDER}/{name}.{kind}")
+    run = from_config(compose.compose_config("train", [*COMMON, *folders, *CASES[name], *strategy]))
     with recorded() as losses:
         result = attempt.execute(run, RunOrigin("", (), name, FOLDER, {}, ()))
-    assert isinstance(result, result.Result)
-    said = {
+    assert isinstance(result, Result)
+    measured = {
         "losses": losses,
         "verdict": result.verdict.name,
         "key": run.key,
-        "metrics": [epoch.metrics() for epoch in result.outcome.epochs],
+        "metrics": [epoch.metrics() for epoch in result.history.epochs],
     }
-    (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(said))
-    np.savez(FOLDER / f"{name}.{kind}.npz", *result.outcome.best_weights)
+    (FOLDER / f"{name}.{kind}.json").write_text(json.dumps(measured))
+    np.savez(FOLDER / f"{name}.{kind}.npz", *result.history.best_weights)
 
 
-def features() -> None:
-    """What the frozen part says of few photos and of more, on one device and on the parts."""
+def compute_features() -> None:
+    """Compute the features of fewer and of more images than devices, on one device and on several."""
     from dogbreeds.models.network import Prefix
 
-    run = from_config(compose.composed("train", COMMON))
-    graph, devices = run.model.build(0).network, tuple(f"CPU:{number}" for number in range(PARTS))
-    photos = np.stack([photo() for photo in run.data.open().train.source.read()][:7])
-    one, several = Prefix(graph, ""), Prefix(graph, "", devices)
+    run = from_config(compose.compose_config("train", COMMON))
+    graph = run.model.build(0).network
+    images = np.stack([read() for read in run.data.open().train.source.loaders()][:7])
+    one, several = Prefix(graph, ""), Prefix(graph, "", DEVICES)
     for count in (1, 2, 7):
-        np.savez(FOLDER / f"features.{count}.npz", one.compiled(photos[:count]), several.compiled(photos[:count]))
+        np.savez(FOLDER / f"features.{count}.npz", one.compiled(images[:count]), several.compiled(images[:count]))
 
 
+# Mirrored first: it must create its logical devices before TensorFlow starts.
 for case in NAMES:
-    trained(case, "strategy=mirrored", f"strategy.devices=[{','.join(f'CPU:{number}' for number in range(PARTS))}]")
-    trained(case)
-features()
+    train(case, "strategy=mirrored", f"strategy.devices=[{','.join(DEVICES)}]")
+    train(case)
+compute_features()

@@ -1,4 +1,4 @@
-"""The guide's attempts, by name."""
+"""The attempts of the guide, `attempt=…`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.phase import Finetune, Frozen
 
-# Name: (phase, what its file states)
+# Name of the attempt: its phase, and the settings in its file.
 ATTEMPTS = {
     "frozen": (Frozen, {"optimizer.lr": 1e-3, "unfreeze": "Nothing", "preflight.action": "stop"}),
     "lr_collapse": (Frozen, {"optimizer.lr": 1e-2, "unfreeze": "Nothing", "preflight.action": "stop"}),
@@ -59,34 +59,35 @@ MODELS = {
 }
 
 
-def test_every_attempt_is_looked_at() -> None:
+def test_every_attempt_has_expected_settings_here() -> None:
     assert set(ATTEMPTS) == {path.stem for path in (home() / "conf/attempt").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_says_what_its_file_states(composed, name: str) -> None:
-    phase, stated = ATTEMPTS[name]
+def test_attempt_sets_the_phase_and_settings_of_its_file(composed, name: str) -> None:
+    phase, settings = ATTEMPTS[name]
     run = composed(f"attempt={name}")
     assert isinstance(run.phase, phase)
-    assert stated.items() <= run.parameters().items()
-    # What is checked does not decide the result
+    assert settings.items() <= run.parameters().items()
+    # The preflight does not change the result.
     assert run.key == composed(f"attempt={name}", "preflight=none").key
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ATTEMPTS)
-def test_an_attempt_goes_with_any_model(composed, name: str, model: str) -> None:
-    phase, stated = ATTEMPTS[name]
+def test_attempt_composes_with_any_model(composed, name: str, model: str) -> None:
+    phase, settings = ATTEMPTS[name]
     run = composed(f"model={model}", f"attempt={name}")
     architecture, pixels = MODELS[model]
     assert isinstance(run.phase, phase)
     assert run.model.architecture == architecture
     assert run.preprocessing.mode == ("torch" if name == "torch_pixels" else pixels)
-    kept = {key: value for key, value in stated.items() if key not in ("model.architecture", "preprocessing.mode")}
-    assert kept.items() <= run.parameters().items()
+    chosen_by_model = ("model.architecture", "preprocessing.mode")
+    others = {key: value for key, value in settings.items() if key not in chosen_by_model}
+    assert others.items() <= run.parameters().items()
 
 
-def test_the_command_line_wins_over_an_attempt(composed) -> None:
+def test_command_line_overrides_an_attempt(composed) -> None:
     run = composed(
         "attempt=finetune_50",
         "optimizer.lr=3e-3",
@@ -105,12 +106,12 @@ def test_the_command_line_wins_over_an_attempt(composed) -> None:
     assert run.unfreeze.batchnorm == "affine"
 
 
-def test_no_attempt_is_named_by_default(composed) -> None:
+def test_default_run_equals_the_frozen_attempt(composed) -> None:
     assert composed().key == composed("attempt=frozen").key != composed("attempt=lr_collapse").key
 
 
 @pytest.mark.slow
-def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
+def test_stop_on_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
     settings = (
         "attempt=lr_collapse",
         "optimizer.lr=3e-1",
@@ -123,8 +124,8 @@ def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
         *settings, "phase.patience_epochs=null", "stop_on_collapse=true", "tracking.system_metrics_seconds=0"
     )
     result = execute(run, RunOrigin("", (), "a collapse", tmp_path))
-    val = [epoch.val.accuracy.value for epoch in result.outcome.epochs]
-    assert result.outcome.ended == "stop_on_collapse"
+    val = [epoch.val.accuracy.value for epoch in result.history.epochs]
+    assert result.history.stop_reason == "stop_on_collapse"
     assert result.verdict.name == "collapsed"
     assert len(val) < run.phase.epochs
     assert max(val) > 0.6
@@ -133,7 +134,7 @@ def test_a_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> None:
         f"peaked at {100 * max(val):.1f} % in epoch {1 + val.index(max(val))} and fell to {100 * val[-1]:.1f} %"
         in result.verdict.reason
     )
-    # The weights of the best epoch are kept all the same
+    # The weights of the best epoch are restored all the same.
     assert result.objective == max(val)
     client, experiment = run.tracking.connect()
     record = client.search_runs([experiment])[0]

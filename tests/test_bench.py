@@ -1,4 +1,4 @@
-"""Benchmarks on tiny inputs: each runs to its end and reports what it ran. None of these tests looks at how long something takes."""
+"""Benchmarks on tiny inputs: each runs to its end and reports what it ran. No test checks how long it takes."""
 
 import dataclasses
 import json
@@ -41,9 +41,9 @@ class Small(Model):
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Change]:
-    """A function that gives a run the small backbone, with random weights of a file, which remember no pixels that could be checked.
+    """A function that gives a run the small backbone, with random weights from a file, without the preflight.
 
-    Nothing that could be traced is, while the test runs: it would take most of the time.
+    Functions run eagerly during the test, because tracing them would take most of its time.
     """
     import tensorflow as tf
 
@@ -124,7 +124,7 @@ def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[st
     assert 100 < peaks[memory.FEWEST] < 10_000
     assert capsys.readouterr().out.split() == [
         str(memory.FEWEST),
-        "photos:",
+        "images:",
         "peak",
         f"{peaks[memory.FEWEST]:,}",
         "MiB",
@@ -133,22 +133,22 @@ def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("typed", ["59", "few"])
 def test_memory_command_line_refuses_photos_that_cannot_be_split(typed: str) -> None:
-    with pytest.raises(SystemExit, match=f"error: {typed} photos .*Type python tests/bench/memory.py 60"):
+    with pytest.raises(SystemExit, match=f"error: {typed} images .*Type python tests/bench/memory.py 60"):
         memory._arguments([typed])
 
 
 def test_grid_costs_every_kind(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
     kinds = grid.KINDS[:2]
-    grid.main(grid.Workload(model=MINIATURE, change=small, kinds=kinds, batch=2, rounds=1, head_photos=64))
+    grid.main(grid.Workload(model=MINIATURE, change=small, kinds=kinds, batch=2, rounds=1, head_images=64))
     said = capsys.readouterr().out
-    (head,) = re.findall(r"head's step on this machine, a photo: (\S+) ms", said)
+    (head,) = re.findall(r"head's step on this machine, per image: (\S+) ms", said)
     assert float(head) > 0
     shares = {kind.name: float(re.findall(rf"{kind.name}, {kind.epochs} epochs: (\S+) %", said)[0]) for kind in kinds}
     frozen, top_20 = shares.values()
     assert frozen == 0
     assert 0 < top_20 <= 100
-    rows = [line for line in said.splitlines() if line.count("|") == 2 and "attempts" not in line]
-    assert len(rows) == len(kinds) * len(grid.ATTEMPTS)
+    rows = [line for line in said.splitlines() if line.count("|") == 2 and "runs" not in line]
+    assert len(rows) == len(kinds) * len(grid.NUM_RUNS)
     assert all(number > 0 for row in rows for number in _numbers(row.rpartition("|")[2]))
 
 
@@ -177,16 +177,16 @@ def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.
 
 
 def test_predict_measures_rates_and_the_peak(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
-    peaks = predict.main("miniature", predict.Workload(photos=6, rounds=2, peaks=(4,), change=small))
+    peaks = predict.main("miniature", predict.Workload(images=6, rounds=2, peaks=(4,), change=small))
     said = capsys.readouterr().out
     assert list(peaks) == [4]
     assert 100 < peaks[4] < 10_000
-    assert f"4 photos: peak {peaks[4]:,} MiB" in said
-    assert "6 photos of 64 px, network of 64 px" in said
-    for way in ("the bare network", "its core alone", "predict, from files"):
+    assert f"4 images: peak {peaks[4]:,} MiB" in said
+    assert "6 images of 64 px, network of 64 px" in said
+    for way in (predict.NETWORK, predict.CORE, predict.PREDICT):
         rates = [_numbers(line) for line in said.splitlines() if line.startswith(way)]
         assert all(len(line) == 3 and min(line) > 0 for line in rates)
-        assert len(rates) == (1 if way == "predict, from files" else 3)
+        assert len(rates) == (1 if way == predict.PREDICT else 3)
 
 
 def test_fuzz_reports_every_kind_and_no_crash(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,18 +22,18 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints/a")
 
 
-def test_what_is_saved_comes_back_bit_for_bit(checkpoints: Checkpoints) -> None:
+def test_load_returns_what_save_wrote_bit_for_bit(checkpoints: Checkpoints) -> None:
     assert checkpoints.load() is None
     loss = float(np.nextafter(0.1, 1))
     checkpoints.save({"epoch": 3, "loss": loss, "worst": float("inf"), "parent": None}, ARRAYS)
-    about, arrays = checkpoints.load()
-    assert about == {"epoch": 3, "loss": loss, "worst": float("inf"), "parent": None}
+    metadata, arrays = checkpoints.load()
+    assert metadata == {"epoch": 3, "loss": loss, "worst": float("inf"), "parent": None}
     assert {name: (array.dtype, array.tobytes()) for name, array in arrays.items()} == {
         name: (array.dtype, array.tobytes()) for name, array in ARRAYS.items()
     }
 
 
-def test_the_newest_two_are_kept(checkpoints: Checkpoints) -> None:
+def test_save_retains_the_two_newest_checkpoints(checkpoints: Checkpoints) -> None:
     for epoch in range(4):
         checkpoints.save({"epoch": epoch}, ARRAYS)
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["00000003.npz", "00000004.npz"]
@@ -43,8 +43,8 @@ def test_the_newest_two_are_kept(checkpoints: Checkpoints) -> None:
     assert not checkpoints.folder.exists()
 
 
-@pytest.mark.parametrize("damage", ["a bit", "an end", "all", "empty"])
-def test_a_damaged_one_is_noticed_and_the_one_before_is_used(
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "overwritten", "empty"])
+def test_load_skips_a_damaged_checkpoint_for_the_one_before(
     checkpoints: Checkpoints, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for epoch in range(2):
@@ -52,17 +52,19 @@ def test_a_damaged_one_is_noticed_and_the_one_before_is_used(
     newest = checkpoints.newest
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
-    newest.write_bytes({"a bit": content, "an end": content[:-200], "all": b"x" * 500, "empty": b""}[damage])
+    newest.write_bytes(
+        {"flipped": content, "truncated": content[:-200], "overwritten": b"x" * 500, "empty": b""}[damage]
+    )
     with caplog.at_level(logging.WARNING):
-        about, arrays = checkpoints.load()
-    assert about == {"epoch": 0}
+        metadata, arrays = checkpoints.load()
+    assert metadata == {"epoch": 0}
     assert np.array_equal(arrays["weights.0"], ARRAYS["weights.0"])
-    assert caplog.messages == [f"the checkpoint {newest} is damaged and is passed over"]
+    assert caplog.messages == [f"checkpoint {newest} is damaged and is skipped"]
     checkpoints.save({"epoch": 9}, ARRAYS)
     assert checkpoints.load()[0] == {"epoch": 9}
 
 
-def test_what_a_killed_process_left_beside_is_not_read(checkpoints: Checkpoints) -> None:
+def test_load_ignores_the_temporary_file_of_a_killed_process(checkpoints: Checkpoints) -> None:
     checkpoints.save({"epoch": 0}, ARRAYS)
     (checkpoints.folder / "aside").write_bytes(b"half")
     assert checkpoints.load()[0] == {"epoch": 0}
@@ -70,7 +72,7 @@ def test_what_a_killed_process_left_beside_is_not_read(checkpoints: Checkpoints)
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["00000001.npz", "00000002.npz"]
 
 
-def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints: Checkpoints) -> None:
+def test_save_without_disk_space_leaves_the_last_checkpoint_and_no_temporary_file(checkpoints: Checkpoints) -> None:
     checkpoints.save({"epoch": 0}, ARRAYS)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
@@ -78,8 +80,8 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
         with pytest.raises(
             UserError,
             match=(
-                r"^The checkpoint in .*/a cannot be written \(File too large\)\. It needs .*\. Make room and run the"
-                r" same "
+                r"^The checkpoint in .*/a cannot be written \(File too large\)\. .* disk with free space\. .* same"
+                r" command again, .* or set checkpoint_dir=<folder>\.$"
             ),
         ):
             checkpoints.save({"epoch": 1}, ARRAYS)
@@ -89,12 +91,12 @@ def test_without_room_the_last_one_stays_and_nothing_is_left_beside(checkpoints:
     assert checkpoints.load()[0] == {"epoch": 0}
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_lock_in_an_unwritable_folder_raises_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError,
-        match=r"cannot be locked \(.*\)\. It needs a folder that can be written.* or type checkpoint_dir=<folder>\.",
-    ), Checkpoints(tmp_path / "file/a").locked():
+    message = (
+        r"^The checkpoint in .*/a cannot be locked \(.*\)\. .* writable folder.* or set checkpoint_dir=<folder>\.$"
+    )
+    with pytest.raises(UserError, match=message), Checkpoints(tmp_path / "file/a").locked():
         pass
 
 
@@ -109,7 +111,7 @@ def _work(folder: Path, running, most) -> None:
                 running.value -= 1
 
 
-def test_one_process_at_a_time_works_on_a_run_and_no_lock_is_left(checkpoints: Checkpoints) -> None:
+def test_lock_admits_one_process_at_a_time_and_is_removed(checkpoints: Checkpoints) -> None:
     context = multiprocessing.get_context("fork")
     running, most = context.Value("i", 0), context.Value("i", 0)
     workers = [context.Process(target=_work, args=(checkpoints.folder, running, most)) for _ in range(4)]
@@ -122,20 +124,20 @@ def test_one_process_at_a_time_works_on_a_run_and_no_lock_is_left(checkpoints: C
     assert list(checkpoints.folder.parent.iterdir()) == []
 
 
-def _die_at_work(folder: Path) -> None:
+def _die_with_the_lock(folder: Path) -> None:
     with Checkpoints(folder).locked():
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_who_gets_a_lock_after_one_that_was_killed_learns_which(checkpoints: Checkpoints) -> None:
+def test_lock_lists_the_processes_that_were_killed_while_they_held_it(checkpoints: Checkpoints) -> None:
     with checkpoints.locked() as gone:
         assert gone == []
+    # The previous owner released the lock.
     with checkpoints.locked() as gone:
-        # The first ended in order
         assert gone == []
     expected = []
     for _ in range(2):
-        killed = multiprocessing.get_context("spawn").Process(target=_die_at_work, args=(checkpoints.folder,))
+        killed = multiprocessing.get_context("spawn").Process(target=_die_with_the_lock, args=(checkpoints.folder,))
         killed.start()
         killed.join()
         expected.append(killed.pid)

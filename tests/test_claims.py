@@ -1,10 +1,12 @@
+"""The guide's claims: which results reproduce, refute or do not test them."""
+
 import pytest
 
 from dogbreeds.core.paths import home
 from dogbreeds.evaluation.verdict import VERDICTS
-from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, number_claim, verdict_claim
+from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, check_accuracy, check_verdict
 
-GUIDE = {
+GUIDE_PARAMS = {
     "model.architecture": "EfficientNetB4",
     "model.weights": "imagenet",
     "model.image_size": "380",
@@ -15,23 +17,23 @@ GUIDE = {
 }
 
 
-def test_every_attempt_has_a_claim_and_every_claim_an_attempt() -> None:
+def test_claims_cover_the_attempts_in_conf() -> None:
     assert set(CLAIMS) == {path.stem for path in (home() / "conf/attempt").glob("*.yaml")}
     assert {verdict for claim in CLAIMS.values() for verdict in claim.verdicts} <= set(VERDICTS)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "verdicts", "changed", "status", "why"),
+    ("attempt", "verdicts", "changed", "status", "reason"),
     [
-        ("lr_collapse", ["collapsed"], "", REPRODUCED, "collapsed in the one seed that was run"),
+        ("lr_collapse", ["collapsed"], "", REPRODUCED, "collapsed in the only seed"),
         ("lr_collapse", ["collapsed"] * 3, "", REPRODUCED, "collapsed in 3 of 3 seeds"),
-        ("lr_collapse", ["never_learned"], "", REFUTED, "collapsed in 0 of 1, otherwise never learned"),
+        ("lr_collapse", ["never_learned"], "", REFUTED, "collapsed in 0 of 1 seed, otherwise never learned"),
         (
             "finetune_50",
             ["worse_than_frozen", "no_better_than_frozen", "better_than_frozen"],
             "",
             REFUTED,
-            "no better than frozen or worse than frozen in 2 of 3, otherwise better than frozen",
+            "no better than frozen or worse than frozen in 2 of 3 seeds, otherwise better than frozen",
         ),
         (
             "finetune_20",
@@ -50,28 +52,42 @@ def test_every_attempt_has_a_claim_and_every_claim_an_attempt() -> None:
         ),
     ],
 )
-def test_the_claim_on_the_verdict(attempt: str, verdicts: list[str], changed: str, status: str, why: str) -> None:
-    tested = verdict_claim(CLAIMS[attempt], verdicts, changed)
-    assert (tested.status, tested.why) == (status, why)
+def test_check_verdict_compares_all_seeds_with_the_claim(
+    attempt: str, verdicts: list[str], changed: str, status: str, reason: str
+) -> None:
+    check = check_verdict(CLAIMS[attempt], verdicts, changed)
+    assert (check.status, check.reason) == (status, reason)
 
 
 @pytest.mark.parametrize(
-    ("attempt", "params", "values", "status", "said"),
+    ("attempt", "params", "accuracies", "status", "reason"),
     [
-        ("frozen", GUIDE, [0.931], REPRODUCED, "93.1 % where the guide has 93.7 % (± 1.5 allowed; the guide's table)"),
-        ("frozen", GUIDE, [0.93, 0.94], REPRODUCED, "93.5 % where"),
-        ("frozen", GUIDE, [0.90], REFUTED, "90.0 % where the guide has 93.7 %"),
-        ("lr_collapse", GUIDE, [0.60], REFUTED, "60.0 % where the guide has 43.1 % (± 15.0 allowed"),
         (
             "frozen",
-            GUIDE | {"data.split": "official"},
+            GUIDE_PARAMS,
+            [0.931],
+            REPRODUCED,
+            "measured 93.1 %, the guide reports 93.7 % (tolerance ± 1.5 points; the guide's table)",
+        ),
+        ("frozen", GUIDE_PARAMS, [0.93, 0.94], REPRODUCED, "measured 93.5 %, "),
+        ("frozen", GUIDE_PARAMS, [0.90], REFUTED, "measured 90.0 %, the guide reports 93.7 %"),
+        (
+            "lr_collapse",
+            GUIDE_PARAMS,
+            [0.60],
+            REFUTED,
+            "measured 60.0 %, the guide reports 43.1 % (tolerance ± 15.0 points",
+        ),
+        (
+            "frozen",
+            GUIDE_PARAMS | {"data.split": "official"},
             [0.93],
             NOT_TESTED,
             "data.split is official. Type python -m dogbreeds.train attempt=frozen ",
         ),
         (
             "resnet50_frozen",
-            GUIDE,
+            GUIDE_PARAMS,
             [0.5],
             NOT_TESTED,
             (
@@ -80,19 +96,21 @@ def test_the_claim_on_the_verdict(attempt: str, verdicts: list[str], changed: st
             ),
         ),
         ("frozen", {}, [], NOT_TESTED, "model.architecture is absent, "),
-        ("frozen", GUIDE, [], NOT_TESTED, "it was not run. Type"),
+        ("frozen", GUIDE_PARAMS, [], NOT_TESTED, "it was not run. Type"),
     ],
 )
-def test_the_claim_on_the_number_is_of_the_guide_s_own_setup(attempt, params, values, status, said) -> None:
-    tested = number_claim(CLAIMS[attempt], params, values)
-    assert tested.status == status
-    assert tested.why.startswith(said)
+def test_check_accuracy_tests_the_claim_in_the_guide_s_setup_only(
+    attempt: str, params: dict[str, str], accuracies: list[float], status: str, reason: str
+) -> None:
+    check = check_accuracy(CLAIMS[attempt], params, accuracies)
+    assert check.status == status
+    assert check.reason.startswith(reason)
 
 
 @pytest.mark.parametrize("attempt", list(CLAIMS))
-def test_the_command_that_would_test_it_composes_into_the_guide_s_setup(composed, attempt: str) -> None:
+def test_check_accuracy_s_command_composes_the_guide_s_setup(composed, attempt: str) -> None:
     claim = CLAIMS[attempt]
-    command = number_claim(claim, {}, []).why.split("python -m dogbreeds.train ")[1]
+    command = check_accuracy(claim, {}, []).reason.split("python -m dogbreeds.train ")[1]
     params = composed(*command.split()).parameters()
     params = {name: str(value) for name, value in params.items()} | {"data.name": "stanford_dogs"}
-    assert number_claim(claim, params, [claim.value]).status == REPRODUCED
+    assert check_accuracy(claim, params, [claim.accuracy]).status == REPRODUCED

@@ -1,4 +1,4 @@
-"""Every error a command line can hold, by its sentences, without TensorFlow."""
+"""Command lines: errors before TensorFlow is imported, `--help`, and the command `dogbreeds.cache`."""
 
 import os
 import subprocess
@@ -12,16 +12,17 @@ import pytest
 from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
+# A command that prints at its end whether it has imported TensorFlow or MLflow.
 _PROBE = (
-    "import sys; from dogbreeds import command, train\ntry: command.main(train.task, 'train')\nfinally:"
+    "import sys; from dogbreeds import cli, train\ntry: cli.main(train.task, 'train')\nfinally:"
     " print('TensorFlow was', 'imported' if 'tensorflow' in sys.modules or 'mlflow' in sys.modules else 'left alone')"
 )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ("optimzer.lr=1", "optimzer.lr is not a setting. Near it there are optimizer.lr, "),
+        ("optimzer.lr=1", "optimzer.lr is not a setting. Similar settings are optimizer.lr, "),
         (
             "optimizer.lr=abc",
             "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
@@ -39,19 +40,19 @@ _PROBE = (
             "schedule=linear",
             "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule=",
         ),
-        ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. It has "),
+        ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. Its settings are "),
         ("foo", "The command line was not understood ("),
         ("optimizer.lr=[1", "The command line was not understood ("),
         (
             "data=folder",
             (
-                "data.root was not given. data=folder needs the folder that holds your photos. Type"
+                "data.root was not given. data=folder needs the folder that contains your images. Type"
                 " data.root=path/to/photos."
             ),
         ),
         (
             "data=folder data.root=/not/there",
-            "data.root=/not/there is not a folder (looked in /not/there). It must hold ",
+            "data.root=/not/there is not a folder (looked in /not/there). It must contain ",
         ),
         (
             "model.weights=/not/there.h5",
@@ -68,7 +69,9 @@ _PROBE = (
         ("data.breeds=241", "data.breeds was 241. There are 240 drawn breeds. Type data.breeds=240, for example."),
     ],
 )
-def test_a_wrong_command_line_is_answered_before_tensorflow_is_imported(arguments: str, said: str, tmp_path) -> None:
+def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
+    arguments: str, message: str, tmp_path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, *arguments.split(), f"hydra.run.dir={tmp_path}/run"],
         env=os.environ | {"PYTHONPATH": str(home())},
@@ -76,14 +79,14 @@ def test_a_wrong_command_line_is_answered_before_tensorflow_is_imported(argument
         text=True,
         timeout=900,
     )
-    assert f"error: {said}" in done.stderr
+    assert f"error: {message}" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "TensorFlow was left alone"
 
 
-def test_help_names_every_group(typed) -> None:
-    done = typed("train", "--help")
+def test_help_lists_every_group(fresh_command) -> None:
+    done = fresh_command("train", "--help")
     assert done.returncode == 0
     assert "model: convnext_tiny, effnetb0" in done.stdout
     assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
@@ -91,39 +94,39 @@ def test_help_names_every_group(typed) -> None:
 
 @pytest.mark.own_cache
 @pytest.mark.slow
-def test_what_is_kept_is_listed_and_cleared(command) -> None:
+def test_cache_command_lists_and_clears_the_cache(command) -> None:
     assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
     listed = command("cache").stdout.splitlines()
     assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3 + ["preflight"]
-    assert listed[-1].startswith("7 kept arrays, 0.00 of at most 50 GB, in ")
-    assert command("cache", "clear=true").stdout.startswith("7 kept arrays removed from ")
-    assert command("cache").stdout.startswith("0 kept arrays, ")
+    assert listed[-1].startswith("7 cached arrays, 0.00 of at most 50 GB, in ")
+    assert command("cache", "clear=true").stdout.startswith("7 cached arrays removed from ")
+    assert command("cache").stdout.startswith("0 cached arrays, ")
     refused = command("cache", "clear=perhaps")
     assert refused.returncode == 1
-    assert "error: clear was 'perhaps'. It must be true or false." in refused.stderr
+    assert "error: clear was 'perhaps'. It must be true or false. Type clear=true " in refused.stderr
 
 
 @pytest.mark.own_cache
-def test_what_is_unfinished_or_damaged_is_listed_as_such(typed, tmp_path: Path) -> None:
+def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_path: Path) -> None:
     def produce(rows: np.ndarray, start: int, notes: dict):
         yield from (1_000, 2_048)
         raise KeyboardInterrupt
 
     place = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache(place, 10**9).array(
+        FeatureCache(place, 10**9).get_or_compute(
             "features", {"size": 64, "resize": "pad", "dtype": "float16"}, (4_800, 10), "float16", produce
         )
     damaged = place / f"photos-{24 * 'a'}"
     damaged.mkdir()
-    # Another machine's clock may be ahead
+    # Another machine's clock may be ahead.
     os.utime(damaged, (time.time() + 86_400,) * 2)
-    listed = typed("cache").stdout.splitlines()
+    listed = fresh_command("cache").stdout.splitlines()
     assert listed[0].split() == [damaged.name, "0.0", "MB", "used", "0", "s", "ago", "damaged"]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == [
         "64 px, pad, float16, unfinished: 2,048 of 4,800 rows"
     ]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
-    assert listed[-1] == f"2 kept arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
-    assert typed("cache", "clear=true").stdout == f"2 kept arrays removed from {place}\n"
+    assert listed[-1] == f"2 cached arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
+    assert fresh_command("cache", "clear=true").stdout == f"2 cached arrays removed from {place}\n"
     assert [path.name for path in place.iterdir() if path.is_dir()] == []

@@ -1,4 +1,4 @@
-"""The command, on a real attempt: what it says, writes and records."""
+"""The command `evaluate`, on a trained run: what it prints, writes and records."""
 
 import csv
 import json
@@ -11,9 +11,8 @@ from PIL import Image
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
-from dogbreeds.evaluate import Wanted
-from dogbreeds.experiments.compose import composed as compose
-from dogbreeds.experiments.compose import part
+from dogbreeds.evaluate import Settings
+from dogbreeds.experiments.compose import build_spec, compose_config
 from dogbreeds.tracking.records import short
 
 BEGINNING = "or the beginning of one run's id; the newest are"
@@ -26,8 +25,8 @@ TRAINED = (
 )
 
 
-def wanted(**changes: object) -> Wanted:
-    return Wanted(
+def make_settings(**changes: object) -> Settings:
+    return Settings(
         **{
             "run": "latest",
             "split": None,
@@ -42,43 +41,39 @@ def wanted(**changes: object) -> Wanted:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "received", "to_type"),
     [
         (
             {"photos": "x", "split": "val"},
-            "split=val and photos=x were given. A network is evaluated on one of the two. Leave one out.",
+            "split=val and photos=x were given. ",
+            "Leave one out.",
         ),
-        (
-            {"run": "model.keras"},
-            (
-                "run=model.keras is a file, which does not know the photos it was trained on. Photos must be named."
-                " Type photos="
-            ),
-        ),
+        ({"run": "model.keras"}, "run=model.keras is a file", "Type photos=path/to/photos"),
         (
             {"split": "dev"},
-            "split was 'dev'. It must be one of train, val, test, or null. Type split=train, for example.",
+            "split was 'dev'. It must be one of train, val, test, or null. ",
+            "Type split=train, for example.",
         ),
-        ({"mistakes": -1}, "mistakes was -1. It must be a whole number of 0 or more."),
+        ({"mistakes": -1}, "mistakes was -1. ", "0 or more"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=re.escape(words)):
-        wanted(**changes)
+def test_settings_refuse_what_cannot_be_evaluated(changes: dict[str, object], received: str, to_type: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(received)}.*{re.escape(to_type)}"):
+        make_settings(**changes)
 
 
-def test_a_run_s_beginning_may_be_all_digits() -> None:
-    assert wanted(run=380).run == "380"
+def test_settings_accept_a_run_id_of_digits_only() -> None:
+    assert make_settings(run=380).run == "380"
 
 
 @pytest.mark.slow
-def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
+def test_evaluate_measures_a_run_and_adds_the_report_to_it(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = command("evaluate")
     assert nothing.returncode == 1
     assert (
-        "Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type"
+        "Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one. Type"
         " python -m" in nothing.stderr
     )
     assert command("train", *TRAINED).returncode == 0
@@ -86,7 +81,7 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
     done = command("evaluate", "tta.views=2")
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
-    tracking = part(compose("evaluate"), "tracking")
+    tracking = build_spec(compose_config("evaluate"), "tracking")
     (record,) = tracking.records()
     measured = record.metrics["test/accuracy"]
     assert record.metrics["evaluation/test/accuracy"] == measured
@@ -103,11 +98,11 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
         "=",
         "96",
     ]
-    assert "2 views of each photo change the accuracy by" in done.stdout
-    assert "The saved network gives the probabilities that training measured, to within" in done.stdout
-    assert "fitted on 60 validation photos" in done.stdout
+    assert re.search(r"2 views of each image changes the accuracy by [+-]", done.stdout), done.stdout
+    assert "reproduces the probabilities recorded during training to within" in done.stdout
+    assert "fitted on 60 validation images" in done.stdout
 
-    kept = Path(tracking.connect()[0].download_artifacts(record.run_id, "evaluation/test", str(tmp_path)))
+    artifacts = Path(tracking.connect()[0].download_artifacts(record.run_id, "evaluation/test", str(tmp_path)))
     names = {
         "report.html",
         "confusion.png",
@@ -118,36 +113,37 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
         "photos.csv",
         "scores.json",
     }
-    assert {file.name for file in kept.iterdir()} == names
-    photos = list(csv.DictReader((kept / "photos.csv").open()))
-    said = tracking.predictions(record.run_id)["test"]
-    assert [row["photo"] for row in photos] == list(said.ids)
-    assert [row["called"] for row in photos] == [drawn_dogs.breed_name(index) for index in said.logits.argmax(axis=1)]
-    assert np.mean([row["called"] == row["breed"] for row in photos]) == pytest.approx(measured)
-    breeds = list(csv.DictReader((kept / "breeds.csv").open()))
-    assert sum(int(row["right"]) for row in breeds) == round(96 * measured)
-    assert json.loads((kept / "scores.json").read_text())["tta/views"] == 2
-    page = (kept / "report.html").read_text()
+    assert {file.name for file in artifacts.iterdir()} == names
+    images = list(csv.DictReader((artifacts / "photos.csv").open()))
+    recorded = tracking.predictions(record.run_id)["test"]
+    assert [row["photo"] for row in images] == list(recorded.ids)
+    predicted = [drawn_dogs.breed_name(index) for index in recorded.logits.argmax(axis=1)]
+    assert [row["called"] for row in images] == predicted
+    assert np.mean([row["called"] == row["breed"] for row in images]) == pytest.approx(measured)
+    classes = list(csv.DictReader((artifacts / "breeds.csv").open()))
+    assert sum(int(row["right"]) for row in classes) == round(96 * measured)
+    assert json.loads((artifacts / "scores.json").read_text())["tta/views"] == 2
+    page = (artifacts / "report.html").read_text()
     assert 'src="http' not in page and 'href="http' not in page
     assert page.count("<svg") == 2
     assert f"{100 * measured:.1f}&nbsp;%" in page
 
     own = tmp_path / "other photos"
-    for breed in range(3):
-        folder = own / drawn_dogs.breed_name(breed)
+    for label in range(3):
+        folder = own / drawn_dogs.breed_name(label)
         folder.mkdir(parents=True)
         for number in range(4):
-            Image.fromarray(drawn_dogs.draw("test", breed, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
-    network = tracking.network(record.run_id, tmp_path)
+            Image.fromarray(drawn_dogs.draw("test", label, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
+    network = tracking.download_network(record.run_id, tmp_path)
     alone = command("evaluate", f"run={network}", f"photos='{own}'", "output=here", "tracking=none")
     assert alone.returncode == 0, alone.stderr
     assert "n = 12" in alone.stdout
-    assert "What it was trained on is not known here: photos that it has seen flatter it." in alone.stdout
+    assert "Its training images are unknown" in alone.stdout
     assert (tmp_path / "here/report.html").is_file()
     (own / "wolf").mkdir()
     (own / "wolf/1.jpg").write_bytes(b"no photo")
 
-    for arguments, words in (
+    for arguments, *facts in (
         (
             ("run=ffffff",),
             (
@@ -164,22 +160,22 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
         ),
         (
             (f"photos='{own / 'wolf'}'",),
-            "has no class folders. It must hold <class>/ folders of photos, named as the network's classes are.",
+            "has no class folders. It must contain <class>/ folders of images, named as the network's classes are.",
         ),
-        (("photos=nowhere",), "photos=nowhere is not a folder. It must hold <class>/ folders of photos"),
+        (("photos=nowhere",), "photos=nowhere is not a folder. ", "<class>/", "Type photos=path/to/photos."),
         (("run=3801e552",), "run=3801e552 names no run of experiment 'dogbreeds'."),
-        (("output=.", "split=val"), "holds other things, such as "),
-        (("spilt=val",), "spilt is not a setting. Near it there are run, split,"),
+        (("output=.", "split=val"), "contains other files, such as "),
+        (("spilt=val",), "spilt is not a setting. Similar settings are run, split,"),
         (
             ("tracking=none",),
-            "tracking=none was chosen. A run's network is found through MLflow, which kept it. Type tracking=mlflow.",
+            "tracking=none was given. A run's network is loaded from MLflow. Type tracking=mlflow.",
         ),
     ):
         refused = command("evaluate", *arguments)
         assert refused.returncode == 1, arguments
-        assert words in refused.stderr
+        assert all(fact in refused.stderr for fact in facts), refused.stderr
         assert "Traceback" not in refused.stderr
-    for path, words in (
+    for path, message in (
         ("broken.keras", "cannot be read as a saved network"),
         ("nameless.keras", "is a network without class names."),
     ):
@@ -191,12 +187,12 @@ def test_an_attempt_is_evaluated_and_everything_lies_in_its_run(
             keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / path)
         refused = command("evaluate", f"run={path}", f"photos='{own}'")
         assert refused.returncode == 1
-        assert words in refused.stderr
+        assert message in refused.stderr
 
 
 @pytest.mark.slow
-def test_other_photos_than_the_run_s_are_not_taken_for_its_own(command, photos) -> None:
-    root = photos(classes=3, train=6, test=3)
+def test_evaluate_refuses_a_run_whose_images_were_moved_or_changed(command, write_images) -> None:
+    root = write_images(classes=3, train=6, test=3)
     trained = command(
         "train", "data=folder", f"data.root={root}", "phase.epochs=2", "tracking.system_metrics_seconds=0"
     )
@@ -211,4 +207,4 @@ def test_other_photos_than_the_run_s_are_not_taken_for_its_own(command, photos) 
     (moved / "test/breed_0/0.jpg").unlink()
     changed = command("evaluate", f"data.root={moved}")
     assert changed.returncode == 1
-    assert "are others than run" in changed.stderr
+    assert "are not those of run" in changed.stderr

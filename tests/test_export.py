@@ -1,4 +1,4 @@
-"""The command as a user runs it: formats, what is kept, the gate, and the sentence of each mistake."""
+"""The command `export`: formats and their checks, what is added to the run, the promotion gate, and error messages."""
 
 import json
 import re
@@ -13,112 +13,104 @@ from dogbreeds import export
 from dogbreeds.core import files
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data import drawn_dogs
-from dogbreeds.data.sample import of_folder, of_split
-from dogbreeds.export import Wanted
+from dogbreeds.data.sample import sample_folder, sample_split
+from dogbreeds.export import Settings
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.classifier import load
 from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 
-BREEDS = ("data.breeds=12", "tracking.system_metrics_seconds=0")
+DATA = ("data.breeds=12", "tracking.system_metrics_seconds=0")
 
 
-def test_photos_are_spread_over_all_that_there_are(photos) -> None:
+def test_sample_spreads_images_over_a_folder_or_split(write_images) -> None:
     from dogbreeds.data.folder import Folder
 
-    root = photos(classes=3, train=4, test=5)
+    root = write_images(classes=3, train=4, test=5)
     shared = {"resize": "stretch", "max_corrupt_fraction": 0.5}
     split = Folder(root=str(root), val_fraction=0.3, split_seed=0, on_corrupt="skip", **shared).open().test
-    assert len(of_folder(str(root / "test"), 7)) == 7
-    assert len(of_folder(str(root), 1000)) == 27
-    chosen = of_split(split, 3, skip=False)
-    # The first of all, the middle, the last
-    expected = [photo for row, photo in enumerate(split.source.read()) if row in (0, 7, 14)]
-    assert [photo().tobytes() for photo in chosen] == [photo().tobytes() for photo in expected]
-    # Row 7
+    assert len(sample_folder(str(root / "test"), 7)) == 7
+    assert len(sample_folder(str(root), 1000)) == 27
+    chosen = sample_split(split, 3, skip=False)
+    # The first row, the middle one, the last one.
+    expected = [image for row, image in enumerate(split.source.loaders()) if row in (0, 7, 14)]
+    assert [image().tobytes() for image in chosen] == [image().tobytes() for image in expected]
+    # Damage row 7.
     damaged = root / "test/breed_1/2.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-400])
     split = Folder(root=str(root), val_fraction=0.3, split_seed=0, on_corrupt="skip", **shared).open().test
-    assert len(of_split(split, 3, skip=True)) == 2
-    with pytest.raises(UserError, match=r"2.jpg cannot be read as a photo"):
-        [photo() for photo in of_folder(str(root / "test/breed_1"), 5)]
+    assert len(sample_split(split, 3, skip=True)) == 2
+    with pytest.raises(UserError, match=r"2.jpg cannot be read as an image"):
+        [image() for image in sample_folder(str(root / "test/breed_1"), 5)]
 
 
-def test_folders_without_photos_are_refused(tmp_path: Path) -> None:
+def test_sample_refuses_a_missing_folder_and_one_without_images(tmp_path: Path) -> None:
     with pytest.raises(
         MissingFileError,
         match=(
-            r"photos_from=nowhere is not a folder. It must hold photos, at any depth. Type photos_from=path/to/photos."
+            r"photos_from=nowhere is not a folder\. It must contain images, at any depth\. Type"
+            r" photos_from=path/to/photos\."
         ),
     ):
-        of_folder("nowhere", 3)
-    with pytest.raises(UserError, match=r"holds no photos. They must be JPEG, PNG or WebP files."):
-        of_folder(str(tmp_path), 3)
+        sample_folder("nowhere", 3)
+    with pytest.raises(UserError, match=r"contains no images. They must be JPEG, PNG or WebP files."):
+        sample_folder(str(tmp_path), 3)
 
 
-def wanted(**changes) -> Wanted:
-    settings = {"run": "latest", "formats": ["keras"], "photos": 200, "photos_from": None, "output": None}
-    return Wanted(**(settings | {"register": None, "alias": "champion", "alpha": 0.05} | changes))
+def make_settings(**changes) -> Settings:
+    values = {"run": "latest", "formats": ["keras"], "photos": 200, "photos_from": None, "output": None}
+    return Settings(**(values | {"register": None, "alias": "champion", "alpha": 0.05} | changes))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "received", "facts"),
     [
         (
             {"formats": ["coreml"]},
-            (
-                "formats has 'coreml'. It must be a list of keras, savedmodel, tflite, tflite_float16, onnx. Type"
-                " 'formats="
-            ),
+            "formats has 'coreml'. ",
+            ("keras, savedmodel, tflite, tflite_float16, onnx", "Type 'formats=[keras,onnx]'"),
         ),
-        (
-            {"formats": "onnx"},
-            "formats was 'onnx'. It must be a list of names. Type 'formats=[keras,onnx]', for example.",
-        ),
-        (
-            {"run": "a.keras"},
-            (
-                "run=a.keras is a file, which does not know its photos. Each format is checked on photos, so that some"
-                " must be named."
-            ),
-        ),
+        ({"formats": "onnx"}, "formats was 'onnx'. ", ("Type 'formats=[keras,onnx]'",)),
+        ({"run": "a.keras"}, "run=a.keras is a file", ("Type photos_from=path/to/photos",)),
         (
             {"run": "a.keras", "photos_from": "x", "register": "dogs"},
-            "register=dogs was asked for with run=a.keras, which is a file.",
+            "register=dogs was given with run=a.keras, which is a file. ",
+            ("Type run=<a run's id>, or leave out register.",),
         ),
-        (
-            {"register": "a/b"},
-            "register was 'a/b'. It must be a name of letters, digits, - and _ that begins with a letter",
-        ),
-        ({"register": "dogs' or '1"}, "register was \"dogs' or '1\"."),
-        ({"register": "dogs", "alias": "Latest"}, "alias was 'Latest'."),
-        ({"alias": "v3"}, "alias was 'v3'."),
-        ({"photos": 0}, "photos was 0. It must be a whole number of 1 or more."),
-        ({"alpha": 1}, "alpha was 1. It must be a finite number above 0 and below 1."),
+        ({"register": "a/b"}, "register was 'a/b'. ", ("letters, digits, - and _", "Type register=dogs")),
+        ({"register": "dogs' or '1"}, "register was \"dogs' or '1\". ", ("Type register=dogs",)),
+        ({"register": "dogs", "alias": "Latest"}, "alias was 'Latest'. ", ("such as latest", "Type alias=champion")),
+        ({"alias": "v3"}, "alias was 'v3'. ", ("Type alias=champion",)),
+        ({"photos": 0}, "photos was 0. ", ("1 or more",)),
+        ({"alpha": 1}, "alpha was 1. ", ("above 0", "below 1")),
     ],
 )
-def test_what_cannot_be_exported_is_said_before_anything_is_loaded(changes, said: str) -> None:
-    wanted(register="dogs", photos=3)
-    with pytest.raises(UserError) as refused:
-        wanted(**changes)
-    assert str(refused.value).startswith(said)
+def test_settings_refuse_what_cannot_be_exported(changes, received: str, facts: tuple[str, ...]) -> None:
+    make_settings(register="dogs", photos=3)
+    with pytest.raises(UserError) as error:
+        make_settings(**changes)
+    message = str(error.value)
+    assert message.startswith(received)
+    assert all(fact in message for fact in facts), message
 
 
-def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_format_with_other_probabilities_is_removed_and_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = build(Nothing(**FROZEN))
-    network.whole(NAMES, "stretch").save(tmp_path / "network.keras")
+    network.full_model(NAMES, "stretch").save(tmp_path / "network.keras")
     classifier = load(tmp_path / "network.keras")
-    trained = export_formats.ask_keras(classifier.whole)
+    trained = export_formats.keras_predictor(classifier.model)
 
-    def off(photos: np.ndarray) -> export_formats.Answers:
-        probabilities, breeds = trained(photos)
-        return probabilities + 3e-4, breeds
+    def off(images: np.ndarray) -> export_formats.BatchPrediction:
+        probabilities, class_names = trained(images)
+        return probabilities + 3e-4, class_names
 
     wrong = replace(
         export_formats.FORMATS["onnx"],
-        needs=(),
+        requires=(),
         write=lambda classifier, file: file.write_text("wrong"),
-        open=lambda file: off,
+        load=lambda file: off,
     )
     monkeypatch.setitem(export_formats.FORMATS, "onnx", wrong)
     place = tmp_path / "place"
@@ -126,20 +118,22 @@ def test_a_format_that_is_another_network_is_removed_and_said(tmp_path: Path, mo
     (place / "model.onnx").write_text("of an earlier export")
     (place / "notes.txt").write_text("the user's own")
     (place / "checks.json").write_text("{}")
-    with files.folder(place, export._OWN) as folder:
+    with files.atomic_folder(place, export._OWNED_FILES) as folder:
         (folder / "checks.json").write_text("{}")
-        found = exporter._export(["keras", "onnx"], classifier, [lambda: drawn_dogs.draw("test", 0, 0)] * 3, folder)
+        images = [lambda: drawn_dogs.draw("test", 0, 0)] * 3
+        formats = exporter.export_and_check(["keras", "onnx"], classifier, images, folder)
     assert {file.name for file in place.iterdir()} == {"model.keras", "notes.txt", "checks.json"}
-    assert [each.agrees for each in found] == [True, False]
-    shown = export._table(found)
-    assert "no: removed" in shown
-    assert "3.0e-04" in shown
-    with pytest.raises(UserError) as refused:
-        exporter._check_all_agree(found)
-    assert str(refused.value).startswith(
-        "onnx is not the network that was trained: a probability differs by 0.0003. 0.0001 is allowed, so that its file"
-    )
-    exporter._check_all_agree(found[:1])
+    assert [each.agrees for each in formats] == [True, False]
+    table = export._parity_table(formats)
+    assert "no: removed" in table
+    assert "3.0e-04" in table
+    with pytest.raises(UserError) as error:
+        exporter.require_agreement(formats)
+    message = str(error.value)
+    assert message.startswith("onnx does not match the trained network: a probability differs by 0.0003. ")
+    assert "0.0001 is allowed" in message
+    assert "Type formats=[…]" in message
+    exporter.require_agreement(formats[:1])
 
 
 def artifacts(home: Path, run: str) -> Path:
@@ -148,15 +142,15 @@ def artifacts(home: Path, run: str) -> Path:
 
 
 @pytest.mark.slow
-def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photos) -> None:
+def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, tmp_path: Path, write_images) -> None:
     home = tmp_path / "home"
     nothing = command("export")
     assert nothing.returncode == 1
     assert (
-        "has no finished attempt that kept its network. run=latest is one of those. Type python -m dogbreeds.train"
+        "has no finished run with a saved network. run=latest needs one. Type python -m dogbreeds.train"
         " first" in nothing.stderr
     )
-    ran = command("train", "phase.epochs=3", *BREEDS)
+    ran = command("train", "phase.epochs=3", *DATA)
     assert ran.returncode == 0, ran.stderr
 
     exported = command("export", "photos=20")
@@ -184,7 +178,7 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
     assert exported.stdout.count("24 of 24") == 5
     assert f"{place}\n" in exported.stdout
     readme = (place / "README.md").read_text()
-    assert "n = 120) on test photos" in readme
+    assert "n = 120) on test images" in readme
     assert f"MLflow run `{run}" in readme
     assert 'Interpreter("model.float16.tflite")' in readme
 
@@ -197,27 +191,27 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
         "checks.json",
         "model.keras",
     }
-    # The same network is logged once
+    # The network is logged once, although it was exported twice.
     assert len(list((home / "mlruns/artifacts/models").iterdir())) == 1
 
     saved = tmp_path / "saved.keras"
     shutil.copy(place / "model.keras", saved)
-    root = photos(classes=2, flat=6)
+    root = write_images(classes=2, flat=6)
     by_file = command("export", f"run={saved}", f"photos_from={root}", "formats=[keras]", f"output={tmp_path}/out")
     assert by_file.returncode == 0, by_file.stderr
     assert "16 of 16" in by_file.stdout
     assert "mlflow models serve" not in by_file.stdout
-    assert "That is not known" in (tmp_path / "out/README.md").read_text()
+    assert "Unknown: the network was exported from a file" in (tmp_path / "out/README.md").read_text()
 
 
 @pytest.mark.long
-def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) -> None:
-    assert command("train", "phase.epochs=1", *BREEDS).returncode == 0
-    root, first, again = photos(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
+def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: Path, write_images) -> None:
+    assert command("train", "phase.epochs=1", *DATA).returncode == 0
+    root, first, again = write_images(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
     assert command("export", "formats=[keras]", "photos=5", f"output={first}").returncode == 0
     by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
     assert command("export", *by_file, f"output={again}").returncode == 0
-    for arguments, said in (
+    for arguments, message in (
         (
             ["run=zzzz"],
             (
@@ -225,33 +219,33 @@ def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) 
                 " run's id"
             ),
         ),
-        (["data.root=/tmp"], "the photos of run"),
+        (["data.root=/tmp"], "data.root=/tmp was given, and run "),
         (
             [f"output={first}/model.keras/x", "formats=[keras]"],
-            "cannot be made (Not a directory). output must be a folder",
+            "cannot be created (Not a directory). output must be a folder",
         ),
-        ([f"output={tmp_path}", "formats=[keras]"], "holds other things, such as "),
+        ([f"output={tmp_path}", "formats=[keras]"], "contains other files, such as "),
         (
             [f"run={again}/model.keras", f"photos_from={root}", f"output={again}"],
-            "which the export goes to. It must go to another folder.",
+            f"{again}/model.keras lies in {again}, which is the output folder.",
         ),
         (["format=onnx"], "format is not a setting."),
     ):
         refused = command("export", *arguments)
         assert refused.returncode == 1, arguments
-        assert said in refused.stderr, refused.stderr
+        assert message in refused.stderr, refused.stderr
 
 
 def trained(command, *overrides: str) -> str:
-    """The run of an attempt."""
-    ran = command("train", *overrides, *BREEDS)
+    """Train, and return the run's id."""
+    ran = command("train", *overrides, *DATA)
     assert ran.returncode == 0, ran.stderr
     (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
     return run
 
 
 def register(command, run: str, *more: str) -> tuple[int, str]:
-    """The exit code of registering a run as `dogs`, and the last that was said."""
+    """Register a run as `dogs`, and return the exit code and the last line of output, or the error output."""
     done = command("export", f"run={run}", "formats=[keras]", "photos=5", "register=dogs", *more)
     return done.returncode, done.stdout.splitlines()[-1] if done.returncode == 0 else done.stderr
 
@@ -260,18 +254,23 @@ WEAK = ("optimizer.lr=1e-4", "phase.epochs=2")
 
 
 @pytest.mark.slow
-def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -> None:
+def test_register_moves_the_alias_only_to_a_run_that_beats_the_current_one(command, tmp_path: Path) -> None:
     home = tmp_path / "home"
     weak, alike, strong = (trained(command, *overrides) for overrides in (WEAK, (*WEAK, "seed=1"), ("phase.epochs=6",)))
-    assert register(command, weak) == (0, f"dogs@champion is version 1 now, run {weak}: there was none before.")
-    code, said = register(command, alike)
+    assert register(command, weak) == (
+        0,
+        f"dogs@champion now points to version 1, run {weak}: there was no version before.",
+    )
+    code, output = register(command, alike)
     assert code == 1
-    assert f"error: Run {alike} was not registered: beside dogs@champion, run {weak}, it has " in said
-    assert "with p below 0.01. Type run=" in said
+    assert f"error: Run {alike} was not registered: compared with dogs@champion, run {weak}, it has " in output
+    assert "with p below 0.01. Type run=" in output
     assert (home / "multirun/exported" / alike / "model.keras").exists()
-    code, said = register(command, strong)
-    assert code == 0, said
-    assert said.startswith(f"dogs@champion is version 2 now, run {strong}: beside version 1, run {weak}, it has +")
+    code, output = register(command, strong)
+    assert code == 0, output
+    assert output.startswith(
+        f"dogs@champion now points to version 2, run {strong}: compared with version 1, run {weak}, it has +"
+    )
 
     import mlflow
 
@@ -285,21 +284,24 @@ def test_only_what_beats_the_champion_takes_its_place(command, tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_a_run_is_registered_once_and_by_any_alias(command) -> None:
+def test_register_adds_a_run_once_and_points_any_alias_to_it(command) -> None:
     strong, weak = trained(command, "phase.epochs=6"), trained(command, *WEAK)
-    assert register(command, strong) == (0, f"dogs@champion is version 1 now, run {strong}: there was none before.")
     assert register(command, strong) == (
         0,
-        f"dogs@champion is run {strong} already, as version 1: nothing was registered.",
+        f"dogs@champion now points to version 1, run {strong}: there was no version before.",
     )
-    code, said = register(command, weak)
+    assert register(command, strong) == (
+        0,
+        f"dogs@champion already points to version 1, run {strong}: nothing was registered.",
+    )
+    code, output = register(command, weak)
     assert code == 1
-    assert f"beside dogs@champion, run {strong}, it has -" in said
+    assert f"dogs@champion, run {strong}, it has -" in output
     assert register(command, strong, "alias=fallback") == (
         0,
-        f"dogs@fallback is version 1 now, run {strong}: there was none before.",
+        f"dogs@fallback now points to version 1, run {strong}: there was no version before.",
     )
     assert register(command, weak, "alias=challenger") == (
         0,
-        f"dogs@challenger is version 2 now, run {weak}: there was none before.",
+        f"dogs@challenger now points to version 2, run {weak}: there was no version before.",
     )

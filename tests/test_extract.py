@@ -1,4 +1,4 @@
-"""The command that computes beforehand what attempts will keep, as jobs of real launchers, and what an attempt then does with it."""
+"""The extract command: shards as jobs of real launchers, joined by the next run to the same bytes."""
 
 import re
 import subprocess
@@ -10,36 +10,34 @@ import pytest
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.run import Run
-from dogbreeds.experiments.training_inputs import extract
+from dogbreeds.experiments.training_inputs import extract_features
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.features import ALL, Share
+from dogbreeds.features.features import UNSHARDED, ShardSpec
 
 pytestmark = pytest.mark.own_cache
 
 SMALL = ("data.breeds=4", "data.train_per_breed=12", "features.batch_size=16", "baseline=none")
 
 
-def kept_in(place: Path) -> dict[str, bytes]:
-    """All arrays of a cache, and what is said of them."""
+def cache_files(place: Path) -> dict[str, bytes]:
+    """Return the files of all cached arrays, by folder and name."""
     return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in sorted(place.glob("*/*"))}
 
 
-def test_a_shard_beyond_the_last_is_refused() -> None:
-    with pytest.raises(UserError) as refused:
-        Share(shards=4, shard=4)
-    assert (
-        str(refused.value)
-        == "shard was 4 and shards 4. Shards are counted from 0 to shards - 1. Type shard=3, or --multirun"
-        " 'shard=range(4)' for all of them."
-    )
+def test_shard_spec_rejects_a_shard_beyond_the_last() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^shard was 4 and shards was 4\. .*from 0 to .*\. Type shard=3, or --multirun 'shard=range\(4\)'",
+    ):
+        ShardSpec(shards=4, shard=4)
     with pytest.raises(UserError, match=r"^shards was 0\. It must be a whole number of 1 or more\. Type shards=8"):
-        Share(shards=0, shard=0)
+        ShardSpec(shards=0, shard=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "kinds", "shards"),
     [
-        # two epochs see the views 0 and 1 of three; the photos of a source are decoded once for all its views
+        # Two epochs use copies 0 and 1 of three; the images of a source are decoded once for all copies.
         pytest.param(
             ("phase.epochs=2", "augment=guide", "augment.copies=3"),
             {"features": 4, "photos": 3, "preflight": 1},
@@ -47,7 +45,7 @@ def test_a_shard_beyond_the_last_is_refused() -> None:
             marks=pytest.mark.slow,
             id="views",
         ),
-        # 32 photos at a time: one of three has none
+        # Images are decoded 32 at a time: one of three shards has none.
         pytest.param(
             ("phase.epochs=2", "unfreeze=all"),
             {"photos": 3, "preflight": 1},
@@ -64,7 +62,7 @@ def test_a_shard_beyond_the_last_is_refused() -> None:
         ),
     ],
 )
-def test_what_an_attempt_needs_is_the_same_in_shards(
+def test_sharded_extraction_gives_the_bytes_of_unsharded_extraction(
     composed: Callable[..., Run],
     tmp_path: Path,
     settings: tuple[str, ...],
@@ -72,21 +70,21 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
     shards: dict[str, int],
 ) -> None:
     def counts(place: Path) -> dict[str, int]:
-        found = [listed.name.split("-")[0] for listed in FeatureCache(place, 1).entries()]
+        found = [info.name.split("-")[0] for info in FeatureCache(place, 1).entries()]
         return {kind: found.count(kind) for kind in sorted(set(found))}
 
     run = composed(*SMALL, *settings, "tracking=none")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    extract(replace(run, features=replace(run.features, dir=str(whole))), ALL)
+    extract_features(replace(run, features=replace(run.features, dir=str(whole))), UNSHARDED)
     assert counts(whole) == kinds
     in_parts = replace(run, features=replace(run.features, dir=str(parts)))
     for shard in range(3):
-        extract(in_parts, Share(shards=3, shard=shard))
+        extract_features(in_parts, ShardSpec(shards=3, shard=shard))
         FeatureCache.release()
     assert counts(parts) == shards | {"preflight": 1}
-    extract(in_parts, ALL)
+    extract_features(in_parts, UNSHARDED)
     FeatureCache.release()
-    assert kept_in(parts) == kept_in(whole)
+    assert cache_files(parts) == cache_files(whole)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +94,9 @@ def test_what_an_attempt_needs_is_the_same_in_shards(
         *(pytest.param(name, marks=pytest.mark.long) for name in ("joblib", "ray")),
     ],
 )
-def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
+def test_run_takes_all_features_from_the_shards_of_launched_jobs(
     command: Callable[..., subprocess.CompletedProcess[str]],
-    of_ray: dict[str, str],
+    ray_environment: dict[str, str],
     tmp_path: Path,
     empty_store: Path,
     launcher: str,
@@ -109,23 +107,23 @@ def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
         pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     small = [*SMALL, "phase.epochs=2"]
     jobs = command(
-        "extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **of_ray
+        "extract", "--multirun", "shards=4", "shard=range(4)", f"hydra/launcher={launcher}", *small, **ray_environment
     )
     assert jobs.returncode == 0, jobs.stderr
     assert [path.name for path in (tmp_path / "home/mlruns").iterdir()] == ["mlflow.db"]
-    # MLflow was left alone
+    # Nothing was recorded in MLflow.
     assert (tmp_path / "home/mlruns/mlflow.db").read_bytes() == empty_store.read_bytes()
     listed = command("cache")
     assert "64 px, stretch, float32, shard 0–16 of 40 rows" in listed.stdout
     recorded = ("tracking.system_metrics_seconds=0", "tracking.model=none")
     sharded = command("train", *small, *recorded)
     assert sharded.returncode == 0, sharded.stderr
-    said = sharded.stdout + sharded.stderr
-    assert "features: 48 of 48 rows are taken from 3 shards" in said
-    assert "images/s" not in said
+    output = sharded.stdout + sharded.stderr
+    assert "features: 48 of 48 rows copied from 3 cached shards" in output
+    assert "images/s" not in output
     whole = command("train", *small, *recorded, DOGBREEDS_CACHE=str(tmp_path / "unsharded"))
     assert len(re.findall(r"features of \w+: \d+ in .* images/s", whole.stdout + whole.stderr)) == 3
-    assert kept_in(tmp_path / "cache") == kept_in(tmp_path / "unsharded")
+    assert cache_files(tmp_path / "cache") == cache_files(tmp_path / "unsharded")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     measured = [{name: value for name, value in run.data.metrics.items() if "seconds" not in name} for run in runs]
@@ -135,18 +133,16 @@ def test_an_attempt_takes_all_from_the_shards_of_a_launcher_s_jobs(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_extracted_is_said_before_anything_is_spent(
+def test_extract_command_rejects_wrong_settings_before_computing(
     command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     beyond = command("extract", "shards=2", "shard=2", *SMALL)
-    assert (beyond.returncode, beyond.stderr.splitlines()[-1]) == (
-        1,
-        (
-            "error: shard was 2 and shards 2. Shards are counted from 0 to shards - 1. Type shard=1, or --multirun"
-            " 'shard=range(2)' for all of them."
-        ),
+    assert beyond.returncode == 1
+    assert re.fullmatch(
+        r"error: shard was 2 and shards was 2\. .*from 0 to .*\. Type shard=1, or --multirun 'shard=range\(2\)'.*",
+        beyond.stderr.splitlines()[-1],
     )
     pixels = command("extract", "preprocessing=torch", *SMALL)
     assert pixels.returncode == 1
-    assert "Type preprocessing=" in pixels.stderr
+    assert re.search(r"(Set|Type) preprocessing=", pixels.stderr)
     assert [path.name.split("-")[0] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["preflight"]

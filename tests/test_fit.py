@@ -12,14 +12,14 @@ from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.head import MLP, BatchNorm, Linear
 from dogbreeds.models.network import Network
 from dogbreeds.models.unfreeze import Plan
-from dogbreeds.training.loop import Rows, Step, fit, order, predict
+from dogbreeds.training.loop import Rows, Step, epoch_order, fit, predict
 from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.training.phase import Frozen
 from dogbreeds.training.schedule import Constant, Cosine, Plateau
 from dogbreeds.training.state import TrainingState
 
 N, FEATURES, CLASSES = 96, 12, 5
-# Only the head trains
+# Frozen backbone: only the head trains.
 PLAN = Plan(1, (frozenset(),), 1, "frozen", False, "", 0, {})
 ADAM = {"layer_decay": 1.0, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
 
@@ -43,18 +43,18 @@ def phase(epochs: int = 4, batch_size: int = 20, patience: int | None = None) ->
 def train(built: Network, optimizer: Optimizer | None = None, schedule=None, seed: int = 0, **settings):
     seen: list[Epoch] = []
     data = rows()
-    outcome = fit(
+    history = fit(
         built,
-        lambda epoch: data,
-        rows(1, 200),
-        phase(**settings),
-        optimizer or Adam(lr=1e-2, **ADAM),
-        schedule or Constant(),
-        seed,
-        seen.append,
+        train=lambda epoch: data,
+        val=rows(1, 200),
+        phase=phase(**settings),
+        optimizer=optimizer or Adam(lr=1e-2, **ADAM),
+        schedule=schedule or Constant(),
+        seed=seed,
+        on_epoch=seen.append,
     )
-    assert seen == outcome.epochs
-    return outcome
+    assert seen == history.epochs
+    return history
 
 
 @pytest.mark.parametrize(
@@ -73,105 +73,114 @@ def train(built: Network, optimizer: Optimizer | None = None, schedule=None, see
         *(pytest.param(head, marks=pytest.mark.slow) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0))),
     ],
 )
-def test_training_is_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
+def test_fit_gives_the_metrics_of_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
     import keras
 
     ours, theirs = network(head), head.build(FEATURES, CLASSES, 0)
-    outcome = train(ours, optimizer, epochs=2)
+    history = train(ours, optimizer, epochs=2)
     name, arguments = reference.rstrip(")").split("(", 1)
     theirs.compile(
         optimizer=eval(f"keras.optimizers.{name}({arguments})", {"keras": keras}),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    data, held = rows(), rows(1, 200)
+    data, val = rows(), rows(1, 200)
     for epoch in range(2):
-        shuffled, losses, right = order(0, epoch, N), [], 0.0
+        shuffled, losses, correct = epoch_order(0, epoch, N), [], 0.0
         for start in range(0, N, 20):
             batch = shuffled[start : start + 20]
             theirs.reset_metrics()
             loss, accuracy = theirs.train_on_batch(data.array[batch], data.labels[batch])
             losses.append(loss * len(batch))
-            right += accuracy * len(batch)
-        assert outcome.epochs[epoch].train_loss == pytest.approx(sum(losses) / N, rel=1e-5)
-        assert outcome.epochs[epoch].train_accuracy == pytest.approx(right / N)
-        expected = score(theirs.predict(held.array, verbose=0), held.labels)
-        assert outcome.epochs[epoch].val.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert outcome.epochs[epoch].val.accuracy == expected.accuracy
+            correct += accuracy * len(batch)
+        assert history.epochs[epoch].train_loss == pytest.approx(sum(losses) / N, rel=1e-5)
+        assert history.epochs[epoch].train_accuracy == pytest.approx(correct / N)
+        expected = score(theirs.predict(val.array, verbose=0), val.labels)
+        assert history.epochs[epoch].val.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert history.epochs[epoch].val.accuracy == expected.accuracy
 
 
-def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
+def test_fit_is_deterministic_for_a_seed_and_differs_for_another() -> None:
     first, again, other = train(network()), train(network()), train(network(), seed=1)
     assert [epoch.metrics() for epoch in first.epochs] == [epoch.metrics() for epoch in again.epochs]
     assert first.epochs[0].train_loss != other.epochs[0].train_loss
     assert all(np.array_equal(a, b) for a, b in zip(first.best_weights, again.best_weights, strict=True))
 
 
-def test_each_epoch_has_its_own_order_of_all_photos() -> None:
-    orders = [order(0, epoch, 50) for epoch in range(3)] + [order(1, 0, 50)]
+def test_epoch_order_is_another_permutation_for_each_epoch_and_seed() -> None:
+    orders = [epoch_order(0, epoch, 50) for epoch in range(3)] + [epoch_order(1, 0, 50)]
     assert all(sorted(drawn) == list(range(50)) for drawn in orders)
     assert len({tuple(drawn) for drawn in orders}) == 4
-    assert np.array_equal(orders[0], order(0, 0, 50))
+    assert np.array_equal(orders[0], epoch_order(0, 0, 50))
 
 
-def test_the_best_epoch_s_weights_are_put_back() -> None:
+def test_fit_restores_the_weights_of_the_best_epoch() -> None:
     built = network()
-    outcome = train(built, Adam(lr=0.3, **ADAM), epochs=12)
-    best = max(outcome.epochs, key=lambda epoch: (epoch.val.accuracy.correct, -epoch.number))
-    assert outcome.best == best
+    history = train(built, Adam(lr=0.3, **ADAM), epochs=12)
+    best = max(history.epochs, key=lambda epoch: (epoch.val.accuracy.correct, -epoch.number))
+    assert history.best == best
     assert best.number < 12
     again = score(predict(built, rows(1, 200)), rows(1, 200).labels)
     assert again == best.val
-    assert score(outcome.best_logits, rows(1, 200).labels) == best.val
+    assert score(history.best_logits, rows(1, 200).labels) == best.val
 
 
-def test_patience_ends_training() -> None:
-    outcome = train(network(), Adam(lr=0.3, **ADAM), epochs=40, patience=3)
-    assert outcome.best is not None
-    assert len(outcome.epochs) == outcome.best.number + 3 < 40
-    assert outcome.ended == "no better validation accuracy for 3 epochs"
+def test_fit_stops_when_patience_is_exhausted() -> None:
+    history = train(network(), Adam(lr=0.3, **ADAM), epochs=40, patience=3)
+    assert history.best is not None
+    assert len(history.epochs) == history.best.number + 3 < 40
+    assert history.stop_reason == "no better validation accuracy for 3 epochs"
 
 
-def test_a_loss_that_is_not_a_number_stops_at_once_and_says_where() -> None:
+def test_fit_stops_at_a_nan_loss_and_reports_step_epoch_and_rate() -> None:
     built = network(Linear(dropout=0.0))
     good = rows()
     broken = Rows(
-        np.where(np.arange(N)[:, None] == order(0, 1, N)[25], np.nan, good.array).astype(np.float32),
-        good.rows,
+        np.where(np.arange(N)[:, None] == epoch_order(0, 1, N)[25], np.nan, good.array).astype(np.float32),
+        good.indices,
         good.labels,
     )
-    outcome = fit(
+    history = fit(
         built,
-        lambda epoch: broken if epoch else good,
-        rows(1, 200),
-        phase(),
-        Adam(lr=1e-2, **ADAM),
-        Constant(),
-        0,
-        lambda epoch: None,
+        train=lambda epoch: broken if epoch else good,
+        val=rows(1, 200),
+        phase=phase(),
+        optimizer=Adam(lr=1e-2, **ADAM),
+        schedule=Constant(),
+        seed=0,
+        on_epoch=lambda epoch: None,
     )
-    assert outcome.diverged
-    assert outcome.ended == "the loss was nan at step 7 (epoch 2), lr 0.01"
-    assert len(outcome.epochs) == 1
-    assert all(np.isfinite(variable.numpy()).all() for variable in built.learned)
-    assert score(predict(built, rows(1, 200)), rows(1, 200).labels) == outcome.epochs[0].val
+    assert history.diverged
+    assert history.stop_reason == "the loss was nan at step 7 (epoch 2), lr 0.01"
+    assert len(history.epochs) == 1
+    assert all(np.isfinite(variable.numpy()).all() for variable in built.variables)
+    assert score(predict(built, rows(1, 200)), rows(1, 200).labels) == history.epochs[0].val
 
 
-def test_the_schedule_sets_the_rate_of_every_step() -> None:
-    outcome = train(network(), schedule=Cosine(warmup_epochs=1, final_fraction=0.0), epochs=4)
+def test_fit_records_the_scheduled_rate_of_each_epoch_s_last_step() -> None:
+    history = train(network(), schedule=Cosine(warmup_epochs=1, final_fraction=0.0), epochs=4)
     expected = [Cosine(warmup_epochs=1, final_fraction=0.0).lr(1e-2, index + 4 / 5, 4, []) for index in range(4)]
-    assert [epoch.lr for epoch in outcome.epochs] == pytest.approx(expected)
-    assert outcome.epochs[0].lr < outcome.epochs[1].lr > outcome.epochs[3].lr
+    assert [epoch.lr for epoch in history.epochs] == pytest.approx(expected)
+    assert history.epochs[0].lr < history.epochs[1].lr > history.epochs[3].lr
 
 
-def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
+def test_training_metrics_weight_a_partial_batch_by_its_images() -> None:
     built = network(Linear(dropout=0.0))
     data = rows(n=21)
     before = score(predict(built, data), data.labels)
     still = SGD(lr=1e-30, momentum=0.0, layer_decay=1.0)
-    outcome = fit(built, lambda epoch: data, data, phase(epochs=1), still, Constant(), 0, lambda epoch: None)
-    assert outcome.epochs[0].train_loss == pytest.approx(before.loss, rel=1e-5)
-    assert math.isclose(outcome.epochs[0].train_accuracy, before.accuracy.value, rel_tol=1e-6)
+    history = fit(
+        built,
+        train=lambda epoch: data,
+        val=data,
+        phase=phase(epochs=1),
+        optimizer=still,
+        schedule=Constant(),
+        seed=0,
+        on_epoch=lambda epoch: None,
+    )
+    assert history.epochs[0].train_loss == pytest.approx(before.loss, rel=1e-5)
+    assert math.isclose(history.epochs[0].train_accuracy, before.accuracy.value, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,50 +194,48 @@ def test_a_tail_smaller_than_a_batch_counts_by_its_photos() -> None:
     ],
 )
 @pytest.mark.parametrize(("save_steps", "epochs"), [(None, 4), (2, 2)])
-def test_training_goes_on_from_any_checkpoint_to_the_same_bits(
+def test_fit_resumes_from_any_checkpoint_bit_for_bit(
     head, optimizer: Optimizer, save_steps: int | None, epochs: int
 ) -> None:
-    settings = (
-        phase(epochs=epochs, patience=2),
-        optimizer,
-        Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0),
-        3,
-    )
-    kept: list[tuple[str, dict]] = []
+    data = rows()
+    settings = {
+        "train": lambda epoch: data,
+        "val": rows(1, 200),
+        "phase": phase(epochs=epochs, patience=2),
+        "optimizer": optimizer,
+        "schedule": Plateau(factor=0.5, patience_epochs=1, min_delta=1e-4, min_lr=0.0),
+        "seed": 3,
+    }
+    checkpoints: list[tuple[str, dict]] = []
 
-    def save(progress: TrainingState) -> None:
-        about, arrays = progress.packed()
-        kept.append((json.dumps(about), {name: array.copy() for name, array in arrays.items()}))
+    def save(state: TrainingState) -> None:
+        metadata, arrays = state.to_checkpoint()
+        checkpoints.append((json.dumps(metadata), {name: array.copy() for name, array in arrays.items()}))
 
-    data, held = rows(), rows(1, 200)
-    whole = network(head)
-    expected = fit(whole, lambda epoch: data, held, *settings, lambda epoch: None, save=save, save_steps=save_steps)
-    assert len(kept) == (
+    uninterrupted = network(head)
+    expected = fit(uninterrupted, **settings, on_epoch=lambda epoch: None, save=save, save_steps=save_steps)
+    assert len(checkpoints) == (
         len(expected.epochs) if save_steps is None else len(expected.epochs) + len(expected.epochs) * 5 // 2
     )
-    for about, arrays in kept:
-        resumed, said = network(head, seed=9), []
-        outcome = fit(
-            resumed,
-            lambda epoch: data,
-            held,
-            *settings,
-            said.append,
-            before=TrainingState.unpacked(json.loads(about), arrays),
-        )
-        assert [epoch.metrics() for epoch in outcome.epochs] == [epoch.metrics() for epoch in expected.epochs]
-        # What was told before is not told again
-        assert said == outcome.epochs[json.loads(about)["epoch"] :]
-        assert (outcome.ended, outcome.best.number) == (expected.ended, expected.best.number)
-        assert outcome.best_logits.tobytes() == expected.best_logits.tobytes()
-        assert [a.numpy().tobytes() for a in resumed.learned] == [b.numpy().tobytes() for b in whole.learned]
+    for metadata, arrays in checkpoints:
+        resumed, reported = network(head, seed=9), []
+        state = TrainingState.from_checkpoint(json.loads(metadata), arrays)
+        history = fit(resumed, **settings, on_epoch=reported.append, resume_from=state)
+        assert [epoch.metrics() for epoch in history.epochs] == [epoch.metrics() for epoch in expected.epochs]
+        # Epochs that were reported before are not reported again.
+        assert reported == history.epochs[json.loads(metadata)["epoch"] :]
+        assert (history.stop_reason, history.best.number) == (expected.stop_reason, expected.best.number)
+        assert history.best_logits.tobytes() == expected.best_logits.tobytes()
+        assert [a.numpy().tobytes() for a in resumed.variables] == [
+            b.numpy().tobytes() for b in uninterrupted.variables
+        ]
 
 
 @pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7])
-def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int) -> None:
-    """A signal arrives in the middle of a step: the step is finished and written down."""
-    signals.handle()
-    data, held, kept, calls = rows(), rows(1, 200), [], []
+def test_fit_finishes_the_step_when_interrupted_and_resumes_without_loss(at: int) -> None:
+    """A signal arrives in the middle of a step: the step is finished, and a checkpoint is written."""
+    signals.install_handlers()
+    data, val, checkpoints, calls = rows(), rows(1, 200), [], []
     real = Step.__call__
 
     def interrupted(self, *arguments):
@@ -240,51 +247,51 @@ def test_an_interruption_is_let_through_after_the_step_and_loses_nothing(at: int
     def run(built, **more):
         return fit(
             built,
-            lambda epoch: data,
-            held,
-            phase(epochs=2),
-            Adam(lr=1e-2, **ADAM),
-            Constant(),
-            0,
-            lambda epoch: None,
+            train=lambda epoch: data,
+            val=val,
+            phase=phase(epochs=2),
+            optimizer=Adam(lr=1e-2, **ADAM),
+            schedule=Constant(),
+            seed=0,
+            on_epoch=lambda epoch: None,
             **more,
         )
 
-    whole, first, second = network(), network(), network()
-    run(whole)
+    uninterrupted, first, second = network(), network(), network()
+    run(uninterrupted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Step, "__call__", interrupted)
         with pytest.raises(signals.Terminated):
-            run(first, save=lambda progress: kept.append(progress.packed()))
-    before = TrainingState.unpacked(*kept[-1])
-    assert before.epoch * 5 + before.step == at
+            run(first, save=lambda state: checkpoints.append(state.to_checkpoint()))
+    state = TrainingState.from_checkpoint(*checkpoints[-1])
+    assert state.epoch * 5 + state.step == at
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Step, "__call__", lambda self, *arguments: steps.append(1) or real(self, *arguments))
-        run(second, before=before)
+        run(second, resume_from=state)
     assert len(steps) == 10 - at
-    assert [a.numpy().tobytes() for a in second.learned] == [b.numpy().tobytes() for b in whole.learned]
+    assert [a.numpy().tobytes() for a in second.variables] == [b.numpy().tobytes() for b in uninterrupted.variables]
 
 
-def test_a_gradient_that_is_not_finite_stops_at_once_and_nothing_is_saved_after_it() -> None:
+def test_fit_stops_at_an_infinite_gradient_and_saves_nothing_after_it() -> None:
     import keras
 
-    # At 0 its slope is not a number
+    # The slope of the square root is infinite at 0.
     root = keras.layers.Lambda(lambda scores: keras.ops.sqrt(keras.ops.relu(scores)))
-    kept: list[TrainingState] = []
+    saved: list[TrainingState] = []
     head = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(CLASSES), root])
     built = Network(None, None, head, PLAN)  # type: ignore[arg-type]
     data = rows()
-    outcome = fit(
+    history = fit(
         built,
-        lambda epoch: data,
-        data,
-        phase(),
-        Adam(lr=1e-2, **ADAM),
-        Constant(),
-        0,
-        lambda epoch: None,
-        save=kept.append,
+        train=lambda epoch: data,
+        val=data,
+        phase=phase(),
+        optimizer=Adam(lr=1e-2, **ADAM),
+        schedule=Constant(),
+        seed=0,
+        on_epoch=lambda epoch: None,
+        save=saved.append,
     )
-    assert (outcome.diverged, outcome.ended) == (True, "the gradient was not finite at step 1 (epoch 1), lr 0.01")
-    assert kept == []
+    assert (history.diverged, history.stop_reason) == (True, "the gradient was not finite at step 1 (epoch 1), lr 0.01")
+    assert saved == []

@@ -1,4 +1,4 @@
-"""Photos, names and folders that nobody vouches for: each ends in pixels or in a sentence, and nothing outside the root is read."""
+"""Untrusted images, names and folders: each ends in pixels or in an error, and nothing outside the root is read."""
 
 import io
 import os
@@ -21,10 +21,10 @@ from dogbreeds.core.text import digest, printable
 from dogbreeds.data import files, image, stanford_dogs
 from dogbreeds.data.files import decode_file, examine
 from dogbreeds.data.folder import Folder
-from dogbreeds.data.image import MAX_BYTES, REASONS, Unreadable, decode
+from dogbreeds.data.image import MAX_BYTES, REASONS, UnreadableImageError, decode
 from dogbreeds.data.resize import resizer
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.extraction import Photos
+from dogbreeds.features.extraction import DecodedImages
 
 COMMON = {"resize": "stretch", "val_fraction": 0.2, "split_seed": 0}
 
@@ -45,7 +45,7 @@ def encoded(shade: int = 90, size: tuple[int, int] = (8, 6), kind: str = "JPEG",
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two breeds of three photos each, which all differ."""
+    """Two classes of three images each, which all differ."""
     for number, name in enumerate(("a/0", "a/1", "a/2", "b/0", "b/1", "b/2")):
         path = tmp_path / "photos" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,15 +53,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-# --- too large --------------------------------------------------------------------------------------------------------------
+# --- too large --------------------------------------------------------
 
 
 def declaring(kind: str, width: int, height: int) -> bytes:
-    return fuzz._sized(encoded(kind=kind), width, height)
+    return fuzz.declare_size(encoded(kind=kind), width, height)
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "height", "said"),
+    ("kind", "width", "height", "received"),
     [
         ("PNG", 12_000, 12_000, "declares 12,000 x 12,000 pixels"),
         ("PNG", 100_000_001, 1, "declares 100,000,001 x 1 pixels"),
@@ -73,107 +73,109 @@ def declaring(kind: str, width: int, height: int) -> bytes:
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bomb_is_refused_by_its_header(
-    kind: str, width: int, height: int, said: str, monkeypatch: pytest.MonkeyPatch
+def test_decode_rejects_a_decompression_bomb_by_its_header(
+    kind: str, width: int, height: int, received: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(UnreadableImageError) as refusal:
         decode(declaring(kind, width, height), "bomb")
     assert (
         str(refusal.value)
-        == f"bomb {said}. A photo may have 100 megapixels and 16,384 on a side, and no more. Save it smaller, or type"
-        " data.on_corrupt=skip."
+        == f"bomb {received}. An image may have at most 100 megapixels and 16,384 pixels a side. Save it smaller, or"
+        " type data.on_corrupt=skip."
     )
     assert refusal.value.reason == "too many pixels"
 
 
-def test_the_limit_of_pixels_is_the_last_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_accepts_an_image_of_exactly_the_maximum_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "MAX_PIXELS", 48)
-    assert decode(encoded(size=(8, 6)), "photo").shape == (6, 8, 3)
-    with pytest.raises(Unreadable, match="declares 7 x 7 pixels"):
-        decode(encoded(size=(7, 7)), "photo")
+    assert decode(encoded(size=(8, 6)), "image").shape == (6, 8, 3)
+    with pytest.raises(UnreadableImageError, match="declares 7 x 7 pixels"):
+        decode(encoded(size=(7, 7)), "image")
 
 
-def test_a_file_that_is_too_large_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examine_does_not_open_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.jpg"
     path.write_bytes(encoded())
     os.truncate(path, MAX_BYTES + (9 << 20))
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("it was opened"))
     [found] = examine([str(path)])
-    assert isinstance(found, Unreadable)
+    assert isinstance(found, UnreadableImageError)
     assert (
         str(found)
-        == f"{path} has 137 MiB. A photo may have 128, and no more. Save it smaller, or type data.on_corrupt=skip."
+        == f"{path} has 137 MiB. An image may have at most 128 MiB. Save it smaller, or type data.on_corrupt=skip."
     )
     assert found.reason == "too many bytes"
 
 
-def test_bytes_from_an_archive_have_the_same_limit() -> None:
-    with pytest.raises(Unreadable, match=r"^row 3 has 129 MiB\. A photo may have 128") as refusal:
+def test_decode_limits_the_bytes_of_an_image_from_an_archive() -> None:
+    with pytest.raises(
+        UnreadableImageError, match=r"^row 3 has 129 MiB\. An image may have at most 128 MiB"
+    ) as refusal:
         decode(bytes(129 << 20), "row 3")
     assert refusal.value.reason == "too many bytes"
 
 
-def test_a_jpeg_that_goes_over_its_pixels_thousands_of_times_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_rejects_a_jpeg_with_thousands_of_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     progressive = encoded(size=(4000, 4000), progressive=True)
     last = progressive.rfind(b"\xff\xda")
     bomb = progressive[:-2] + progressive[last:-2] * 3000 + progressive[-2:]
-    with monkeypatch.context() as opening, pytest.raises(Unreadable) as refusal:
-        # Decoded, it takes half a minute
+    with monkeypatch.context() as opening, pytest.raises(UnreadableImageError) as refusal:
+        # Decoding it would take half a minute.
         opening.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
         decode(bomb, "bomb")
-    assert str(refusal.value).startswith(
-        "bomb goes over its pixels more than 100 times. A JPEG may do so that often, and no more. "
-    )
+    assert str(refusal.value).startswith("bomb has more than 100 JPEG scans. An image may have at most 100 scans. ")
     assert refusal.value.reason == "too many scans"
-    assert decode(progressive, "photo").shape == (4000, 4000, 3)
+    assert decode(progressive, "image").shape == (4000, 4000, 3)
 
 
 @pytest.mark.parametrize(
     "between", [b"", b"\xff", b"\xff\x01", b"\xff\xd3", b"\xff\xd8", b"\0", b"\xff\xfe\0\4\xff\xd9"]
 )
-def test_no_marker_hides_the_scans_behind_it(between: bytes) -> None:
+def test_decode_counts_scans_after_any_marker(between: bytes) -> None:
     progressive = encoded(progressive=True)
     last = progressive.rfind(b"\xff\xda")
-    with pytest.raises(Unreadable, match="more than 100 times"):
+    with pytest.raises(UnreadableImageError, match="more than 100 JPEG scans"):
         decode(progressive[:-2] + (between + progressive[last:-2]) * 200 + progressive[-2:], "bomb")
 
 
-def test_what_looks_like_a_scan_beside_the_pixels_is_none() -> None:
+def test_decode_does_not_count_scan_markers_outside_the_pixels() -> None:
     scans = b"\xff\xda\0\2" * 300
-    assert decode(encoded(comment=scans) + scans, "photo").shape == (6, 8, 3)
+    assert decode(encoded(comment=scans) + scans, "image").shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize("tag", [b"zTXt", b"iTXt", b"iCCP"])
-def test_what_swells_beside_the_pixels_is_not_let(tag: bytes) -> None:
-    with pytest.raises(Unreadable, match=r"^bomb cannot be read as a photo \(Decompressed data too large") as refusal:
-        decode(fuzz._swollen(tag), "bomb")
-    assert refusal.value.reason == "cut off or damaged"
+def test_decode_rejects_metadata_that_decompresses_to_a_huge_size(tag: bytes) -> None:
+    with pytest.raises(
+        UnreadableImageError, match=r"^bomb cannot be read as an image \(Decompressed data too large"
+    ) as refusal:
+        decode(fuzz.huge_chunk(tag), "bomb")
+    assert refusal.value.reason == "truncated or damaged"
 
 
-# --- no photo ---------------------------------------------------------------------------------------------------------------
+# --- not an image ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("content", "reason", "said"),
+    ("content", "reason", "cause"),
     [
-        (b"", "not a photo", "(it does not begin as one)"),
-        (b"not a photo", "not a photo", "(it does not begin as one)"),
-        (b"GIF89a\1\0\1\0\0\0\0;", "not a photo", "(it does not begin as one)"),
-        (encoded()[:4], "cut off or damaged", "(its header is damaged)"),
-        (encoded()[:200], "cut off or damaged", "(Truncated File Read)"),
-        (encoded()[:-4], "cut off or damaged", "(image file is truncated"),
-        (encoded(kind="PNG")[:-30], "cut off or damaged", "("),
-        (encoded(kind="WEBP")[:-20], "cut off or damaged", "("),
+        (b"", "not an image", "(no JPEG, PNG or WebP signature)"),
+        (b"not a photo", "not an image", "(no JPEG, PNG or WebP signature)"),
+        (b"GIF89a\1\0\1\0\0\0\0;", "not an image", "(no JPEG, PNG or WebP signature)"),
+        (encoded()[:4], "truncated or damaged", "(its header is damaged)"),
+        (encoded()[:200], "truncated or damaged", "(Truncated File Read)"),
+        (encoded()[:-4], "truncated or damaged", "(image file is truncated"),
+        (encoded(kind="PNG")[:-30], "truncated or damaged", "("),
+        (encoded(kind="WEBP")[:-20], "truncated or damaged", "("),
     ],
 )
-def test_what_is_no_whole_photo_says_why(content: bytes, reason: str, said: str) -> None:
-    with pytest.raises(Unreadable) as refusal:
+def test_decode_names_the_cause_for_an_incomplete_image(content: bytes, reason: str, cause: str) -> None:
+    with pytest.raises(UnreadableImageError) as refusal:
         decode(content, "1.jpg")
     assert refusal.value.reason == reason
-    assert str(refusal.value).startswith(f"1.jpg cannot be read as a photo {said}")
+    assert str(refusal.value).startswith(f"1.jpg cannot be read as an image {cause}")
     assert str(refusal.value).endswith(
-        "). Photos must be whole JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip."
+        "). Images must be complete JPEG, PNG or WebP files. Replace the file, or type data.on_corrupt=skip."
     )
 
 
@@ -184,7 +186,7 @@ def chunk(tag: bytes, body: bytes) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        # Each of these once ended in a traceback out of Pillow.
+        # Each of these once escaped as an exception of Pillow.
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)) + chunk(b"tRNS", b"\0")
         + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b""),
         encoded(exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\1\0\6\0\0\x01\x0f\0\x05\0\0\0\1\0\0\0\2"),
@@ -193,15 +195,15 @@ def chunk(tag: bytes, body: bytes) -> bytes:
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_pillow_trips_over_is_read_or_refused(content: bytes) -> None:
+def test_decode_handles_metadata_that_pillow_fails_on(content: bytes) -> None:
     try:
-        assert decode(content, "photo").dtype == np.uint8
-    except Unreadable as error:
-        assert error.reason == "cut off or damaged"
+        assert decode(content, "image").dtype == np.uint8
+    except UnreadableImageError as error:
+        assert error.reason == "truncated or damaged"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright_whatever_the_other_tags_hold(orientation: int) -> None:
+def test_decode_turns_every_orientation_upright(orientation: int) -> None:
     from PIL import ImageOps
 
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), dtype=np.uint8)
@@ -210,31 +212,31 @@ def test_every_orientation_is_turned_upright_whatever_the_other_tags_hold(orient
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
     with Image.open(file) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(decode(file.getvalue(), "photo"), expected)
+    assert np.array_equal(decode(file.getvalue(), "image"), expected)
 
 
-def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+def test_decode_keeps_the_shades_of_16_bit_greyscale() -> None:
     file = io.BytesIO()
     Image.fromarray(np.array([[0, 0x1234, 0x8000, 0xFFFF]], np.uint16)).save(file, "PNG")
-    assert decode(file.getvalue(), "photo").tolist() == [[[0] * 3, [0x12] * 3, [0x80] * 3, [0xFF] * 3]]
+    assert decode(file.getvalue(), "image").tolist() == [[[0] * 3, [0x12] * 3, [0x80] * 3, [0xFF] * 3]]
 
 
-def test_unreadable_comes_through_another_process_with_its_reason() -> None:
-    error = pickle.loads(pickle.dumps(Unreadable("a. b. c.", "too many bytes")))
+def test_unreadable_image_error_keeps_its_reason_when_pickled() -> None:
+    error = pickle.loads(pickle.dumps(UnreadableImageError("a. b. c.", "too many bytes")))
     assert (str(error), error.reason) == ("a. b. c.", "too many bytes")
 
 
-@pytest.mark.parametrize("how", ["stretch", "crop"])
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 16_384), (16_384, 1)])
-def test_the_thinnest_photos_are_resized(size: tuple[int, int], how: str) -> None:
-    pixels = decode(encoded(77, size, "PNG"), "photo")
+def test_resizer_accepts_images_of_one_pixel_width_or_height(size: tuple[int, int], mode: str) -> None:
+    pixels = decode(encoded(77, size, "PNG"), "image")
     assert pixels.shape == (size[1], size[0], 3)
-    small = resizer(32, how)(pixels)
+    small = resizer(32, mode)(pixels)
     assert small.shape == (32, 32, 3)
     assert (small == 77).all()
 
 
-# --- no file ----------------------------------------------------------------------------------------------------------------
+# --- not a file ----------------------------------------------------------
 
 
 def pipe(path: Path) -> None:
@@ -262,54 +264,59 @@ def absent(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
-        (pipe, "is a pipe. Photos must be files. Remove it,"),
-        (unix_socket, "is a socket. Photos must be files."),
-        (Path.mkdir, "is a folder. Photos must be files."),
-        (device, "is a device. Photos must be files."),
+        (pipe, "is a pipe. Images must be regular files. Remove it,"),
+        (unix_socket, "is a socket. Images must be regular files."),
+        (Path.mkdir, "is a folder. Images must be regular files."),
+        (device, "is a device. Images must be regular files."),
         (
             loop,
             (
-                "cannot be opened (Too many levels of symbolic links). Photos must be files that you may read. Mend or"
-                " remove it,"
+                "cannot be opened (Too many levels of symbolic links). Images must be readable files. Repair or remove"
+                " it,"
             ),
         ),
-        (nowhere, "cannot be opened (No such file or directory). Photos must be files that you may read."),
-        (absent, "cannot be opened (No such file or directory). Photos must be files that you may read."),
+        (nowhere, "cannot be opened (No such file or directory). Images must be readable files."),
+        (absent, "cannot be opened (No such file or directory). Images must be readable files."),
     ],
 )
-def test_what_is_no_file_neither_hangs_nor_raises(tmp_path: Path, make: Callable[[Path], None], said: str) -> None:
+def test_examine_returns_an_error_for_what_is_no_regular_file(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
     path = tmp_path / "1.jpg"
     make(path)
     [found] = examine([str(path)])
-    assert isinstance(found, Unreadable)
-    assert str(found).startswith(f"{path} {said}")
+    assert isinstance(found, UnreadableImageError)
+    assert str(found).startswith(f"{path} {message}")
     assert str(found).endswith(" or type data.on_corrupt=skip.")
     assert found.reason == "not a readable file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(root: Path) -> None:
+def test_folder_rejects_files_and_folders_without_read_permission(root: Path) -> None:
     (root / "a/0.jpg").chmod(0)
-    with pytest.raises(Unreadable, match=r"a/0\.jpg cannot be opened \(Permission denied\)"):
+    with pytest.raises(UnreadableImageError, match=r"a/0\.jpg cannot be opened \(Permission denied\)"):
         strict(root).open()
     (root / "a").chmod(0)
     with pytest.raises(UserError, match=r"photos/a cannot be listed \(Permission denied\)"):
         strict(root).open()
 
 
-def test_a_folder_that_goes_away_while_it_is_listed(root: Path) -> None:
+def test_images_below_names_a_folder_that_disappears(root: Path) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"gone cannot be listed \(No such file or directory\)\. Folders of photos must be ones that you may read\."
+            r"gone cannot be listed \(No such file or directory\)\. Image folders must be readable\. Repair or"
+            r" remove it\."
         ),
     ):
-        files.photos_below(root / "gone")
+        files.images_below(root / "gone")
 
 
-def test_a_machine_out_of_open_files_blames_no_photo(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_skips_no_image_if_the_machine_is_out_of_file_handles(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def exhausted(*_: object, **__: object) -> int:
         raise OSError(24, "Too many open files")
 
@@ -318,22 +325,22 @@ def test_a_machine_out_of_open_files_blames_no_photo(root: Path, monkeypatch: py
         lenient(root).open()
 
 
-def test_a_pipe_among_photos_stops_or_is_skipped(root: Path) -> None:
+def test_folder_stops_at_a_pipe_or_skips_it(root: Path) -> None:
     os.mkfifo(root / "a/3.jpg")
-    with pytest.raises(Unreadable, match=r"a/3\.jpg is a pipe\."):
+    with pytest.raises(UnreadableImageError, match=r"a/3\.jpg is a pipe\."):
         strict(root).open()
     dataset = lenient(root).open()
     assert dataset.train.source.ids == ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg")
-    assert dataset.notes == (f"1 of 7 photos of train skipped: {root}/a/3.jpg is a pipe",)
+    assert dataset.notes == (f"1 of 7 images of train skipped: {root}/a/3.jpg is a pipe",)
 
 
-def test_a_folder_named_as_a_photo_is_a_folder(root: Path) -> None:
+def test_folder_with_an_image_suffix_is_searched_as_a_folder(root: Path) -> None:
     (root / "a/x.jpg").mkdir()
     (root / "a/x.jpg/4.jpg").write_bytes(encoded(250))
     assert strict(root).open().train.source.ids[3:5] == ("a/x.jpg/4.jpg", "b/0.jpg")
 
 
-# --- changed ----------------------------------------------------------------------------------------------------------------
+# --- changed ----------------------------------------------------------
 
 
 def another(path: Path) -> None:
@@ -344,7 +351,7 @@ def same_size_and_time(path: Path) -> None:
     before, content = path.stat(), bytearray(path.read_bytes())
     content[-10] ^= 1
     path.write_bytes(content)
-    # A kernel may tell the time in steps of 4 ms
+    # The kernel's clock may advance in steps of 4 ms.
     while path.stat().st_ctime_ns == before.st_ctime_ns:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -360,25 +367,25 @@ def grown(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [another, same_size_and_time, replaced_by_a_pipe, grown, Path.unlink])
-def test_a_photo_that_changed_since_it_was_examined_stops_the_attempt(
+def test_image_that_changed_after_it_was_examined_stops_the_run(
     root: Path, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     settings = lenient(root)
     source = settings.open().train.source
     change(root / "b/1.jpg")
     with pytest.raises(UserError) as refusal:
-        Photos(source, settings, 8, FeatureCache(tmp_path / "kept", 10**9)).rows()
+        DecodedImages(source, settings, 8, FeatureCache(tmp_path / "cache", 10**9)).rows()
     assert (
         str(refusal.value)
-        == f"{root}/b/1.jpg changed while it was being read. Photos must be left alone while an attempt runs. Run the"
-        " same command again."
+        == f"{root}/b/1.jpg changed while it was being read. Images must not change during a run. Run the same command"
+        " again."
     )
-    assert not isinstance(refusal.value, Unreadable)
-    # Nothing is kept under a wrong fingerprint
-    assert not list((tmp_path / "kept").glob("photos-*"))
+    assert not isinstance(refusal.value, UnreadableImageError)
+    # Nothing is cached under the fingerprint of other images.
+    assert not list((tmp_path / "cache").glob("photos-*"))
 
 
-def test_what_was_examined_is_examined_again_once_it_changed(root: Path) -> None:
+def test_examine_reads_a_changed_file_again(root: Path) -> None:
     path = root / "a/0.jpg"
     [before] = examine([str(path)])
     same_size_and_time(path)
@@ -387,13 +394,13 @@ def test_what_was_examined_is_examined_again_once_it_changed(root: Path) -> None
     assert decode_file(str(path), after).shape == (6, 8, 3)
 
 
-# --- links ------------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """A folder beside the root, with a photo in it."""
-    # Whose path begins as the root's does
+    """A folder with an image outside the root."""
+    # Its path starts with the root's path, which must not count as being inside.
     folder = tmp_path / "photos_elsewhere"
     folder.mkdir()
     (folder / "secret.jpg").write_bytes(encoded(123))
@@ -403,7 +410,7 @@ def elsewhere(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "target", ["{elsewhere}/secret.jpg", "../../photos_elsewhere/secret.jpg", "{elsewhere}/gone.jpg", "../chain"]
 )
-def test_a_photo_that_is_a_link_out_of_the_root(
+def test_image_that_links_outside_the_root_is_never_read(
     root: Path, elsewhere: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root / "chain").symlink_to(elsewhere / "secret.jpg")
@@ -412,18 +419,19 @@ def test_a_photo_that_is_a_link_out_of_the_root(
     monkeypatch.setattr(
         os, "open", lambda path, *more, real=os.open: (opened.append(os.path.realpath(path)), real(path, *more))[1]
     )
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(UnreadableImageError) as refusal:
         strict(root).open()
-    assert refusal.value.reason == "out of the root"
+    assert refusal.value.reason == "outside the root"
     assert str(refusal.value).startswith(f"{root}/a/3.jpg is a link to {elsewhere}/")
     assert str(refusal.value).endswith(
-        f", out of data.root={root}. Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip."
+        f", outside data.root={root}. Images must be inside data.root. Copy the image there, or type"
+        " data.on_corrupt=skip."
     )
     assert lenient(root).open().train.source.ids == ("a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg")
     assert {os.path.dirname(path) for path in opened} == {f"{root}/a", f"{root}/b"}
 
 
-def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tmp_path: Path) -> None:
+def test_links_inside_the_root_and_a_linked_root_are_followed(root: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(root)
     plain = strict(root).open()
     assert strict(tmp_path / "link").open().fingerprint == plain.fingerprint
@@ -435,7 +443,7 @@ def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tm
     assert linked.class_names == ("a", "b", "c")
     assert linked.train.source.ids[2:4] == ("a/2.jpg", "a/9.jpg")
     assert linked.train.source.ids[-1] == "c/2.jpg"
-    assert int(list(linked.train.source.read())[3]().mean()) == 222
+    assert int(list(linked.train.source.loaders())[3]().mean()) == 222
 
 
 @pytest.mark.parametrize(
@@ -452,26 +460,24 @@ def test_links_within_the_root_and_a_root_that_is_a_link_are_fine(root: Path, tm
         ("test", "gone"),
     ],
 )
-def test_a_folder_that_is_a_link_out_of_the_root_is_refused(
-    root: Path, elsewhere: Path, link: str, target: str
-) -> None:
+def test_folder_that_links_outside_the_root_is_rejected(root: Path, elsewhere: Path, link: str, target: str) -> None:
     (root / link).symlink_to(target.format(elsewhere=elsewhere))
     with pytest.raises(UserError) as refusal:
         lenient(root).open()
-    assert not isinstance(refusal.value, Unreadable)
+    assert not isinstance(refusal.value, UnreadableImageError)
     assert str(refusal.value).startswith(f"{root}/{link} is a link to /")
     assert str(refusal.value).endswith(
-        f", which is no folder below data.root={root}. Folders of photos must lie below it. "
-        "Put the folder itself there, remove the link, or name another data.root."
+        f", which is not a folder inside data.root={root}. Image folders must be inside data.root. "
+        "Put the folder itself there, remove the link, or set data.root to another folder."
     )
 
 
-def test_a_class_that_is_a_link_to_the_root_is_gone_through_once(root: Path) -> None:
+def test_class_folder_that_links_to_the_root_is_listed_once(root: Path) -> None:
     (root / "c").symlink_to(".")
     assert len(strict(root).open().train.source.ids) == 6 + 6
 
 
-def test_a_root_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
+def test_folder_rejects_a_broken_or_unknown_root(tmp_path: Path) -> None:
     (tmp_path / "photos").symlink_to("photos")
     with pytest.raises(MissingFileError, match="is not a folder"):
         strict(tmp_path / "photos").open()
@@ -479,7 +485,7 @@ def test_a_root_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
         strict(Path("~nobody-of-that-name/photos")).open()
 
 
-def test_only_links_are_followed_to_where_they_lead(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_resolves_only_links(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "a/9.jpg").symlink_to("0.jpg")
     followed, realpath = [], os.path.realpath
     monkeypatch.setattr(
@@ -489,7 +495,7 @@ def test_only_links_are_followed_to_where_they_lead(root: Path, monkeypatch: pyt
     assert followed == [str(root), f"{root}/a/9.jpg"]
 
 
-# --- names ------------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -505,7 +511,7 @@ def test_only_links_are_followed_to_where_they_lead(root: Path, monkeypatch: pyt
         (b"deep\xff/1.jpg", r"deep\udcff/1.jpg"),
     ],
 )
-def test_any_file_name_is_a_photo_s(root: Path, name: bytes, identity: str) -> None:
+def test_folder_accepts_any_file_name_and_prints_it_escaped(root: Path, name: bytes, identity: str) -> None:
     path = os.path.join(os.fsencode(root / "b"), name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "wb") as file:
@@ -513,31 +519,31 @@ def test_any_file_name_is_a_photo_s(root: Path, name: bytes, identity: str) -> N
     source = strict(root).open().train.source
     [row] = [row for row, found in enumerate(source.digests) if found == digest(encoded(231))]
     assert source.ids[row] == f"b/{identity}"
-    assert list(source.read())[row]().shape == (6, 8, 3)
+    assert list(source.loaders())[row]().shape == (6, 8, 3)
     source.fingerprint.encode()
     with open(path, "wb") as file:
         file.write(b"no photo")
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(UnreadableImageError) as refusal:
         strict(root).open()
-    assert str(refusal.value).startswith(f"{root}/b/{identity} cannot be read as a photo")
+    assert str(refusal.value).startswith(f"{root}/b/{identity} cannot be read as an image")
     assert str(refusal.value).isprintable()
 
 
-def test_two_names_stay_two() -> None:
+def test_printable_keeps_different_names_different() -> None:
     names = ["\udcff", "\\udcff", "\\\\udcff", "\n", "\\n", "\u2028", "\\u2028", "\x85", "\udc85"]
     assert len({printable(name) for name in names}) == len(names)
     assert all(printable(name).isprintable() for name in names)
 
 
 @pytest.mark.parametrize("name", [b"c\xff", b"c\nd", b"c\x1b[31m", "c\u2028".encode(), b"c\x7f"])
-def test_a_class_folder_must_have_a_name_that_can_be_said(root: Path, name: bytes) -> None:
+def test_folder_rejects_a_class_with_an_unprintable_name(root: Path, name: bytes) -> None:
     os.mkdir(os.path.join(os.fsencode(root), name))
     with pytest.raises(UserError) as refusal:
         lenient(root).open()
     assert (
         str(refusal.value)
         == f"{root}/{printable(os.fsdecode(name))} has a name that is not UTF-8 or has control characters. "
-        "A class folder's name is what the model will call its photos. Rename the folder."
+        "A class folder's name becomes the name of the class. Rename the folder."
     )
     assert str(refusal.value).isprintable()
 
@@ -555,7 +561,9 @@ def test_a_class_folder_must_have_a_name_that_can_be_said(root: Path, name: byte
         (b"", ""),
     ],
 )
-def test_names_in_an_archive_are_names_only(name: bytes, identity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_file_names_never_become_paths_outside(
+    name: bytes, identity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tensorflow_datasets as tfds
 
     monkeypatch.setattr(tfds, "as_numpy", lambda rows: rows)
@@ -570,38 +578,38 @@ def test_names_in_an_archive_are_names_only(name: bytes, identity: str, monkeypa
     assert source.ids == (identity, identity)
     assert source.labels.tolist() == [1, 0]
     assert ".." not in identity.split("/")
-    first, second = source.read()
+    first, second = source.loaders()
     assert first().shape == (6, 8, 3)
-    with pytest.raises(Unreadable) as refusal:
+    with pytest.raises(UnreadableImageError) as refusal:
         second()
-    assert str(refusal.value).startswith(f"{identity} cannot be read as a photo (it does not begin as one).")
+    assert str(refusal.value).startswith(f"{identity} cannot be read as an image (no JPEG, PNG or WebP signature).")
 
 
-# --- at random --------------------------------------------------------------------------------------------------------------
+# --- random damage --------------------------------------------------------
 
 
-def test_some_hundred_damaged_files(tmp_path: Path) -> None:
+def test_fuzz_reads_or_rejects_hundreds_of_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
-    report = fuzz.here(304, seed=3, root=(tmp_path / "root").resolve())
+    report = fuzz.run_in_process(304, seed=3, root=(tmp_path / "root").resolve())
     assert report.crashes == []
     assert report.read + report.refused == 304
-    assert all(report.outcomes[kind]["read"] == 16 for kind in ("as it is", "wrong suffix", "garbage behind"))
+    assert all(report.outcomes[kind]["read"] == 16 for kind in ("undamaged", "wrong suffix", "trailing garbage"))
     assert set(report.total) >= {"read", "changed", *REASONS} - {"too many scans"}
 
 
-def misbehaving(root: Path, this: fuzz.Case) -> str:
-    """What a decoder might do that the fuzz test is there to see."""
-    if this.number == 2:
+def misbehaving(root: Path, case: fuzz.Case) -> str:
+    """Stand-in for a decoder that crashes, hangs, writes a file, or raises an unexpected exception."""
+    if case.number == 2:
         os.abort()
-    if this.number == 4:
+    if case.number == 4:
         time.sleep(60)
-    if this.number == 6:
+    if case.number == 6:
         (root / "written").write_text("by a decoder")
-    return "escaped: KeyError: 7" if this.number == 7 else "read"
+    return "escaped: KeyError: 7" if case.number == 7 else "read"
 
 
-def test_a_crash_a_hang_and_a_write_are_counted_and_named(tmp_path: Path) -> None:
-    report = fuzz.watched(9, 0, tmp_path, misbehaving, patience=3)
+def test_fuzz_reports_a_crash_a_hang_and_a_write(tmp_path: Path) -> None:
+    report = fuzz.run_in_subprocess(9, 0, tmp_path, misbehaving, timeout=3)
     assert report.crashes == ["file 2: the process ended with -6", "file 7: escaped: KeyError: 7"]
     assert report.hangs == [4]
     assert len(report.writes) == 1
@@ -612,9 +620,9 @@ def test_a_crash_a_hang_and_a_write_are_counted_and_named(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "files", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
 )
-def test_thousands_of_damaged_files(files: int, tmp_path: Path) -> None:
+def test_fuzz_reads_or_rejects_thousands_of_damaged_files(files: int, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
-    report = fuzz.watched(files, 0, (tmp_path / "root").resolve())
+    report = fuzz.run_in_subprocess(files, 0, (tmp_path / "root").resolve())
     assert (report.crashes, report.hangs, report.writes) == ([], [], [])
     assert report.read + report.refused == files
     assert all(report.total[reason] > 0 for reason in ("read", "changed", *REASONS))

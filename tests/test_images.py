@@ -1,4 +1,4 @@
-"""From what was typed to photos: files, folders, patterns, the standard input; and what holds none."""
+"""`image_sources`: images from files, folders, patterns and standard input, and the errors; `prefetch` at the end."""
 
 import io
 import os
@@ -10,10 +10,10 @@ from PIL import Image
 
 from dogbreeds.core import prefetch
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.data.image import MAX_BYTES, Unreadable
-from dogbreeds.inference.image_sources import found, typed
+from dogbreeds.data.image import MAX_BYTES, UnreadableImageError
+from dogbreeds.inference.image_sources import find_images, parse_images
 
-NOTHING = io.BytesIO()
+EMPTY = io.BytesIO()
 
 
 def encoded(shade: int = 90, kind: str = "JPEG") -> bytes:
@@ -24,7 +24,7 @@ def encoded(shade: int = 90, kind: str = "JPEG") -> bytes:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with photos and other things, which is the current one."""
+    """The current folder, with `photos/` in it: images and other files, some of them hidden."""
     for number, name in enumerate(
         ("b/2.jpg", "b/10.JPG", "a/x.png", "a/deep/er/y.webp", "top.jpeg", "[1].jpg", "1.jpg")
     ):
@@ -40,17 +40,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*images: str, given: bytes = b"") -> list[str]:
-    return [photo.name for photo in found(images, io.BytesIO(given)).photos]
+    return [image.name for image in find_images(images, io.BytesIO(given)).images]
 
 
 ALL = ["1.jpg", "[1].jpg", "a/deep/er/y.webp", "a/x.png", "b/10.JPG", "b/2.jpg", "top.jpeg"]
 
 
-def test_a_folder_gives_all_below_it_sorted_and_nothing_hidden(here: Path) -> None:
+def test_find_images_lists_a_folder_recursively_sorted_without_hidden_files(here: Path) -> None:
     assert names("photos") == [f"photos/{name}" for name in ALL]
     assert names("photos/") == names("photos")
     assert names(str(here / "photos")) == [f"{here}/photos/{name}" for name in ALL]
-    assert found(["photos", "photos/1.jpg"], NOTHING).total == 8
+    assert find_images(["photos", "photos/1.jpg"], EMPTY).total == 8
 
 
 @pytest.mark.parametrize(
@@ -60,25 +60,27 @@ def test_a_folder_gives_all_below_it_sorted_and_nothing_hidden(here: Path) -> No
         ("photos/*/*.jpg", ["b/2.jpg"]),
         ("photos/**/*.[jJ][pP]*", ["1.jpg", "[1].jpg", "b/10.JPG", "b/2.jpg", "top.jpeg"]),
         ("photos/**", ALL),
-        # A folder that matches stands for what is below it
+        # A matching folder gives all images below it.
         ("photos/a/*", ["a/deep/er/y.webp", "a/x.png"]),
         ("photos/?.jpg", ["1.jpg"]),
         ("photos/**.jpg", ["1.jpg", "[1].jpg"]),
-        # It is there, and is not taken for a pattern
+        # A file with this very name exists, so the text is not taken for a pattern.
         ("photos/[1].jpg", ["[1].jpg"]),
         ("photos/[0-9].jpg", ["1.jpg"]),
     ],
 )
-def test_a_pattern_gives_what_matches(here: Path, pattern: str, expected: list[str]) -> None:
+def test_find_images_lists_what_a_pattern_matches(here: Path, pattern: str, expected: list[str]) -> None:
     assert names(pattern) == [f"photos/{name}" for name in expected]
 
 
-def test_a_folder_with_brackets_is_a_folder_within_a_pattern_too(here: Path) -> None:
+def test_find_images_takes_an_existing_folder_with_brackets_literally_within_a_pattern(here: Path) -> None:
     (here / "photos").rename(here / "photos [2024]")
     assert names("photos [2024]/*.jpg") == ["photos [2024]/1.jpg", "photos [2024]/[1].jpg"]
 
 
-def test_what_was_typed_keeps_its_order_and_home_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_images_preserves_the_given_order_and_expands_the_home_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(here))
     assert names("photos/top.jpeg", "~/photos/b", "photos/1.jpg") == [
         "photos/top.jpeg",
@@ -88,47 +90,46 @@ def test_what_was_typed_keeps_its_order_and_home_is_found(here: Path, monkeypatc
     ]
 
 
-def test_photos_are_opened_when_their_turn_comes_and_other_names_have_other_keys(here: Path) -> None:
-    photos = list(found(["photos/1.jpg", "photos/[1].jpg", "photos/../photos/1.jpg"], NOTHING).photos)
+def test_find_images_opens_images_lazily_and_gives_different_files_different_keys(here: Path) -> None:
+    images = list(find_images(["photos/1.jpg", "photos/[1].jpg", "photos/../photos/1.jpg"], EMPTY).images)
     (here / "photos/1.jpg").write_bytes(encoded(200))
-    assert photos[0].pixels().shape == (6, 8, 3)
-    assert int(photos[0].pixels().mean()) == 200
-    assert photos[0].key == photos[2].key != photos[1].key
+    assert images[0].pixels().shape == (6, 8, 3)
+    assert int(images[0].pixels().mean()) == 200
+    assert images[0].key == images[2].key != images[1].key
 
 
-def test_a_single_file_may_be_called_anything_and_be_any_link(here: Path) -> None:
+def test_find_images_accepts_a_single_file_of_any_name_and_any_link(here: Path) -> None:
     (here / "elsewhere").write_bytes(encoded(77))
     (here / "link.dat").symlink_to("elsewhere")
-    (photo,) = found(["link.dat"], NOTHING).photos
-    assert int(photo.pixels().mean()) == 77
+    (image,) = find_images(["link.dat"], EMPTY).images
+    assert int(image.pixels().mean()) == 77
 
 
-def test_each_folder_holds_its_own_photos_only(here: Path) -> None:
+def test_find_images_checks_links_against_the_folder_that_each_image_came_from(here: Path) -> None:
     (here / "alone.jpg").write_bytes(encoded())
-    photos = list(found(["photos/b", "alone.jpg", "photos/a/*", "photos/1.jpg"], NOTHING).photos)
-    assert [photo.pixels().shape for photo in photos] == [(6, 8, 3)] * 6
+    images = list(find_images(["photos/b", "alone.jpg", "photos/a/*", "photos/1.jpg"], EMPTY).images)
+    assert [image.pixels().shape for image in images] == [(6, 8, 3)] * 6
 
 
-@pytest.mark.parametrize("images", ["photos", "photos/*.jpg", "photos/**", "photos/*/secret.jpg"])
-def test_a_link_that_leads_out_of_the_folder_is_not_opened(here: Path, images: str) -> None:
+@pytest.mark.parametrize("text", ["photos", "photos/*.jpg", "photos/**", "photos/*/secret.jpg"])
+def test_an_image_that_is_a_link_out_of_its_folder_is_unreadable(here: Path, text: str) -> None:
     (here / "secret.jpg").write_bytes(encoded())
     (here / "photos/secret.jpg").symlink_to(here / "secret.jpg")
     (here / "photos/b/secret.jpg").symlink_to("../../secret.jpg")
     refused = []
-    for photo in found([images], NOTHING).photos:
+    for image in find_images([text], EMPTY).images:
         try:
-            photo.pixels()
-        except Unreadable as error:
+            image.pixels()
+        except UnreadableImageError as error:
             refused.append(error)
-    assert {error.reason for error in refused} == {"out of the root"}
-    assert (
-        refused[-1].plain
-        == f"photos/{'b/' if images == 'photos/*/secret.jpg' else ''}secret.jpg is a link to {here}/secret.jpg, out of"
-        f" {here}/photos. Photos must lie below the folder that was named. Name the photo itself, or copy it there."
-    )
+    assert {error.reason for error in refused} == {"outside the root"}
+    message = refused[-1].message_without_skip
+    link = f"photos/{'b/' if text == 'photos/*/secret.jpg' else ''}secret.jpg"
+    assert message.startswith(f"{link} is a link to {here}/secret.jpg, outside {here}/photos. ")
+    assert message.endswith("Name the image itself, or copy it there.")
 
 
-def test_links_to_folders_are_not_gone_round(here: Path) -> None:
+def test_find_images_does_not_follow_links_to_folders(here: Path) -> None:
     for name in ("loop", "round"):
         (here / "photos/a" / name).symlink_to("..")
     assert names("photos/**/x.png") == ["photos/a/x.png"]
@@ -136,66 +137,62 @@ def test_links_to_folders_are_not_gone_round(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "images", ["empty", "photos/*.gif", "photos/none/*.jpg", "photos/.cache/*.txt", "photos/**/.hidden.jpg"]
+    "text", ["empty", "photos/*.gif", "photos/none/*.jpg", "photos/.cache/*.txt", "photos/**/.hidden.jpg"]
 )
-def test_what_holds_no_photos_is_refused(here: Path, images: str) -> None:
+def test_find_images_refuses_a_folder_or_pattern_without_images(here: Path, text: str) -> None:
     (here / "empty").mkdir()
-    with pytest.raises(UserError) as refusal:
-        found([images], NOTHING)
-    assert (
-        str(refusal.value)
-        == f"images={images} holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden. "
-        "Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
-    )
+    with pytest.raises(UserError) as error:
+        find_images([text], EMPTY)
+    message = str(error.value)
+    assert message.startswith(f"images={text} has no images. ")
+    assert "end in .jpg, .jpeg, .png, .webp and are not hidden" in message
+    assert message.endswith("Type images=path/to/photos, or 'images=photos/**/*.jpg', for example.")
 
 
-def test_what_is_not_there_is_missing(here: Path) -> None:
-    with pytest.raises(MissingFileError) as refusal:
-        found(["photos", "phtos"], NOTHING)
-    assert (
-        str(refusal.value)
-        == f"images=phtos is not there (looked for {here}/phtos). It must be a photo, a folder of photos, a pattern, or"
-        " - for the standard input. Type images=path/to/photos, for example."
-    )
+def test_find_images_refuses_a_path_that_does_not_exist(here: Path) -> None:
+    with pytest.raises(MissingFileError) as error:
+        find_images(["photos", "phtos"], EMPTY)
+    message = str(error.value)
+    assert message.startswith(f"images=phtos does not exist (looked for {here}/phtos). ")
+    assert "a folder, a pattern, or - for standard input" in message
+    assert message.endswith("Type images=path/to/photos, for example.")
 
 
 @pytest.mark.parametrize("value", [None, "", [], ()])
-def test_images_must_be_given(value: object) -> None:
+def test_parse_images_refuses_an_empty_setting(value: object) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"^images was not given\. It must be a photo, .* Type images=path/to/photos, or 'images=photos/\*\.jpg',"
-            r" for example\.$"
+            r"^images was not given\. .* a folder, a pattern, or - .* Type images=path/to/photos, or"
+            r" 'images=photos/\*\.jpg', for example\.$"
         ),
     ):
-        typed(value)
+        parse_images(value)
 
 
 @pytest.mark.parametrize("value", [7, ["a.jpg", 7], {"a": "b"}, [""], [["a.jpg"]]])
-def test_images_are_texts(value: object) -> None:
-    with pytest.raises(
-        UserError,
-        match=(
-            r"^images was .*\. It must be a photo, .* or a list of them\. Type 'images=\[first\.jpg,second\.jpg\]', for"
-            r" example\.$"
-        ),
-    ):
-        typed(value)
-    assert typed("a.jpg") == typed(["a.jpg"]) == ("a.jpg",)
+def test_parse_images_refuses_what_is_no_list_of_texts(value: object) -> None:
+    with pytest.raises(UserError) as error:
+        parse_images(value)
+    message = str(error.value)
+    assert message.startswith(f"images was {value!r}. ")
+    assert ", or a list of them. " in message
+    assert message.endswith("Type 'images=[first.jpg,second.jpg]', for example.")
+    assert parse_images("a.jpg") == parse_images(["a.jpg"]) == ("a.jpg",)
 
 
-# --- the standard input ---------------------------------------------------------------------------------------------------
+# --- standard input ---------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_standard_input_may_be_a_photo(kind: str) -> None:
-    images = found(["-"], io.BytesIO(encoded(50, kind)))
-    (photo,) = images.photos
-    assert (photo.name, images.total) == ("standard input", None)
-    assert abs(int(photo.pixels().mean()) - 50) <= 1
+def test_find_images_reads_an_encoded_image_from_standard_input(kind: str) -> None:
+    source = find_images(["-"], io.BytesIO(encoded(50, kind)))
+    (image,) = source.images
+    assert (image.name, source.total) == ("standard input", None)
+    assert abs(int(image.pixels().mean()) - 50) <= 1
 
 
-def test_a_photo_without_end_on_the_standard_input_is_read_to_the_limit_only() -> None:
+def test_find_images_stops_reading_an_endless_image_from_standard_input_at_the_limit() -> None:
     class Endless(io.RawIOBase):
         given = 0
 
@@ -208,11 +205,11 @@ def test_a_photo_without_end_on_the_standard_input_is_read_to_the_limit_only() -
             return len(buffer)
 
     endless = Endless()
-    (photo,) = found(["-"], io.BufferedReader(endless)).photos
+    (image,) = find_images(["-"], io.BufferedReader(endless)).images
     with pytest.raises(
-        Unreadable, match=r"^standard input has 128 MiB\. A photo may have 128, and no more\. Save it smaller"
+        UnreadableImageError, match=r"^standard input has 128 MiB\. An image may have at most 128 MiB\. Save it smaller"
     ):
-        photo.pixels()
+        image.pixels()
     assert endless.given < MAX_BYTES + (1 << 20)
 
 
@@ -227,39 +224,39 @@ def test_a_photo_without_end_on_the_standard_input_is_read_to_the_limit_only() -
         (b"x.jpg", ["x.jpg"]),
     ],
 )
-def test_the_standard_input_may_be_a_list(here: Path, given: bytes, expected: list[str]) -> None:
+def test_find_images_reads_a_list_of_paths_from_standard_input(here: Path, given: bytes, expected: list[str]) -> None:
     assert names("-", given=given) == expected
 
 
-def test_a_path_of_a_list_that_is_not_there_is_a_bad_photo_and_the_rest_goes_on(here: Path) -> None:
-    first, second = found(["-"], io.BytesIO(b"photos/gone.jpg\nphotos/1.jpg\n")).photos
-    with pytest.raises(Unreadable, match=r"^photos/gone\.jpg cannot be opened \(No such file or directory\)"):
+def test_a_listed_path_that_does_not_exist_is_unreadable_and_the_rest_is_read(here: Path) -> None:
+    first, second = find_images(["-"], io.BytesIO(b"photos/gone.jpg\nphotos/1.jpg\n")).images
+    with pytest.raises(UnreadableImageError, match=r"^photos/gone\.jpg cannot be opened \(No such file or directory\)"):
         first.pixels()
     assert second.pixels().shape == (6, 8, 3)
 
 
-def test_a_list_is_worked_on_while_it_is_being_made(here: Path) -> None:
+def test_find_images_yields_listed_images_while_the_list_is_still_being_written(here: Path) -> None:
     reading, writing = os.pipe()
-    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as maker:
-        maker.write(b"photos/1.jpg\nphotos/to")
-        photos = found(["-", "photos/b"], stream).photos
-        assert next(photos).name == "photos/1.jpg"
-        maker.write(b"p.jpeg\n")
-        assert next(photos).name == "photos/top.jpeg"
-        maker.close()
-        assert [photo.name for photo in photos] == ["photos/b/10.JPG", "photos/b/2.jpg"]
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as writer:
+        writer.write(b"photos/1.jpg\nphotos/to")
+        images = find_images(["-", "photos/b"], stream).images
+        assert next(images).name == "photos/1.jpg"
+        writer.write(b"p.jpeg\n")
+        assert next(images).name == "photos/top.jpeg"
+        writer.close()
+        assert [image.name for image in images] == ["photos/b/10.JPG", "photos/b/2.jpg"]
 
 
 @pytest.mark.parametrize("given", [b"", b"\n\n", b"  \n"])
-def test_an_empty_standard_input_is_refused(given: bytes) -> None:
+def test_find_images_refuses_empty_standard_input(given: bytes) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"^images=- was given, and the standard input is empty\. It must be a photo, or paths of photos, each on a"
-            r" line\. Type find"
+            r"^images=- was given, and standard input is empty\. .* one per line\. Type find photos .*"
+            r" python -m dogbreeds\.predict images=-"
         ),
     ):
-        found(["-"], io.BytesIO(given))
+        find_images(["-"], io.BytesIO(given))
 
 
 @pytest.mark.parametrize(
@@ -272,52 +269,52 @@ def test_an_empty_standard_input_is_refused(given: bytes) -> None:
         b"x" * 200_000,
     ],
 )
-def test_other_bytes_on_the_standard_input_are_not_taken_for_names(given: bytes) -> None:
+def test_find_images_refuses_standard_input_that_is_neither_an_image_nor_a_list(given: bytes) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"^The standard input is neither a photo nor a list of paths\. It must be one JPEG, PNG or WebP file, or"
-            r" paths"
+            r"^Standard input is neither an image nor a list of paths\. .* JPEG, PNG or WebP .* newline or a NUL\. Type"
+            r" find photos -name '\*\.jpg' -print0 \| python -m dogbreeds\.predict images=-"
         ),
     ):
-        list(found(["-"], io.BytesIO(given)).photos)
+        list(find_images(["-"], io.BytesIO(given)).images)
 
 
-# --- looking ahead --------------------------------------------------------------------------------------------------------
+# --- prefetch ---------------------------------------------------------
 
 
-def test_results_come_in_order_and_only_so_many_are_begun_ahead() -> None:
-    begun: list[int] = []
+def test_map_ahead_yields_results_in_order_and_starts_a_bounded_number_of_items() -> None:
+    started: list[int] = []
 
     def items():
         for number in range(100):
-            begun.append(number)
+            started.append(number)
             yield number
 
-    results = prefetch.mapped(lambda number: number**2, items(), ahead=7)
+    results = prefetch.map_ahead(lambda number: number**2, items(), ahead=7)
     for number in range(100):
         assert next(results) == number**2
-        assert len(begun) <= min(100, number + 7)
+        assert len(started) <= min(100, number + 7)
     assert next(results, None) is None
 
 
-def test_what_is_closed_early_begins_nothing_more() -> None:
+def test_map_ahead_starts_nothing_more_after_it_is_closed() -> None:
     done: list[int] = []
-    results = prefetch.mapped(done.append, range(10**9), ahead=3)
+    results = prefetch.map_ahead(done.append, range(10**9), ahead=3)
     next(results)
     results.close()
     assert len(done) <= 3
 
 
-def test_a_failure_comes_at_its_place() -> None:
-    results = prefetch.mapped(lambda number: 6 // (3 - number), range(9), ahead=4)
+def test_map_ahead_raises_a_failure_in_the_place_of_its_result() -> None:
+    results = prefetch.map_ahead(lambda number: 6 // (3 - number), range(9), ahead=4)
     assert [next(results), next(results), next(results)] == [2, 3, 6]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_pixels_are_those_of_the_file(here: Path) -> None:
+def test_find_images_gives_the_pixels_of_the_file(here: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(here / "noise.png")
-    (photo,) = found(["noise.png"], NOTHING).photos
-    assert np.array_equal(photo.pixels(), pixels)
+    (image,) = find_images(["noise.png"], EMPTY).images
+    assert np.array_equal(image.pixels(), pixels)

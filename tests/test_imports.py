@@ -1,4 +1,4 @@
-"""Which package may import which: arrows point down only."""
+"""Package imports: each package imports only the packages below it."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import dogbreeds
 
 ROOT = Path(dogbreeds.__file__).parent
-# All may import core.
+# The packages that each package may import, besides itself and core.
 MAY_IMPORT = {
     "core": set(),
     "data": set(),
@@ -22,13 +22,13 @@ MAY_IMPORT = {
     "reports": {"data", "evaluation", "tracking"},
     "experiments": {"data", "evaluation", "models", "features", "tracking", "training", "inference", "reports"},
 }
-# Beside packages: the door, which imports experiments and below, and commands, which import all.
-DOOR = {"__init__", "api", "cli"}
+# Modules outside packages: the public API, which may import experiments and below, and commands, which may import all.
+PUBLIC_API = {"__init__", "api", "cli"}
 COMMANDS = {"train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "cache", "pretrain"}
 
 
-def imported(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, module and name of each import of the package, wherever it stands: under TYPE_CHECKING and in functions too."""
+def package_imports(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yield line, module and name of every import from the package, also within functions and under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
@@ -42,30 +42,35 @@ def imported(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def violations(package: str, source: str) -> list[str]:
-    """The imports of a module that its package may not have; of a command and the door, '' and 'door' are the package."""
+    """Return the imports of a module that its package may not have.
+
+    Args:
+        package: name of the package; empty for a command, and `public` for the public API.
+        source: source of the module.
+    """
     allowed = {package, "core"} | MAY_IMPORT.get(package, set(MAY_IMPORT))
     found = []
-    for line, module, name in imported(source):
+    for line, module, name in package_imports(source):
         parts = module.split(".")[1:] or [name]
         if (
             parts[0] not in allowed
-            and not (package == "" and parts[0] in DOOR)
-            and not (package == "door" and parts[0] in DOOR)
+            and not (package == "" and parts[0] in PUBLIC_API)
+            and not (package == "public" and parts[0] in PUBLIC_API)
         ):
             found.append(f"line {line}: {module} {name}".rstrip())
     return found
 
 
 @pytest.mark.parametrize("module", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_imports_only_what_lies_below_its_package(module: Path) -> None:
+def test_module_imports_only_packages_below_its_own(module: Path) -> None:
     *packages, name = module.relative_to(ROOT).with_suffix("").parts
-    package = packages[0] if packages else "door" if name in DOOR else ""
+    package = packages[0] if packages else "public" if name in PUBLIC_API else ""
     assert violations(package, module.read_text()) == []
 
 
-def test_beside_packages_there_are_only_commands_and_the_door() -> None:
+def test_modules_outside_packages_are_commands_or_the_public_api() -> None:
     assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(MAY_IMPORT)
-    assert {path.stem for path in ROOT.glob("*.py")} <= COMMANDS | DOOR
+    assert {path.stem for path in ROOT.glob("*.py")} <= COMMANDS | PUBLIC_API
 
 
 @pytest.mark.parametrize(
@@ -74,20 +79,20 @@ def test_beside_packages_there_are_only_commands_and_the_door() -> None:
         ("core", "from dogbreeds.data.image import decode"),
         ("data", "from dogbreeds.models import network"),
         ("evaluation", "if TYPE_CHECKING:\n    from dogbreeds.training.loop import fit"),
-        ("models", "def build():\n    from dogbreeds.features.cache import Store"),
+        ("models", "def build():\n    from dogbreeds.features.cache import FeatureCache"),
         ("features", "import dogbreeds.models.network"),
         ("tracking", "from dogbreeds import cli"),
-        ("reports", "from dogbreeds.training.state import Progress"),
+        ("reports", "from dogbreeds.training.state import TrainingState"),
         ("inference", "from dogbreeds import evaluate"),
         ("experiments", "from dogbreeds import train"),
-        ("door", "from dogbreeds import train"),
+        ("public", "from dogbreeds import train"),
     ],
 )
-def test_an_upward_import_is_found(package: str, source: str) -> None:
+def test_violations_finds_an_upward_import(package: str, source: str) -> None:
     assert len(violations(package, source)) == 1
 
 
-def test_imports_downward_are_none() -> None:
+def test_violations_accepts_downward_imports() -> None:
     assert (
         violations(
             "experiments", "from dogbreeds.core import paths\nfrom dogbreeds.training.loop import fit\nimport numpy"
@@ -97,9 +102,9 @@ def test_imports_downward_are_none() -> None:
     assert violations("", "from dogbreeds import cli\nfrom dogbreeds.experiments.run import Run") == []
 
 
-def test_packages_have_an_order() -> None:
+def test_packages_have_a_topological_order() -> None:
     below: dict[str, set[str]] = {}
-    # Each is named after all that it may import
+    # The table lists each package after all that it may import.
     for package, allowed in MAY_IMPORT.items():
         assert allowed <= below.keys()
         below[package] = allowed

@@ -12,16 +12,16 @@ SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated,
 
 
 @pytest.fixture(autouse=True)
-def handled() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number, *_ in SIGNALS}
-    signals.handle()
+def installed_handlers() -> Iterator[None]:
+    original = {number: signal.getsignal(number) for number, *_ in SIGNALS}
+    signals.install_handlers()
     yield
-    for number, handler in before.items():
+    for number, handler in original.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(("number", "raised", "code"), SIGNALS)
-def test_a_signal_is_raised_at_once(number: int, raised: type[BaseException], code: int) -> None:
+def test_signal_is_raised_at_once(number: int, raised: type[BaseException], code: int) -> None:
     with pytest.raises(raised) as caught:
         os.kill(os.getpid(), number)
     assert type(caught.value) is raised
@@ -29,7 +29,7 @@ def test_a_signal_is_raised_at_once(number: int, raised: type[BaseException], co
 
 
 @pytest.mark.parametrize(("number", "raised", "code"), SIGNALS)
-def test_a_block_that_is_held_comes_to_its_end_first(number: int, raised: type[BaseException], code: int) -> None:
+def test_signal_is_raised_once_after_all_deferred_blocks(number: int, raised: type[BaseException], code: int) -> None:
     done = []
     with pytest.raises(raised):
         with deferred():
@@ -41,35 +41,35 @@ def test_a_block_that_is_held_comes_to_its_end_first(number: int, raised: type[B
         done.append("beyond")
     assert done == ["inner", "outer"]
     with deferred():
-        # It was raised once, and is over
+        # The signal was raised above and is not raised again.
         done.append("later")
     assert done[-1] == "later"
 
 
-def test_a_block_that_fails_says_so_and_not_that_it_was_interrupted() -> None:
+def test_deferred_block_raises_its_own_error() -> None:
     with pytest.raises(ValueError, match="bug"), deferred():
         raise ValueError("bug")
 
 
-def test_only_a_main_thread_handles_signals() -> None:
-    worker = threading.Thread(target=signals.handle)
+def test_handlers_are_not_installed_outside_the_main_thread() -> None:
+    worker = threading.Thread(target=signals.install_handlers)
     worker.start()
     worker.join()
     with pytest.raises(Terminated):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_schedulers_signal_ends_the_block_first_and_is_then_the_schedulers_again() -> None:
-    said = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: said.append(number))
+def test_scheduler_signal_is_raised_after_a_deferred_block_and_then_passed_to_the_scheduler() -> None:
+    received = []
+    original = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
     try:
-        signals.handle()
+        signals.install_handlers()
         with pytest.raises(signals.OutOfTime) as caught, deferred():
             os.kill(os.getpid(), signal.SIGUSR2)
-            assert said == []
-        # What is ended by it is ended as by any signal
+            assert received == []
+        # It ends a run in the same way as any other signal.
         assert isinstance(caught.value, KeyboardInterrupt)
-        caught.value.hand_over()
-        assert said == [signal.SIGUSR2]
+        caught.value.run_scheduler_handler()
+        assert received == [signal.SIGUSR2]
     finally:
-        signal.signal(signal.SIGUSR2, before)
+        signal.signal(signal.SIGUSR2, original)

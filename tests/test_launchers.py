@@ -1,4 +1,4 @@
-"""Sweeps by every launcher: the same numbers, none lost, and what the launchers are asked for."""
+"""Hydra's launchers: equal results, no lost attempts, and the resources that jobs ask for."""
 
 import contextlib
 import os
@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
-from tests.said import listen, until
+from tests.process_output import read_until, wait_until
 
-# Pytest undoes the filter that `launcher` sets
+# Pytest resets the warning filter that `launcher` sets.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/")
 
 SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
@@ -46,43 +46,41 @@ def config(*overrides: str) -> DictConfig:
 
 
 def runs(place: Path) -> tuple[mlflow.MlflowClient, list, list]:
-    """A client, the sweeps' runs and those of their jobs."""
+    """Return a client, the sweeps' runs and the runs of their jobs."""
     client = mlflow.MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db")
     found = client.search_runs(["1"])
-    above = [run for run in found if run.info.run_name.startswith("sweep ")]
-    return client, above, [run for run in found if run not in above]
+    sweeps = [run for run in found if run.info.run_name.startswith("sweep ")]
+    return client, sweeps, [run for run in found if run not in sweeps]
 
 
 def trained(place: Path) -> dict[str, list[int]]:
-    """The epochs that were trained, in the order in which they were, by job; whichever processes did it."""
-    said = {log.parent.name: log.read_text() for log in place.glob("multirun/*/*/*/train.log")}
+    """Return the numbers of each job's logged epochs, in order, of all processes that worked on it."""
+    logs = {log.parent.name: log.read_text() for log in place.glob("multirun/*/*/*/train.log")}
     return {
-        job: [int(number) for number in re.findall(r"epoch +(\d+)/\d+  train ", text)] for job, text in said.items()
+        job: [int(number) for number in re.findall(r"epoch +(\d+)/\d+  train ", text)] for job, text in logs.items()
     }
 
 
 @pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "basic"])
-def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepare_launcher_names_the_extra_that_installs_a_launcher(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError) as caught:
-        launcher.ready(config(f"hydra/launcher={name}"))
+        launcher.prepare_launcher(config(f"hydra/launcher={name}"))
     extra = name.removesuffix("_local")
     assert str(caught.value).endswith(f"Type pip install 'dogbreeds[{extra}]'.")
 
 
-def test_slurm_that_is_not_there_is_refused_before_anything_is_begun(
+def test_prepare_launcher_rejects_slurm_where_it_is_not_available(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        UserError, match=r"there is no Slurm here: .* Go there, or type hydra/launcher=joblib to use this one\."
+        UserError, match=r"^hydra/launcher=submitit_slurm was given, .*srun.* or type hydra/launcher=joblib "
     ):
-        launcher.ready(config("hydra/launcher=submitit_slurm"))
+        launcher.prepare_launcher(config("hydra/launcher=submitit_slurm"))
 
 
-def test_each_jobs_config_carries_what_another_machine_cannot_know(
+def test_pass_environment_adds_variables_and_folders_to_each_jobs_config(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     place = tmp_path / "Bärli's, a=home"
@@ -94,31 +92,31 @@ def test_each_jobs_config_carries_what_another_machine_cannot_know(
     monkeypatch.delenv("DOGBREEDS_CACHE", raising=False)
     sweep = config("hydra.sweep.dir=swept")
     sweep.hydra.overrides.hydra = ["hydra.sweep.dir=swept"]
-    launcher.tell(sweep)
-    # As `load_sweep_config` composes it
+    launcher.pass_environment(sweep)
+    # `load_sweep_config` composes a job's config from these overrides.
     job = config(*sweep.hydra.overrides.hydra)
     assert job.hydra.job.env_set == {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4", "DOGBREEDS_TRIAL": ""}
     assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
 @pytest.mark.slow
-def test_a_cluster_where_nobody_answers_is_refused(command) -> None:
+def test_ray_launcher_rejects_an_address_where_nothing_listens(command) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        refused = command(
+        rejected = command(
             "train", "--multirun", "seed=0,1", "hydra/launcher=ray", f"hydra.launcher.ray.init.address={address}"
         )
-    assert refused.returncode == 1
-    assert refused.stderr.startswith(
-        f"error: Ray at {address} cannot be used ([Errno 111] Connection refused). It must be local, "
+    assert rejected.returncode == 1
+    assert rejected.stderr.startswith(
+        f"error: Ray at {address} cannot be used ([Errno 111] Connection refused). The address must be local, "
     )
-    assert refused.stderr.endswith("Type hydra.launcher.ray.init.address=local.\n")
+    assert rejected.stderr.endswith("Type hydra.launcher.ray.init.address=local.\n")
 
 
 @pytest.mark.slow
-def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
-    """The commands that submitit calls are stand-ins: one keeps what it was given, and refuses it as Slurm does."""
+def test_slurm_launcher_requests_the_resources_of_its_preset(command, tmp_path: Path) -> None:
+    """Slurm's commands are fakes: srun does nothing, and sbatch saves the script that it gets and rejects it."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "srun").write_text("#!/bin/sh\n")
@@ -128,13 +126,16 @@ def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
     )
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    asked = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=nowhere", "hydra.launcher.array_parallelism=2")
-    refused = command("train", "--multirun", "seed=0,1,2", *SMALL, *asked, PATH=f"{tools}:{os.environ['PATH']}")
-    assert refused.returncode == 1
-    assert (
-        "error: Slurm did not take the jobs (sbatch: error: invalid partition specified: nowhere). " in refused.stderr
+    options = (
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=nowhere",
+        "hydra.launcher.array_parallelism=2",
     )
-    assert "scancel --name=dogbreeds ends its jobs" in refused.stdout
+    rejected = command("train", "--multirun", "seed=0,1,2", *SMALL, *options, PATH=f"{tools}:{os.environ['PATH']}")
+    assert rejected.returncode == 1
+    assert "error: Slurm rejected the jobs (sbatch: error: invalid partition specified: nowhere). " in rejected.stderr
+    assert "Type hydra.launcher.partition=<name> " in rejected.stderr
+    assert "scancel --name=dogbreeds ends its jobs" in rejected.stdout
     lines = (tmp_path / "sbatch.sh").read_text().splitlines()
     flags = dict(
         line.removeprefix("#SBATCH --").split("=", 1) for line in lines if line.startswith("#SBATCH --") and "=" in line
@@ -157,31 +158,38 @@ def test_what_slurm_is_asked_for(command, tmp_path: Path) -> None:
     "sweeps",
     [
         pytest.param(["frozen"], marks=pytest.mark.slow, id="one"),
-        # The latter go on from a frozen one that has finished.
+        # Fine-tunes need a frozen run that has finished, so they are a sweep of their own.
         pytest.param(["torch_pixels,lr_collapse,frozen", "finetune_50,finetune_20"], marks=pytest.mark.long, id="all"),
     ],
 )
-def test_the_guide_s_attempts_measure_the_same_by_every_launcher(
-    sweeps: list[str], command, of_ray, made_home, tmp_path: Path
+def test_every_launcher_gives_the_same_metrics(
+    sweeps: list[str], command, ray_environment, make_home, tmp_path: Path
 ) -> None:
-    measured, count = {}, ",".join(sweeps).count(",") + 1
+    measured = {}
+    num_attempts = ",".join(sweeps).count(",") + 1
     for name, chosen in LAUNCHERS.items():
-        place = made_home(tmp_path / name)
+        place = make_home(tmp_path / name)
         for attempts in sweeps:
             done = command(
-                "train", "--multirun", f"attempt={attempts}", *SMALL, *chosen, DOGBREEDS_HOME=str(place), **of_ray
+                "train",
+                "--multirun",
+                f"attempt={attempts}",
+                *SMALL,
+                *chosen,
+                DOGBREEDS_HOME=str(place),
+                **ray_environment,
             )
             assert done.returncode == 0, done.stderr
-        _, above, jobs = runs(place)
-        assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {run.info.run_id for run in above}
-        assert [run.info.status for run in [*above, *jobs]] == ["FINISHED"] * (count + len(sweeps))
+        _, sweep_runs, jobs = runs(place)
+        assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {run.info.run_id for run in sweep_runs}
+        assert [run.info.status for run in [*sweep_runs, *jobs]] == ["FINISHED"] * (num_attempts + len(sweeps))
         measured[name] = {
             run.data.tags["choice.attempt"]: {
                 key: value for key, value in run.data.metrics.items() if "seconds" not in key
             }
             for run in jobs
         }
-        assert len(measured[name]) == count
+        assert len(measured[name]) == num_attempts
     for name in LAUNCHERS:
         assert measured[name] == measured["basic"], name
 
@@ -190,15 +198,19 @@ def test_the_guide_s_attempts_measure_the_same_by_every_launcher(
 @pytest.mark.parametrize(
     "attempts", [pytest.param(6, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.long)]
 )
-def test_no_attempt_is_lost_with_a_worker(attempts: int, begun, of_ray, tmp_path: Path) -> None:
+def test_ray_launcher_resumes_the_job_of_a_killed_worker(
+    attempts: int, start_command, ray_environment, tmp_path: Path
+) -> None:
     rates = ",".join(f"{number}e-4" for number in range(1, attempts // 2 + 1))
     sweep = ("--multirun", f"optimizer.lr={rates}", "seed=0,1", *SMALL, "tracking.model=none", *LAUNCHERS["ray"])
-    with begun("train", *sweep, **of_ray) as process:
+    with start_command("train", *sweep, **ray_environment) as process:
         place = tmp_path / "home"
-        lines, kills, cut_off = [], 0, set[str]()
+        lines: list[str] = []
+        kills = 0
+        interrupted: set[str] = set()
         for line in process.stdout:
             lines.append(line)
-            if not cut_off and len(lines) > 2 * attempts and re.match(r"#\d+ epoch 2/3", line):
+            if not interrupted and len(lines) > 2 * attempts and re.match(r"#\d+ epoch 2/3", line):
                 running = next(
                     (run.data.tags["process"] for run in runs(place)[2] if run.info.status == "RUNNING"), None
                 )
@@ -206,53 +218,53 @@ def test_no_attempt_is_lost_with_a_worker(attempts: int, begun, of_ray, tmp_path
                     worker = psutil.Process(int(running))
                     worker.kill()
                     worker.wait(60)
-                    # Of one that has just finished its job nothing is cut off
+                    # A worker that has just finished its job interrupts none.
                     kills += 1
                     left = (
                         run
                         for run in runs(place)[2]
                         if run.data.tags["process"] == running and run.info.status != "FINISHED"
                     )
-                    cut_off = {run.info.run_id for run in left}
+                    interrupted = {run.info.run_id for run in left}
         errors = process.stderr.read()
     assert process.returncode == 0, errors
-    assert cut_off
-    client, above, jobs = runs(place)
-    assert [run.info.status for run in above] == ["FINISHED"]
+    assert interrupted
+    client, sweeps, jobs = runs(place)
+    assert [run.info.status for run in sweeps] == ["FINISHED"]
     assert [run.info.status for run in jobs] == ["FINISHED"] * attempts
-    assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {sweeps[0].info.run_id}
     for run in jobs:
         assert [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")] == [1, 2, 3]
     assert {run.info.run_id: run.data.tags["resumed"] for run in jobs if "resumed" in run.data.tags} == dict.fromkeys(
-        cut_off, "1"
+        interrupted, "1"
     )
     logs = [log.read_text() for log in place.glob("multirun/*/*/*/train.log")]
     assert sum(log.count("features of train: 120 in") for log in logs) == 1
     epochs = sum(map(len, trained(place).values()))
-    # One may have been written down and not said any more
+    # A kill may come after an epoch's checkpoint and before its log line.
     assert attempts * 3 - kills <= epochs <= attempts * 3
     own = [line for line in lines if not line.startswith("\t#")]
-    # Each line is shown: Ray swallows none that are alike
+    # Every line arrives: Ray drops no equal ones.
     assert sum(bool(re.match(r"#\d+ epoch ", line)) for line in own) >= attempts * 3 - 4
     assert not any("pid=" in line or "\x1b" in line for line in lines)
 
 
 @pytest.mark.own_cache
 @pytest.mark.long
-def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folders(
-    command, of_ray, tmp_path: Path
+def test_jobs_on_a_running_ray_cluster_are_nested_and_use_the_sweeps_folders(
+    command, ray_environment, tmp_path: Path
 ) -> None:
-    """Its workers have an environment and a folder of their own."""
+    """The cluster's workers have an environment and a working folder of their own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "away").mkdir()
-    own = (
+    environment = (
         {name: value for name, value in os.environ.items() if not name.startswith("DOGBREEDS_")}
-        | of_ray
+        | ray_environment
         | {"PYTHONPATH": str(home())}
     )
-    ray = [
+    ray_start = [
         sys.executable,
         "-m",
         "ray.scripts.scripts",
@@ -264,18 +276,25 @@ def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folder
         "--include-dashboard=false",
     ]
     cluster = subprocess.Popen(
-        ray,
+        ray_start,
         cwd=tmp_path / "away",
-        env=own | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=environment | {"RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, cluster)
+        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, cluster)
         time.sleep(5)
         address = f"hydra.launcher.ray.init.address=127.0.0.1:{port}"
         done = command(
-            "train", "--multirun", "seed=0,1", *SMALL, "tracking.model=none", "hydra/launcher=ray", address, **of_ray
+            "train",
+            "--multirun",
+            "seed=0,1",
+            *SMALL,
+            "tracking.model=none",
+            "hydra/launcher=ray",
+            address,
+            **ray_environment,
         )
         assert done.returncode == 0, done.stderr
     finally:
@@ -285,60 +304,64 @@ def test_jobs_on_a_cluster_that_ran_before_are_nested_and_find_the_sweeps_folder
         for process in processes[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-    _, above, jobs = runs(tmp_path / "home")
+    _, sweeps, jobs = runs(tmp_path / "home")
     assert [run.info.status for run in jobs] == ["FINISHED", "FINISHED"]
-    assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {above[0].info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {sweeps[0].info.run_id}
     folders = {Path(run.data.tags["hydra.folder"]) for run in jobs}
-    assert {folder.parent for folder in folders} == {Path(above[0].data.tags["hydra.folder"])}
+    assert {folder.parent for folder in folders} == {Path(sweeps[0].data.tags["hydra.folder"])}
     assert list((tmp_path / "away").iterdir()) == []
     assert (tmp_path / "cache").is_dir()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["submitit_local", "ray"])
-def test_sigterm_ends_jobs_in_order_and_leaves_no_process(name: str, begun, of_ray, tmp_path: Path) -> None:
+def test_sigterm_ends_jobs_cleanly_and_leaves_no_process(
+    name: str, start_command, ray_environment, tmp_path: Path
+) -> None:
     place = tmp_path / "home"
-    with begun("train", "--multirun", "seed=0,1", *LONG, *LAUNCHERS[name], **of_ray) as process:
-        until(lambda: sum(len(epochs) > 1 for epochs in trained(place).values()) == 2, process)
+    with start_command("train", "--multirun", "seed=0,1", *LONG, *LAUNCHERS[name], **ray_environment) as process:
+        wait_until(lambda: sum(len(epochs) > 1 for epochs in trained(place).values()) == 2, process)
         children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         _, errors = process.communicate(timeout=900)
     assert process.returncode == 143
-    assert errors.splitlines()[-1] == "interrupted: the same command goes on from here"
+    assert errors.splitlines()[-1] == "interrupted: run the same command again to resume"
     assert psutil.wait_procs(children, timeout=60)[1] == []
-    _, above, jobs = runs(place)
-    assert [run.info.status for run in [*above, *jobs]] == ["KILLED"] * 3
-    # Both have the last two
+    _, sweeps, jobs = runs(place)
+    assert [run.info.status for run in [*sweeps, *jobs]] == ["KILLED"] * 3
+    # Each job has its two newest checkpoints.
     assert len(list(place.glob("multirun/checkpoints/*/*.npz"))) == 4
 
 
-def _is_of_submitit(process: psutil.Process) -> bool:
+def _is_submitit_job(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return "submitit.core._submit" in process.cmdline() and "submitit.local._local" in process.parent().cmdline()
     return False
 
 
 @pytest.mark.slow
-def test_a_job_that_its_scheduler_ends_goes_on_where_it_was(begun, tmp_path: Path) -> None:
-    """As on Slurm, where it is put into the queue again: the signal that submitit is sent shortly before a job's time is over."""
+def test_job_resumes_after_its_scheduler_ended_it(start_command, tmp_path: Path) -> None:
+    """As on Slurm: submitit gets a signal shortly before a job's time is over, and submits the job again."""
     place = tmp_path / "home"
-    with begun("train", "--multirun", "seed=0", *LONG, *LAUNCHERS["submitit_local"]) as process:
-        until(lambda: len(trained(place).get("0", [])) > 1, process)
-        (job,) = (child for child in psutil.Process(process.pid).children(recursive=True) if _is_of_submitit(child))
+    with start_command("train", "--multirun", "seed=0", *LONG, *LAUNCHERS["submitit_local"]) as process:
+        wait_until(lambda: len(trained(place).get("0", [])) > 1, process)
+        (job,) = (child for child in psutil.Process(process.pid).children(recursive=True) if _is_submitit_job(child))
         job.send_signal(signal.SIGUSR2)
-        until(
-            lambda: any("going on after epoch" in log.read_text() for log in place.glob("multirun/*/*/*/train.log")),
+        wait_until(
+            lambda: any(
+                "Resuming from checkpoint" in log.read_text() for log in place.glob("multirun/*/*/*/train.log")
+            ),
             process,
         )
         _, _, jobs = runs(place)
-        said = next(place.glob("multirun/*/*/0/train.log"))
-        before = int(re.findall(r"going on after epoch (\d+) of", said.read_text())[0])
+        job_log = next(place.glob("multirun/*/*/0/train.log"))
+        before = int(re.findall(r"Resuming from checkpoint: epoch (\d+)/4000 done", job_log.read_text())[0])
         assert before > 1
-        until(lambda: trained(place)["0"][-1] > before, process)
+        wait_until(lambda: trained(place)["0"][-1] > before, process)
         process.terminate()
         process.communicate(timeout=900)
     epochs = trained(place)["0"]
-    # None twice
+    # No epoch is trained twice.
     assert epochs == sorted(set(epochs))
     assert len(jobs) == 1
     recorded = {
@@ -347,31 +370,33 @@ def test_a_job_that_its_scheduler_ends_goes_on_where_it_was(begun, tmp_path: Pat
             jobs[0].info.run_id, "val/loss"
         )
     }
-    # Also one that was kept, and cut off before it was said
+    # This includes an epoch that has a checkpoint, but was interrupted before its log line.
     assert recorded >= set(range(1, before + 1))
     assert jobs[0].data.tags["resumed"] == "1"
 
 
 @pytest.mark.slow
-def test_a_run_whose_machine_was_lost_is_gone_on_with_at_once(begun, at_home, made_home, tmp_path: Path) -> None:
-    """A machine of another name, killed: its heartbeat was seconds ago, and nobody here can see its processes."""
-    apart = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$0" "$@"']
-    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+def test_run_of_a_lost_machine_resumes_at_once(start_command, command_environment, make_home, tmp_path: Path) -> None:
+    """The run's last heartbeat is recent, and its process is on another host, where it cannot be checked."""
+    on_other_host = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$0" "$@"']
+    if subprocess.run([*on_other_host, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a machine's name cannot be set for one process here")
-    place = made_home(tmp_path / "home")
-    elsewhere = [*apart, sys.executable, "-m", "dogbreeds.train", *LONG]
-    with subprocess.Popen(elsewhere, cwd=tmp_path, env=at_home(), stdout=subprocess.PIPE, text=True) as other:
-        seen = [
+    place = make_home(tmp_path / "home")
+    other_command = [*on_other_host, sys.executable, "-m", "dogbreeds.train", *LONG]
+    with subprocess.Popen(
+        other_command, cwd=tmp_path, env=command_environment(), stdout=subprocess.PIPE, text=True
+    ) as other:
+        epochs = [
             line for line, _ in zip(iter(other.stdout.readline, ""), range(60), strict=False) if "/4000  train " in line
         ]
         other.kill()
-    assert seen
+    assert epochs
     _, _, jobs = runs(place)
     assert [(run.info.status, run.data.tags["host"]) for run in jobs if run.info.status == "RUNNING"] == [
         ("RUNNING", "elsewhere")
     ]
-    with begun("train", *LONG) as process:
-        lines = listen(process, "/4000  train ")
+    with start_command("train", *LONG) as process:
+        lines = read_until(process, "/4000  train ")
         process.kill()
-    assert any("was cut off: its process on elsewhere is gone" in line for line in lines)
-    assert any(line.startswith("going on after epoch ") for line in lines)
+    assert any(" as KILLED: its process on elsewhere no longer exists" in line for line in lines)
+    assert any(line.startswith("Resuming from checkpoint: epoch ") for line in lines)

@@ -9,18 +9,18 @@ from dogbreeds.evaluation.results import Range, suggest
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 
-# Twenty a decade
+# Twenty learning rates per decade.
 LRS = [10**power for power in np.linspace(-6, 1, 141).tolist()]
 
 
 def v_shaped(lowest: float, low: float = 1.0, high: float = 5.0) -> list[float]:
-    """A loss that falls in the logarithm of the rate until `lowest`, and rises beyond."""
+    """Return losses that fall linearly with the logarithm of the rate until `lowest`, then rise."""
     distances = [abs(math.log10(lr / lowest)) for lr in LRS]
     return [low + (high - low) * distance / max(distances) for distance in distances]
 
 
 @pytest.mark.parametrize("lowest", [1e-4, 1e-2, 1e-1])
-def test_a_tenth_of_the_rate_where_the_loss_is_lowest(lowest: float) -> None:
+def test_suggest_returns_a_tenth_of_the_rate_with_the_lowest_loss(lowest: float) -> None:
     assert suggest(LRS, v_shaped(lowest)) == pytest.approx(lowest / 10)
 
 
@@ -36,11 +36,11 @@ def test_a_tenth_of_the_rate_where_the_loss_is_lowest(lowest: float) -> None:
     ],
     ids=["nothing", "one", "flat", "rising", "rising at once", "falling by a twenty-fifth"],
 )
-def test_where_the_loss_does_not_fall_nothing_is_suggested(smoothed: list[float]) -> None:
+def test_suggest_returns_none_if_the_loss_never_falls(smoothed: list[float]) -> None:
     assert suggest(LRS, smoothed) is None
 
 
-def test_what_is_not_a_number_ends_the_curve() -> None:
+def test_range_ends_the_smoothed_curve_at_a_nan_loss() -> None:
     losses = [*v_shaped(1e-3)[:80], math.nan, *[0.0] * 60]
     found = Range(tuple(LRS), tuple(losses))
     assert len(found.smoothed) == 80
@@ -50,16 +50,16 @@ def test_what_is_not_a_number_ends_the_curve() -> None:
     assert found.objective == found.suggestion
 
 
-def test_the_running_mean_is_not_drawn_to_the_first_loss_or_to_zero() -> None:
+def test_range_smoothing_is_unbiased() -> None:
     assert Range(tuple(LRS[:50]), (3.0,) * 50).smoothed == pytest.approx([3.0] * 50)
     smoothed = Range(tuple(LRS[:2]), (2.0, 4.0)).smoothed
-    # Of two, the newer counts for one, the older for 0.95
+    # The newer loss has weight 1, the older one 0.95.
     assert smoothed == pytest.approx([2.0, (0.95 * 2 + 4) / 1.95])
     assert Range((1e-6,), (math.inf,)).smoothed == ()
     assert Range((1e-6,), (math.inf,)).objective == 0.0
 
 
-def test_a_loss_that_falls_to_the_end_suggests_nothing() -> None:
+def test_range_suggests_nothing_if_the_loss_falls_to_the_end() -> None:
     falling = Range(tuple(LRS), tuple(5.0 - step / 50 for step in range(len(LRS))))
     assert falling.falling
     assert falling.suggestion is None
@@ -67,7 +67,7 @@ def test_a_loss_that_falls_to_the_end_suggests_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
+def test_range_test_is_recorded_and_stops_when_the_loss_diverges(composed, tmp_path: Path) -> None:
     run = composed("phase=lr_range", "data.breeds=6", "phase.steps=120", "tracking.system_metrics_seconds=0")
     found = execute(run, RunOrigin("", (), "a range test", tmp_path))
     assert isinstance(found, Range)
@@ -76,7 +76,7 @@ def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
     assert record.info.status == "FINISHED"
     assert record.data.params["phase"] == "LrRange"
     assert record.data.metrics["suggested/lr"] == found.suggestion == found.objective
-    # At 1e-3 this head learns, at 3e-1 it collapses
+    # This head learns at 1e-3, and collapses at 3e-1.
     assert 1e-4 < found.suggestion < 3e-2
     assert "lr_range.png" in [item.path for item in client.list_artifacts(record.info.run_id)]
     lrs = [point.value for point in client.get_metric_history(record.info.run_id, "lr")]
@@ -84,18 +84,15 @@ def test_a_range_test_is_recorded(composed, tmp_path: Path) -> None:
     assert tuple(lrs) == found.lrs
     assert len(losses) == sum(math.isfinite(loss) for loss in found.losses)
     assert (lrs[0], lrs[1] / lrs[0]) == pytest.approx((1e-6, 1e7 ** (1 / 119)))
-    # It blew up before the largest rate
+    # The loss diverged before the largest rate.
     assert len(found.lrs) < 120
     assert found.smoothed[-1] > 2 * min(found.smoothed) or not math.isfinite(found.losses[-1])
-    # Before any step
+    # The first loss is that of the new head.
     assert found.losses[0] == pytest.approx(math.log(6), rel=0.5)
 
 
 @pytest.mark.parametrize(("low", "high"), [("1", "1"), ("1e-2", "1e-3")])
-def test_the_rate_must_grow(composed, low: str, high: str) -> None:
-    said = (
-        rf"^phase\.max_lr was {float(high):g} and phase\.min_lr {float(low):g}\. The rate grows from the one to the"
-        r" other\. "
-    )
-    with pytest.raises(UserError, match=said + r"Type phase\.min_lr=1e-6 phase\.max_lr=1, for example\.$"):
+def test_lr_range_with_max_lr_not_above_min_lr_raises_a_user_error(composed, low: str, high: str) -> None:
+    received = rf"^phase\.max_lr={float(high):g} is not above phase\.min_lr={float(low):g}\. "
+    with pytest.raises(UserError, match=received + r".* Set phase\.min_lr=1e-6 phase\.max_lr=1, for example\.$"):
         composed("phase=lr_range", f"phase.min_lr={low}", f"phase.max_lr={high}")

@@ -5,7 +5,7 @@ import pytest
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.models.blocks import find_blocks
-from dogbreeds.models.model import SHIPPED, Miniature, MobileNetV2, Model
+from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature, MobileNetV2, Model
 
 
 def model(architecture: str, size: int = 64, weights: str | None = None, **more: object) -> Model:
@@ -54,19 +54,19 @@ def model(architecture: str, size: int = 64, weights: str | None = None, **more:
         ),
     ],
 )
-def test_blocks_have_the_family_s_names_and_hold_every_layer(
+def test_find_blocks_uses_the_names_of_the_architecture_and_covers_every_layer(
     architecture: str, layers: int, count: int, first: list[str], last: list[str]
 ) -> None:
     network = model(architecture).construct(None)
     assert len(network.layers) == layers
     blocks = find_blocks(network)
-    said = [f"{block.name} {len(block.layers)}" for block in blocks]
+    sizes = [f"{block.name} {len(block.layers)}" for block in blocks]
     assert len(blocks) == count
-    assert said[: len(first)] == first
-    assert said[-len(last) :] == last if architecture != "ConvNeXtTiny" else said[-5:-2] == last
-    inside = [layer.name for block in blocks for layer in block.layers]
-    # All but the input
-    assert sorted(inside) == sorted(layer.name for layer in network.layers[1:])
+    assert sizes[: len(first)] == first
+    assert sizes[-len(last) :] == last if architecture != "ConvNeXtTiny" else sizes[-5:-2] == last
+    in_blocks = [layer.name for block in blocks for layer in block.layers]
+    # The input layer belongs to no block.
+    assert sorted(in_blocks) == sorted(layer.name for layer in network.layers[1:])
     assert blocks[-1].output is network.outputs[0]
 
 
@@ -77,23 +77,26 @@ def test_blocks_have_the_family_s_names_and_hold_every_layer(
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("EfficientNetB0", "ResNet50", "ConvNeXtTiny")),
     ],
 )
-def test_everything_flows_through_each_cut(architecture: str, rng: np.random.Generator) -> None:
+def test_the_network_below_and_above_a_cut_equals_the_whole_network(
+    architecture: str, rng: np.random.Generator
+) -> None:
     import keras
 
     network = model(architecture).construct(None)
-    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
-    whole = np.asarray(network(photos, training=False))
+    images = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    expected = np.asarray(network(images, training=False))
     blocks = find_blocks(network)
     for block in blocks[:-1:4]:
         below = keras.Model(network.input, block.output)
         above = keras.Model(block.output, network.output)
-        assert np.allclose(np.asarray(above(below(photos, training=False), training=False)), whole, atol=1e-5)
+        outputs = np.asarray(above(below(images, training=False), training=False))
+        assert np.allclose(outputs, expected, atol=1e-5)
 
 
-def test_the_shipped_weights_are_small_and_load() -> None:
-    assert SHIPPED.stat().st_size < 4_000_000
+def test_shipped_weights_are_small_and_load() -> None:
+    assert SHIPPED_WEIGHTS.stat().st_size < 4_000_000
     built = model("Miniature", weights="shipped").build(0)
-    # The seed is of random weights only
+    # The seed affects random weights only.
     assert model("Miniature", weights="shipped").build(1) is built
     assert built.network.count_params() == 847_529
     kernel = built.network.get_layer("top_conv").kernel
@@ -102,13 +105,13 @@ def test_the_shipped_weights_are_small_and_load() -> None:
 
 
 @pytest.mark.slow
-def test_random_weights_follow_the_seed() -> None:
+def test_random_weights_depend_on_the_seed() -> None:
     first, again, other = (model("MobileNetV2").build(seed).fingerprint for seed in (0, 0, 1))
     assert first == again != other
 
 
 def official_file(tmp_path: Path, name: str) -> Path:
-    """A file as Keras publishes it: legacy HDF5, the standard deviation in place of the variance."""
+    """Write a file as Keras publishes it: legacy HDF5, with the standard deviation in place of the variance."""
     import keras
     from keras.src.legacy.saving import legacy_h5_format
 
@@ -124,38 +127,38 @@ def official_file(tmp_path: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_official_file_by_path_is_imagenet(
+def test_official_weight_file_by_path_equals_imagenet_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     from keras.src.utils import file_utils
 
     file = official_file(tmp_path, "efficientnetb0_notop.h5")
-    # The download
+    # Replaces the download.
     monkeypatch.setattr(file_utils, "get_file", lambda *_, **__: str(file))
     by_name = model("EfficientNetB0", weights="imagenet").build(0)
     by_path = model("EfficientNetB0", weights=str(file)).build(0)
-    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    images = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
     assert np.array_equal(
-        np.asarray(by_name.network(photos, training=False)), np.asarray(by_path.network(photos, training=False))
+        np.asarray(by_name.network(images, training=False)), np.asarray(by_path.network(images, training=False))
     )
     assert by_name.fingerprint == by_path.fingerprint
     assert [block.name for block in by_name.blocks] == [block.name for block in by_path.blocks]
 
 
 @pytest.mark.slow
-def test_another_file_by_path_is_what_keras_loads(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_custom_weight_file_by_path_equals_what_keras_loads(tmp_path: Path, rng: np.random.Generator) -> None:
     import keras
 
     keras.utils.set_random_seed(6)
     network = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(64, 64, 3))
     network.save_weights(tmp_path / "mine.weights.h5")
-    photos = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
-    built = model("EfficientNetB0", weights=str(tmp_path / "mine.weights.h5")).build(0).network
-    assert np.array_equal(np.asarray(built(photos, training=False)), np.asarray(network(photos, training=False)))
+    images = rng.uniform(0, 255, size=(2, 64, 64, 3)).astype(np.float32)
+    loaded = model("EfficientNetB0", weights=str(tmp_path / "mine.weights.h5")).build(0).network
+    assert np.array_equal(np.asarray(loaded(images, training=False)), np.asarray(network(images, training=False)))
 
 
 @pytest.mark.slow
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_raise_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=(
@@ -163,12 +166,15 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
             r" keras\.applications\.EfficientNet"
         ),
     ):
-        model("EfficientNetB0", weights=str(SHIPPED)).build(0)
+        model("EfficientNetB0", weights=str(SHIPPED_WEIGHTS)).build(0)
     half = model("MobileNetV2", alpha=0.5).construct(None)
     half.save_weights(tmp_path / "half.weights.h5")
     with pytest.raises(
         UserError,
-        match=r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or the right file or model\.alpha\.",
+        match=(
+            r"in the same size, with alpha=0\.35\. Type model\.weights=imagenet, or give the right file or"
+            r" model\.alpha\."
+        ),
     ):
         model("MobileNetV2", weights=str(tmp_path / "half.weights.h5")).build(0)
     (tmp_path / "text.weights.h5").write_text("not HDF5")
@@ -176,7 +182,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         model("Miniature", weights=str(tmp_path / "text.weights.h5")).build(0)
 
 
-def test_without_network_imagenet_says_the_offline_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_without_a_network_connection_raise_an_error_with_the_offline_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from keras.src.utils import file_utils
 
     def unreachable(*_: object, **__: object) -> None:
@@ -185,10 +193,15 @@ def test_without_network_imagenet_says_the_offline_ways(monkeypatch: pytest.Monk
         )
 
     monkeypatch.setattr(file_utils, "get_file", unreachable)
-    with pytest.raises(MissingFileError) as refusal:
+    with pytest.raises(MissingFileError) as error:
         model("EfficientNetB0", weights="imagenet").build(0)
-    assert "The ImageNet weights of EfficientNetB0 are not in " in str(refusal.value)
-    assert "could not be downloaded (URL fetch failure on https://" in str(refusal.value)
-    assert "Type model.weights=path/to/file.h5, or model=miniature, which needs nothing." in str(refusal.value)
-    with pytest.raises(UserError, match=r"model\.weights=imagenet was asked of the miniature"):
+    assert "The ImageNet weights of EfficientNetB0 are not in " in str(error.value)
+    assert "could not be downloaded (URL fetch failure on https://" in str(error.value)
+    assert "Type model.weights=path/to/file.h5, or model=miniature, which needs no download." in str(error.value)
+
+
+def test_imagenet_weights_of_the_miniature_raise_a_user_error() -> None:
+    with pytest.raises(
+        UserError, match=r"^model\.weights=imagenet .* model=miniature\. .* Type model\.weights=shipped\.$"
+    ):
         model("Miniature", weights="imagenet").build(0)

@@ -34,10 +34,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def parts(network: Network, pixels: np.ndarray) -> np.ndarray:
-    """Probabilities by the road that training takes: compiled prefix, then suffix and head."""
-    shown = network.prefix.compiled(pixels) if network.keeps else pixels
-    return softmax(network.infer(shown).numpy())
+def probabilities_as_in_training(network: Network, pixels: np.ndarray) -> np.ndarray:
+    """Compute probabilities as training does: compiled prefix, then suffix and head."""
+    inputs = network.prefix.compiled(pixels) if network.uses_cache else pixels
+    return softmax(network.infer(inputs).numpy())
 
 
 @pytest.mark.parametrize(
@@ -51,48 +51,48 @@ def parts(network: Network, pixels: np.ndarray) -> np.ndarray:
         pytest.param(All(**FROZEN), "torch", marks=pytest.mark.slow),
     ],
 )
-def test_the_whole_says_what_the_parts_say(policy: Unfreeze, mode: str) -> None:
+def test_full_model_equals_prefix_suffix_and_head(policy: Unfreeze, mode: str) -> None:
     network = build(policy, mode)
-    pixels = np.stack([drawn_dogs.draw("test", breed, 0) for breed in range(4)])
-    whole = network.whole(NAMES, "stretch")
-    before = [array.copy() for array in whole.get_weights()]
-    said = whole(pixels)
-    # Calling it is not training it
-    assert all(np.array_equal(a, b) for a, b in zip(before, whole.get_weights(), strict=True))
-    assert np.allclose(said["probabilities"], parts(network, pixels), atol=1e-5)
-    assert [name.decode() for name in said["breed"].numpy()] == [
-        NAMES[index] for index in np.argmax(said["probabilities"], axis=1)
+    pixels = np.stack([drawn_dogs.draw("test", label, 0) for label in range(4)])
+    full_model = network.full_model(NAMES, "stretch")
+    before = [array.copy() for array in full_model.get_weights()]
+    outputs = full_model(pixels)
+    # A call without a `training` argument must change no weights.
+    assert all(np.array_equal(a, b) for a, b in zip(before, full_model.get_weights(), strict=True))
+    assert np.allclose(outputs["probabilities"], probabilities_as_in_training(network, pixels), atol=1e-5)
+    assert [name.decode() for name in outputs["breed"].numpy()] == [
+        NAMES[index] for index in np.argmax(outputs["probabilities"], axis=1)
     ]
 
 
 @pytest.mark.slow
-def test_the_whole_takes_photos_of_any_size(rng: np.random.Generator) -> None:
+def test_full_model_takes_images_of_any_size(rng: np.random.Generator) -> None:
     network = build(Nothing(**FROZEN))
     for how in ("stretch", "pad", "crop"):
-        whole = network.whole(NAMES, how)
+        full_model = network.full_model(NAMES, how)
         for height, width in ((64, 64), (90, 41), (30, 200)):
-            photo = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-            assert np.allclose(
-                whole(photo[None])["probabilities"], parts(network, resizer(64, how)(photo)[None]), atol=1e-5
-            )
+            image = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+            expected = probabilities_as_in_training(network, resizer(64, how)(image)[None])
+            assert np.allclose(full_model(image[None])["probabilities"], expected, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
+def test_saved_full_model_loads_without_dogbreeds(tmp_path: Path) -> None:
     network = build(LastN(layers=20, exact=False, **FROZEN), "caffe")
-    network.whole(NAMES, "pad").save(tmp_path / "model.keras")
-    photo = drawn_dogs.draw("test", 1, 0)[:50]
-    Image.fromarray(photo).save(tmp_path / "photo.png")
+    network.full_model(NAMES, "pad").save(tmp_path / "model.keras")
+    image = drawn_dogs.draw("test", 1, 0)[:50]
+    Image.fromarray(image).save(tmp_path / "image.png")
     script = (
         "import keras, numpy, sys; from PIL import Image\n"
-        "said = keras.models.load_model('model.keras', safe_mode=True)(numpy.asarray(Image.open('photo.png'))[None])\n"
+        "model = keras.models.load_model('model.keras', safe_mode=True)\n"
+        "outputs = model(numpy.asarray(Image.open('image.png'))[None])\n"
         "assert 'dogbreeds' not in sys.modules\n"
-        "print(said['breed'].numpy()[0].decode(), *said['probabilities'].numpy()[0])"
+        "print(outputs['breed'].numpy()[0].decode(), *outputs['probabilities'].numpy()[0])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     name, *probabilities = done.stdout.split()
-    expected = parts(network, resizer(64, "pad")(photo)[None])[0]
+    expected = probabilities_as_in_training(network, resizer(64, "pad")(image)[None])[0]
     assert name == NAMES[int(expected.argmax())]
     assert np.allclose([float(value) for value in probabilities], expected, atol=1e-5)
 
@@ -105,27 +105,27 @@ def test_the_saved_file_needs_no_code_of_ours(tmp_path: Path) -> None:
         ("trainable", {"kernel", "bias", "gamma", "beta"}),
     ],
 )
-def test_what_trains_follows_the_batchnorm_mode(batchnorm: str, kinds: set[str]) -> None:
+def test_trainable_by_depth_follows_the_batchnorm_mode(batchnorm: str, kinds: set[str]) -> None:
     network = build(LastN(layers=20, exact=False, batchnorm=batchnorm, drop_connect="off"))
-    trained = network.trainable(network.plan.stages[-1])
-    assert {variable.name for group in trained.values() for variable in group} == kinds
-    assert sorted(trained) == [0, 1, 2]
-    counts = network.parameters()
+    groups = network.trainable_by_depth(network.plan.stages[-1])
+    assert {variable.name for group in groups.values() for variable in group} == kinds
+    assert sorted(groups) == [0, 1, 2]
+    counts = network.parameter_counts()
     assert counts["total"] - counts["backbone"] == network.head.count_params()
-    assert counts["trainable"] == sum(int(np.prod(variable.shape)) for group in trained.values() for variable in group)
+    assert counts["trainable"] == sum(int(np.prod(variable.shape)) for group in groups.values() for variable in group)
 
 
-def test_the_backbone_is_left_as_it_is() -> None:
+def test_assemble_leaves_the_backbone_unchanged() -> None:
     backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     before = [array.copy() for array in backbone.network.get_weights()]
     network = build(Blocks(top=3, names=(), batchnorm="trainable", drop_connect="on"))
-    for variable in network.learned:
+    for variable in network.variables:
         variable.assign(variable * 0 + 1)
     assert all(np.array_equal(a, b) for a, b in zip(before, backbone.network.get_weights(), strict=True))
     assert any(layer.rate > 0 for layer in backbone.network.layers if hasattr(layer, "rate"))
 
 
-def test_widths_of_mobilenet() -> None:
+def test_mobilenet_alpha_sets_the_number_of_parameters() -> None:
     small, wide = (
         MobileNetV2(architecture="MobileNetV2", image_size=64, pixels="tf", weights=None, alpha=alpha)
         .build(0)

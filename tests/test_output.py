@@ -1,100 +1,97 @@
 import pytest
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.files import folder, sink
+from dogbreeds.core.files import atomic_folder, output_stream
 
-OWN = ("page.html", "more", "old.png")
+OWNED = ("page.html", "more", "old.png")
 
 
-def test_what_was_written_takes_its_place_at_once(tmp_path) -> None:
-    place = tmp_path / "deep/place"
-    with folder(place, OWN) as written:
-        (written / "page.html").write_text("new")
-        (written / "old.png").write_text("old")
-        (written / "more").mkdir()
-        (written / "more/a").write_text("a")
-        assert not (place / "page.html").exists()
-    (place / "mine.txt").write_text("another's")
-    with folder(place, OWN) as written:
-        (written / "page.html").write_text("newer")
-        (written / "more").mkdir()
-    assert {str(path.relative_to(place)): path.read_text() for path in place.rglob("*") if path.is_file()} == {
+def test_atomic_folder_replaces_the_output_of_an_earlier_command(tmp_path) -> None:
+    target = tmp_path / "deep/out"
+    with atomic_folder(target, OWNED) as temporary:
+        (temporary / "page.html").write_text("new")
+        (temporary / "old.png").write_text("old")
+        (temporary / "more").mkdir()
+        (temporary / "more/a").write_text("a")
+        assert not (target / "page.html").exists()
+    (target / "mine.txt").write_text("other")
+    with atomic_folder(target, OWNED) as temporary:
+        (temporary / "page.html").write_text("newer")
+        (temporary / "more").mkdir()
+    assert {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()} == {
         "page.html": "newer",
-        "mine.txt": "another's",
+        "mine.txt": "other",
     }
 
 
-def test_what_was_cut_off_leaves_nothing(tmp_path) -> None:
-    with folder(tmp_path / "place", OWN) as written:
-        (written / "page.html").write_text("old")
-    with pytest.raises(KeyboardInterrupt), folder(tmp_path / "place", OWN) as written:
-        (written / "page.html").write_text("half")
+def test_atomic_folder_is_unchanged_after_an_interruption(tmp_path) -> None:
+    with atomic_folder(tmp_path / "out", OWNED) as temporary:
+        (temporary / "page.html").write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out", OWNED) as temporary:
+        (temporary / "page.html").write_text("half")
         raise KeyboardInterrupt
-    assert [path.name for path in (tmp_path / "place").iterdir()] == ["page.html"]
-    assert (tmp_path / "place/page.html").read_text() == "old"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["page.html"]
+    assert (tmp_path / "out/page.html").read_text() == "old"
 
 
-def test_a_place_that_cannot_be_is_refused(tmp_path) -> None:
+def test_atomic_folder_rejects_a_path_that_is_a_file(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(
             UserError,
-            match=(
-                r"file cannot be made \(File exists\). output must be a folder that you may write to. Type"
-                r" output=<folder>."
-            ),
+            match=r"file cannot be created \(File exists\)\. output must be a folder .*\. Type output=<folder>\.",
         ),
-        folder(tmp_path / "file", OWN),
+        atomic_folder(tmp_path / "file", OWNED),
     ):
         pass
 
 
-def test_a_file_is_whole_or_absent(tmp_path) -> None:
-    place = tmp_path / "deep/answers.csv"
-    with pytest.raises(KeyboardInterrupt), sink(str(place), "breeds.csv") as stream:
+def test_output_stream_writes_a_complete_file_or_none(tmp_path) -> None:
+    target = tmp_path / "deep/answers.csv"
+    with pytest.raises(KeyboardInterrupt), output_stream(str(target), "breeds.csv") as stream:
         stream.write("half")
         raise KeyboardInterrupt
-    assert list(place.parent.iterdir()) == []
-    with sink(str(place), "breeds.csv") as stream:
+    assert list(target.parent.iterdir()) == []
+    with output_stream(str(target), "breeds.csv") as stream:
         stream.write("photo,breed\n")
-        assert not place.exists()
-    assert place.read_text() == "photo,breed\n"
-    assert [path.name for path in place.parent.iterdir()] == ["answers.csv"]
+        assert not target.exists()
+    assert target.read_text() == "photo,breed\n"
+    assert [path.name for path in target.parent.iterdir()] == ["answers.csv"]
 
 
-@pytest.mark.parametrize("place", ["/dev/null", "/proc", "/proc/none/x"])
-def test_a_place_that_is_no_file_is_refused(place: str) -> None:
+@pytest.mark.parametrize("path", ["/dev/null", "/proc", "/proc/none/x"])
+def test_output_stream_rejects_a_path_that_is_no_regular_file(path: str) -> None:
     with (
         pytest.raises(
-            UserError, match=f"{place} cannot be written .* output must be a file. Type output=breeds.csv, for example."
+            UserError, match=rf"{path} cannot be written \(.+\)\. output must be a file\. Type output=breeds\.csv"
         ),
-        sink(place, "breeds.csv"),
+        output_stream(path, "breeds.csv"),
     ):
         pass
 
 
-def test_other_folders_are_left_as_they_are(tmp_path) -> None:
+def test_atomic_folder_rejects_a_folder_with_other_files(tmp_path) -> None:
     (tmp_path / "page.txt").write_text("mine")
     with (
         pytest.raises(
             UserError,
             match=(
-                r"holds other things, such as page.txt. output must be a new folder, an empty one, or an earlier"
-                r" result. Type output="
+                r"contains other files, such as page\.txt\. output must be a new folder, an empty one, or the output of"
+                r" an earlier command\. Type output=<folder>\."
             ),
         ),
-        folder(tmp_path, OWN),
+        atomic_folder(tmp_path, OWNED),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["page.txt"]
 
 
-def test_what_killed_processes_left_goes_and_a_new_folder_is_not_left_empty(tmp_path) -> None:
-    gone = tmp_path / "place/.99999999.part"
-    gone.mkdir(parents=True)
-    with folder(tmp_path / "place", OWN) as written:
-        (written / "page.html").write_text("new")
-    assert [path.name for path in (tmp_path / "place").iterdir()] == ["page.html"]
-    with pytest.raises(ZeroDivisionError), folder(tmp_path / "other", OWN):
+def test_atomic_folder_removes_temporary_folders_of_killed_processes_and_an_empty_new_folder(tmp_path) -> None:
+    abandoned = tmp_path / "out/.99999999.part"
+    abandoned.mkdir(parents=True)
+    with atomic_folder(tmp_path / "out", OWNED) as temporary:
+        (temporary / "page.html").write_text("new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["page.html"]
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "other", OWNED):
         raise ZeroDivisionError
     assert not (tmp_path / "other").exists()

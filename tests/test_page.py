@@ -1,4 +1,4 @@
-"""A page that needs nothing else."""
+"""HTML pages: self-contained, escaped, reproducible."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ from PIL import Image
 from dogbreeds.reports.html import cell, image, link, page, svg, table
 
 
-class Read(HTMLParser):
-    """What a browser would fetch, and what it would show."""
+class PageParser(HTMLParser):
+    """Collects what a browser would fetch, the tags, and the text."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -36,26 +36,28 @@ def figure(height: float) -> Figure:
     return drawn
 
 
-def test_a_page_has_its_pictures_in_it_and_fetches_nothing() -> None:
+def test_page_embeds_figures_and_images_and_fetches_nothing() -> None:
     with io.BytesIO() as file:
         Image.new("RGB", (3, 2), (9, 8, 7)).save(file, "PNG")
         picture = file.getvalue()
-    read = Read(page("a < b & c", svg(figure(1), "a line & more") + image(picture, "png", 'a "dog"')))
-    assert read.tags.count("svg") == 1
-    assert "a < b & c" in read.text
-    assert "script" not in read.tags
-    (source,) = read.sources
+    parsed = PageParser(page("a < b & c", svg(figure(1), "a line & more") + image(picture, "png", 'a "dog"')))
+    assert parsed.tags.count("svg") == 1
+    assert "a < b & c" in parsed.text
+    assert "script" not in parsed.tags
+    (source,) = parsed.sources
     assert source.startswith("data:image/png;base64,")
     assert base64.b64decode(source.partition(",")[2]) == picture
 
 
-def test_the_same_figure_gives_the_same_text() -> None:
+def test_svg_of_the_same_figure_is_the_same_text() -> None:
     assert svg(figure(1)) == svg(figure(1)) != svg(figure(2))
     assert svg(figure(1), "a line & more").startswith('<svg role="img" aria-label="a line &amp; more"')
 
 
-def test_what_stands_in_a_table_is_text_and_headings_stand_above_their_numbers() -> None:
-    shown = table(("breed<", "n"), [[cell(link("<b>", 'x"&')), cell("20", "number")], [cell("y"), cell("3", "number")]])
-    assert "<th>breed&lt;</th><th class=number>n</th>" in shown
-    assert '<td><a href="x&quot;&amp;">&lt;b&gt;</a></td><td class=number>20</td>' in shown
+def test_table_escapes_text_and_aligns_headings_of_numeric_columns() -> None:
+    element = table(
+        ("class<", "n"), [[cell(link("<b>", 'x"&')), cell("20", "number")], [cell("y"), cell("3", "number")]]
+    )
+    assert "<th>class&lt;</th><th class=number>n</th>" in element
+    assert '<td><a href="x&quot;&amp;">&lt;b&gt;</a></td><td class=number>20</td>' in element
     assert "<th>n</th>" in table(("n",), [])

@@ -1,4 +1,4 @@
-"""`predict`: that it says what the network says, in order, in bounded memory; its formats; and the command as a user runs it."""
+"""`predictor`, the formats of `predictions`, and the command `predict` as a user runs it."""
 
 import csv
 import io
@@ -20,18 +20,18 @@ from rich.cells import cell_len
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.data import drawn_dogs
-from dogbreeds.data.image import Unreadable
+from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.inference.classifier import Classifier, load
-from dogbreeds.inference.grad_cam import Overlays
-from dogbreeds.inference.image_sources import Named
+from dogbreeds.inference.grad_cam import OverlayWriter
+from dogbreeds.inference.image_sources import NamedImage
 from dogbreeds.inference.predictions import Csv, JsonLines, Prediction, Table, fitted
-from dogbreeds.inference.predictor import answers, network
+from dogbreeds.inference.predictor import inference_function, predict_images
 from dogbreeds.models.head import Linear
 from dogbreeds.models.model import Miniature
 from dogbreeds.models.network import assemble
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Nothing
-from tests.said import until
+from tests.process_output import wait_until
 from tests.tiers import tiered
 
 NAMES = ("n02085620-Chihuahua", 'Bärli, "the" dog', "n02086079-Pekinese", "wire-haired_fox_terrier", "a=b")
@@ -39,7 +39,7 @@ NAMES = ("n02085620-Chihuahua", 'Bärli, "the" dog', "n02086079-Pekinese", "wire
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network as an attempt keeps it, its head made so that it is sure of something."""
+    """A saved network whose head has large weights, so that its predictions are confident."""
     backbone = Miniature(architecture="Miniature", image_size=64, pixels="raw", weights="shipped").build(0)
     plan = Nothing(batchnorm="frozen", drop_connect="off").plan(backbone.blocks)
     built = assemble(
@@ -47,7 +47,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     built.head.set_weights([3 * array for array in built.head.get_weights()])
     path = tmp_path_factory.mktemp("network") / "model.keras"
-    built.whole(NAMES, "pad").save(path)
+    built.full_model(NAMES, "pad").save(path)
     return path
 
 
@@ -56,114 +56,118 @@ def classifier(file: Path) -> Classifier:
     return load(file)
 
 
-def drawn(number: int, decoded: list[int] | None = None) -> Named:
+def drawn_image(number: int, decoded: list[int] | None = None) -> NamedImage:
     def pixels() -> np.ndarray:
         if decoded is not None:
             decoded.append(number)
         if number % 7 == 3:
-            raise Unreadable(f"{number} is a pipe. Photos must be files. Remove it, or type data.on_corrupt=skip.")
-        photo = drawn_dogs.draw("test", number % 50, number // 50)
-        return photo[: 64 - number % 5, : 64 - number % 3]
+            raise UnreadableImageError(
+                f"{number} is a pipe. Images must be files. Remove it, or type data.on_corrupt=skip."
+            )
+        image = drawn_dogs.draw("test", number % 50, number // 50)
+        return image[: 64 - number % 5, : 64 - number % 3]
 
-    return Named(str(number), f"/{number}", pixels)
-
-
-def said(classifier: Classifier, count: int, batch: int, top: int = 2, **more: object) -> list[Prediction]:
-    return list(
-        answers(classifier, network(classifier, "overlays" in more), map(drawn, range(count)), batch, top, **more)
-    )  # type: ignore[arg-type]
+    return NamedImage(str(number), f"/{number}", pixels)
 
 
-@pytest.mark.parametrize("batch", [4, pytest.param(100, marks=pytest.mark.slow)])
-def test_it_says_what_the_saved_network_says_in_order(classifier: Classifier, batch: int) -> None:
-    found = said(classifier, 6, batch)
-    assert [answer.photo for answer in found] == [str(number) for number in range(6)]
-    for number, answer in enumerate(found):
+def predictions_of(
+    classifier: Classifier, count: int, batch_size: int, overlays: OverlayWriter | None = None
+) -> list[Prediction]:
+    infer = inference_function(classifier, explain=overlays is not None)
+    images = map(drawn_image, range(count))
+    return list(predict_images(classifier, infer, images, batch_size=batch_size, top=2, overlays=overlays))
+
+
+@pytest.mark.parametrize("batch_size", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_predict_images_gives_the_saved_network_s_predictions_in_order(classifier: Classifier, batch_size: int) -> None:
+    found = predictions_of(classifier, 6, batch_size)
+    assert [prediction.image for prediction in found] == [str(number) for number in range(6)]
+    for number, prediction in enumerate(found):
         if number % 7 == 3:
-            assert answer == Prediction(str(number), error=f"{number} is a pipe. Photos must be files. Remove it.")
+            assert prediction == Prediction(str(number), error=f"{number} is a pipe. Images must be files. Remove it.")
             continue
-        whole = classifier.whole(drawn(number).pixels()[None])
-        shares = whole["probabilities"].numpy()[0]
-        (first, share), (second, less) = answer.top
-        assert first == whole["breed"].numpy()[0].decode()
-        assert second == NAMES[np.argsort(-shares)[1]]
-        assert np.allclose([share, less], np.sort(shares)[::-1][:2], atol=1e-5)
-        assert answer.error == "" and answer.explained is None
+        outputs = classifier.model(drawn_image(number).pixels()[None])
+        expected = outputs["probabilities"].numpy()[0]
+        (first, first_probability), (second, second_probability) = prediction.top
+        assert first == outputs["breed"].numpy()[0].decode()
+        assert second == NAMES[np.argsort(-expected)[1]]
+        assert np.allclose([first_probability, second_probability], np.sort(expected)[::-1][:2], atol=1e-5)
+        assert prediction.error == "" and prediction.overlay is None
 
 
-def test_only_some_batches_are_opened_ahead_and_nothing_after_it_is_closed(classifier: Classifier) -> None:
+def test_predict_images_decodes_a_bounded_number_ahead_and_nothing_after_it_is_closed(classifier: Classifier) -> None:
     decoded: list[int] = []
-    running = answers(classifier, network(classifier, False), (drawn(number, decoded) for number in range(10**9)), 4, 1)
+    images = (drawn_image(number, decoded) for number in range(10**9))
+    predictions = predict_images(classifier, inference_function(classifier, False), images, batch_size=4, top=1)
     for number in range(40):
-        assert next(running).photo == str(number)
+        assert next(predictions).image == str(number)
         assert len(decoded) <= number + 4 * 4
-    running.close()
-    begun = len(decoded)
+    predictions.close()
+    decoded_when_closed = len(decoded)
     time.sleep(0.1)
-    assert len(decoded) == begun
+    assert len(decoded) == decoded_when_closed
 
 
-def test_bad_photos_alone_are_no_batch(classifier: Classifier) -> None:
-    photos = [drawn(3), drawn(10), drawn(17)]
-    assert [bool(answer.error) for answer in answers(classifier, network(classifier, False), photos, 2, 1)] == [
-        True
-    ] * 3
+def test_predict_images_yields_errors_for_a_batch_of_unreadable_images(classifier: Classifier) -> None:
+    images = [drawn_image(3), drawn_image(10), drawn_image(17)]
+    predictions = predict_images(classifier, inference_function(classifier, False), images, batch_size=2, top=1)
+    assert [bool(prediction.error) for prediction in predictions] == [True] * 3
 
 
-def test_a_network_whose_answers_are_no_numbers_is_refused(classifier: Classifier) -> None:
-    def run(pixels: np.ndarray) -> tuple[np.ndarray, None]:
+def test_predict_images_refuses_a_network_whose_outputs_are_not_finite(classifier: Classifier) -> None:
+    def infer(pixels: np.ndarray) -> tuple[np.ndarray, None]:
         return np.full((len(pixels), len(NAMES)), np.nan), None
 
     with pytest.raises(
-        UserError,
-        match=(
-            r"^The network's answers are not numbers: its training diverged\. A network must give probabilities\. Type"
-            r" run=best"
-        ),
+        UserError, match=r"^The network's outputs are not finite numbers: its training diverged\. .* Type run=best"
     ):
-        list(answers(classifier, run, [drawn(0)], 2, 1))
+        list(predict_images(classifier, infer, [drawn_image(0)], batch_size=2, top=1))
 
 
-def test_explained_photos_are_answered_alike_and_have_pictures(classifier: Classifier, tmp_path: Path) -> None:
-    overlays = Overlays(tmp_path, classifier.resize)
-    plain, explained = said(classifier, 12, 5), said(classifier, 12, 5, overlays=overlays)
-    assert [answer.error for answer in plain] == [answer.error for answer in explained]
+def test_predict_images_gives_the_same_predictions_with_overlays(classifier: Classifier, tmp_path: Path) -> None:
+    plain = predictions_of(classifier, 12, 5)
+    explained = predictions_of(classifier, 12, 5, overlays=OverlayWriter(tmp_path, classifier.resize))
+    assert [prediction.error for prediction in plain] == [prediction.error for prediction in explained]
     for one, other in zip(plain, explained, strict=True):
-        assert [breed for breed, _ in one.top] == [breed for breed, _ in other.top]
-        assert np.allclose([share for _, share in one.top], [share for _, share in other.top], atol=1e-5)
-    pictures = {answer.explained for answer in explained if not answer.error}
-    assert pictures == {str(path) for path in tmp_path.iterdir()}
-    assert len(pictures) == 10
+        assert [name for name, _ in one.top] == [name for name, _ in other.top]
+        probabilities, other_probabilities = ([probability for _, probability in each.top] for each in (one, other))
+        assert np.allclose(probabilities, other_probabilities, atol=1e-5)
+    overlays = {prediction.overlay for prediction in explained if not prediction.error}
+    assert overlays == {str(path) for path in tmp_path.iterdir()}
+    assert len(overlays) == 10
 
 
-def test_a_photo_that_goes_away_before_it_is_drawn_is_a_bad_one(classifier: Classifier, tmp_path: Path) -> None:
-    looks = iter([drawn_dogs.draw("test", 0, 0)])
+def test_predict_images_reports_an_image_that_is_deleted_before_its_overlay_is_drawn(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    reads = iter([drawn_dogs.draw("test", 0, 0)])
 
-    def once() -> np.ndarray:
+    def read_once() -> np.ndarray:
         try:
-            return next(looks)
+            return next(reads)
         except StopIteration:
-            raise Unreadable(
-                "a cannot be opened. Photos must be files. Mend it, or type data.on_corrupt=skip."
+            raise UnreadableImageError(
+                "a cannot be opened. Images must be files. Repair it, or type data.on_corrupt=skip."
             ) from None
 
-    (answer,) = answers(
-        classifier, network(classifier, True), [Named("a", "/a", once)], 2, 1, Overlays(tmp_path, "pad")
-    )
-    assert answer == Prediction("a", error="a cannot be opened. Photos must be files. Mend it.")
+    infer = inference_function(classifier, explain=True)
+    images = [NamedImage("a", "/a", read_once)]
+    overlays = OverlayWriter(tmp_path, "pad")
+    (prediction,) = predict_images(classifier, infer, images, batch_size=2, top=1, overlays=overlays)
+    assert prediction == Prediction("a", error="a cannot be opened. Images must be files. Repair it.")
 
 
-# --- how it is said -------------------------------------------------------------------------------------------------------
+# --- formats ----------------------------------------------------------
 
-ANSWERS = [
-    Prediction("photos/a.jpg", ((NAMES[0], 0.9314159265), (NAMES[1], 0.0500000001)), explained="x/a-1.jpg"),
+PREDICTIONS = [
+    Prediction("photos/a.jpg", ((NAMES[0], 0.9314159265), (NAMES[1], 0.0500000001)), overlay="x/a-1.jpg"),
     Prediction("photos/Bär, 犬.jpg", ((NAMES[3], 0.4), (NAMES[2], 1e-9))),
-    Prediction("photos/cut.jpg", error='photos/cut.jpg is "cut", off. Photos must be whole. Replace the file.'),
+    Prediction("photos/cut.jpg", error='photos/cut.jpg is "cut", off. Images must be whole. Replace the file.'),
 ]
 
 
-def test_json_lines_hold_what_programs_need() -> None:
-    lines = [json.loads(JsonLines()(answer)) for answer in ANSWERS]
+def test_json_lines_have_the_documented_keys() -> None:
+    lines = [json.loads(JsonLines()(prediction)) for prediction in PREDICTIONS]
     assert lines[0] == {
         "photo": "photos/a.jpg",
         "breed": NAMES[0],
@@ -173,67 +177,67 @@ def test_json_lines_hold_what_programs_need() -> None:
     }
     assert lines[1]["top"][1] == {"breed": "n02086079-Pekinese", "probability": 1e-9}
     assert "explained" not in lines[1]
-    assert lines[2] == {"photo": "photos/cut.jpg", "error": ANSWERS[2].error}
-    assert all(JsonLines()(answer).count("\n") == 1 for answer in ANSWERS)
+    assert lines[2] == {"photo": "photos/cut.jpg", "error": PREDICTIONS[2].error}
+    assert all(JsonLines()(prediction).count("\n") == 1 for prediction in PREDICTIONS)
 
 
-@pytest.mark.parametrize("explained", [False, True])
-def test_csv_has_the_same_columns_on_every_row(explained: bool) -> None:
-    lines = Csv(2, explained)
-    rows = list(csv.DictReader(io.StringIO(lines.heading + "".join(map(lines, ANSWERS)))))
+@pytest.mark.parametrize("overlays", [False, True])
+def test_csv_has_the_same_columns_in_every_row(overlays: bool) -> None:
+    formatter = Csv(2, overlays)
+    rows = list(csv.DictReader(io.StringIO(formatter.heading + "".join(map(formatter, PREDICTIONS)))))
     columns = [
         "photo",
         "breed",
         "probability",
         "breed_2",
         "probability_2",
-        *(["explained"] if explained else []),
+        *(["explained"] if overlays else []),
         "error",
     ]
     assert [list(row) for row in rows] == [columns] * 3
     assert rows[0]["breed_2"] == 'Bärli, "the" dog'
     assert float(rows[1]["probability_2"]) == 1e-9
-    assert rows[2] == dict.fromkeys(columns, "") | {"photo": "photos/cut.jpg", "error": ANSWERS[2].error}
-    if explained:
+    assert rows[2] == dict.fromkeys(columns, "") | {"photo": "photos/cut.jpg", "error": PREDICTIONS[2].error}
+    if overlays:
         assert [row["explained"] for row in rows] == ["x/a-1.jpg", "", ""]
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 @pytest.mark.parametrize("coloured", [False, True])
-def test_a_table_keeps_to_the_terminal_s_width(width: int, coloured: bool) -> None:
-    lines = Table(NAMES, 2, width, coloured)
-    shown = [re.sub(r"\x1b\[\d+m", "", lines(answer)) for answer in ANSWERS]
-    # Its sentence stands on the standard error
-    assert shown[2] == ""
-    assert max(cell_len(line.rstrip("\n")) for line in shown) <= width
-    assert " 93.1 %" in shown[0]
-    assert shown[0].startswith("photos/a.jpg" if width >= 40 else "ph")
-    assert ("Chihuahua" in shown[0]) == (width >= 40)
-    assert (" 5.0 %" in shown[0]) == (width >= 80)
-    assert ("\x1b[" in lines(ANSWERS[0])) == coloured
+def test_table_fits_the_width_of_the_terminal(width: int, coloured: bool) -> None:
+    formatter = Table(NAMES, 2, width, coloured)
+    lines = [re.sub(r"\x1b\[\d+m", "", formatter(prediction)) for prediction in PREDICTIONS]
+    # Errors are printed to standard error instead.
+    assert lines[2] == ""
+    assert max(cell_len(line.rstrip("\n")) for line in lines) <= width
+    assert " 93.1 %" in lines[0]
+    assert lines[0].startswith("photos/a.jpg" if width >= 40 else "ph")
+    assert ("Chihuahua" in lines[0]) == (width >= 40)
+    assert (" 5.0 %" in lines[0]) == (width >= 80)
+    assert ("\x1b[" in formatter(PREDICTIONS[0])) == coloured
 
 
-def test_a_table_in_a_file_shortens_nothing() -> None:
-    long = Prediction("a" * 200, ANSWERS[0].top)
+def test_table_shortens_nothing_outside_a_terminal() -> None:
+    long = Prediction("a" * 200, PREDICTIONS[0].top)
     assert (
         Table(NAMES, 2, None, False)(long)
         == f"{'a' * 200}  Chihuahua               {' 93.1 %'}  {NAMES[1].ljust(23)}   5.0 %\n"
     )
 
 
-def test_what_is_shortened_loses_its_middle() -> None:
+def test_fitted_pads_a_text_or_shortens_its_middle() -> None:
     assert fitted("photos/summer/dog.jpg", 11) == "photo…g.jpg"[:5] + "…" + "g.jpg"
     assert fitted("short", 8) == "short   "
     for width in range(1, 12):
         assert cell_len(fitted("犬の写真です.jpg", width)) == width
 
 
-# --- the command ----------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten photos, one of them cut off, and one that is none."""
+    """A folder with eight images, one truncated image, and a text file named as an image."""
     root = tmp_path / "shots"
     (root / "deep").mkdir(parents=True)
     for number in range(8):
@@ -241,15 +245,15 @@ def folder(tmp_path: Path) -> Path:
             root / ("deep" if number % 2 else "") / f"{number}.jpg", quality=95
         )
     (root / "cut.jpg").write_bytes((root / "0.jpg").read_bytes()[:700])
-    (root / "text.png").write_text("no photo")
+    (root / "text.png").write_text("not an image")
     return root
 
 
 @pytest.mark.slow
-def test_a_folder_from_a_saved_file_in_each_format(
-    command, typed, file: Path, classifier: Classifier, folder: Path, tmp_path: Path
+def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
+    command, fresh_command, file: Path, classifier: Classifier, folder: Path, tmp_path: Path
 ) -> None:
-    done = typed("predict", f"run={file}", "images=shots", "format=jsonl", "explain=true", "explain_dir=seen")
+    done = fresh_command("predict", f"run={file}", "images=shots", "format=jsonl", "explain=true", "explain_dir=seen")
     errors = done.stderr.splitlines()
     assert done.returncode == 2
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -267,18 +271,18 @@ def test_a_folder_from_a_saved_file_in_each_format(
         )
     ]
     for line in good:
-        with Image.open(tmp_path / line["photo"]) as photo:
-            shares = classifier.whole(np.asarray(photo)[None])["probabilities"].numpy()[0]
-        assert line["breed"] == NAMES[int(shares.argmax())]
-        assert abs(line["probability"] - shares.max()) < 1e-4
+        with Image.open(tmp_path / line["photo"]) as image:
+            probabilities = classifier.model(np.asarray(image)[None])["probabilities"].numpy()[0]
+        assert line["breed"] == NAMES[int(probabilities.argmax())]
+        assert abs(line["probability"] - probabilities.max()) < 1e-4
     assert {line["explained"] for line in good} == {f"seen/{path.name}" for path in (tmp_path / "seen").iterdir()}
-    assert errors[0] == f"{file}: 5 breeds, 64 px"
+    assert errors[0] == f"{file}: 5 classes, 64 px"
     assert [error.split(" (")[0] for error in errors[1:3]] == [
-        "shots/cut.jpg cannot be read as a photo",
-        "shots/text.png cannot be read as a photo",
+        "shots/cut.jpg cannot be read as an image",
+        "shots/text.png cannot be read as an image",
     ]
-    assert re.fullmatch(r"8 photos in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[3])
-    # MLflow was left alone
+    assert re.fullmatch(r"8 images in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[3])
+    # Nothing was written to MLflow.
     assert not (tmp_path / "home/mlruns").exists()
 
     table = command("predict", f"run={file}", "images=shots/*.jpg", "tracking=none")
@@ -298,13 +302,13 @@ def test_a_folder_from_a_saved_file_in_each_format(
 
 
 @pytest.mark.slow
-def test_the_standard_input_and_a_reader_that_leaves(
-    command, at_home, file: Path, folder: Path, tmp_path: Path
+def test_predict_reads_standard_input_and_ends_when_its_reader_leaves(
+    command, command_environment, file: Path, folder: Path, tmp_path: Path
 ) -> None:
-    one = command("predict", f"run={file}", "images=-", "format=csv", "top=1", given=(folder / "0.jpg").read_bytes())
+    one = command("predict", f"run={file}", "images=-", "format=csv", "top=1", stdin=(folder / "0.jpg").read_bytes())
     assert (one.returncode, one.stdout.splitlines()[1].split(",")[0]) == (0, "standard input")
     listed = command(
-        "predict", f"run={file}", "images=-", "format=csv", "top=1", given=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n"
+        "predict", f"run={file}", "images=-", "format=csv", "top=1", stdin=b"shots/0.jpg\nshots/gone.jpg\nshots/2.jpg\n"
     )
     assert listed.returncode == 2
     assert [line.split(",")[0] for line in listed.stdout.splitlines()[1:]] == [
@@ -313,101 +317,88 @@ def test_the_standard_input_and_a_reader_that_leaves(
         "shots/2.jpg",
     ]
     assert (
-        "shots/gone.jpg cannot be opened (No such file or directory). Photos must be files that you may read. Mend or"
-        " remove it.\n" in listed.stderr
+        "shots/gone.jpg cannot be opened (No such file or directory). Images must be readable files. Repair or remove"
+        " it.\n" in listed.stderr
     )
     line = (
         f"yes shots/0.jpg | {sys.executable} -m dogbreeds.predict run={file} images=- batch_size=4 format=jsonl"
         " 2>errors | head -2"
     )
     script = ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"]
-    early = subprocess.run(script, cwd=tmp_path, env=at_home(), capture_output=True, timeout=900, text=True)
+    early = subprocess.run(script, cwd=tmp_path, env=command_environment(), capture_output=True, timeout=900, text=True)
     assert early.stdout.splitlines()[2] == "0"
-    assert (tmp_path / "errors").read_text() == f"{file}: 5 breeds, 64 px\n"
+    assert (tmp_path / "errors").read_text() == f"{file}: 5 classes, 64 px\n"
 
 
 @pytest.mark.slow
-def test_errors_are_sentences_and_come_before_anything_is_computed(
-    command, file: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_predict_reports_errors_before_anything_is_computed(command, file: Path, folder: Path, tmp_path: Path) -> None:
     import keras
 
     (tmp_path / "empty").mkdir()
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "nameless.keras")
     (tmp_path / "cut.keras").write_bytes(file.read_bytes()[:-2000])
     (tmp_path / "text.keras").write_text("not a network")
-    for arguments, sentence in (
-        (
-            [],
-            (
-                "images was not given. It must be a photo, a folder of photos, a pattern, or - for the standard input."
-                " Type images="
-            ),
-        ),
+    for arguments, received, *facts in (
+        ([], "images was not given. ", "a folder, a pattern, or - for standard input", "Type images=path/to/photos"),
         (
             ["images=empty"],
-            (
-                "images=empty holds no photos. They are files that end in .jpg, .jpeg, .png, .webp and are not hidden."
-                " Type images="
-            ),
+            "images=empty has no images. ",
+            ".jpg, .jpeg, .png, .webp and are not hidden",
+            "Type images=path/to/photos",
         ),
-        (["images=none/*.jpg"], "images=none/*.jpg holds no photos. They are files that end in"),
-        (["images=gone"], f"images=gone is not there (looked for {tmp_path}/gone). It must be a photo, a folder"),
-        (["images=-"], "images=- was given, and the standard input is empty. It must be a photo, or paths of photos"),
+        (["images=none/*.jpg"], "images=none/*.jpg has no images. "),
+        (["images=gone"], f"images=gone does not exist (looked for {tmp_path}/gone). "),
+        (["images=-"], "images=- was given, and standard input is empty. ", "Type find photos"),
         (
             ["images=a.jpg,b.jpg"],
             "The command line was not understood (Ambiguous value for argument 'images=a.jpg,b.jpg')",
         ),
-        (["images=shots", "imagse=x"], "imagse is not a setting. Near it there are run, images,"),
-        (
-            ["images=shots", "format=xml"],
-            "format was 'xml'. It must be one of table, jsonl, csv. Type format=table, for example.",
-        ),
-        (["images=shots", "top=0"], "top was 0. It must be a whole number of 1 or more. Type top=3, for example."),
-        (
-            ["images=shots", "tracking=none"],
-            "tracking=none was chosen. A run's network is found through MLflow, which kept it. Type tracking=mlflow.",
-        ),
+        (["images=shots", "imagse=x"], "imagse is not a setting. ", "run, images,"),
+        (["images=shots", "format=xml"], "format was 'xml'. ", "table, jsonl, csv", "Type format=table"),
+        (["images=shots", "top=0"], "top was 0. ", "1 or more", "Type top=3"),
+        (["images=shots", "tracking=none"], "tracking=none was given. ", "MLflow", "Type tracking=mlflow."),
         (
             ["images=shots"],
-            (
-                "Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type"
-                " python -m"
-            ),
+            "Experiment 'dogbreeds' has no finished run with a saved network. ",
+            "run=latest",
+            "Type python -m dogbreeds.train",
         ),
         (
             ["images=shots", "run=abc"],
-            (
-                "run=abc names no run of experiment 'dogbreeds'. It must be latest, best, or the beginning of one run's"
-                " id. Type"
-            ),
+            "run=abc names no run of experiment 'dogbreeds'. ",
+            "latest, best, or the beginning of one run's id",
+            "Type run=latest",
         ),
-        (
-            ["images=shots", "run=gone.keras"],
-            "run=gone.keras is not a file. It must be a network that was saved as .keras, or a run. Type run=latest",
-        ),
+        (["images=shots", "run=gone.keras"], "run=gone.keras is not a file. ", ".keras", "Type run=latest"),
         (
             ["images=shots", "run=nameless.keras"],
-            "nameless.keras is a network without class names. It must give names and probabilities,",
+            "nameless.keras is a network without class names. ",
+            "probabilities and breed",
+            "Type run=latest",
         ),
         (["images=shots", "run=cut.keras"], "cut.keras cannot be read as a saved network ("),
         (["images=shots", "run=text.keras"], "text.keras cannot be read as a saved network ("),
         (
             ["images=shots", f"run={file}", "output=shots"],
-            f"{tmp_path}/shots cannot be written (it is no file). output must be a file. Type output=",
+            f"{tmp_path}/shots cannot be written (not a regular file). ",
+            "output must be a file",
+            "Type output=",
         ),
         (
             ["images=shots", f"run={file}", "output=/dev/null"],
-            "/dev/null cannot be written (it is no file). output must be a file.",
+            "/dev/null cannot be written (not a regular file). ",
+            "output must be a file",
         ),
         (
             ["images=shots", f"run={file}", "explain=true", "explain_dir=shots/0.jpg"],
-            "shots/0.jpg cannot be written (File exists). Overlays need a",
+            "shots/0.jpg cannot be written (File exists). ",
+            "Type explain_dir=<folder>",
         ),
     ):
         refused = command("predict", *arguments)
         errors = refused.stderr
-        assert f"error: {sentence}" in errors, errors
+        assert f"error: {received}" in errors, errors
+        assert all(fact in errors for fact in facts), errors
         assert "Traceback" not in errors
         assert (refused.returncode, refused.stdout) == (1, "")
 
@@ -418,7 +409,7 @@ def test_errors_are_sentences_and_come_before_anything_is_computed(
         [("Bärli, [2024] (1).jpg",), ("it's = 1.jpg",), ("my dog.jpg",), ("007",)], slow=[("it's = 1.jpg",), ("007",)]
     ),
 )
-def test_names_that_hydra_would_trip_over_can_be_quoted(
+def test_predict_accepts_quoted_names_with_characters_that_hydra_parses(
     name: str, command, file: Path, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "0.jpg").rename(tmp_path / name)
@@ -428,12 +419,14 @@ def test_names_that_hydra_would_trip_over_can_be_quoted(
 
 
 @pytest.mark.slow
-def test_interrupted_it_leaves_nothing_half_written(begun, file: Path, folder: Path, tmp_path: Path) -> None:
+def test_predict_leaves_no_partial_output_after_an_interruption(
+    start_command, file: Path, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "breeds.csv").write_text("from before")
-    with begun(
-        "predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", given=b"shots/0.jpg\n" * 1_000_000
+    with start_command(
+        "predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", stdin=b"shots/0.jpg\n" * 1_000_000
     ) as process:
-        until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")), process)
+        wait_until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -447,21 +440,23 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
     import struct
     import termios
 
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-    with subprocess.Popen(arguments, cwd=folder, env=environment, stdout=theirs, stderr=subprocess.DEVNULL) as process:
-        os.close(theirs)
-        shown = b""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    with subprocess.Popen(
+        arguments, cwd=folder, env=environment, stdout=terminal, stderr=subprocess.DEVNULL
+    ) as process:
+        os.close(terminal)
+        output = b""
         while True:
             try:
-                more = os.read(ours, 65_536)
+                more = os.read(controller, 65_536)
             except OSError:
-                # the other side has closed
+                # The command has closed the terminal.
                 break
-            shown += more
+            output += more
         process.wait(timeout=60)
-    os.close(ours)
-    return shown.decode().splitlines()
+    os.close(controller)
+    return output.decode().splitlines()
 
 
 @pytest.mark.parametrize(
@@ -471,11 +466,11 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
         *(pytest.param(*each, marks=pytest.mark.long) for each in ((80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"}))),
     ],
 )
-def test_on_a_terminal_lines_fit(
-    at_home, made_home, file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]
+def test_predict_fits_its_lines_into_a_terminal(
+    command_environment, make_home, file: Path, folder: Path, tmp_path: Path, width: int, colours: dict[str, str]
 ) -> None:
-    made_home(tmp_path / "home")
-    environment = at_home(TERM="xterm") | colours
+    make_home(tmp_path / "home")
+    environment = command_environment(TERM="xterm") | colours
     environment = {name: value for name, value in environment.items() if name != "NO_COLOR" or colours}
     arguments = [sys.executable, "-m", "dogbreeds.predict", f"run={file}", "images=shots/deep"]
     lines = on_a_terminal(width, arguments, tmp_path, environment)
@@ -485,7 +480,9 @@ def test_on_a_terminal_lines_fit(
 
 
 @pytest.mark.slow
-def test_a_recorded_run_answers(command: Callable[..., "subprocess.CompletedProcess[str]"], folder: Path) -> None:
+def test_predict_uses_the_network_of_a_recorded_run(
+    command: Callable[..., "subprocess.CompletedProcess[str]"], folder: Path
+) -> None:
     ran = command("train", "data.breeds=8", "phase.epochs=3", "tracking.system_metrics_seconds=0")
     assert ran.returncode == 0, ran.stderr
     done = command("predict", "images=shots/deep", "format=jsonl", "top=1")
@@ -495,9 +492,8 @@ def test_a_recorded_run_answers(command: Callable[..., "subprocess.CompletedProc
         for line in done.stdout.splitlines()
     ]
     assert sum(right) >= 3
-    assert re.match(r"run [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation: 8 breeds, 64 px\n", done.stderr)
-    other = command("predict", "images=shots", "only.model=effnetb4")
-    assert (
-        "has no finished attempt that kept its network with only.model=effnetb4. run=latest is one of those."
-        in other.stderr
+    assert re.match(
+        r"run [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation: 8 classes, 64 px\n", done.stderr
     )
+    other = command("predict", "images=shots", "only.model=effnetb4")
+    assert "has no finished run with a saved network for only.model=effnetb4. run=latest needs one." in other.stderr

@@ -1,9 +1,9 @@
-"""What is checked before anything is spent, from arithmetic to a refused attempt."""
+"""Preflight checks, from the arithmetic to a run that is refused."""
 
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,108 +16,127 @@ from dogbreeds.experiments.attempt import execute
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.preprocessing import MODES
 from dogbreeds.tracking.records import RunOrigin
-from dogbreeds.training.batchnorm_statistics import PixelFit, divergence
-from dogbreeds.training.preflight import Finding, Preflight, initial_loss, judge, said
+from dogbreeds.training.batchnorm_statistics import PixelFit, gaussian_kl
+from dogbreeds.training.preflight import Finding, Preflight, check_initial_loss, check_pixels, pixel_fit_line
 
 SMALL = ("data.breeds=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
-# Nats, of the miniature
+# KL divergences of the miniature, in nats.
 RAW = {"raw": 0.002, "caffe": 0.29, "torch": 1.54, "unit": 1.54, "tf": 1.55}
 
 
-def attempted(run, folder: Path):
-    return execute(run, RunOrigin("", (), "an attempt", folder))
+def train(run, folder: Path):
+    return execute(run, RunOrigin("", (), "a run", folder))
 
 
 def three_sentences(text: str) -> bool:
     return len(re.split(r"(?<=[^.]\.) (?=[A-Za-z])", text)) == 3 and text.endswith(".")
 
 
-# --- arithmetic -------------------------------------------------------------------------------------------------------
+def assert_finding(finding: Finding, check: str, certain: bool, facts: Sequence[str]) -> None:
+    """Check a finding, whose message must have three sentences and contain these facts in their order."""
+    assert (finding.check, finding.certain) == (check, certain)
+    assert three_sentences(finding.message)
+    assert re.search(".*".join(map(re.escape, facts)), finding.message), finding.message
+
+
+# --- arithmetic ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("mean", "variance", "stored_mean", "stored_variance", "nats"),
+    ("mean", "variance", "running_mean", "running_variance", "nats"),
     [
         ([1, 2], [3, 4], [1, 2], [3, 4], 0),
         ([2], [1], [1], [1], 0.5),
         ([0], [4], [0], [1], 0.5 * (np.log(1 / 4) + 4 - 1)),
         ([0], [1], [0], [4], 0.5 * (np.log(4) + 1 / 4 - 1)),
         ([3], [2], [1], [4], 0.5 * (np.log(2) + (2 + 4) / 4 - 1)),
-        # Of channels, the median
+        # The median over channels
         ([0, 0, 100], [1, 1, 1], [0, 0, 0], [1, 1, 1], 0),
         ([1, 2, 100], [1, 1, 1], [0, 0, 0], [1, 1, 1], 2),
     ],
 )
-def test_divergence_is_kullback_and_leibler_s(mean, variance, stored_mean, stored_variance, nats: float) -> None:
-    arrays = (np.array(values, dtype=float) for values in (mean, variance, stored_mean, stored_variance))
-    assert divergence(*arrays) == pytest.approx(nats, abs=1e-12)
+def test_gaussian_kl_is_the_median_over_channels(mean, variance, running_mean, running_variance, nats: float) -> None:
+    arrays = (np.array(values, dtype=float) for values in (mean, variance, running_mean, running_variance))
+    assert gaussian_kl(*arrays) == pytest.approx(nats, abs=1e-12)
 
 
-def mismatch(mode: str, best: str, nats: str, best_nats: str, fix: str) -> str:
+def mismatch(mode: str, best: str, nats: str, best_nats: str, fix: str) -> tuple[str, ...]:
+    """Return the facts of a mismatch: received, evidence, and what to set."""
     return (
-        f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is {nats}"
-        f" nats from what they were trained on, {best} {best_nats}. The convention must be the one of pretraining. Type"
-        f" preprocessing={fix}, or preflight=warn to train on all the same."
+        f"preprocessing.mode={mode} does not match the pretrained weights.",
+        f"BatchNorm's running statistics fit {best} pixels (KL divergence {best_nats} nats; {mode}: {nats}).",
+        f"Set preprocessing={fix}, or preflight=warn to train anyway.",
     )
 
 
-STRANGE = (
-    "No pixel convention fits what the backbone's BatchNorm layers remember (torch 7.00, tf 8.00, unit 9.00, raw 12,"
-    " caffe 1,300, in nats). The photos are unlike those of pretraining, or the weights are not those of this backbone."
-    " Look at some photos, and at model.weights."
+NO_FIT = (
+    "No pixel convention fits BatchNorm's running statistics",
+    "KL divergence in nats: torch 7.00, tf 8.00, unit 9.00, raw 12, caffe 1,300",
+    "Check some images, and model.weights.",
 )
 FLAT = (
-    "preprocessing.mode was torch, and with it the backbone's output hardly differs from photo to photo (0.2 % of the"
-    " variance that raw pixels give). There is no BatchNorm that remembers its pixels, but this cannot be learned from."
-    " Type preprocessing=native, or preflight=warn to train on all the same."
+    "preprocessing.mode=torch",
+    "output nearly the same for all images (0.2 % of the variance with raw pixels)",
+    "Set preprocessing=native, or preflight=warn to train anyway.",
 )
-CANNOT_TELL = (
-    "preprocessing.mode was caffe, -124 to 151, and the model's config names raw pixels, 0 to 255. The backbone has no"
-    " BatchNorm that remembers its pixels, so that it cannot tell which is right. Type preprocessing=native, unless you"
-    " know better."
+UNCHECKED = (
+    "preprocessing.mode=caffe (-124 to 151) differs from the model's config, which names raw pixels (0 to 255).",
+    "no trained BatchNorm layer",
+    "Set preprocessing=native, unless",
 )
-SPREAD = {"raw": 0.0, "caffe": 0.4, "torch": 0.998, "tf": 0.999, "unit": 0.99}
+LOST_VARIANCE = {"raw": 0.0, "caffe": 0.4, "torch": 0.998, "tf": 0.999, "unit": 0.99}
 
 
 @pytest.mark.parametrize(
-    ("fit", "mode", "native", "clear", "sentences"),
+    ("fit", "mode", "native", "certain", "facts"),
     [
-        (PixelFit(True, RAW), "raw", "raw", None, ""),
+        (PixelFit(True, RAW), "raw", "raw", None, ()),
         (PixelFit(True, RAW), "torch", "raw", True, mismatch("torch", "raw", "1.54", "0.002", "native")),
         (PixelFit(True, RAW), "caffe", "raw", True, mismatch("caffe", "raw", "0.29", "0.002", "native")),
-        # The model's own config is wrong
+        # The model's config names the wrong convention.
         (PixelFit(True, RAW), "torch", "torch", True, mismatch("torch", "raw", "1.54", "0.002", "raw")),
-        # Both fit, whichever fits best
-        (PixelFit(True, RAW | {"caffe": 0.0035}), "caffe", "raw", None, ""),
-        (PixelFit(True, {"raw": 12.0, "torch": 7.0, "tf": 8.0, "unit": 9.0, "caffe": 1300.0}), "raw", "raw", False, STRANGE),
-        (PixelFit(True, {"raw": 40.0, "torch": 7.0, "tf": 8.0}), "raw", "torch", True, mismatch("raw", "torch", "40", "7.00", "native")),
-        (PixelFit(False, SPREAD), "raw", "raw", None, ""),
-        (PixelFit(False, SPREAD), "caffe", "raw", False, CANNOT_TELL),
-        (PixelFit(False, SPREAD), "torch", "raw", True, FLAT),
-        (PixelFit(False, dict.fromkeys(MODES, 0.0)), "tf", "tf", None, ""),
+        # Both fit, whichever fits better.
+        (PixelFit(True, RAW | {"caffe": 0.0035}), "caffe", "raw", None, ()),
+        (
+            PixelFit(True, {"raw": 12.0, "torch": 7.0, "tf": 8.0, "unit": 9.0, "caffe": 1300.0}),
+            "raw",
+            "raw",
+            False,
+            NO_FIT,
+        ),
+        (
+            PixelFit(True, {"raw": 40.0, "torch": 7.0, "tf": 8.0}),
+            "raw",
+            "torch",
+            True,
+            mismatch("raw", "torch", "40", "7.00", "native"),
+        ),
+        (PixelFit(False, LOST_VARIANCE), "raw", "raw", None, ()),
+        (PixelFit(False, LOST_VARIANCE), "caffe", "raw", False, UNCHECKED),
+        (PixelFit(False, LOST_VARIANCE), "torch", "raw", True, FLAT),
+        (PixelFit(False, dict.fromkeys(MODES, 0.0)), "tf", "tf", None, ()),
     ],
-)  # fmt: skip
-def test_what_a_fit_says_of_a_convention(
-    fit: PixelFit, mode: str, native: str, clear: bool | None, sentences: str
+)
+def test_check_pixels_reports_a_convention_that_does_not_fit(
+    fit: PixelFit, mode: str, native: str, certain: bool | None, facts: tuple[str, ...]
 ) -> None:
-    found = judge(fit, mode, native)
-    assert found == ([] if clear is None else [Finding("pixels", clear, sentences)])
-    assert all(three_sentences(finding.said) for finding in found)
+    found = check_pixels(fit, mode, native)
+    assert len(found) == (certain is not None)
+    for finding in found:
+        assert_finding(finding, "pixels", certain, facts)
 
 
-def test_a_fit_reads_from_the_best_to_the_worst() -> None:
+def test_pixel_fit_line_lists_the_conventions_from_the_best_to_the_worst() -> None:
     fit = PixelFit(True, {"raw": 4481.0, "torch": 1.02, "caffe": 914.0, "tf": 0.0021, "unit": 0.24})
     assert fit.best == "tf"
     assert (
-        said(fit, "unit")
-        == "pixels: unit is 0.24 nats from what BatchNorm remembers (tf 0.002, unit 0.24, torch 1.02, caffe 914, raw"
-        " 4,481)"
+        pixel_fit_line(fit, "unit")
+        == "pixels: KL divergence of unit from BatchNorm's running statistics is 0.24 nats (tf 0.002, unit 0.24, torch"
+        " 1.02, caffe 914, raw 4,481)"
     )
-    kept = "raw 100 %, caffe 60 %, unit 1 %, torch 0 %, tf 0 %"
-    assert (
-        said(PixelFit(False, SPREAD), "raw")
-        == f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
-    )
+    variances = "raw 100 %, caffe 60 %, unit 1 %, torch 0 %, tf 0 %"
+    line = pixel_fit_line(PixelFit(False, LOST_VARIANCE), "raw")
+    assert line == f"pixels: no trained BatchNorm to check; relative variance between images by convention: {variances}"
 
 
 @pytest.mark.parametrize(
@@ -128,71 +147,69 @@ def test_a_fit_reads_from_the_best_to_the_worst() -> None:
         (0.4, False, None),
         (19.53, True, "about ln(120) = 4.79 with a new head"),
         (0.4, True, "about ln(120) = 4.79 with a new head"),
-        (19.53, False, "below ln(120) = 4.79, since its head has learned"),
+        (19.53, False, "below ln(120) = 4.79, because the head is trained"),
         (float("nan"), True, "about ln(120) = 4.79 with a new head"),
-        (float("inf"), False, "below ln(120) = 4.79, since its head has learned"),
+        (float("inf"), False, "below ln(120) = 4.79, because the head is trained"),
     ],
 )
-def test_the_loss_before_the_first_step(loss: float, new_head: bool, expected: str | None) -> None:
-    found = initial_loss(loss, 120, new_head)
+def test_check_initial_loss_reports_a_loss_out_of_range(loss: float, new_head: bool, expected: str | None) -> None:
+    found = check_initial_loss(loss, 120, new_head)
     assert len(found) == (expected is not None)
     for finding in found:
-        assert (
-            finding.said
-            == f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large"
-            " or labels that leak give such a loss: look at preprocessing and data."
+        facts = (
+            f"loss before the first step is {loss:.2f}.",
+            f"It should be {expected}.",
+            "check preprocessing and data.",
         )
-        assert (finding.check, finding.clear) == ("initial_loss", False)
-        assert three_sentences(finding.said)
+        assert_finding(finding, "initial_loss", False, facts)
 
 
 @pytest.mark.parametrize("action", ["stop", "warn"])
-def test_a_finding_stops_where_it_is_clear_and_asked_to(caplog: pytest.LogCaptureFixture, action: str) -> None:
+def test_report_raises_for_a_certain_finding_if_the_action_is_stop(
+    caplog: pytest.LogCaptureFixture, action: str
+) -> None:
     check = Preflight(action=action, photos=64, max_duplicate_fraction=0.01)
-    doubtful, clear = Finding("pixels", False, "Perhaps."), Finding("labels", True, "Certainly.")
-    check.report([doubtful])
+    uncertain, certain = Finding("pixels", False, "Perhaps."), Finding("labels", True, "Certainly.")
+    check.report([uncertain])
     if action == "stop":
         with pytest.raises(UserError, match=r"^Certainly\.$"):
-            check.report([doubtful, clear])
+            check.report([uncertain, certain])
     else:
-        check.report([doubtful, clear])
+        check.report([uncertain, certain])
     expected = ["preflight: Perhaps."] * 2 + ["preflight: Certainly."] * (action == "warn")
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == expected
 
 
-# --- what a backbone remembers ----------------------------------------------------------------------------------------
+# --- running statistics -------------------------------------------------------
 
 
 @pytest.mark.own_cache
-def test_wrong_pixels_are_refused_and_what_was_measured_is_kept(composed, tmp_path: Path) -> None:
+def test_wrong_pixels_are_refused_and_their_fit_is_cached(composed, tmp_path: Path) -> None:
     for mode in ("torch", "unit"):
         run = composed(*SMALL, f"preprocessing={mode}")
         with pytest.raises(UserError) as refusal:
-            attempted(run, tmp_path)
+            train(run, tmp_path)
         text = str(refusal.value)
-        assert text.startswith(
-            f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember raw pixels: {mode} is "
-        )
-        assert "Type preprocessing=native, or preflight=warn to train on all the same." in text
+        assert text.startswith(mismatch_start(mode, "raw"))
+        assert re.search(rf"\(KL divergence \S+ nats; {mode}: \S+\)\.", text)
+        assert text.endswith("Set preprocessing=native, or preflight=warn to train anyway.")
         assert three_sentences(text)
-        # Once for all, and nothing else was spent
-        assert [listed.name.split("-")[0] for listed in run.features.store().entries()] == ["preflight"]
+        # One measurement serves all conventions, and nothing else was computed.
+        assert [listed.name.split("-")[0] for listed in run.features.open_cache().entries()] == ["preflight"]
     client, experiment = run.tracking.connect()
     assert client.search_runs([experiment]) == []
 
 
 @pytest.mark.slow
-def test_wrong_pixels_are_trained_on_all_the_same_where_that_is_asked_for(composed, tmp_path: Path) -> None:
+def test_wrong_pixels_are_trained_with_preflight_warn_or_none(composed, tmp_path: Path) -> None:
     client, experiment = composed(*SMALL).tracking.connect()
-    attempted(composed(*SMALL, "preprocessing=torch", "preflight=warn"), tmp_path)
-    attempted(composed(*SMALL, "preprocessing=torch", "preflight=none"), tmp_path)
+    train(composed(*SMALL, "preprocessing=torch", "preflight=warn"), tmp_path)
+    train(composed(*SMALL, "preprocessing=torch", "preflight=none"), tmp_path)
     warned, unchecked = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
     assert {record.info.status for record in (warned, unchecked)} == {"FINISHED"}
-    assert warned.data.tags["preflight"].startswith(
-        "preprocessing.mode was torch, and the backbone's BatchNorm layers remember raw pixels: torch is "
-    )
+    assert warned.data.tags["preflight"].startswith(mismatch_start("torch", "raw"))
     assert warned.data.metrics["epochs"] == 1
-    # Checking changes nothing
+    # The check does not change the result.
     assert warned.data.metrics["train/loss"] == unchecked.data.metrics["train/loss"]
     assert min(MODES, key=lambda mode: warned.data.metrics[f"preflight/{mode}"]) == "raw"
     assert unchecked.data.tags["preflight"] == "not checked"
@@ -200,35 +217,38 @@ def test_wrong_pixels_are_trained_on_all_the_same_where_that_is_asked_for(compos
 
 
 def counted(dataset: Dataset, reads: list[str]) -> Dataset:
-    """The same data set, whose photos note that they were decoded."""
+    """Return the same data set, whose training images append their id to `reads` when they are decoded."""
     source = dataset.train.source
 
-    def read():
-        for identity, photo in zip(source.ids, source.read(), strict=True):
-            yield lambda identity=identity, photo=photo: reads.append(identity) or photo()
+    def loaders():
+        for image_id, load in zip(source.ids, source.loaders(), strict=True):
+            yield lambda image_id=image_id, load=load: reads.append(image_id) or load()
 
-    return replace(dataset, train=Split(replace(source, read=read), dataset.train.rows))
+    return replace(dataset, train=Split(replace(source, loaders=loaders), dataset.train.rows))
 
 
 @pytest.mark.own_cache
-def test_photos_are_decoded_once_for_all_conventions_and_attempts(composed) -> None:
+def test_measure_pixel_fit_decodes_images_once_for_all_conventions_and_runs(composed) -> None:
     run, reads = composed("data.breeds=6", "preflight.photos=20"), []
     dataset, backbone = counted(run.data.open(), reads), run.model.build(0)
-    first = run.preflight.fit(backbone, dataset, run.data, run.features.store())
+    first = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     assert len(set(reads)) == len(reads) == 20
-    # From first to last
+    # The sample spans all classes.
     assert {name.split("/")[1] for name in reads} == set(dataset.class_names)
-    again = run.preflight.fit(backbone, dataset, run.data, run.features.store())
+    again = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     assert (again, len(reads)) == (first, 20)
-    assert first.remembers
+    assert first.has_statistics
     assert first.best == "raw"
     for mode in MODES:
-        assert [finding.clear for finding in judge(first, mode, "raw")] == ([] if mode == "raw" else [True])
+        assert [finding.certain for finding in check_pixels(first, mode, "raw")] == ([] if mode == "raw" else [True])
     other = replace(dataset, train=Split(dataset.train.source, dataset.train.rows[:60]))
-    run.preflight.fit(backbone, other, run.data, run.features.store())
-    # Other photos are another question
+    # Other images are measured anew.
+    run.preflight.measure_pixel_fit(backbone, other, run.data, run.features.open_cache())
     assert len(reads) == 40
-    assert composed("preflight=none").preflight.fit(backbone, dataset, run.data, run.features.store()) is None
+    assert (
+        composed("preflight=none").preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,97 +256,105 @@ def test_photos_are_decoded_once_for_all_conventions_and_attempts(composed) -> N
     [("MobileNetV2", {"alpha": 0.35}, "tf"), pytest.param("ResNet50", {}, "caffe", marks=pytest.mark.slow)],
 )
 @pytest.mark.own_cache
-def test_each_backbone_knows_its_own_pixels(composed, remembering, architecture: str, more: dict, native: str) -> None:
+def test_measure_pixel_fit_finds_the_convention_of_pretraining(
+    composed, pretrained_backbone, architecture: str, more: dict, native: str
+) -> None:
     run = composed("data.breeds=6")
-    backbone = Backbone(remembering(architecture, native, **more), (), architecture)
-    fit = run.preflight.fit(backbone, run.data.open(), run.data, run.features.store())
-    assert fit.remembers
+    backbone = Backbone(pretrained_backbone(architecture, native, **more), (), architecture)
+    fit = run.preflight.measure_pixel_fit(backbone, run.data.open(), run.data, run.features.open_cache())
+    assert fit.has_statistics
     assert fit.best == native
     assert fit.distances[native] < 0.05
     for mode in MODES:
-        expected = [] if mode == native else [mismatch_begins(mode, native)]
-        assert [finding.said[: len(mismatch_begins(mode, native))] for finding in judge(fit, mode, native)] == expected
+        start = mismatch_start(mode, native)
+        expected = [] if mode == native else [start]
+        assert [finding.message[: len(start)] for finding in check_pixels(fit, mode, native)] == expected
 
 
-def mismatch_begins(mode: str, native: str) -> str:
-    return f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {native} pixels: "
+def mismatch_start(mode: str, native: str) -> str:
+    return (
+        f"preprocessing.mode={mode} does not match the pretrained weights. BatchNorm's running statistics fit {native}"
+        " pixels "
+    )
 
 
 def small_network(normalization: str):
     import keras
 
     keras.utils.set_random_seed(0)
-    photos = keras.Input((32, 32, 3))
-    hidden = keras.layers.Conv2D(16, 4, 4)(keras.layers.Rescaling(1 / 127.5, -1)(photos))
+    images = keras.Input((32, 32, 3))
+    hidden = keras.layers.Conv2D(16, 4, 4)(keras.layers.Rescaling(1 / 127.5, -1)(images))
     hidden = getattr(keras.layers, normalization)()(hidden)
-    return keras.Model(photos, keras.layers.Conv2D(16, 2, activation="gelu")(hidden))
+    return keras.Model(images, keras.layers.Conv2D(16, 2, activation="gelu")(hidden))
 
 
 @pytest.mark.parametrize("normalization", ["LayerNormalization", "BatchNormalization"])
 @pytest.mark.own_cache
-def test_without_a_trained_batchnorm_it_cannot_be_told(composed, normalization: str) -> None:
+def test_check_pixels_without_a_trained_batchnorm_compares_the_variance(composed, normalization: str) -> None:
     run = composed("data.breeds=6")
-    # Of BatchNorm, the statistics are those that it is born with
+    # BatchNorm has its initial statistics.
     backbone = Backbone(small_network(normalization), (), normalization)
-    fit = run.preflight.fit(backbone, run.data.open(), run.data, run.features.store())
-    assert not fit.remembers
-    assert said(fit, "raw").startswith(
-        "pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: "
+    fit = run.preflight.measure_pixel_fit(backbone, run.data.open(), run.data, run.features.open_cache())
+    assert not fit.has_statistics
+    assert pixel_fit_line(fit, "raw").startswith(
+        "pixels: no trained BatchNorm to check; relative variance between images by convention: "
     )
-    assert judge(fit, "raw", "raw") == []
+    assert check_pixels(fit, "raw", "raw") == []
     for mode in ("torch", "caffe", "tf", "unit"):
-        (finding,) = judge(fit, mode, "raw")
-        assert "BatchNorm layers remember" not in finding.said
-        # All but the same output for every photo
-        assert finding.clear == (fit.distances[mode] > 0.9)
-        assert three_sentences(finding.said)
-    assert judge(fit, "caffe", "raw") == [Finding("pixels", False, CANNOT_TELL)]
+        (finding,) = check_pixels(fit, mode, "raw")
+        assert "BatchNorm's running statistics" not in finding.message
+        # Certain if the output is nearly the same for all images.
+        assert finding.certain == (fit.distances[mode] > 0.9)
+        assert three_sentences(finding.message)
+    (finding,) = check_pixels(fit, "caffe", "raw")
+    assert_finding(finding, "pixels", False, UNCHECKED)
 
 
 @pytest.mark.slow
-def test_random_weights_are_trained_on_without_a_word(
+def test_random_weights_are_trained_without_a_warning_about_pixels(
     composed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     run = composed("model.weights=null", "data.breeds=6", "phase.epochs=1", "tracking=none")
-    assert len(attempted(run, tmp_path).outcome.epochs) == 1
-    assert any(message.startswith("pixels: no trained BatchNorm that could tell") for message in caplog.messages)
+    assert len(train(run, tmp_path).history.epochs) == 1
+    assert any(message.startswith("pixels: no trained BatchNorm to check") for message in caplog.messages)
     assert not any(message.startswith("preflight: ") and "pixels" in message for message in caplog.messages)
 
 
-# --- the data ---------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------
 
 
-def test_a_photo_of_train_among_those_of_test(
-    composed, photos: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_duplicates_between_splits_are_refused_beyond_the_allowed_fraction(
+    composed, write_images: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root = photos(train=6, test=3)
+    root = write_images(train=6, test=3)
     settings = ("data=folder", f"data.root={root}", "data.val_fraction=0.34", "tracking=none")
     assert composed(*settings).preflight.check_data(composed(*settings).data.open()) == []
     shutil.copy(root / "train/breed_1/2.jpg", root / "test/breed_1/again.jpg")
     dataset = composed(*settings).data.open()
     row = dataset.train.source.ids.index("train/breed_1/2.jpg")
     split = "train" if row in dataset.train.rows else "val"
-    text = (
-        f"1 of 10 photos of test are in {split} too, such as test/breed_1/again.jpg = train/breed_1/2.jpg."
-        " preflight.max_duplicate_fraction allows 0.01 of them, since they flatter the result. Remove them from one of"
-        " the two, or type preflight=warn."
+    facts = (
+        f"1 of 10 images of test are also in {split}, such as test/breed_1/again.jpg = train/breed_1/2.jpg.",
+        "preflight.max_duplicate_fraction allows 0.01 of them",
+        "or set preflight=warn.",
     )
-    assert three_sentences(text)
+    (refused,) = composed(*settings).preflight.check_data(dataset)
+    assert_finding(refused, "duplicates", True, facts)
     with pytest.raises(UserError) as refusal:
-        attempted(composed(*settings), tmp_path)
-    assert str(refusal.value) == text
+        train(composed(*settings), tmp_path)
+    assert str(refusal.value) == refused.message
     allowed = composed(*settings, "preflight.max_duplicate_fraction=0.2").preflight
     found = allowed.check_data(dataset)
-    assert found == [Finding("duplicates", False, text.replace("0.01", "0.2"))]
+    assert found == [Finding("duplicates", False, refused.message.replace("0.01", "0.2"))]
     allowed.report(found)
-    assert caplog.messages[-1] == f"preflight: {found[0].said}"
-    # As many as are allowed
-    assert composed(*settings, "preflight.max_duplicate_fraction=0.1").preflight.check_data(dataset)[0].clear is False
+    assert caplog.messages[-1] == f"preflight: {found[0].message}"
+    # Exactly the allowed fraction.
+    assert composed(*settings, "preflight.max_duplicate_fraction=0.1").preflight.check_data(dataset)[0].certain is False
     assert composed(*settings, "preflight=none").preflight.check_data(dataset) == []
 
 
-def test_the_drawn_photos_have_no_duplicates(composed) -> None:
+def test_drawn_images_have_no_duplicates(composed) -> None:
     run = composed()
     assert run.preflight.check_data(run.data.open()) == []
 
@@ -340,52 +368,35 @@ def labelled(train: list[int], val: list[int], classes: int = 3) -> Dataset:
     return Dataset("labelled", tuple("abcdef"[:classes]), split("train", train), split("val", val), None)
 
 
-def test_every_photo_that_is_in_train_too_counts(composed) -> None:
+def test_check_data_counts_every_image_that_is_also_in_train(composed) -> None:
     dataset = labelled([0, 1, 2], [0, 0, 0, 1])
     source = replace(dataset.val.source, digests=("train/0", "train/0", "train/0", "new"))
     (found,) = composed("preflight.max_duplicate_fraction=0.5").preflight.check_data(
         replace(dataset, val=Split(source, dataset.val.rows))
     )
-    assert found.clear
-    assert found.said.startswith("3 of 4 photos of val are in train too, such as val/0 = train/0. ")
+    assert found.certain
+    assert found.message.startswith("3 of 4 images of val are also in train, such as val/0 = train/0. ")
 
 
-def test_without_batchnorm_the_model_s_own_pixels_are_never_refused() -> None:
-    assert judge(PixelFit(False, {"raw": 0.95, "torch": 0.0}), "raw", "raw") == []
+def test_check_pixels_without_batchnorm_never_reports_the_native_convention() -> None:
+    assert check_pixels(PixelFit(False, {"raw": 0.95, "torch": 0.0}), "raw", "raw") == []
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "text"),
+    ("train", "val", "facts"),
     [
         ([0, 1, 2], [2, 0], None),
-        (
-            [0, 1, 3, 2],
-            [0],
-            "train has a photo with the label 3. Labels must be 0 to 2, one for each class name. Mend the data set.",
-        ),
-        (
-            [0, 1, 2],
-            [0, 17],
-            "val has a photo with the label 17. Labels must be 0 to 2, one for each class name. Mend the data set.",
-        ),
-        (
-            [0, 1, 2],
-            [0, -1],
-            "val has a photo with the label -1. Labels must be 0 to 2, one for each class name. Mend the data set.",
-        ),
-        (
-            [0, 2],
-            [1],
-            "1 of 3 classes have no photo to train on (b). Every class needs one. Add photos, or remove the class.",
-        ),
-        (
-            [2],
-            [2],
-            "2 of 3 classes have no photo to train on (a, b). Every class needs one. Add photos, or remove the class.",
-        ),
+        ([0, 1, 3, 2], [0], ("train has an image with label 3.", "must be 0 to 2,", "Correct the labels")),
+        ([0, 1, 2], [0, 17], ("val has an image with label 17.", "must be 0 to 2,", "Correct the labels")),
+        ([0, 1, 2], [0, -1], ("val has an image with label -1.", "must be 0 to 2,", "Correct the labels")),
+        ([0, 2], [1], ("1 of 3 classes have no training images (b).", "Add images, or remove the class.")),
+        ([2], [2], ("2 of 3 classes have no training images (a, b).", "Add images, or remove the class.")),
     ],
 )
-def test_labels(composed, train: list[int], val: list[int], text: str | None) -> None:
+def test_check_data_reports_labels_out_of_range_and_classes_without_training_images(
+    composed, train: list[int], val: list[int], facts: tuple[str, ...] | None
+) -> None:
     found = composed().preflight.check_data(labelled(train, val))
-    assert found == ([] if text is None else [Finding("labels", True, text)])
-    assert text is None or three_sentences(text)
+    assert len(found) == (facts is not None)
+    for finding in found:
+        assert_finding(finding, "labels", True, facts)

@@ -5,7 +5,7 @@ from dogbreeds.models.preprocessing import MODES, Preprocessing
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_each_convention_is_keras_own(mode: str, rng: np.random.Generator) -> None:
+def test_preprocessing_mode_equals_keras_preprocess_input(mode: str, rng: np.random.Generator) -> None:
     import keras
 
     pixels = rng.integers(0, 256, size=(2, 5, 4, 3)).astype(np.float32)

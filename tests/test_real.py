@@ -36,7 +36,7 @@ def test_the_guide_s_head_learns_and_collapses(composed, tmp_path: Path, name: s
     assert learned.objective >= least
     assert learned.test.accuracy.n == 2400
     assert learned.test.accuracy.value >= least
-    collapsed = execute(composed(*common, "optimizer.lr=1e-2"), RunOrigin("", (), name, tmp_path)).outcome
+    collapsed = execute(composed(*common, "optimizer.lr=1e-2"), RunOrigin("", (), name, tmp_path)).history
     assert collapsed.best is not None
     assert collapsed.best.number == 1
     assert collapsed.epochs[-1].val.accuracy.value < 0.5 * learned.objective

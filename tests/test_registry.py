@@ -1,4 +1,4 @@
-"""Versions and their alias in a real store, whatever cuts it off."""
+"""Registered versions and their alias, in a real store, also after an interruption."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def tracking(composed) -> Mlflow:
     return composed().tracking
 
 
-def trained(tracking: Mlflow) -> tuple[Record, str]:
-    """A finished run, and the id of a model logged with it."""
+def finished_run(tracking: Mlflow) -> tuple[Record, str]:
+    """Return a finished run, and the id of a model logged with it."""
     import mlflow
 
     client, experiment_id = tracking.connect()
@@ -27,65 +27,70 @@ def trained(tracking: Mlflow) -> tuple[Record, str]:
     )
 
 
-def test_an_alias_moves_to_the_last_that_was_crowned(tracking: Mlflow) -> None:
-    assert registry.champion(tracking, "dogs", "champion") is None
-    (first, one), (second, two) = trained(tracking), trained(tracking)
-    assert registry.promote(tracking, "dogs", "champion", None, first, one, {"pair": "none"}) == registry.Version(
-        "dogs", "1", first.run_id
-    )
-    assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
-    assert registry.champion(tracking, "dogs", "challenger") is None
-    registry.promote(
-        tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"}
-    )
-    assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
+def promote(tracking: Mlflow, name: str = "dogs", **arguments: Any) -> registry.Version:
+    return registry.promote(tracking, name, "champion", **arguments)
+
+
+def test_promote_moves_the_alias_to_the_promoted_version(tracking: Mlflow) -> None:
+    assert registry.version_by_alias(tracking, "dogs", "champion") is None
+    first, first_model = finished_run(tracking)
+    second, second_model = finished_run(tracking)
+    first_version = registry.Version("dogs", "1", first.run_id)
+    second_version = registry.Version("dogs", "2", second.run_id)
+    promoted = promote(tracking, before=None, record=first, model_id=first_model, tags={"pair": "none"})
+    assert promoted == first_version
+    assert registry.version_by_alias(tracking, "dogs", "champion") == first_version
+    assert registry.version_by_alias(tracking, "dogs", "challenger") is None
+    promote(tracking, before=first_version, record=second, model_id=second_model, tags={"pair": "+1"})
+    assert registry.version_by_alias(tracking, "dogs", "champion") == second_version
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
 
 
-def test_a_name_with_an_apostrophe_is_found_again(tracking: Mlflow) -> None:
-    record, model = trained(tracking)
-    assert registry.champion(tracking, "Ada's dogs", "champion") is None
-    # The second takes the version of the first
+def test_promote_reuses_the_version_of_a_name_with_an_apostrophe(tracking: Mlflow) -> None:
+    record, model = finished_run(tracking)
+    assert registry.version_by_alias(tracking, "Ada's dogs", "champion") is None
+    # The second call reuses the version that the first created.
     for _ in range(2):
-        registry.promote(
-            tracking, "Ada's dogs", "champion", registry.champion(tracking, "Ada's dogs", "champion"), record, model, {}
-        )
-    assert registry.champion(tracking, "Ada's dogs", "champion") == registry.Version("Ada's dogs", "1", record.run_id)
+        before = registry.version_by_alias(tracking, "Ada's dogs", "champion")
+        promote(tracking, "Ada's dogs", before=before, record=record, model_id=model, tags={})
+    expected = registry.Version("Ada's dogs", "1", record.run_id)
+    assert registry.version_by_alias(tracking, "Ada's dogs", "champion") == expected
 
 
-@pytest.mark.parametrize("cut", ["create_model_version", "set_model_version_tag", "set_registered_model_alias"])
-def test_what_is_cut_off_leaves_the_champion_and_is_gone_on_with(
-    tracking: Mlflow, monkeypatch: pytest.MonkeyPatch, cut: str
+@pytest.mark.parametrize(
+    "interrupted_call", ["create_model_version", "set_model_version_tag", "set_registered_model_alias"]
+)
+def test_promote_leaves_the_alias_when_interrupted_and_completes_when_repeated(
+    tracking: Mlflow, monkeypatch: pytest.MonkeyPatch, interrupted_call: str
 ) -> None:
     import mlflow
 
-    (first, one), (second, two) = trained(tracking), trained(tracking)
-    registry.promote(tracking, "dogs", "champion", None, first, one, {})
+    first, first_model = finished_run(tracking)
+    second, second_model = finished_run(tracking)
+    first_version = registry.Version("dogs", "1", first.run_id)
+    second_version = registry.Version("dogs", "2", second.run_id)
+    promote(tracking, before=None, record=first, model_id=first_model, tags={})
 
-    def stop(*arguments: Any, **named: Any) -> None:
+    def interrupt(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, cut, stop)
+        patched.setattr(mlflow.MlflowClient, interrupted_call, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            registry.promote(
-                tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"}
-            )
-    assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "1", first.run_id)
-    registry.promote(
-        tracking, "dogs", "champion", registry.Version("dogs", "1", first.run_id), second, two, {"pair": "+1"}
-    )
-    assert registry.champion(tracking, "dogs", "champion") == registry.Version("dogs", "2", second.run_id)
+            promote(tracking, before=first_version, record=second, model_id=second_model, tags={"pair": "+1"})
+    assert registry.version_by_alias(tracking, "dogs", "champion") == first_version
+    promote(tracking, before=first_version, record=second, model_id=second_model, tags={"pair": "+1"})
+    assert registry.version_by_alias(tracking, "dogs", "champion") == second_version
     assert len(tracking.connect()[0].search_model_versions("name = 'dogs'")) == 2
 
 
-def test_files_of_an_earlier_export_do_not_stay(tracking: Mlflow, tmp_path) -> None:
-    record, _ = trained(tracking)
+def test_add_files_removes_files_of_an_earlier_export(tracking: Mlflow, tmp_path) -> None:
+    record, _ = finished_run(tracking)
     for name in ("old.onnx", "new.onnx"):
         folder = tmp_path / name
         (folder / "deep").mkdir(parents=True)
         (folder / "deep" / name).write_text(name)
-        tracking.add(record.run_id, folder, registry.FOLDER, {})
+        tracking.add_files(record.run_id, folder, registry.EXPORT_FOLDER, {})
     client, _ = tracking.connect()
     assert [file.path for file in client.list_artifacts(record.run_id, "exported/deep")] == ["exported/deep/new.onnx"]
     assert tracking.record(record.run_id).status == "FINISHED"

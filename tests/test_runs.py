@@ -1,4 +1,4 @@
-"""Which run a word names, in a real SQLite store."""
+"""`recorded_runs`: finding runs by id, `latest` and `best` in a real SQLite store."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.experiments.recorded_runs import Only, find, is_file
+from dogbreeds.experiments.recorded_runs import Only, find_record, is_network_file
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import short
 
@@ -20,7 +20,7 @@ def tracking(composed: Callable) -> Mlflow:
 
 @pytest.fixture
 def recorded(tracking: Mlflow) -> Callable[..., str]:
-    """A function that records an attempt as a finished one is, and gives its id."""
+    """A function that records a finished training run and returns its id."""
 
     def record(accuracy: float, data: str = "miniature", status: str = "FINISHED", **tags: str) -> str:
         client, experiment = tracking.connect()
@@ -34,57 +34,57 @@ def recorded(tracking: Mlflow) -> Callable[..., str]:
     return record
 
 
-def test_words_and_beginnings_name_runs(tracking: Mlflow, recorded: Callable[..., str]) -> None:
+def test_find_record_finds_latest_best_and_id_prefixes(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     good, newer = recorded(0.9), recorded(0.8)
     recorded(0.95, model="removed: another job of the sweep did better")
-    assert find(tracking, "best", ANY).run_id == good
-    assert find(tracking, "latest", ANY).run_id == newer
-    assert find(tracking, good[:10], ANY).run_id == good
-    assert find(tracking, "best", ANY, network=False).metrics["best/val_accuracy"] == 0.95
+    assert find_record(tracking, "best", ANY).run_id == good
+    assert find_record(tracking, "latest", ANY).run_id == newer
+    assert find_record(tracking, good[:10], ANY).run_id == good
+    assert find_record(tracking, "best", ANY, needs_network=False).metrics["best/val_accuracy"] == 0.95
 
 
-def test_best_is_sought_on_the_same_photos_only(tracking: Mlflow, recorded: Callable[..., str]) -> None:
+def test_find_record_rejects_best_across_data_sets(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     easy, hard = recorded(0.9), recorded(0.7, data="stanford_dogs")
-    said = (
-        "run=best was asked for, and experiment 'dogbreeds' has attempts on miniature and stanford_dogs. The best is"
-        " among those on the same photos."
+    message = (
+        "run=best was given, and experiment 'dogbreeds' has runs on miniature and stanford_dogs. The best run is"
+        " defined for one data set only."
     )
-    with pytest.raises(UserError, match=re.escape(said)):
-        find(tracking, "best", ANY)
-    assert find(tracking, "best", Only(model=None, data="stanford_dogs")).run_id == hard
-    assert find(tracking, "best", Only(model=None, data="miniature")).run_id == easy
+    with pytest.raises(UserError, match=re.escape(message)):
+        find_record(tracking, "best", ANY)
+    assert find_record(tracking, "best", Only(model=None, data="stanford_dogs")).run_id == hard
+    assert find_record(tracking, "best", Only(model=None, data="miniature")).run_id == easy
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             {"status": "KILLED"},
-            "has not finished (KILLED). It must be an attempt that was trained to its end. Type run=latest",
+            "has not finished (KILLED). It must be a training run that has finished. Type run=latest",
         ),
         (
             {"model": "removed: another job of the sweep did better"},
-            "kept no network (removed: another job of the sweep did better). There must be one.",
+            "has no saved network (removed: another job of the sweep did better). One is needed.",
         ),
     ],
 )
-def test_runs_that_are_of_no_use_are_refused(
-    tracking: Mlflow, recorded: Callable[..., str], changes: dict[str, str], words: str
+def test_find_record_rejects_unfinished_runs_and_runs_without_a_network(
+    tracking: Mlflow, recorded: Callable[..., str], changes: dict[str, str], message: str
 ) -> None:
     run_id = recorded(0.9, **changes)
-    with pytest.raises(UserError, match=re.escape(f"run={run_id} {words}")):
-        find(tracking, run_id, ANY)
+    with pytest.raises(UserError, match=re.escape(f"run={run_id} {message}")):
+        find_record(tracking, run_id, ANY)
 
 
-def test_what_names_nothing_or_too_much_is_refused(tracking: Mlflow, recorded: Callable[..., str]) -> None:
+def test_find_record_rejects_no_match_and_several_matches(tracking: Mlflow, recorded: Callable[..., str]) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"Experiment 'dogbreeds' has no finished attempt that kept its network. run=latest is one of those. Type"
+            r"Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one. Type"
             r" python"
         ),
     ):
-        find(tracking, "latest", ANY)
+        find_record(tracking, "latest", ANY)
     first = recorded(0.5)
     recorded(0.6)
     with pytest.raises(
@@ -94,17 +94,15 @@ def test_what_names_nothing_or_too_much_is_refused(tracking: Mlflow, recorded: C
             rf" .*{short(first)}"
         ),
     ):
-        find(tracking, "zz", ANY)
+        find_record(tracking, "zz", ANY)
     with pytest.raises(UserError, match=r"first= names 2 runs of experiment 'dogbreeds'."):
-        find(tracking, "", ANY, key="first")
-    with pytest.raises(
-        UserError, match=re.escape("has no finished attempt that kept its network with only.data=cats.")
-    ):
-        find(tracking, "latest", Only(model=None, data="cats"))
+        find_record(tracking, "", ANY, key="first")
+    with pytest.raises(UserError, match=re.escape("has no finished run with a saved network for only.data=cats.")):
+        find_record(tracking, "latest", Only(model=None, data="cats"))
 
 
-def test_files_are_told_from_runs() -> None:
-    assert [is_file(word) for word in ("model.keras", "./model", "folder/x.keras", "380ff520", "latest")] == [
+def test_is_network_file_tells_files_from_runs() -> None:
+    assert [is_network_file(word) for word in ("model.keras", "./model", "folder/x.keras", "380ff520", "latest")] == [
         True,
         True,
         True,

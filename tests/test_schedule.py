@@ -4,7 +4,7 @@ import pytest
 from dogbreeds.training.schedule import Constant, Cosine, Plateau
 
 
-def test_constant() -> None:
+def test_constant_keeps_the_peak_rate() -> None:
     assert {Constant().lr(1e-3, progress, 10, [1.0]) for progress in (0, 3.5, 9.9)} == {1e-3}
 
 
@@ -23,7 +23,7 @@ def test_plateau_cuts_after_three_epochs_without_a_lower_loss(losses: list[float
     assert plateau.lr(1e-3, len(losses), 20, losses) == pytest.approx(1e-3 * 0.5**cuts)
 
 
-def test_plateau_is_keras_own_on_random_losses(rng: np.random.Generator) -> None:
+def test_plateau_equals_keras_reduce_lr_on_plateau_on_random_losses(rng: np.random.Generator) -> None:
     import keras
 
     plateau = Plateau(factor=0.5, patience_epochs=3, min_delta=1e-4, min_lr=1e-4)
@@ -43,7 +43,7 @@ def test_plateau_is_keras_own_on_random_losses(rng: np.random.Generator) -> None
             )
 
 
-def test_cosine_warms_up_peaks_and_ends() -> None:
+def test_cosine_warms_up_to_the_peak_and_decays_to_the_final_fraction() -> None:
     cosine = Cosine(warmup_epochs=2, final_fraction=0.1)
     rates = [cosine.lr(1.0, progress, 10, []) for progress in np.linspace(0, 10, 101)]
     assert rates[0] == pytest.approx(1e-3)

@@ -1,4 +1,4 @@
-"""A search in this process: what is searched, what is pruned, and what a cut-off search goes on with."""
+"""`search` and `trial`: the search space, pruning, and resuming an interrupted search."""
 
 import json
 import os
@@ -18,10 +18,11 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.result import PrunedResult
 from dogbreeds.experiments.run import Run
-from dogbreeds.experiments.search import Search, Settings, Space
-from dogbreeds.experiments.trial import TRIAL, Trial, current
-from dogbreeds.tracking.records import SWEEP, RunOrigin
-from tests.said import listen
+from dogbreeds.experiments.search import Search, Settings
+from dogbreeds.experiments.search_space import Space
+from dogbreeds.experiments.trial import TRIAL_ENV, Trial, current_trial
+from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin
+from tests.process_output import read_until
 
 SMALL = (
     "data.breeds=6",
@@ -35,7 +36,7 @@ RATES = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
 
 def space(*overrides: str) -> Space:
-    return Space.of(OverridesParser.create().parse_overrides(list(overrides)))
+    return Space.from_overrides(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def settings(tmp_path: Path, **other) -> Settings:
@@ -43,11 +44,19 @@ def settings(tmp_path: Path, **other) -> Settings:
     return Settings(**(values | {"storage": str(tmp_path / "studies")} | other))
 
 
-class Here:
-    """Runs jobs in this process, as Hydra's own launcher does; `cut_off` ends it at the beginning of its so-manieth job."""
+class InProcessLauncher:
+    """Launcher that runs jobs in this process, as Hydra's basic launcher does.
 
-    def __init__(self, composed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, cut_off: int = -1):
-        self._composed, self._monkeypatch, self._left = composed, monkeypatch, cut_off
+    Args:
+        composed: builds the run of a job.
+        monkeypatch: sets the jobs' environment variables.
+        interrupt_after: number of jobs after which it is interrupted; -1 for never.
+    """
+
+    def __init__(self, composed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, interrupt_after: int = -1):
+        self._composed = composed
+        self._monkeypatch = monkeypatch
+        self._left = interrupt_after
         self.results: list[object] = []
         self.numbers: list[list[int]] = []
 
@@ -59,14 +68,14 @@ class Here:
                 raise KeyboardInterrupt
             self._left -= 1
             parsed = OverridesParser.create().parse_overrides(list(overrides))
-            env = next(override for override in parsed if override.key_or_group == f"hydra.job.env_set.{TRIAL}")
-            self._monkeypatch.setenv(TRIAL, env.value())
+            env = next(override for override in parsed if override.key_or_group == f"hydra.job.env_set.{TRIAL_ENV}")
+            self._monkeypatch.setenv(TRIAL_ENV, env.value())
             self.numbers[-1].append(json.loads(env.value())["number"])
-            # As launchers number them
+            # Launchers number their jobs consecutively from this index.
             assert self.numbers[-1] == list(range(initial_job_idx, initial_job_idx + len(self.numbers[-1])))
             task = [text for text in overrides if not text.startswith("hydra.")]
             self.results.append(execute(self._composed(*task), RunOrigin("", tuple(task), " ".join(task), Path())))
-            self._monkeypatch.delenv(TRIAL)
+            self._monkeypatch.delenv(TRIAL_ENV)
             returns.append(JobReturn(_return_value=self.results[-1].objective, status=JobStatus.COMPLETED))
         return returns
 
@@ -89,30 +98,30 @@ def study(search: Search, tmp_path: Path) -> optuna.Study:
         ("head.dropout=range(0,0.6,0.2)", CategoricalDistribution(["0.0", "0.2", "0.4"])),
     ],
 )
-def test_what_is_searched(override: str, distribution) -> None:
+def test_space_has_a_distribution_for_each_kind_of_range(override: str, distribution) -> None:
     found = space(override, "seed=3", "model=miniature")
-    assert found.searched == {override.split("=")[0]: distribution}
+    assert found.distributions == {override.split("=")[0]: distribution}
     assert found.fixed == ("seed=3", "model=miniature")
     assert found.overrides({override.split("=")[0]: 7}) == [f"{override.split('=')[0]}=7", "seed=3", "model=miniature"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sentence"),
+    ("overrides", "message"),
     [
-        (["seed=3"], "hydra/sweeper=optuna was asked for and no setting was given a range."),
+        (["seed=3"], "hydra/sweeper=optuna was given, and no setting has a range."),
         (
             ["optimizer.lr=interval(1e-1,1e-5)"],
-            "optimizer.lr=interval(1e-1,1e-5) is no range to search (its end is not above its beginning).",
+            "optimizer.lr=interval(1e-1,1e-5) is not a valid range (its end is not above its start).",
         ),
-        (["optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr=tag(log,interval(0,1)) is no range to search ("),
-        (["unfreeze.layers=range(5,5)"], "unfreeze.layers=range(5,5) is no range to search ("),
+        (["optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr=tag(log,interval(0,1)) is not a valid range ("),
+        (["unfreeze.layers=range(5,5)"], "unfreeze.layers=range(5,5) is not a valid range ("),
     ],
 )
-def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
-    with pytest.raises(UserError) as refused:
+def test_space_rejects_missing_and_invalid_ranges(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
         space(*overrides)
-    assert str(refused.value).startswith(sentence)
-    assert "Type " in str(refused.value)
+    assert str(error.value).startswith(message)
+    assert "Type " in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -123,59 +132,61 @@ def test_no_range_is_refused(overrides: list[str], sentence: str) -> None:
         pytest.param(2, 6, [4, 5], marks=pytest.mark.long),
     ],
 )
-def test_a_search_that_is_cut_off_asks_for_the_same_trials_as_a_whole_one(
+def test_interrupted_search_resumes_with_the_same_trials_as_an_uninterrupted_one(
     composed, monkeypatch, tmp_path: Path, n_jobs: int, n_trials: int, last_numbers: list[int]
 ) -> None:
-    settled = {"n_jobs": n_jobs, "n_trials": n_trials}
-    whole = Search(
-        settings(tmp_path, study_name="whole", **settled), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
+    common = {"n_jobs": n_jobs, "n_trials": n_trials}
+    uninterrupted = Search(
+        settings(tmp_path, study_name="uninterrupted", **common), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
     )
-    whole.run(Here(composed, monkeypatch))
-    wanted = study(whole, tmp_path).trials
-    cut = Search(
-        settings(tmp_path, study_name="cut", **settled),
+    uninterrupted.run(InProcessLauncher(composed, monkeypatch))
+    expected = study(uninterrupted, tmp_path).trials
+    interrupted = Search(
+        settings(tmp_path, study_name="interrupted", **common),
         space(RATES, "head=choice(linear,mlp)", *SMALL, "rerun=true"),
         "",
     )
-    for moment in (2 * n_jobs, 1):
+    for jobs in (2 * n_jobs, 1):
         with pytest.raises(KeyboardInterrupt):
-            cut.run(Here(composed, monkeypatch, cut_off=moment))
-    last = Here(composed, monkeypatch)
-    cut.run(last)
-    found = study(cut, tmp_path).trials
-    # A launcher that is cut off tells of none
+            interrupted.run(InProcessLauncher(composed, monkeypatch, interrupt_after=jobs))
+    last = InProcessLauncher(composed, monkeypatch)
+    interrupted.run(last)
+    found = study(interrupted, tmp_path).trials
+    # An interrupted launcher reports none of its jobs.
     assert [number for batch in last.numbers for number in batch] == last_numbers
-    assert [trial.params for trial in found] == [trial.params for trial in wanted]
-    assert [trial.state for trial in found] == [trial.state for trial in wanted]
-    assert [trial.value for trial in found] == [trial.value for trial in wanted]
+    assert [trial.params for trial in found] == [trial.params for trial in expected]
+    assert [trial.state for trial in found] == [trial.state for trial in expected]
+    assert [trial.value for trial in found] == [trial.value for trial in expected]
     assert all(trial.state.is_finished() for trial in found)
-    again = Here(composed, monkeypatch)
-    cut.run(again)
+    again = InProcessLauncher(composed, monkeypatch)
+    interrupted.run(again)
     assert again.results == []
 
 
 @pytest.mark.slow
-def test_a_trial_that_was_just_being_asked_for_is_given_up(composed, monkeypatch, tmp_path: Path) -> None:
-    whole = Search(
-        settings(tmp_path, study_name="whole", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
+def test_search_fails_a_trial_whose_sampling_was_interrupted(composed, monkeypatch, tmp_path: Path) -> None:
+    uninterrupted = Search(
+        settings(tmp_path, study_name="uninterrupted", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
     )
-    whole.run(Here(composed, monkeypatch))
-    cut = Search(settings(tmp_path, study_name="cut", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), "")
-    with cut._alone():
-        # The process ended before the head was asked for
-        cut._study().ask({"optimizer.lr": FloatDistribution(1e-5, 1e-1, log=True)})
-    cut.run(Here(composed, monkeypatch))
-    first, *others = study(cut, tmp_path).trials
+    uninterrupted.run(InProcessLauncher(composed, monkeypatch))
+    interrupted = Search(
+        settings(tmp_path, study_name="interrupted", n_trials=2), space(RATES, "head=choice(linear,mlp)", *SMALL), ""
+    )
+    with interrupted._locked():
+        # The process ended after the learning rate was sampled, and before the head was.
+        interrupted._open_study().ask({"optimizer.lr": FloatDistribution(1e-5, 1e-1, log=True)})
+    interrupted.run(InProcessLauncher(composed, monkeypatch))
+    first, *others = study(interrupted, tmp_path).trials
     assert first.state.name == "FAIL"
-    assert [trial.params for trial in others] == [trial.params for trial in study(whole, tmp_path).trials]
+    assert [trial.params for trial in others] == [trial.params for trial in study(uninterrupted, tmp_path).trials]
 
 
-def test_a_trial_whose_job_failed_is_gone_on_with_once(composed, monkeypatch, tmp_path: Path) -> None:
-    # There are not so many
+def test_search_resumes_a_failed_trial_once(composed, monkeypatch, tmp_path: Path) -> None:
+    # data.breeds=1000 is more than there are, so every job fails.
     search = Search(
         settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), ""
     )
-    failing = Failing(composed, monkeypatch)
+    failing = FailingLauncher(composed, monkeypatch)
     for _ in range(2):
         with pytest.raises(UserError):
             search.run(failing)
@@ -186,8 +197,8 @@ def test_a_trial_whose_job_failed_is_gone_on_with_once(composed, monkeypatch, tm
     assert [trial.state.name for trial in study(search, tmp_path).trials] == ["FAIL", "RUNNING"]
 
 
-class Failing(Here):
-    """Its jobs end in an error, which Hydra's launchers give back."""
+class FailingLauncher(InProcessLauncher):
+    """Launcher whose jobs fail; like Hydra's launchers, it returns their errors."""
 
     def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
         try:
@@ -196,61 +207,61 @@ class Failing(Here):
             return [JobReturn(_return_value=error, status=JobStatus.FAILED)]
 
 
-def test_what_ends_a_job_is_said_as_it_is(composed, monkeypatch, tmp_path: Path) -> None:
-    class Full(Here):
+def test_search_raises_the_error_of_a_failed_job(composed, monkeypatch, tmp_path: Path) -> None:
+    class FullDiskLauncher(InProcessLauncher):
         def launch(self, job_overrides, initial_job_idx: int) -> list[JobReturn]:
             return [JobReturn(_return_value=OSError(28, "No space left on device"), status=JobStatus.FAILED)]
 
     with pytest.raises(OSError, match="No space left on device"):
-        Search(settings(tmp_path), space(RATES, *SMALL), "").run(Full(composed, monkeypatch))
+        Search(settings(tmp_path), space(RATES, *SMALL), "").run(FullDiskLauncher(composed, monkeypatch))
 
 
 @pytest.mark.slow
-def test_rerun_begins_the_same_study_anew(composed, monkeypatch, tmp_path: Path) -> None:
-    first = Search(settings(tmp_path, n_trials=2), space(RATES, *SMALL), "about")
-    first.run(Here(composed, monkeypatch))
-    anew = Search(settings(tmp_path, n_trials=1), space(RATES, *SMALL, "rerun=true"), "about", rerun=True)
-    assert anew.name == first.name
-    anew.run(Here(composed, monkeypatch))
+def test_rerun_starts_the_same_study_over(composed, monkeypatch, tmp_path: Path) -> None:
+    first = Search(settings(tmp_path, n_trials=2), space(RATES, *SMALL), "config")
+    first.run(InProcessLauncher(composed, monkeypatch))
+    rerun = Search(settings(tmp_path, n_trials=1), space(RATES, *SMALL, "rerun=true"), "config", rerun=True)
+    assert rerun.name == first.name
+    rerun.run(InProcessLauncher(composed, monkeypatch))
     assert len(study(first, tmp_path).trials) == 1
-    assert Search(settings(tmp_path), space(RATES, *SMALL), "another model").name != first.name
+    assert Search(settings(tmp_path), space(RATES, *SMALL), "another config").name != first.name
 
 
 def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[PrunedResult, Run]:
-    """An attempt that the median of five better trials prunes after its first epoch."""
+    """Run an attempt that the median of five better trials prunes after its first epoch."""
     search = Search(settings(tmp_path, n_startup_trials=1), space(RATES), "")
-    with search._alone():
-        opened = search._study()
+    with search._locked():
+        opened = search._open_study()
     for _ in range(5):
-        asked = opened.ask(space(RATES).searched)
-        asked.report(1.0, 1)
-        opened.tell(asked, 1.0)
-    number = opened.ask(space(RATES).searched).number
-    monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": number}))
+        better = opened.ask(space(RATES).distributions)
+        better.report(1.0, 1)
+        opened.tell(better, 1.0)
+    number = opened.ask(space(RATES).distributions).number
+    monkeypatch.setenv(TRIAL_ENV, json.dumps({"place": search._place, "study": search.name, "number": number}))
     run = composed(f"optimizer.lr={lr}", *SMALL)
     result = execute(run, RunOrigin("", (), "pruned", Path()))
     attributes = opened.trials[number].user_attrs
     assert attributes["epochs"] == 1
     assert attributes["pruned"].endswith("is below the median of the trials before")
-    monkeypatch.delenv(TRIAL)
+    monkeypatch.delenv(TRIAL_ENV)
     return result, run
 
 
-def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed, monkeypatch, tmp_path: Path) -> None:
+def test_pruned_attempt_is_unfinished_and_resumes_when_run_by_itself(composed, monkeypatch, tmp_path: Path) -> None:
     result, run = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
     assert isinstance(result, PrunedResult)
     client = mlflow.MlflowClient(run.tracking.uri)
     (record,) = client.search_runs(["1"])
     assert record.info.status == "KILLED"
     assert "below the median" in record.data.tags["pruned"]
-    assert record.data.tags["mlflow.note.content"].startswith("pruned after epoch 1 of 5: its best, ")
+    assert record.data.tags["mlflow.note.content"].startswith("pruned after epoch 1 of 5: its best accuracy, ")
     assert "verdict" not in record.data.tags
     assert record.data.tags["search.trial"] == "5"
     assert result.objective == client.get_metric_history(record.info.run_id, "val/accuracy")[0].value
     execute(run, RunOrigin("", (), "itself", Path()))
     (record,) = client.search_runs(["1"])
     assert record.info.status == "FINISHED"
-    assert record.data.tags["pruned"] == "no: gone on with"
+    assert record.data.tags["pruned"] == "no: resumed"
     assert [point.step for point in client.get_metric_history(record.info.run_id, "val/loss")] == [1, 2, 3, 4, 5]
     execute(composed("optimizer.lr=1e-5", *SMALL, "rerun=true"), RunOrigin("", (), "uninterrupted", Path()))
     one, other = (client.get_metric_history(run.info.run_id, "val/loss") for run in client.search_runs(["1"]))
@@ -258,66 +269,66 @@ def test_what_was_pruned_is_unfinished_and_goes_on_when_it_is_asked_for(composed
 
 
 @pytest.mark.slow
-def test_what_was_finished_before_tells_the_search_its_curve(composed, monkeypatch, tmp_path: Path) -> None:
+def test_skipped_run_reports_its_curve_to_the_search(composed, monkeypatch, tmp_path: Path) -> None:
     execute(composed("optimizer.lr=1e-3", *SMALL), RunOrigin("", (), "before", Path()))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    above = client.create_run("1").info.run_id
-    monkeypatch.setenv(SWEEP, above)
+    sweep_run = client.create_run("1").info.run_id
+    monkeypatch.setenv(SWEEP_RUN_ENV, sweep_run)
     search = Search(settings(tmp_path, n_trials=1), space("optimizer.lr=choice(1e-3)", *SMALL), "")
-    here = Here(composed, monkeypatch)
-    search.run(here)
+    launcher = InProcessLauncher(composed, monkeypatch)
+    search.run(launcher)
     (trial,) = study(search, tmp_path).trials
-    curve = client.get_metric_history(here.results[0].run_id, "val/accuracy")
+    curve = client.get_metric_history(launcher.results[0].run_id, "val/accuracy")
     assert trial.intermediate_values == {point.step: point.value for point in curve}
     assert len(curve) == 5
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_with_its_own_ranges_only(composed, monkeypatch, tmp_path: Path) -> None:
+def test_search_rejects_a_study_with_other_ranges(composed, monkeypatch, tmp_path: Path) -> None:
     first = Search(settings(tmp_path, study_name="rates", n_trials=1), space(RATES, *SMALL), "")
-    first.run(Here(composed, monkeypatch))
+    first.run(InProcessLauncher(composed, monkeypatch))
     other = Search(settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "")
-    with pytest.raises(UserError) as refused:
-        other.run(Here(composed, monkeypatch))
-    assert str(refused.value).startswith(
+    with pytest.raises(UserError) as error:
+        other.run(InProcessLauncher(composed, monkeypatch))
+    assert str(error.value).startswith(
         "hydra.sweeper.study_name=rates names a study of optimizer.lr with other ranges or settings."
     )
-    anew = Search(
+    rerun = Search(
         settings(tmp_path, study_name="rates", n_trials=1), space("head=choice(linear,mlp)", *SMALL), "", rerun=True
     )
-    anew.run(Here(composed, monkeypatch))
-    assert [list(trial.params) for trial in study(anew, tmp_path).trials] == [["head"]]
+    rerun.run(InProcessLauncher(composed, monkeypatch))
+    assert [list(trial.params) for trial in study(rerun, tmp_path).trials] == [["head"]]
 
 
-def test_one_command_at_a_time_searches_a_study(composed, monkeypatch, tmp_path: Path) -> None:
+def test_search_rejects_a_study_that_another_command_works_on(composed, monkeypatch, tmp_path: Path) -> None:
     search = Search(settings(tmp_path), space(RATES, *SMALL), "")
-    with search._alone(), pytest.raises(UserError) as refused:
-        search.run(Here(composed, monkeypatch))
-    assert str(refused.value).startswith(f"The study {search.name} is being searched by another command.")
+    with search._locked(), pytest.raises(UserError) as error:
+        search.run(InProcessLauncher(composed, monkeypatch))
+    assert str(error.value).startswith(f"Another command is working on the study {search.name}.")
 
 
-def test_a_study_that_cannot_be_kept_is_refused(composed, monkeypatch, tmp_path: Path) -> None:
+def test_search_rejects_a_storage_that_cannot_be_used(composed, monkeypatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     search = Search(settings(tmp_path, storage=f"{tmp_path}/file/below"), space(RATES, *SMALL), "")
-    with pytest.raises(UserError) as refused:
-        search.run(Here(composed, monkeypatch))
-    assert "cannot be written (Not a directory)" in str(refused.value)
-    elsewhere = Search(settings(tmp_path, storage="postgresql+none://nobody@127.0.0.1/none"), space(RATES, *SMALL), "")
+    with pytest.raises(UserError) as error:
+        search.run(InProcessLauncher(composed, monkeypatch))
+    assert "cannot be written (Not a directory)" in str(error.value)
+    database = Search(settings(tmp_path, storage="postgresql+none://nobody@127.0.0.1/none"), space(RATES, *SMALL), "")
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path))
-    with pytest.raises(UserError) as refused:
-        elsewhere.run(Here(composed, monkeypatch))
-    assert str(refused.value).startswith("The studies in postgresql+none://nobody@127.0.0.1/none cannot be used (")
+    with pytest.raises(UserError) as error:
+        database.run(InProcessLauncher(composed, monkeypatch))
+    assert str(error.value).startswith("The studies in postgresql+none://nobody@127.0.0.1/none cannot be used (")
 
 
 @pytest.mark.slow
-def test_what_was_pruned_once_and_finished_since_is_no_longer_pruned(composed, monkeypatch, tmp_path: Path) -> None:
+def test_trial_that_was_pruned_and_finished_later_is_no_longer_pruned(composed, monkeypatch, tmp_path: Path) -> None:
     result, _ = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
     assert isinstance(result, PrunedResult)
     finished = execute(composed("optimizer.lr=1e-5", *SMALL), RunOrigin("", (), "itself", Path()))
-    above = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").create_run("1").info.run_id
-    monkeypatch.setenv(SWEEP, above)
+    sweep_run = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db").create_run("1").info.run_id
+    monkeypatch.setenv(SWEEP_RUN_ENV, sweep_run)
     search = Search(settings(tmp_path, n_startup_trials=1), space(RATES), "")
-    monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": 5}))
+    monkeypatch.setenv(TRIAL_ENV, json.dumps({"place": search._place, "study": search.name, "number": 5}))
     again = execute(composed("optimizer.lr=1e-5", *SMALL), RunOrigin("", (), "its trial", Path()))
     assert again.run_id == finished.run_id
     trial = study(search, tmp_path).trials[5]
@@ -325,25 +336,26 @@ def test_what_was_pruned_once_and_finished_since_is_no_longer_pruned(composed, m
     assert trial.user_attrs["epochs"] == len(trial.intermediate_values) == 5
 
 
-def test_a_study_that_is_out_of_reach_does_not_end_training(composed, monkeypatch, tmp_path: Path, caplog) -> None:
+def test_training_continues_while_the_study_is_unreachable(composed, monkeypatch, tmp_path: Path, caplog) -> None:
     search = Search(settings(tmp_path), space(RATES), "")
-    with search._alone():
-        number = search._study().ask(space(RATES).searched).number
-    monkeypatch.setenv(TRIAL, json.dumps({"place": search._place, "study": search.name, "number": number}))
-    real, tries = optuna.trial.Trial.report, iter(range(10))
+    with search._locked():
+        number = search._open_study().ask(space(RATES).distributions).number
+    monkeypatch.setenv(TRIAL_ENV, json.dumps({"place": search._place, "study": search.name, "number": number}))
+    report = optuna.trial.Trial.report
+    calls = iter(range(10))
 
-    def away(self, value, step):
-        if next(tries) == 1:
-            raise OSError("away")
-        real(self, value, step)
+    def fail_once(self, value, step):
+        if next(calls) == 1:
+            raise OSError("unreachable")
+        report(self, value, step)
 
-    monkeypatch.setattr(optuna.trial.Trial, "report", away)
+    monkeypatch.setattr(optuna.trial.Trial, "report", fail_once)
     execute(composed("optimizer.lr=1e-3", *SMALL), RunOrigin("", (), "trial", Path()))
     assert "epoch 2 is not reported to the search: The studies in " in caplog.text
     assert list(study(search, tmp_path).trials[number].intermediate_values) == [1, 2, 3, 4, 5]
 
 
-def test_optuna_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeper_names_the_extra_that_installs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra_plugins.dogbreeds_optuna import OptunaSweeper
 
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -351,15 +363,22 @@ def test_optuna_that_is_not_installed_is_named_with_the_extra_that_brings_it(mon
         OptunaSweeper().sweep([])
 
 
-def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
-    # As conf/train.yaml has it
-    monkeypatch.setenv(TRIAL, "")
-    trial = current()
+def test_job_outside_a_search_has_an_empty_trial(monkeypatch) -> None:
+    # The value in conf/train.yaml.
+    monkeypatch.setenv(TRIAL_ENV, "")
+    trial = current_trial()
     assert (type(trial), trial.tags) == (Trial, {})
 
 
-def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: int) -> optuna.Study:
-    """A search of so many trials by the command, killed when one is begun and run again; what is promised of any."""
+def killed_and_searched_again(start_command, command, tmp_path: Path, trials: int, at: int) -> optuna.Study:
+    """Kill the command of a search while a trial runs, run it again, and check the study and its runs.
+
+    Args:
+        start_command, command: the fixtures.
+        tmp_path: of the test.
+        trials: number of trials of the search.
+        at: number of the trial during which the command is killed.
+    """
     sweep = (
         "--multirun",
         "hydra/sweeper=optuna",
@@ -368,46 +387,46 @@ def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: i
         "tracking.model=none",
         f"hydra.sweeper.n_trials={trials}",
     )
-    with begun("train", *sweep) as process:
-        listen(process, f"\t#{at} : ")
+    with start_command("train", *sweep) as process:
+        read_until(process, f"\t#{at} : ")
         os.killpg(process.pid, signal.SIGKILL)
     again = command("train", *sweep)
     assert again.returncode == 0, again.stderr
     (journal,) = (tmp_path / "home/multirun/studies").glob("*.journal")
-    assert f"search {journal.stem}: {at} of {trials} trials are there, 1 go on; rerun=true begins anew" in again.stdout
+    assert f"Resuming search {journal.stem}: {at} of {trials} trials done, 1 interrupted" in again.stdout
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
-    kept = optuna.load_study(study_name=journal.stem, storage=optuna.storages.JournalStorage(backend))
-    assert len(kept.trials) == trials
-    assert {trial.state.name for trial in kept.trials} <= {"COMPLETE", "PRUNED"}
+    loaded = optuna.load_study(study_name=journal.stem, storage=optuna.storages.JournalStorage(backend))
+    assert len(loaded.trials) == trials
+    assert {trial.state.name for trial in loaded.trials} <= {"COMPLETE", "PRUNED"}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     sweeps = [run for run in client.search_runs(["1"]) if "head=choice" in run.info.run_name]
     assert [(run.info.status, run.data.tags["resumed"]) for run in sweeps] == [("FINISHED", "1")]
     runs = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{sweeps[0].info.run_id}'")
     assert sorted({run.data.params["optimizer.lr"] for run in runs}) == sorted(
-        {str(trial.params["optimizer.lr"]) for trial in kept.trials}
+        {str(trial.params["optimizer.lr"]) for trial in loaded.trials}
     )
     assert {run.info.status for run in runs if "pruned" in run.data.tags} <= {"KILLED"}
     assert {run.info.status for run in runs if "pruned" not in run.data.tags} == {"FINISHED"}
-    return kept
+    return loaded
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on_with_the_same_command(begun, command, tmp_path: Path) -> None:
-    killed_and_searched_again(begun, command, tmp_path, trials=6, at=2)
+def test_killed_search_resumes_with_the_same_command(start_command, command, tmp_path: Path) -> None:
+    killed_and_searched_again(start_command, command, tmp_path, trials=6, at=2)
 
 
 @pytest.mark.long
-def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(begun, command, tmp_path: Path) -> None:
+def test_search_of_forty_trials_is_as_good_as_the_guide_after_a_kill(start_command, command, tmp_path: Path) -> None:
     guide = command("train", "--multirun", "attempt=frozen,finetune_50,finetune_20", "phase.epochs=8")
     assert guide.returncode == 0, guide.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     best_of_guide = max(
         run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''")
     )
-    kept = killed_and_searched_again(begun, command, tmp_path, trials=40, at=13)
+    found = killed_and_searched_again(start_command, command, tmp_path, trials=40, at=13)
     full, pruned = (
-        [trial.user_attrs["epochs"] for trial in kept.trials if trial.state.name == state]
+        [trial.user_attrs["epochs"] for trial in found.trials if trial.state.name == state]
         for state in ("COMPLETE", "PRUNED")
     )
-    assert kept.best_value >= best_of_guide
+    assert found.best_value >= best_of_guide
     assert statistics.mean(pruned) < statistics.mean(full) / 3

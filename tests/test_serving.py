@@ -1,4 +1,4 @@
-"""The logged model as `mlflow models serve` runs it: over loopback, in a process that does not have this project."""
+"""The logged model as `mlflow models serve` runs it: over HTTP, in a process that cannot import this project."""
 
 import base64
 import json
@@ -22,14 +22,14 @@ from dogbreeds.data import drawn_dogs
 SECONDS = 900
 
 
-def _jpeg(tmp_path: Path, breed: int) -> bytes:
-    file = tmp_path / f"{breed}.jpg"
-    Image.fromarray(drawn_dogs.draw("test", breed, 1)).resize((91, 37)).save(file, quality=95)
+def _jpeg(tmp_path: Path, label: int) -> bytes:
+    file = tmp_path / f"{label}.jpg"
+    Image.fromarray(drawn_dogs.draw("test", label, 1)).resize((91, 37)).save(file, quality=95)
     return file.read_bytes()
 
 
-def _post(address: str, photos: list[bytes], **params: int) -> tuple[int, dict]:
-    rows = [[base64.b64encode(photo).decode()] for photo in photos]
+def _post(address: str, images: list[bytes], **params: int) -> tuple[int, dict]:
+    rows = [[base64.b64encode(image).decode()] for image in images]
     body = {"dataframe_split": {"columns": ["photo"], "data": rows}} | ({"params": params} if params else {})
     request = urllib.request.Request(
         f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -43,7 +43,7 @@ def _post(address: str, photos: list[bytes], **params: int) -> tuple[int, dict]:
 
 @pytest.fixture
 def served(command, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a model that is served, and the network's own file."""
+    """The address of a served model, and the file of its network."""
     ran = command("train", "phase.epochs=2", "data.breeds=12", "tracking.system_metrics_seconds=0")
     assert ran.returncode == 0, ran.stderr
     exported = command("export", "formats=[keras]", "photos=10", "register=dogs")
@@ -54,7 +54,7 @@ def served(command, tmp_path: Path) -> Iterator[tuple[str, Path]]:
         port = free.getsockname()[1]
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "dogbreeds").mkdir(parents=True)
-    # Found before the project wherever that is installed; only what is shipped with the model comes before this.
+    # This package hides an installed project. Only the modules that are logged with the model come before it.
     (elsewhere / "dogbreeds/__init__.py").write_text("raise ImportError('the project is not here')\n")
     environment = {key: value for key, value in os.environ.items() if key != "DOGBREEDS_HOME"} | {
         "PYTHONPATH": str(elsewhere)
@@ -108,7 +108,7 @@ def _wait(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(
+def test_served_model_predicts_as_the_trained_network_and_refuses_bad_requests(
     served: tuple[str, Path], tmp_path: Path
 ) -> None:
     from dogbreeds.data.image import decode
@@ -116,38 +116,39 @@ def test_a_photo_sent_over_http_is_answered_as_the_trained_network_would(
 
     address, network = served
     classifier = load(network)
-    photos = [_jpeg(tmp_path, breed) for breed in (0, 5, 11)]
-    status, body = _post(address, photos)
+    images = [_jpeg(tmp_path, label) for label in (0, 5, 11)]
+    status, body = _post(address, images)
     assert status == 200, body
     assert len(body["predictions"]) == 3
-    for photo, said in zip(photos, body["predictions"], strict=True):
-        expected = classifier.whole(decode(photo, "photo")[None])
-        scores = expected["probabilities"].numpy()[0]
-        assert said["breed"] == expected["breed"].numpy()[0].decode()
-        assert said["probability"] == pytest.approx(scores.max(), abs=1e-4)
-        assert len(said["probabilities"]) == 5
-        for name, probability in said["probabilities"].items():
-            assert probability == pytest.approx(scores[classifier.class_names.index(name)], abs=1e-4)
-    # It has learned something: agreement is not of two blanks
-    assert min(said["probability"] for said in body["predictions"]) > 1.5 / 12
-    assert [len(said["probabilities"]) for said in _post(address, photos[:1], top=2)[1]["predictions"]] == [2]
+    for image, prediction in zip(images, body["predictions"], strict=True):
+        expected = classifier.model(decode(image, "image")[None])
+        probabilities = expected["probabilities"].numpy()[0]
+        assert prediction["breed"] == expected["breed"].numpy()[0].decode()
+        assert prediction["probability"] == pytest.approx(probabilities.max(), abs=1e-4)
+        assert len(prediction["probabilities"]) == 5
+        for name, probability in prediction["probabilities"].items():
+            assert probability == pytest.approx(probabilities[classifier.class_names.index(name)], abs=1e-4)
+    # The network has learned something, so the comparison is not one of two untrained networks.
+    assert min(prediction["probability"] for prediction in body["predictions"]) > 1.5 / 12
+    assert [len(prediction["probabilities"]) for prediction in _post(address, images[:1], top=2)[1]["predictions"]] == [
+        2
+    ]
 
-    cut = photos[0][: len(photos[0]) // 2]
-    for sent, params, sentence in (
-        ([photos[0], cut], {}, "Photo 2 of 2 cannot be read as a photo (image file is truncated"),
+    truncated = images[0][: len(images[0]) // 2]
+    for sent, params, *facts in (
+        ([images[0], truncated], {}, "Image 2 of 2 cannot be read", "(image file is truncated"),
         (
             [b"GIF89a nothing"],
             {},
-            (
-                "Photo 1 of 1 cannot be read as a photo (it does not begin as one). Photos must be whole JPEG, PNG or"
-                " WebP files."
-            ),
+            "Image 1 of 1 cannot be read",
+            "JPEG, PNG or WebP signature",
+            "JPEG, PNG or WebP files.",
         ),
-        (photos[:1], {"top": 13}, "params.top was 13. It must be a whole number from 1 to 12."),
+        (images[:1], {"top": 13}, "params.top was 13. ", "from 1 to 12", 'Send "params": {"top": 3}'),
     ):
         status, body = _post(address, sent, **params)
         assert status == 400
-        assert sentence in body["message"], body
+        assert all(fact in body["message"] for fact in facts), body
         assert "on_corrupt" not in body["message"]
-    # And goes on
-    assert _post(address, photos[:1])[0] == 200
+    # The server still answers after bad requests.
+    assert _post(address, images[:1])[0] == 200

@@ -19,7 +19,7 @@ TWO = ("strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]")
 SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=0")
 
 
-def test_one_device_is_the_default_and_neither_decides_the_key(composed) -> None:
+def test_strategy_defaults_to_one_device_and_is_no_part_of_the_run_key(composed) -> None:
     assert composed().strategy == Single()
     assert type(composed().strategy.build()) is OneDevice
     assert composed().key == composed("strategy=mirrored").key == composed(*TWO).key
@@ -29,85 +29,99 @@ def test_one_device_is_the_default_and_neither_decides_the_key(composed) -> None
 @pytest.mark.parametrize(
     "devices", [0, -1, True, 1.5, "GPU:0", [], ["GPU"], ["GPU:0", "GPU:0"], ["CPU:0", "GPU:0"], [0]]
 )
-def test_what_names_no_devices_is_refused(devices) -> None:
-    said = (
-        f"strategy.devices was {devices!r}. It must be null for all GPUs, their number, or different names of one kind,"
-        " such as GPU:0. "
-    )
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_mirrored_devices_of_another_form_raise_a_user_error(devices) -> None:
+    with pytest.raises(UserError) as error:
         Mirrored(devices=devices)
+    assert str(error.value).startswith(f"strategy.devices was {devices!r}. It must be null for all GPUs, ")
+    assert "a number of GPUs, or distinct device names of one kind, such as GPU:0." in str(error.value)
+    assert "Type strategy.devices=2 or 'strategy.devices=[GPU:0,GPU:1]'" in str(error.value)
 
 
 @pytest.mark.parametrize("devices", [None, 2, ["GPU:0", "GPU:1"]])
-def test_without_a_gpu_it_says_what_to_type(devices) -> None:
+def test_mirrored_without_a_gpu_raises_a_user_error(devices) -> None:
     with pytest.raises(
         UserError,
-        match=r"^strategy=mirrored was asked for, and TensorFlow finds no GPU here\. .* Type strategy=single, or ",
+        match=r"^strategy=mirrored .* TensorFlow finds no GPU .* Type strategy=single, or 'strategy\.devices=\[CPU:0,",
     ):
         Mirrored(devices=devices).build()
 
 
 @pytest.mark.parametrize(
-    ("devices", "there", "said"),
+    ("devices", "available", "facts"),
     [
-        (4, 1, "strategy.devices was 4. TensorFlow finds GPU:0 here. Type strategy.devices=1, or strategy=single."),
+        (
+            4,
+            1,
+            (
+                "strategy.devices was 4. TensorFlow finds GPU:0 ",
+                " Type strategy.devices=1, or strategy=single.",
+            ),
+        ),
         (
             ["GPU:1", "GPU:5"],
             2,
             (
-                "strategy.devices was [GPU:1,GPU:5]. TensorFlow finds GPU:0, GPU:1 here. Type strategy.devices=2, or"
-                " fewer."
+                "strategy.devices was [GPU:1,GPU:5]. TensorFlow finds GPU:0, GPU:1 ",
+                " Type strategy.devices=2, or fewer.",
             ),
         ),
     ],
 )
-def test_gpus_that_are_not_there_are_refused(devices, there: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirrored_on_gpus_that_do_not_exist_raises_a_user_error(
+    devices, available: int, facts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tensorflow as tf
 
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [object()] * there)
-    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [object()] * available)
+    begin, end = map(re.escape, facts)
+    with pytest.raises(UserError, match=f"^{begin}.*{end}$"):
         Mirrored(devices=devices).build()
 
 
-def test_the_processor_is_not_divided_any_more_once_it_is_used() -> None:
+def test_mirrored_on_cpu_devices_raises_a_user_error_after_tensorflow_has_started() -> None:
     import tensorflow as tf
 
     tf.constant(0.0)
     with pytest.raises(
-        UserError, match=r"^strategy\.devices names CPU:1, and TensorFlow has begun with fewer devices\. "
+        UserError,
+        match=r"^strategy\.devices names CPU:1, but TensorFlow has already started .* Type .* this strategy\.$",
     ):
         Mirrored(devices=["CPU:0", "CPU:1"]).build()
 
 
-# --- beside one device ----------------------------------------------------------------------------------------------------
+# --- compared with one device ---------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def beside(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
-    """A function from a number of parts and names of cases to the folder with what both strategies measured; each is run once."""
+def both_strategies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], Path]:
+    """Return a function that trains cases with both strategies, once for each combination of arguments.
+
+    It takes the number of devices and the names of cases, separated by spaces, and returns the folder with the results.
+    """
     made: dict[tuple[int, str], Path] = {}
 
-    def run(parts: int, cases: str) -> Path:
-        if (parts, cases) not in made:
+    def run(num_devices: int, cases: str) -> Path:
+        if (num_devices, cases) not in made:
             folder = tmp_path_factory.mktemp("replicas")
-            arguments = (str(folder), str(parts), *cases.split())
+            arguments = (str(folder), str(num_devices), *cases.split())
             with prefork.Process(
-                os.environ[prefork.ADDRESS], "tests.replicas", arguments, folder, dict(os.environ)
+                os.environ[prefork.ADDRESS_ENV], "tests.replicas", arguments, folder, dict(os.environ)
             ) as process:
                 errors = process.communicate(900)[1]
             assert process.returncode == 0, errors
-            made[parts, cases] = folder
-        return made[parts, cases]
+            made[num_devices, cases] = folder
+        return made[num_devices, cases]
 
     return run
 
 
-# By tier; each is trained once on one device and once on parts of the processor.
-SLOW, LONG = "dropout trainable drop_connect", "linear mlp batchnorm_head frozen affine gradual photos"
+# Cases by tier. Each is trained once on one device and once on several logical devices of the CPU.
+SLOW = "dropout trainable drop_connect"
+LONG = "linear mlp batchnorm_head frozen affine gradual images"
 
 
-def agree(folder: Path, case: str) -> None:
-    """Every step's loss, every epoch's measurements and every weight are one device's, but for rounding."""
+def assert_equal_up_to_rounding(folder: Path, case: str) -> None:
+    """Compare the loss of each step, the metrics of each epoch and all weights of both strategies."""
     one, several = (json.loads((folder / f"{case}.{kind}.json").read_text()) for kind in ("single", "mirrored"))
     assert len(one["losses"]) == 5 * len(one["metrics"])
     np.testing.assert_allclose(several["losses"], one["losses"], rtol=1e-5, atol=1e-5)
@@ -117,107 +131,109 @@ def agree(folder: Path, case: str) -> None:
     with np.load(folder / f"{case}.single.npz") as expected, np.load(folder / f"{case}.mirrored.npz") as found:
         assert expected.files == found.files
         for name in expected.files:
-            # A step of Adam is 1e-3
+            # One step of Adam changes a weight by about 1e-3.
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_the_frozen_part_says_the_same_of_each_photo(count: int, beside) -> None:
-    with np.load(beside(2, SLOW) / f"features.{count}.npz") as both:
+def test_prefix_on_two_devices_computes_the_features_of_one_device(count: int, both_strategies) -> None:
+    with np.load(both_strategies(2, SLOW) / f"features.{count}.npz") as both:
         one, several = (both[name] for name in both.files)
     assert one.shape == several.shape
     assert len(one) == count
-    # Photos that are mixed up would show
+    # Features differ between images, so that a wrong order of images would be noticed.
     assert np.ptp(one, axis=0).max() > 0.1 or count == 1
     np.testing.assert_allclose(several, one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", SLOW.split())
-def test_a_head_or_fine_tune_trains_as_on_one_device(case: str, beside) -> None:
-    agree(beside(2, SLOW), case)
+def test_mirrored_training_of_a_head_or_fine_tune_equals_training_on_one_device(case: str, both_strategies) -> None:
+    assert_equal_up_to_rounding(both_strategies(2, SLOW), case)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", LONG.split())
-def test_whatever_trains_trains_as_on_one_device(case: str, beside) -> None:
-    agree(beside(2, LONG), case)
+def test_mirrored_training_of_every_kind_equals_training_on_one_device(case: str, both_strategies) -> None:
+    assert_equal_up_to_rounding(both_strategies(2, LONG), case)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", ["dropout", "trainable"])
-def test_three_devices_are_as_one_too(case: str, beside) -> None:
-    agree(beside(3, "dropout trainable"), case)
+def test_mirrored_training_on_three_devices_equals_training_on_one_device(case: str, both_strategies) -> None:
+    assert_equal_up_to_rounding(both_strategies(3, "dropout trainable"), case)
 
 
-# --- whole commands -------------------------------------------------------------------------------------------------------
+# --- whole commands -------------------------------------------------------------
 
 
 @pytest.fixture
-def place(tmp_path: Path, made_home: Callable[[Path], Path]) -> Callable[[str], Path]:
-    """A function that makes a home for runs and records."""
-    return lambda name: made_home(tmp_path / name)
+def place(tmp_path: Path, make_home: Callable[[Path], Path]) -> Callable[[str], Path]:
+    """Return a function that makes a home folder for runs and records."""
+    return lambda name: make_home(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "moments",
     [pytest.param(["fine-tune"], marks=pytest.mark.slow), pytest.param(["head", "checkpoint"], marks=pytest.mark.long)],
 )
-def test_what_was_killed_on_two_devices_ends_as_if_it_had_not_been(place, moments: list[str]) -> None:
-    """A frozen attempt and its fine-tune, with dropout and drop-connect; afterwards each is saved without a trace of the devices."""
-    whole = place("whole")
-    done = train(whole, 0, *TWO)
+def test_mirrored_training_resumes_bit_for_bit_after_it_was_killed(place, moments: list[str]) -> None:
+    """Train a frozen run and its fine-tune, with dropout and drop-connect. Saved models do not depend on devices."""
+    uninterrupted = place("uninterrupted")
+    done = train(uninterrupted, 0, *TWO)
     assert done.returncode == 0, done.stderr
-    expected, passed = final(whole), (whole / "moments").read_text().split()
+    expected = final(uninterrupted)
+    passed = (uninterrupted / "moments").read_text().split()
     steps = [index for index, kind in enumerate(passed, 1) if kind == "step"]
-    at = {"head": steps[len(steps) // 5], "fine-tune": steps[-9], "checkpoint": chosen(passed, 0)}
+    kill_at = {"head": steps[len(steps) // 5], "fine-tune": steps[-9], "checkpoint": chosen(passed, 0)}
     for name in moments:
-        cut = place(name)
-        assert train(cut, at[name], *TWO).returncode == -signal.SIGKILL
-        done = train(cut, 0, *TWO)
+        killed = place(name)
+        assert train(killed, kill_at[name], *TWO).returncode == -signal.SIGKILL
+        done = train(killed, 0, *TWO)
         assert done.returncode == 0, done.stderr
-        assert json.dumps(final(cut), default=repr) == json.dumps(expected, default=repr)
+        assert json.dumps(final(killed), default=repr) == json.dumps(expected, default=repr)
 
 
 @pytest.mark.long
-def test_a_checkpoint_of_one_device_is_not_gone_on_with_on_two(place) -> None:
-    whole, cut, anew = place("whole"), place("cut"), place("anew")
-    assert train(whole, 0, *TWO).returncode == 0
-    steps = [index for index, kind in enumerate((whole / "moments").read_text().split(), 1) if kind == "step"]
-    assert train(cut, steps[12]).returncode == -signal.SIGKILL
-    done = train(cut, 0, *TWO)
+def test_mirrored_training_does_not_resume_from_a_checkpoint_of_one_device(place) -> None:
+    uninterrupted, killed, from_scratch = place("uninterrupted"), place("killed"), place("from_scratch")
+    assert train(uninterrupted, 0, *TWO).returncode == 0
+    kinds = (uninterrupted / "moments").read_text().split()
+    steps = [index for index, kind in enumerate(kinds, 1) if kind == "step"]
+    assert train(killed, steps[12]).returncode == -signal.SIGKILL
+    done = train(killed, 0, *TWO)
     assert done.returncode == 0, done.stderr
-    assert "the checkpoint that is there is of another strategy: this attempt begins anew" in done.stdout + done.stderr
-    # Features that one device computed, of which two may find other last bits
-    shutil.copytree(cut / "cache", anew / "cache")
-    assert train(anew, 0, *TWO).returncode == 0
-    # Another strategy is another sweep, of the same attempts
-    found, wanted = final(cut, cut_off=1), final(anew)
-    # Curves have the epochs that one device recorded
-    for phase in wanted:
+    assert "the checkpoint was written with a different strategy: starting over" in done.stdout + done.stderr
+    # Both use the features that one device computed, since two devices may compute other last bits.
+    shutil.copytree(killed / "cache", from_scratch / "cache")
+    assert train(from_scratch, 0, *TWO).returncode == 0
+    # With another strategy it is another sweep, of the same runs. So one sweep stays cut off.
+    found, expected = final(killed, cut_off=1), final(from_scratch)
+    # Curves are not compared: they include the epochs that were recorded on one device.
+    for phase in expected:
         assert {key: found[phase][key] for key in ("weights", "verdict", "logits")} == {
-            key: wanted[phase][key] for key in ("weights", "verdict", "logits")
+            key: expected[phase][key] for key in ("weights", "verdict", "logits")
         }
 
 
 @pytest.mark.slow
-def test_a_user_trains_on_two_devices_and_is_told_so(command) -> None:
+def test_train_command_with_mirrored_strategy_logs_its_devices(command) -> None:
     done = command("train", *SMALL, "phase.epochs=3", *TWO)
     assert done.returncode == 0, done.stderr
     assert "each batch is split over CPU:0 and CPU:1" in done.stdout + done.stderr
     assert "\nlearned: " in done.stdout + done.stderr
     refused = command("train", *SMALL, "strategy=mirrored")
     assert refused.returncode == 1
-    assert "error: strategy=mirrored was asked for, and TensorFlow finds no GPU here." in refused.stderr
+    assert "error: strategy=mirrored was given, but TensorFlow finds no GPU on this machine." in refused.stderr
 
 
 @pytest.mark.long
-def test_what_a_user_goes_on_to_do_on_two_devices(command) -> None:
+def test_finetune_and_lr_range_commands_run_with_mirrored_strategy(command) -> None:
     done = command("train", *SMALL, "phase.epochs=3", *TWO)
     assert done.returncode == 0, done.stderr
     tuned = command("train", *SMALL, "phase.epochs=3", *TWO, "phase=finetune", "unfreeze.batchnorm=trainable")
     assert tuned.returncode == 0, tuned.stderr
-    assert "going on from run " in tuned.stdout + tuned.stderr
+    assert "fine-tuning from run " in tuned.stdout + tuned.stderr
     searched = command("train", *SMALL, *TWO, "phase=lr_range", "phase.steps=30")
     assert searched.returncode == 0, searched.stderr

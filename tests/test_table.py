@@ -1,4 +1,4 @@
-"""The table, from records as MLflow gives them."""
+"""Attempts tables: rows, notes and renderings, from records as MLflow returns them."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ import pytest
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.reports.attempts_rendering import as_csv, as_html, as_markdown, as_text
-from dogbreeds.reports.attempts_table import not_run, tables
+from dogbreeds.reports.attempts_table import build_tables, missing_attempts
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
@@ -64,7 +64,7 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
     )
 
 
-def address(of: Record) -> str:
+def run_url(of: Record) -> str:
     return f"http://mlflow/#/experiments/{of.experiment_id}/runs/{of.run_id}"
 
 
@@ -74,12 +74,12 @@ def history(run_id: str) -> list[float]:
 
 @pytest.fixture
 def table():
-    (found,) = tables([record(name) for name in reversed(CURVES)], history)
-    return found
+    (only_table,) = build_tables([record(name) for name in reversed(CURVES)], history)
+    return only_table
 
 
-def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -> None:
-    headings, *lines = table.lines()
+def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(table) -> None:
+    headings, *lines = table.text_rows()
     assert headings[:6] == ["attempt", "phase", "pixels", "learning rate", "layers unfrozen", "BatchNorm"]
     assert lines == [
         [
@@ -141,82 +141,81 @@ def test_the_guide_s_attempts_stand_in_its_order_with_what_was_measured(table) -
         ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
     ]
     assert (
-        "finetune_50: the verdict is refuted: no better than frozen or worse than frozen in 0 of 1, otherwise better"
-        " than frozen." in table.notes()
+        "finetune_50: the claimed verdict is refuted: no better than frozen or worse than frozen in 0 of 1 seed,"
+        " otherwise better than frozen." in table.notes()
     )
     assert any(
         note.endswith("Type python -m dogbreeds.train attempt=finetune_20 model=miniature data=miniature.")
         for note in table.notes()
     )
-    assert any(note.startswith("The guide's numbers are not tested here") for note in table.notes())
+    assert any(note.startswith("The guide's accuracies are not tested here") for note in table.notes())
 
 
-def test_seeds_of_an_attempt_share_a_line_and_older_runs_are_left_out() -> None:
+def test_table_puts_seeds_in_one_row_and_leaves_out_older_runs() -> None:
     old, newest = record("frozen", 0, started=1), record("frozen", 0, started=2)
-    (table,) = tables([record("frozen", 2, started=3), newest, record("frozen", 1, started=1.5), old], history)
+    (table,) = build_tables([record("frozen", 2, started=3), newest, record("frozen", 1, started=1.5), old], history)
     row = table.rows[2]
     assert [one.run_id for one in row.records] == ["frozen-2-3", "frozen-0-2", "frozen-1-1.5"]
     assert row.cells()["result"] == "92.0 % (91.9–92.1, 3 seeds)"
     assert row.cells()["verdict"] == "learned"
-    assert row.claim.why == "learned in 3 of 3 seeds"
-    (each,) = tables([newest, old], history, each=True)
-    assert [row.attempt for row in each.rows if row.records] == ["frozen", "frozen"]
+    assert row.verdict_check.reason == "learned in 3 of 3 seeds"
+    (all_runs,) = build_tables([newest, old], history, all_runs=True)
+    assert [row.attempt for row in all_runs.rows if row.records] == ["frozen", "frozen"]
 
 
-def test_runs_that_were_set_up_differently_are_not_averaged() -> None:
+def test_table_does_not_average_runs_with_different_settings() -> None:
     other = record("frozen", 1)
     other.params["phase.epochs"] = "3"
-    (table,) = tables([record("frozen", 0), other], history)
+    (table,) = build_tables([record("frozen", 0), other], history)
     assert [one.run_id for one in table.rows[2].records] == ["frozen-0-0"]
 
 
-def test_a_changed_attempt_tests_no_claim() -> None:
-    (table,) = tables([record("frozen", **{"attempt.changed": "optimizer.lr=0.1"})], history)
-    assert table.rows[2].claim.status == "not tested here"
-    assert "frozen: the verdict is not tested here: it was run with optimizer.lr=0.1." in table.notes()[2]
+def test_table_does_not_test_the_claim_of_a_changed_attempt() -> None:
+    (table,) = build_tables([record("frozen", **{"attempt.changed": "optimizer.lr=0.1"})], history)
+    assert table.rows[2].verdict_check.status == "not tested here"
+    assert "frozen: the claimed verdict is not tested here: it was run with optimizer.lr=0.1." in table.notes()[2]
 
 
-def test_an_attempt_that_was_changed_later_does_not_hide_it() -> None:
-    (table,) = tables(
+def test_table_prefers_an_unchanged_attempt_to_a_newer_changed_one() -> None:
+    (table,) = build_tables(
         [record("frozen", started=2, **{"attempt.changed": "head=Linear"}), record("frozen", started=1)], history
     )
     assert [one.run_id for one in table.rows[2].records] == ["frozen-0-1"]
 
 
-def test_other_photos_stand_in_another_table() -> None:
+def test_tables_are_separate_for_different_data() -> None:
     few = record("frozen")
     few.params["data.classes"] = "5"
-    assert len(tables([record("frozen"), few], history)) == 2
+    assert len(build_tables([record("frozen"), few], history)) == 2
 
 
-def test_a_run_that_finished_no_epoch_has_no_accuracy() -> None:
+def test_table_has_no_result_for_a_run_without_a_finished_epoch() -> None:
     diverged = record("frozen")
     diverged.metrics.clear()
     diverged.tags["verdict"] = "diverged"
-    (table,) = tables([diverged], lambda run_id: [])
+    (table,) = build_tables([diverged], lambda run_id: [])
     cells = table.rows[2].cells()
     assert (cells["result"], cells["interval"], cells["verdict"], cells["claim"]) == ("–", "–", "diverged", "refuted")
     assert table.histories() == {}
 
 
-def test_every_run_s_curve_is_drawn() -> None:
-    (table,) = tables([record("frozen", started=2), record("frozen", started=1)], history, each=True)
+def test_table_histories_include_every_run() -> None:
+    (table,) = build_tables([record("frozen", started=2), record("frozen", started=1)], history, all_runs=True)
     assert len(table.histories()["frozen"]) == 2
 
 
-def test_claims_that_stand_in_no_table_are_named_once(table) -> None:
-    said = (
+def test_missing_attempts_are_named_once_with_the_command_that_runs_them(table) -> None:
+    assert missing_attempts([table]) == (
         "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun"
-        " attempt="
+        " attempt=resnet50_frozen,resnet50_finetune_50."
     )
-    assert not_run([table]) == f"{said}resnet50_frozen,resnet50_finetune_50."
-    assert as_html([table, table], address).count("Not tested here: resnet50_frozen") == 1
+    assert as_html([table, table], run_url).count("Not tested here: resnet50_frozen") == 1
 
 
-def test_models_have_tables_of_their_own_and_filters() -> None:
+def test_tables_are_separate_for_different_models_which_only_selects() -> None:
     records = [record("frozen"), record("frozen", model="EfficientNetB0")]
-    assert [table.title for table in tables(records, history)] == [
-        f"{name} on data miniature, 120 classes, 2,400 photos to train on" for name in ("Miniature", "EfficientNetB0")
+    assert [table.title for table in build_tables(records, history)] == [
+        f"{name} on miniature, 120 classes, 2,400 training images" for name in ("Miniature", "EfficientNetB0")
     ]
     assert [
         Only(model=name, data=None).holds(records[1]) for name in ("effnetb0", "efficientnetb0", "EfficientNetB0")
@@ -226,53 +225,53 @@ def test_models_have_tables_of_their_own_and_filters() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
-def test_the_text_keeps_to_the_terminal_s_width(table, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_fits_the_terminal_s_width(table, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    shown = as_text(table, width, address)
-    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", shown)
+    rendered = as_text(table, width, run_url)
+    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", rendered)
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= width
     assert ("layers" in text) == (width >= 150)
-    # No name is broken
+    # Attempt names are not wrapped.
     assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)
-    # The first digits of the id lead to the run
-    assert (f"{address(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in shown) == (width >= 80)
+    # The short id is a hyperlink to the run.
+    assert (f"{run_url(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in rendered) == (width >= 80)
 
 
-def test_each_seed_s_run_is_linked() -> None:
-    (table,) = tables([record("frozen", 1, started=2), record("frozen", 0, started=1)], history)
-    markdown = as_markdown(table, address)
+def test_renderings_link_the_run_of_each_seed() -> None:
+    (table,) = build_tables([record("frozen", 1, started=2), record("frozen", 0, started=1)], history)
+    markdown = as_markdown(table, run_url)
     assert (
         "| [frozen-1](http://mlflow/#/experiments/7/runs/frozen-1-2),"
         " [frozen-0](http://mlflow/#/experiments/7/runs/frozen-0-1) |" in markdown
     )
-    rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
+    rows = list(csv.DictReader(io.StringIO(as_csv([table], run_url))))
     assert (
         rows[2]["links"]
         == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
     )
-    page = as_html([table], address)
+    page = as_html([table], run_url)
     assert [re.findall(r'<td class=run><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
         [(rows[2]["links"].split()[0], "frozen-1", rows[2]["links"].split()[1], "frozen-0")]
     ]
-    lines = as_text(table, None, address).splitlines()
+    lines = as_text(table, None, run_url).splitlines()
     assert [line.split()[-1] for line in lines if "frozen-" in line] == ["frozen-1", "frozen-0"]
 
 
-def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> None:
+def test_text_and_legend_shorten_a_run_s_name_of_overrides() -> None:
     named = replace(record("frozen"), name="effnetb0 frozen data.root=/somewhere/else/photos optimizer.lr=0.001")
     named.tags.pop("choice.attempt")
-    (table,) = tables([named], history, each=True)
-    names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 80, address)).splitlines()]
+    (table,) = build_tables([named], history, all_runs=True)
+    names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 80, run_url)).splitlines()]
     start = names.index("effnetb0")
-    # The picture's legend
-    assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], address)
+    # In the legend of the learning curves.
+    assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], run_url)
     assert names[start : start + 6] == ["effnetb0", "frozen", "data.root=…/p", "hotos", "optimizer.lr=", "0.001"]
 
 
 @pytest.mark.parametrize(
-    ("uri", "ui", "begins"),
+    ("uri", "ui", "url"),
     [
         ("sqlite:///mlflow.db", "http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0"),
         (
@@ -287,53 +286,47 @@ def test_a_run_that_is_named_by_what_was_typed_leaves_room_for_the_rest() -> Non
         ),
     ],
 )
-def test_a_run_s_page_is_on_the_server_that_records_it_or_where_the_store_is_shown(
-    uri: str, ui: str, begins: str
-) -> None:
+def test_run_url_is_on_the_tracking_server_or_for_a_local_store_on_the_ui(uri: str, ui: str, url: str) -> None:
     tracking = Mlflow(
         uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0
     )
-    assert tracking.page(record("frozen"), ui) == begins
-    with pytest.raises(
-        UserError,
-        match=re.escape(
-            "ui was 'javascript:x'. It must be the address where MLflow shows runs, with http:// or https://. Type ui="
-        ),
-    ):
-        replace(tracking, uri="sqlite:///mlflow.db").page(record("frozen"), "javascript:x")
+    assert tracking.run_url(record("frozen"), ui) == url
+    with pytest.raises(UserError, match=r"ui was 'javascript:x'\. .* http:// or https://.* Type ui=http"):
+        replace(tracking, uri="sqlite:///mlflow.db").run_url(record("frozen"), "javascript:x")
 
 
-def test_markdown_csv_and_html_say_the_same(table) -> None:
-    markdown = as_markdown(table, address)
+def test_markdown_csv_and_html_have_the_same_results(table) -> None:
+    markdown = as_markdown(table, run_url)
     assert (
         "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14"
         " % | reproduced | [lr_colla](" in markdown
     )
-    rows = list(csv.DictReader(io.StringIO(as_csv([table], address))))
+    rows = list(csv.DictReader(io.StringIO(as_csv([table], run_url))))
     assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
     assert rows[1]["result"] == "35.4 → 5.0 %"
     assert rows[1]["runs"] == "lr_collapse-0-0"
-    page = as_html([table], address)
+    page = as_html([table], run_url)
     assert page.count("<svg") == 1
     assert "35.4 → 5.0&nbsp;%" in page
     assert "src=" not in page
     assert set(re.findall(r'href="(http[^"]*)"', page)) == {
-        address(row.records[0]) for row in table.rows if row.records
+        run_url(row.records[0]) for row in table.rows if row.records
     }
     assert "finetune_50: best 92.7 %" in page
 
 
 @pytest.mark.slow
-def test_the_command_reads_what_was_recorded(command, tmp_path) -> None:
+def test_table_command_reads_recorded_runs(command, tmp_path) -> None:
     nothing = command("table")
     assert nothing.returncode == 1
-    assert "has no finished attempt. The table needs one at least. Type make table" in nothing.stderr
+    assert "has no finished attempt." in nothing.stderr
+    assert "Type make table, or python -m dogbreeds.train attempt=frozen." in nothing.stderr
     ran = command(
         "train", "--multirun", "attempt=lr_collapse,frozen", "phase.epochs=4", "tracking.system_metrics_seconds=0"
     )
     assert ran.returncode == 0, ran.stderr
-    shown = command("table", "format=csv")
-    rows = {row["attempt"]: row for row in csv.DictReader(io.StringIO(shown.stdout))}
+    printed = command("table", "format=csv")
+    rows = {row["attempt"]: row for row in csv.DictReader(io.StringIO(printed.stdout))}
     assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "reproduced")
     assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "reproduced")
     assert rows["finetune_20"]["claim"] == "not tested here"
@@ -341,13 +334,13 @@ def test_the_command_reads_what_was_recorded(command, tmp_path) -> None:
     page = command("table", "format=html", f"output={tmp_path}/out/page.html")
     assert page.stdout.strip() == f"{tmp_path}/out/page.html"
     assert "reproduced" in (tmp_path / "out/page.html").read_text()
-    for arguments, said in (
+    for arguments, message in (
         (["only.model=effnetb4"], "has no finished attempt with only.model=effnetb4."),
-        (["ui=here", "format=csv"], "ui was 'here'. It must be the address where MLflow shows runs"),
+        (["ui=here", "format=csv"], "ui was 'here'. It must be the address of MLflow's UI"),
         (["format=pdf"], "format was 'pdf'. It must be one of text, markdown, csv, html. Type format=text"),
         (["output=/proc/none/x", "format=csv"], "cannot be written"),
-        (["model=effnetb4"], "model is not a setting. Near it there are only.model, only.data."),
+        (["model=effnetb4"], "model is not a setting. Similar settings are only.model, only.data."),
     ):
         refused = command("table", *arguments)
         assert refused.returncode == 1
-        assert said in refused.stderr
+        assert message in refused.stderr

@@ -1,4 +1,4 @@
-"""Records of attempts that were cut off, in a real SQLite store."""
+"""Prior runs, resumed runs and orphaned runs, in a real SQLite store."""
 
 import time
 from dataclasses import replace
@@ -8,81 +8,86 @@ import mlflow
 import psutil
 import pytest
 
-from dogbreeds.core.process import owner
+from dogbreeds.core.process import process_tags
 from dogbreeds.tracking import lifecycle
 from dogbreeds.tracking.records import PriorRuns, RunOrigin
 
 
-def composition(folder: Path, identity: str = "i", key: str = "k") -> RunOrigin:
+def origin(folder: Path, identity: str = "i", key: str = "k") -> RunOrigin:
     return RunOrigin("seed: 0\n", (), "an attempt", folder, key=key, identity=identity)
 
 
 @pytest.mark.parametrize(
     ("tags", "silent_seconds", "status"),
     [
-        # The process is there, and busy
+        # The process exists; it is only busy.
         ({}, 3600, "RUNNING"),
-        # There is no such process
+        # No such process exists.
         ({"process": "4194304"}, 0, "KILLED"),
-        # Another process has got its number
+        # Another process has its id: it started at another time.
         ({"process.started": "-1000.0"}, 0, "KILLED"),
-        # The machine was started again
+        # The machine was rebooted.
         ({"host.boot": "an earlier one"}, 0, "KILLED"),
+        # On another machine, which sends heartbeats.
         ({"host": "elsewhere"}, 0, "RUNNING"),
-        # Its machine was lost
+        # On another machine, whose heartbeats have stopped.
         ({"host": "elsewhere"}, 3600, "KILLED"),
     ],
 )
-def test_runs_that_nobody_works_on_are_closed(
+def test_prior_runs_closes_runs_whose_process_is_gone(
     composed, tags: dict[str, str], silent_seconds: float, status: str
 ) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(
-        experiment, tags=owner() | {"heartbeat": str(time.time() - silent_seconds)} | tags
+        experiment, tags=process_tags() | {"heartbeat": str(time.time() - silent_seconds)} | tags
     ).info.run_id
-    assert tracking.known("k", "i") == PriorRuns()
+    assert tracking.prior_runs("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == status
 
 
-def test_a_run_that_is_not_one_of_ours_is_left_alone(composed) -> None:
+def test_prior_runs_leaves_a_run_without_heartbeat_tag_running(composed) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
     run_id = client.create_run(experiment, tags={"host": "elsewhere"}).info.run_id
-    assert tracking.known("k", "i") == PriorRuns()
+    assert tracking.prior_runs("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
-def test_a_clock_that_is_set_ends_no_run(composed, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """psutil tells when a process began by when the machine did, which moves with the clock."""
+def test_prior_runs_closes_no_run_when_the_clock_is_set(
+    composed, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """psutil derives a process's start time from the boot time, which moves with the clock."""
     tracking = composed().tracking
     client, experiment = tracking.connect()
-    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": str(time.time())}).info.run_id
+    run_id = client.create_run(experiment, tags=process_tags() | {"heartbeat": str(time.time())}).info.run_id
     before, moved = psutil.Process().create_time(), psutil.boot_time() + seconds
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: moved)
-    # Of an older psutil
+    # Older versions of psutil read this.
     monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", moved, raising=False)
     assert psutil.Process().create_time() == pytest.approx(before + seconds, abs=1)
-    assert tracking.known("k", "i") == PriorRuns()
+    assert tracking.prior_runs("k", "i") == PriorRuns()
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(
+def test_close_orphaned_runs_leaves_a_run_that_another_process_resumes_meanwhile(
     composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = composed().tracking
     client, experiment = tracking.connect()
-    run_id = client.create_run(experiment, tags=owner() | {"heartbeat": "0", "process.started": "-1000.0"}).info.run_id
-    real = mlflow.MlflowClient.search_runs
+    run_id = client.create_run(
+        experiment, tags=process_tags() | {"heartbeat": "0", "process.started": "-1000.0"}
+    ).info.run_id
+    search_runs = mlflow.MlflowClient.search_runs
 
-    def overtaken(*arguments, **named):
-        found = real(*arguments, **named)
-        lifecycle.go_on(client, run_id, composition(tmp_path), None)
+    def resume_after_search(*arguments, **named):
+        found = search_runs(*arguments, **named)
+        lifecycle.resume_run(client, run_id, origin(tmp_path), None)
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, "search_runs", overtaken)
+        patched.setattr(mlflow.MlflowClient, "search_runs", resume_after_search)
         lifecycle.close_orphaned_runs(client, experiment)
     assert client.get_run(run_id).info.status == "RUNNING"
     client.set_tag(run_id, "process.started", "-1000.0")
@@ -90,70 +95,70 @@ def test_a_run_that_another_process_goes_on_with_meanwhile_is_left_to_it(
     assert client.get_run(run_id).info.status == "KILLED"
 
 
-@pytest.mark.parametrize("last", ["create_run", "log_artifact"])
-def test_a_run_whose_process_was_killed_before_it_said_what_it_was_started_with_says_so_later(
-    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+@pytest.mark.parametrize("last_call", ["create_run", "log_artifact"])
+def test_open_records_the_config_on_resume_if_a_kill_prevented_it(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_call: str
 ) -> None:
     tracking = composed().tracking
     client, _ = tracking.connect()
-    real = getattr(mlflow.MlflowClient, last)
+    method = getattr(mlflow.MlflowClient, last_call)
 
-    def killed(*arguments, **named):
-        real(*arguments, **named)
+    def exit_after_call(*arguments, **named):
+        method(*arguments, **named)
         raise SystemExit
 
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, last, killed)
+        patched.setattr(mlflow.MlflowClient, last_call, exit_after_call)
         with (
             pytest.raises(SystemExit),
-            tracking.open(replace(composition(tmp_path), overrides=("seed=0", "data.breeds=3"))),
+            tracking.open(replace(origin(tmp_path), overrides=("seed=0", "data.breeds=3"))),
         ):
             pass
     run = client.search_runs(["1"])[0]
     assert (run.info.status, "overrides" in run.data.params) == ("RUNNING", False)
     client.set_tag(run.info.run_id, "process.started", "-1000.0")
     with tracking.open(
-        replace(composition(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.known("k", "i").unfinished
+        replace(origin(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.prior_runs("k", "i").unfinished
     ) as tracker:
         assert tracker.run_id == run.info.run_id
     assert client.get_run(run.info.run_id).data.params["overrides"] == "data.breeds=3 seed=0"
     assert tracking.config(run.info.run_id) == "seed: 0\n"
 
 
-def test_what_is_known_of_an_attempt(composed, tmp_path: Path) -> None:
+def test_prior_runs_returns_finished_unfinished_and_other_runs(composed, tmp_path: Path) -> None:
     tracking = composed().tracking
     client, _ = tracking.connect()
-    assert tracking.known("k", "i") == PriorRuns()
-    with pytest.raises(KeyboardInterrupt), tracking.open(composition(tmp_path)) as tracker:
+    assert tracking.prior_runs("k", "i") == PriorRuns()
+    with pytest.raises(KeyboardInterrupt), tracking.open(origin(tmp_path)) as tracker:
         first = tracker.run_id
         raise KeyboardInterrupt
-    assert tracking.known("k", "i").unfinished.run_id == first
-    assert tracking.known("k", "i").finished is None
-    assert tracking.known("k", "other photos") == PriorRuns(
-        others=(first[: len(tracking.known("k", "other photos").others[0])],)
+    assert tracking.prior_runs("k", "i").unfinished.run_id == first
+    assert tracking.prior_runs("k", "i").finished is None
+    assert tracking.prior_runs("k", "other images") == PriorRuns(
+        others=(first[: len(tracking.prior_runs("k", "other images").others[0])],)
     )
-    assert tracking.known("other settings", "i") == PriorRuns()
-    with tracking.open(composition(tmp_path), tracking.known("k", "i").unfinished) as tracker:
+    assert tracking.prior_runs("other settings", "i") == PriorRuns()
+    with tracking.open(origin(tmp_path), tracking.prior_runs("k", "i").unfinished) as tracker:
         assert tracker.run_id == first
         assert client.get_run(first).info.status == "RUNNING"
-    found = tracking.known("k", "i")
+    found = tracking.prior_runs("k", "i")
     assert (found.finished.run_id, found.unfinished, found.others) == (first, None, ())
     assert found.finished.tags["resumed"] == "1"
 
 
-def test_a_record_that_is_gone_on_with_holds_everything_once(composed, tmp_path: Path) -> None:
+def test_tracker_records_everything_once_when_a_run_is_resumed(composed, tmp_path: Path) -> None:
     tracking = composed().tracking
     client, _ = tracking.connect()
-    with pytest.raises(RuntimeError), tracking.open(composition(tmp_path)) as tracker:
+    with pytest.raises(RuntimeError), tracking.open(origin(tmp_path)) as tracker:
         tracker.parameters({"seed": 0, "features.dir": "here"})
         tracker.metrics({"preflight/raw": 0.1})
         for epoch in (1, 2):
             tracker.metrics({"val/accuracy": epoch / 10, "lr": 1e-3}, epoch)
         raise RuntimeError("bug")
-    before = tracking.known("k", "i").unfinished
+    before = tracking.prior_runs("k", "i").unfinished
     assert before.status == "FAILED"
-    with tracking.open(composition(tmp_path), before) as tracker:
-        # MLflow refuses to change one: what decides nothing may differ
+    with tracking.open(origin(tmp_path), before) as tracker:
+        # Settings outside the key may differ. MLflow refuses to change a parameter, so the first value stays.
         tracker.parameters({"seed": 0, "features.dir": "there", "more": 1})
         tracker.metrics({"preflight/raw": 0.1})
         for epoch in (1, 2, 3):

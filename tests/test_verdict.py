@@ -1,4 +1,4 @@
-"""A verdict for every shape that a curve can have."""
+"""Verdicts of learning curves of every shape."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
 
-# % on validation, of the guide's attempt 2
+# Validation accuracies in % of the guide's attempt 2.
 GUIDE = [43.10, 24.44, 15.94, 14.39]
-# Its photos and its breeds
+# The number of its validation images and of its classes.
 N, CLASSES = 4072, 120
 STEADY = [60, 70, 74, 76, 77]
 PARENTED = [92, 93, 93.5, 93.4]
@@ -23,11 +23,19 @@ def curve(
     val_loss: Sequence[float] | None = None,
     train_loss: Sequence[float] | None = None,
 ) -> list[Epoch]:
-    """Epochs with these accuracies in %; training is as good as validation and losses stay at 1 nat unless they are given."""
+    """Return epochs with these validation accuracies.
+
+    Args:
+        val: accuracies in %.
+        n: number of validation images.
+        train: training accuracies in %; None for those of validation.
+        val_loss: in nats; None for 1.
+        train_loss: in nats; None for 1.
+    """
     epochs = []
     for index, share in enumerate(val):
-        right = Proportion(round(share / 100 * n), n)
-        scores = Scores(val_loss[index] if val_loss else 1.0, right, right)
+        correct = Proportion(round(share / 100 * n), n)
+        scores = Scores(val_loss[index] if val_loss else 1.0, correct, correct)
         accuracy = (train or val)[index] / 100
         epochs.append(Epoch(index + 1, 1e-3, train_loss[index] if train_loss else 1.0, accuracy, accuracy, scores, 1.0))
     return epochs
@@ -37,88 +45,216 @@ def setting(lr: float = 1e-3, classes: int = CLASSES, **more) -> Setting:
     return Setting(classes, lr, **more)
 
 
-# Name: (epochs, setting, verdict, words of its reason, words of its advice)
+# By name: epochs, setting, verdict, words of its reason and words of its advice.
 CASES = {
     "the guide's attempt 2": (
-        curve(GUIDE), setting(1e-2), "collapsed",
-        "validation accuracy peaked at 43.1 % in epoch 1 and fell to 14.4 %, ", "type optimizer.lr=1e-3, or head=batchnorm.",
+        curve(GUIDE),
+        setting(1e-2),
+        "collapsed",
+        "validation accuracy peaked at 43.1 % in epoch 1 and fell to 14.4 %, by 28 standard errors",
+        "type optimizer.lr=1e-3, or head=batchnorm.",
     ),
-    "a late collapse": (curve([40, 60, 70, 72, 20, 12]), setting(1e-3), "collapsed", "peaked at 72.0 % in epoch 4", "type optimizer.lr=1e-4, or"),
-    "a collapse to chance": (curve([50, 20, 0.8, 0.8]), setting(1e-1), "collapsed", "fell to 0.8 %", "type optimizer.lr=1e-2, or"),
-    # The head is dead: ln(20) = 3.0 for ever
+    "a late collapse": (
+        curve([40, 60, 70, 72, 20, 12]),
+        setting(1e-3),
+        "collapsed",
+        "peaked at 72.0 % in epoch 4",
+        "type optimizer.lr=1e-4, or",
+    ),
+    "a collapse to chance": (
+        curve([50, 20, 0.8, 0.8]),
+        setting(1e-1),
+        "collapsed",
+        "fell to 0.8 %",
+        "type optimizer.lr=1e-2, or",
+    ),
+    # The head is dead: the loss stays at ln(20) = 3.0.
     "a collapse whose loss had blown up before the peak was measured": (
-        curve([46, 15, 15, 5, 5], n=200, train=[30, 14, 12, 6, 5], train_loss=[19.8, 5.6, 3.4, 3.0, 3.0]), setting(3e-2, classes=20), "collapsed",
-        "peaked at 46.0 % in epoch 1 and fell to 5.0 %", "type optimizer.lr=3e-3, or head=batchnorm.",
+        curve([46, 15, 15, 5, 5], n=200, train=[30, 14, 12, 6, 5], train_loss=[19.8, 5.6, 3.4, 3.0, 3.0]),
+        setting(3e-2, classes=20),
+        "collapsed",
+        "peaked at 46.0 % in epoch 1 and fell to 5.0 %",
+        "type optimizer.lr=3e-3, or head=batchnorm.",
     ),
-    "a collapse in wrong pixels": (curve(GUIDE), setting(1e-2, native=False), "collapsed", "43.1 %", "type preprocessing=native."),
+    "a collapse in wrong pixels": (
+        curve(GUIDE),
+        setting(1e-2, native=False),
+        "collapsed",
+        "43.1 %",
+        "type preprocessing=native.",
+    ),
     "a fine-tune that collapses": (
-        curve([93, 60, 20, 10]), setting(1e-2, pair=PairedOutcome(0, 100, N, "test")), "collapsed", "peaked at 93.0 % in epoch 1", "too harsh: type",
+        curve([93, 60, 20, 10]),
+        setting(1e-2, pair=PairedOutcome(0, 100, N, "test")),
+        "collapsed",
+        "peaked at 93.0 % in epoch 1",
+        "Fine-tuning was too aggressive: type optimizer.lr=1e-3, and unfreeze.batchnorm=frozen",
     ),
-    "a dip that recovers": (curve([60, 75, 20, 74, 76]), setting(), "learned", "best validation 76.0 %", "type phase=finetune."),
-    "a dip at the end": (curve([60, 75, 76, 20]), setting(), "learned", "76.0 % (95 % interval 74.7–77.3, n = 4,072) in epoch 3, 20.0 % in", ""),
-    "noise around a plateau": (curve([50, 58, 47, 55, 44, 52, 49], n=100), setting(), "learned", "best validation 58.0 %", ""),
-    "half is lost, of few photos": (curve([22, 18, 10, 10], n=50), setting(classes=20), "learned", "in epoch 1, 10.0 % in the last", ""),
-    "half is lost, of many photos": (curve([22, 18, 10, 10], n=5000), setting(classes=20), "collapsed", "peaked at 22.0 % in epoch 1", ""),
+    "a dip that recovers": (
+        curve([60, 75, 20, 74, 76]),
+        setting(),
+        "learned",
+        "best validation 76.0 %",
+        "type phase=finetune.",
+    ),
+    "a dip at the end": (
+        curve([60, 75, 76, 20]),
+        setting(),
+        "learned",
+        "76.0 % (95 % interval 74.7–77.3, n = 4,072) in epoch 3, 20.0 % in",
+        "",
+    ),
+    "noise around a plateau": (
+        curve([50, 58, 47, 55, 44, 52, 49], n=100),
+        setting(),
+        "learned",
+        "best validation 58.0 %",
+        "",
+    ),
+    "half is lost, with few images": (
+        curve([22, 18, 10, 10], n=50),
+        setting(classes=20),
+        "learned",
+        "in epoch 1, 10.0 % in the last",
+        "",
+    ),
+    "half is lost, with many images": (
+        curve([22, 18, 10, 10], n=5000),
+        setting(classes=20),
+        "collapsed",
+        "peaked at 22.0 % in epoch 1",
+        "",
+    ),
     "a slow decline": (curve([80, 79, 77, 75, 73]), setting(), "learned", "80.0 %", ""),
     "a steady climb": (curve(STEADY), setting(), "learned", "77.0 %", "Fine-tuning can start from it"),
-    "chance for ever": (
-        curve([0.8, 0.9, 1.0, 0.7]), setting(1e-2), "never_learned", "validation accuracy is 1.0 % at best, where chance is 0.8 %; training accuracy",
+    "chance throughout": (
+        curve([0.8, 0.9, 1.0, 0.7]),
+        setting(1e-2),
+        "never_learned",
+        "validation accuracy is 1.0 % at best, where chance is 0.8 %; training accuracy",
         "type optimizer.lr=1e-3, or head=batchnorm.",
     ),
     "chance, and the loss still falls": (
-        curve([0.8, 0.9, 1.0, 0.9], train_loss=[4.8, 4.3, 3.8, 3.2]), setting(1e-5), "never_learned", "chance is 0.8 %", "type more phase.epochs",
+        curve([0.8, 0.9, 1.0, 0.9], train_loss=[4.8, 4.3, 3.8, 3.2]),
+        setting(1e-5),
+        "never_learned",
+        "chance is 0.8 %",
+        "increase phase.epochs",
     ),
-    "chance, at a rate that is not too high": (curve([0.8, 0.9, 1.0, 0.9]), setting(1e-4), "never_learned", "", "phase=lr_range"),
-    "learned by heart": (
-        curve([0.8, 0.9, 0.8, 0.9], train=[10, 50, 80, 99], train_loss=[4.0, 2.0, 0.8, 0.1]), setting(1e-3), "never_learned",
-        "training accuracy is 99.0 %", "learned by heart: look whether the labels are those of the photos.",
+    "chance, at a rate that is not too high": (
+        curve([0.8, 0.9, 1.0, 0.9]),
+        setting(1e-4),
+        "never_learned",
+        "",
+        "phase=lr_range",
+    ),
+    "memorised training images": (
+        curve([0.8, 0.9, 0.8, 0.9], train=[10, 50, 80, 99], train_loss=[4.0, 2.0, 0.8, 0.1]),
+        setting(1e-3),
+        "never_learned",
+        "training accuracy is 99.0 %",
+        "were memorised: check whether their labels are correct.",
     ),
     "wrong pixels": (
-        curve([1, 3, 2, 2.5]), setting(1e-3, native=False), "never_learned", "3.0 % at best", "not those of pretraining: type preprocessing=native.",
+        curve([1, 3, 2, 2.5]),
+        setting(1e-3, native=False),
+        "never_learned",
+        "3.0 % at best",
+        "not those of pretraining: type preprocessing=native.",
     ),
-    "few breeds, few photos, all right": (curve([60, 90, 100, 100], n=10), setting(classes=2), "learned", "best validation 100.0 %", ""),
-    "few breeds, few photos, chance": (curve([50, 60, 55, 45], n=20), setting(classes=2), "never_learned", "where chance is 50.0 %", ""),
-    "not a number": (
-        curve(STEADY[:1]), setting(1e-2, diverged="the loss was nan at step 7 (epoch 2), lr 0.01"), "diverged", "at step 7 (epoch 2), lr 0.01",
+    "few classes, few images, all correct": (
+        curve([60, 90, 100, 100], n=10),
+        setting(classes=2),
+        "learned",
+        "best validation 100.0 %",
+        "",
+    ),
+    "few classes, few images, chance": (
+        curve([50, 60, 55, 45], n=20),
+        setting(classes=2),
+        "never_learned",
+        "where chance is 50.0 %",
+        "",
+    ),
+    "a loss of NaN": (
+        curve(STEADY[:1]),
+        setting(1e-2, diverged="the loss was nan at step 7 (epoch 2), lr 0.01"),
+        "diverged",
+        "at step 7 (epoch 2), lr 0.01",
         "Type optimizer.lr=1e-3;",
     ),
-    "not a number before the first epoch": (
-        [], setting(1.0, diverged="the loss was inf at step 2 (epoch 1), lr 1"), "diverged", "inf at step 2 (epoch 1)", "Type optimizer.lr=1e-2;",
+    "an infinite loss in the first epoch": (
+        [],
+        setting(1.0, diverged="the loss was inf at step 2 (epoch 1), lr 1"),
+        "diverged",
+        "inf at step 2 (epoch 1)",
+        "Type optimizer.lr=1e-2;",
     ),
     "no epoch": ([], setting(), "never_learned", "no epoch was finished", "phase=lr_range"),
     "overfitting": (
-        curve([70, 73, 72, 71], train=[72, 85, 95, 99], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 0.6, 0.2, 0.05]), setting(), "overfitting",
-        "validation loss rose from 0.90 in epoch 2 to 1.80, while training accuracy reached 99.0 % and validation 71.0 %", "augment=guide",
+        curve(
+            [70, 73, 72, 71], train=[72, 85, 95, 99], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 0.6, 0.2, 0.05]
+        ),
+        setting(),
+        "overfitting",
+        "validation loss rose from 0.90 in epoch 2 to 1.80, while training accuracy reached 99.0 % and validation"
+        " 71.0 %",
+        "augment=guide",
     ),
     "validation loss rises with training loss": (
-        curve([70, 73, 72, 71], train=[72, 85, 95, 99], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 0.6, 0.7, 0.9]), setting(), "learned", "", "",
+        curve([70, 73, 72, 71], train=[72, 85, 95, 99], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 0.6, 0.7, 0.9]),
+        setting(),
+        "learned",
+        "",
+        "",
     ),
     "validation loss rises, accuracies alike": (
-        curve([70, 73, 73, 73], train=[70, 73, 74, 75], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 1.1, 1.0, 0.9]), setting(), "learned", "", "",
+        curve([70, 73, 73, 73], train=[70, 73, 74, 75], val_loss=[1.1, 0.9, 1.3, 1.8], train_loss=[1.2, 1.1, 1.0, 0.9]),
+        setting(),
+        "learned",
+        "",
+        "",
     ),
     "more gained than lost": (
-        curve(PARENTED), setting(1e-5, pair=PairedOutcome(60, 10, 1000, "test")), "better_than_frozen",
-        "+5.0 points on test (95 % interval +3.4 to +6.6; 60 photos gained, 10 lost of 1,000, p = ", "Keep the fine-tuned network.",
+        curve(PARENTED),
+        setting(1e-5, pair=PairedOutcome(60, 10, 1000, "test")),
+        "better_than_frozen",
+        "+5.0 points on test (95 % interval +3.4 to +6.6; 60 images gained, 10 lost of 1,000, p = ",
+        "Use the fine-tuned network.",
     ),
     "more lost than gained": (
-        curve(PARENTED), setting(1e-4, pair=PairedOutcome(10, 60, 1000, "val")), "worse_than_frozen", "-5.0 points on val",
+        curve(PARENTED),
+        setting(1e-4, pair=PairedOutcome(10, 60, 1000, "val")),
+        "worse_than_frozen",
+        "-5.0 points on val",
         "type optimizer.lr=1e-5, or unf",
     ),
     "as many gained as lost": (
-        curve(PARENTED), setting(1e-5, pair=PairedOutcome(12, 10, 1000, "test")), "no_better_than_frozen", "+0.2 points on test",
-        "is cheaper, keep it",
+        curve(PARENTED),
+        setting(1e-5, pair=PairedOutcome(12, 10, 1000, "test")),
+        "no_better_than_frozen",
+        "+0.2 points on test",
+        "1,000 images show no significant difference: use the frozen network, which is cheaper.",
     ),
     "a gain that is noise": (
-        curve(PARENTED), setting(1e-5, pair=PairedOutcome(20, 10, 1000, "test")), "no_better_than_frozen", "p = 0.099) against the frozen parent", "",
+        curve(PARENTED),
+        setting(1e-5, pair=PairedOutcome(20, 10, 1000, "test")),
+        "no_better_than_frozen",
+        "p = 0.099) compared with the frozen parent (significant if p < 0.01)",
+        "",
     ),
     "a fine-tune where nothing changed": (
-        curve(PARENTED), setting(1e-5, pair=PairedOutcome(0, 0, 60, "test")), "no_better_than_frozen", "0 photos gained, 0 lost of 60, p = 1)", "",
+        curve(PARENTED),
+        setting(1e-5, pair=PairedOutcome(0, 0, 60, "test")),
+        "no_better_than_frozen",
+        "0 images gained, 0 lost of 60, p = 1)",
+        "",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_curve_has_its_verdict(case: str) -> None:
+def test_judge_returns_verdict_reason_and_advice(case: str) -> None:
     epochs, about, name, reason, advice = CASES[case]
     verdict = judge(epochs, about)
     assert verdict.name == name
@@ -131,21 +267,24 @@ def test_a_curve_has_its_verdict(case: str) -> None:
     assert all(isinstance(value, float) for value in verdict.numbers.values())
 
 
-def test_there_is_a_curve_for_every_verdict() -> None:
+def test_cases_cover_every_verdict() -> None:
     assert {name for *_, name, _, _ in CASES.values()} == set(VERDICTS)
 
 
-def test_a_verdict_s_numbers_can_be_searched_by() -> None:
+def test_judge_returns_the_numbers_of_the_reason() -> None:
     collapsed, never = judge(curve(GUIDE), setting(1e-2)).numbers, judge(curve([0.8, 1.0, 0.9]), setting()).numbers
     assert collapsed == pytest.approx({"peak": 0.431, "fall": 0.431 - 0.1439, "peak_epoch": 1}, abs=1e-4)
     assert never == pytest.approx({"peak": 0.01, "chance": 1 / 120}, abs=1e-4)
     assert judge(curve(PARENTED), setting(pair=PairedOutcome(10, 0, 100, "test"))).numbers == {
-        "difference": 0.1, "p_value": pytest.approx(2 / 1024), "gained": 10, "lost": 0,
-    }  # fmt: skip
+        "difference": 0.1,
+        "p_value": pytest.approx(2 / 1024),
+        "gained": 10,
+        "lost": 0,
+    }
 
 
 @pytest.mark.parametrize(
-    # The first epoch after which it has collapsed beyond doubt; 0 for never
+    # `since`: the first epoch at whose end the attempt has collapsed; 0 for never.
     ("val", "since"),
     [
         (GUIDE, 3),
@@ -156,7 +295,7 @@ def test_a_verdict_s_numbers_can_be_searched_by() -> None:
         ([0.8, 0.9, 0.8, 0.7], 0),
     ],
 )
-def test_a_collapse_is_certain_at_its_second_bad_epoch(val: list[float], since: int) -> None:
+def test_has_collapsed_from_the_second_bad_epoch(val: list[float], since: int) -> None:
     epochs = curve(val)
-    certain = [number for number in range(len(val) + 1) if has_collapsed(epochs[:number])]
-    assert certain[:1] == ([since] if since else [])
+    collapsed = [number for number in range(len(val) + 1) if has_collapsed(epochs[:number])]
+    assert collapsed[:1] == ([since] if since else [])

@@ -1,24 +1,27 @@
+"""Command `python -m dogbreeds.why`: the ablation's arithmetic, its runs, and its errors."""
+
 import pytest
 
 from dogbreeds.evaluation.ablation import cells, conclusion, effects, interval, report
-from dogbreeds.experiments.ablation_runs import changed, parent_of
+from dogbreeds.experiments.ablation_runs import parent_overrides, replace_overrides
 
 LR, HEAD = "optimizer.lr=1e-3", "head=linear"
 NONE, BOTH = frozenset(), frozenset({LR, HEAD})
 
 
 def measured(none, lr, head, both):
+    """Return the accuracies of each cell: nothing reverted, one factor, the other, and both."""
     return {NONE: none, frozenset({LR}): lr, frozenset({HEAD}): head, BOTH: both}
 
 
-def test_cells_are_none_each_all_but_one_and_all() -> None:
+def test_cells_are_none_each_factor_all_but_one_and_all() -> None:
     assert cells(["a=1"]) == [frozenset(), frozenset({"a=1"})]
     assert len(cells([LR, HEAD])) == 4
     assert len(cells(["a=1", "b=2", "c=3"])) == 8
     assert len(cells(["a=1", "b=2", "c=3", "d=4"])) == 10
 
 
-def test_two_knobs_explain_all_there_is() -> None:
+def test_effects_of_two_factors_sum_to_the_total() -> None:
     found = effects([LR, HEAD], measured([0.1, 0.2], [0.5, 0.6], [0.3, 0.2], [0.9, 0.8]))
     lr, head = found
     assert lr.alone == pytest.approx((0.4, 0.4))
@@ -29,61 +32,63 @@ def test_two_knobs_explain_all_there_is() -> None:
     )
 
 
-def test_the_interval_is_student_s() -> None:
+def test_interval_is_students_t() -> None:
     assert interval([1.0]) is None
-    # Mean 2, standard error 1/sqrt(3), t of 2 degrees of freedom 4.303
+    # The mean is 2, the standard error 1/sqrt(3), and t with 2 degrees of freedom 4.303.
     low, high = interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
     assert interval([0.5] * 20) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "beginning"),
     [
         (
             measured([0.1, 0.11], [0.9, 0.91], [0.1, 0.11], [0.9, 0.91]),
-            "optimizer.lr=1e-3 did most: it explains +80.0 (+80.0 to +80.0) points of +80.0, all else +0.0.",
+            "optimizer.lr=1e-3 has the largest effect: it explains +80.0 (+80.0 to +80.0) points of +80.0, all other"
+            " factors +0.0.",
         ),
         (
             measured([0.1, 0.1], [0.9, 0.9], [0.88, 0.88], [0.91, 0.91]),
-            "Putting back any one of optimizer.lr=1e-3, head=linear is enough",
+            "Reverting any one of optimizer.lr=1e-3, head=linear suffices: alone it gives 90 % or more of +",
         ),
         (
             measured([0.1, 0.2], [0.2, 0.1], [0.1, 0.1], [0.2, 0.11]),
-            "No knob stands out from noise: putting all of them back changes +0.5 (",
+            "No factor is significant: reverting all of them changes the accuracy by +0.5 (",
         ),
         (
             measured([0.5, 0.5], [0.7, 0.7], [0.3, 0.3], [0.5, 0.5]),
             (
-                "The knobs pull against each other (optimizer.lr=1e-3 +20.0 (+20.0 to +20.0), head=linear -20.0 (-20.0"
-                " to -20.0)): putting all"
+                "The factors counteract each other (optimizer.lr=1e-3 +20.0 (+20.0 to +20.0), head=linear -20.0 (-20.0"
+                " to -20.0)): reverting all"
             ),
         ),
         (
             measured([0.1], [0.9], [0.1], [0.9]),
-            "With one seed there is no interval: the knobs together change +80.0 points.",
+            "With one seed there is no interval: reverting all factors changes the accuracy by +80.0 points. Set"
+            " why.seeds",
         ),
     ],
 )
-def test_the_conclusion(values, said: str) -> None:
+def test_conclusion_names_the_pattern_of_the_effects(values, beginning: str) -> None:
     total = [after - before for before, after in zip(values[NONE], values[BOTH], strict=True)]
-    assert conclusion(effects([LR, HEAD], values), total).startswith(said)
+    assert conclusion(effects([LR, HEAD], values), total).startswith(beginning)
 
 
-def test_the_report_has_each_cell_and_each_knob() -> None:
+def test_report_lists_each_cell_and_each_factor() -> None:
     values = measured([0.354, 0.466], [0.919, 0.925], [0.906, 0.918], [0.932, 0.933])
     verdicts = {cell: ["learned", "learned"] for cell in values} | {NONE: ["collapsed", "never_learned"]}
-    said = report([LR, HEAD], values, verdicts)
-    assert "| nothing | 35.4 46.6 | collapsed (1), never learned (1) |" in said
-    assert "| optimizer.lr=1e-3 head=linear | 93.2 93.3 | learned (2) |" in said
-    assert "| optimizer.lr=1e-3 | +26.6 (" in said
+    text = report([LR, HEAD], values, verdicts)
+    assert "| nothing | 35.4 46.6 | collapsed (1), never learned (1) |" in text
+    assert "| optimizer.lr=1e-3 head=linear | 93.2 93.3 | learned (2) |" in text
+    assert "| optimizer.lr=1e-3 | +26.6 (" in text
 
 
-def test_what_is_put_back_replaces_what_was_typed() -> None:
-    assert changed(["attempt=a", "head=mlp", "+optimizer.lr=1"], [HEAD, LR]) == ["attempt=a", HEAD, LR]
+def test_replace_overrides_replaces_overrides_of_the_same_key() -> None:
+    assert replace_overrides(["attempt=a", "head=mlp", "+optimizer.lr=1"], [HEAD, LR]) == ["attempt=a", HEAD, LR]
 
 
-def test_the_parent_of_a_fine_tune_has_its_model_and_head_wherever_they_came_from(composed) -> None:
+def test_parent_overrides_keep_the_model_and_head_of_a_fine_tune(composed) -> None:
     choices = {
         "attempt": "resnet50_finetune_50",
         "model": "resnet50",
@@ -91,7 +96,7 @@ def test_the_parent_of_a_fine_tune_has_its_model_and_head_wherever_they_came_fro
         "head": "mlp",
         "phase": "finetune",
     }
-    overrides = parent_of(
+    overrides = parent_overrides(
         ["attempt=resnet50_finetune_50", "head=linear", "unfreeze.layers=20", "phase.epochs=3", "seed=1"], choices
     )
     assert overrides == ["attempt=frozen", "data=stanford_dogs", "model=resnet50", "head=linear", "seed=1"]
@@ -105,28 +110,28 @@ def test_the_parent_of_a_fine_tune_has_its_model_and_head_wherever_they_came_fro
 
 
 @pytest.mark.slow
-def test_why_an_attempt_collapsed(command) -> None:
+def test_why_runs_every_cell_once_and_skips_finished_ones(command) -> None:
     small = ("data.breeds=20", "phase.epochs=5", "tracking.system_metrics_seconds=0")
-    asked = command("why", "attempt=lr_collapse", "why.seeds=[0,1]", *small)
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stderr.count("already there") == 0
-    assert "| nothing | " in asked.stdout
-    assert "| optimizer.lr=1e-3 head=linear | " in asked.stdout
+    first = command("why", "attempt=lr_collapse", "why.seeds=[0,1]", *small)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count("skipped: run ") == 0
+    assert "| nothing | " in first.stdout
+    assert "| optimizer.lr=1e-3 head=linear | " in first.stdout
     again = command("why", "attempt=lr_collapse", "why.seeds=[0,1]", *small)
-    assert again.stdout.split("| put back |")[1] == asked.stdout.split("| put back |")[1]
-    assert again.stdout.count("already there") + again.stderr.count("already there") == 8
+    assert again.stdout.split("| reverted |")[1] == first.stdout.split("| reverted |")[1]
+    assert again.stdout.count("skipped: run ") + again.stderr.count("skipped: run ") == 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["attempt=frozen"], "attempt=frozen has no reference in conf/why.yaml."),
         (
             [],
             (
                 "No attempt was named. It must be one of torch_pixels, lr_collapse, finetune_50, resnet50_finetune_50,"
-                " or its knobs must be named."
+                " or the settings to revert must be listed."
             ),
         ),
         (["attempt=lr_collapse", "why.seeds=[a]"], "why.seeds was ['a']. It must be a list of different whole numbers"),
@@ -134,12 +139,12 @@ def test_why_an_attempt_collapsed(command) -> None:
             ["attempt=lr_collapse", "why.seeds=[0,0]"],
             "why.seeds was [0, 0]. It must be a list of different whole numbers",
         ),
-        (["attempt=lr_collapse", "phase=lr_range"], "phase=lr_range was asked about."),
+        (["attempt=lr_collapse", "phase=lr_range"], "phase=lr_range was given."),
         (["attempt=lr_collapse", "why.put_back=[]"], "why.put_back was []. It must be a list of settings."),
-        (["attempt=lr_collapse", "tracking=none"], "tracking=none was chosen."),
+        (["attempt=lr_collapse", "tracking=none"], "tracking=none was given."),
     ],
 )
-def test_what_cannot_be_asked(command, arguments: list[str], said: str) -> None:
-    asked = command("why", *arguments)
-    assert asked.returncode == 1
-    assert said in asked.stderr
+def test_why_rejects_settings_that_it_cannot_explain(command, arguments: list[str], message: str) -> None:
+    done = command("why", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr

@@ -1,4 +1,4 @@
-"""Which cases of a test run with every change, and which once in a while."""
+"""Assign the cases of a parametrized test to the test tiers: default, slow and long."""
 
 from collections.abc import Collection, Iterable
 
@@ -8,7 +8,13 @@ Case = tuple[object, ...]
 
 
 def tiered(cases: Iterable[Case], first: Collection[Case] = (), slow: Collection[Case] = ()) -> list:
-    """All cases, for `parametrize`: those of the default tier and of the slow one as named, all others in the long one."""
+    """Return all cases for `parametrize`, with the marks of their tiers.
+
+    Args:
+        cases: all cases.
+        first: cases of the default tier.
+        slow: cases of the slow tier; all others are in the long one.
+    """
     marks = {**dict.fromkeys(slow, (pytest.mark.slow,)), **dict.fromkeys(first, ())}
     listed = list(cases)
     assert set(marks) <= set(listed)

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a bar with rate and time left, or a line now and then where output is kept; no noise."""
+"""Terminal output: progress bars, progress log lines, and silenced native libraries."""
 
 import contextlib
 import logging
@@ -14,45 +14,50 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Between two lines where there is no terminal
-_QUIET_SECONDS = 10.0
-# Whether others write to the same terminal
-_alongside = False
+# Seconds between two progress lines where there is no terminal.
+_LOG_INTERVAL_SECONDS = 10.0
+# Whether jobs in other processes write to the same terminal.
+_shares_terminal = False
 
 
-def alongside(number: int) -> None:
-    """From now on each line begins with a job's number, and no bar is drawn: jobs in other processes write here too."""
-    global _alongside
-    _alongside = True
+def prefix_log_lines(job_number: int) -> None:
+    """Start each log line with a job's number, and log progress instead of drawing bars.
+
+    For jobs that run in parallel and write to the same terminal.
+    """
+    global _shares_terminal
+    _shares_terminal = True
     for handler in logging.getLogger().handlers:
         if type(handler) is logging.StreamHandler:
-            handler.setFormatter(logging.Formatter(f"#{number} %(message)s"))
+            handler.setFormatter(logging.Formatter(f"#{job_number} %(message)s"))
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of units just done.
+def progress(description: str, total: int, unit: str, completed: int = 0) -> Iterator[Callable[[int], None]]:
+    """Report progress with rate and time left: a bar in a terminal, otherwise a log line every ten seconds.
 
     Args:
-        what: the work's name, a few words.
-        total: units to do.
-        unit: their name, in the plural.
-        before: units that were done before: they are of the total, and no part of the rate.
+        description: name of the work, a few words.
+        total: number of units, those in `completed` included.
+        unit: plural name of a unit.
+        completed: units done by an earlier process. They count towards the total and not towards the rate.
+
+    Yields:
+        A function that takes the number of units just done.
     """
-    shown = (
-        _bar(what, total, unit, before) if sys.stderr.isatty() and not _alongside else _lines(what, total, unit, before)
-    )
-    with shown as advance:
+    draws_bar = sys.stderr.isatty() and not _shares_terminal
+    report = _bar if draws_bar else _log_lines
+    with report(description, total, unit, completed) as advance:
         yield advance
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int, unit: str, completed: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class RateColumn(ProgressColumn):
         def render(self, task):
             speed = task.finished_speed or task.speed
             return Text(f"{speed:,.0f} {unit}/s" if speed else "")
@@ -61,81 +66,83 @@ def _bar(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[in
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        Rate(),
+        RateColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
-        task = bars.add_task(what, total=total, completed=before)
+        task = bars.add_task(description, total=total, completed=completed)
         yield lambda done: bars.advance(task, done)
 
 
 @contextlib.contextmanager
-def _lines(what: str, total: int, unit: str, before: int) -> Iterator[Callable[[int], None]]:
-    started = said = time.monotonic()
+def _log_lines(description: str, total: int, unit: str, completed: int) -> Iterator[Callable[[int], None]]:
+    started = last_logged = time.monotonic()
     done = 0
 
-    def advance(more: int) -> None:
-        nonlocal done, said
-        done += more
+    def advance(newly_done: int) -> None:
+        nonlocal done, last_logged
+        done += newly_done
         now = time.monotonic()
-        if now - said >= _QUIET_SECONDS and before + done < total:
-            said = now
-            rate, left = done / (now - started), total - before - done
+        if now - last_logged >= _LOG_INTERVAL_SECONDS and completed + done < total:
+            last_logged = now
+            rate = done / (now - started)
+            remaining = total - completed - done
             log.info(
                 "%s: %s of %s, %.0f %s/s, %.0f s left",
-                what,
-                f"{before + done:,}",
+                description,
+                f"{completed + done:,}",
                 f"{total:,}",
                 rate,
                 unit,
-                left / rate,
+                remaining / rate,
             )
 
     yield advance
     seconds = time.monotonic() - started
-    log.info("%s: %s in %.1f s, %.0f %s/s", what, f"{done:,}", seconds, done / max(seconds, 1e-9), unit)
+    log.info("%s: %s in %.1f s, %.0f %s/s", description, f"{done:,}", seconds, done / max(seconds, 1e-9), unit)
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Holds back what native code writes to the standard error, such as TensorFlow's remarks on being imported; shows it if the body fails.
+    """Silence native code, such as TensorFlow's import messages on standard error. Print them only if the body fails.
 
-    TensorFlow's own log says errors only from then on: it warns of retracing, and of tables in a graph, which are meant to be so.
+    From then on TensorFlow's logger reports errors only: its warnings about retracing and about tables in a graph are
+    expected here.
     """
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sys.stderr.flush()
-    real = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    original_stderr = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException:
-            held.seek(0)
-            os.write(real, held.read())
+            captured.seek(0)
+            os.write(original_stderr, captured.read())
             raise
         finally:
-            os.dup2(real, 2)
-            os.close(real)
+            os.dup2(original_stderr, 2)
+            os.close(original_stderr)
 
 
-def columns(stream: TextIO) -> int | None:
-    """Columns of the terminal that a stream is shown in; None where it goes elsewhere."""
+def terminal_width(stream: TextIO) -> int | None:
+    """Return the columns of the terminal that a stream writes to, or None if it writes elsewhere."""
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
-def console(file: TextIO, width: int | None, otherwise: int) -> "Console":
-    """What lays text out for a terminal.
+def make_console(file: TextIO, width: int | None, default_width: int) -> "Console":
+    """Create a rich console that lays out text.
 
     Args:
-        file: that it is laid out into.
-        width: columns of the terminal; None where it goes elsewhere, without colours.
-        otherwise: columns then.
+        file: where the text is written.
+        width: columns of the terminal; None where the output goes elsewhere, which also disables colours.
+        default_width: columns if `width` is None.
     """
     from rich.console import Console
 
     return Console(
         file=file,
-        width=width or otherwise,
+        width=width or default_width,
         force_terminal=width is not None,
         no_color="NO_COLOR" in os.environ or width is None,
     )

@@ -1,9 +1,9 @@
-"""Errors that a user can put right."""
+"""Errors that a user can fix."""
 
 
 class UserError(ValueError):
-    """Something the user can put right. Its text is what was received, what is allowed, and what to type."""
+    """Error that the user can fix. Its message states what was received, what is allowed, and what to type."""
 
 
 class MissingFileError(FileNotFoundError):
-    """A file or folder that the user named and that is not there. Its text is as `UserError`'s."""
+    """A file or folder given by the user does not exist. Its message has the same parts as that of `UserError`."""

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Atomic output: files and folders that are written completely or not at all."""
 
 import contextlib
 import errno
@@ -14,28 +14,33 @@ import psutil
 
 from dogbreeds.core.errors import UserError
 
+# Temporary folder within an output folder, named after the process that writes it.
+_TEMPORARY = re.compile(r"\.(\d+)\.part")
+_FOLDER_HINT = "Type output=<folder>."
+
 
 @contextlib.contextmanager
-def sink(place: str | None, example: str) -> Iterator[TextIO]:
-    """Where a result is written to: the standard output, or a file, whole or not at all.
+def output_stream(output: str | None, example: str) -> Iterator[TextIO]:
+    """Open standard output, or a file that is written completely or not at all.
 
     Args:
-        place: the file; None for the standard output.
-        example: of a file, for errors.
+        output: path of the file; None for standard output.
+        example: example of such a path, for error messages.
 
     Raises:
-        UserError: where there can be no such file.
+        UserError: if the file cannot be written.
     """
-    if place is None:
+    if output is None:
         yield sys.stdout
         return
-    path = Path(os.path.realpath(Path(place).expanduser()))
-    with contextlib.ExitStack() as opened:
+    path = Path(os.path.realpath(Path(output).expanduser()))
+    with contextlib.ExitStack() as stack:
         try:
             if path.exists() and not path.is_file():
-                raise OSError(errno.EEXIST, "it is no file")
+                raise OSError(errno.EEXIST, "not a regular file")
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = opened.enter_context(opened.enter_context(aside(path)).open("w", encoding="utf-8"))
+            temporary = stack.enter_context(atomic_write(path))
+            stream = stack.enter_context(temporary.open("w", encoding="utf-8"))
         except OSError as error:
             raise UserError(
                 f"{path} cannot be written ({error.strerror}). output must be a file. Type output={example}, for"
@@ -45,76 +50,80 @@ def sink(place: str | None, example: str) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def aside(place: Path) -> Iterator[Path]:
-    """A file to write, beside its place, which it takes once the body is done; if that fails, the place stays as it was."""
-    written = place.with_name(f".{place.name}.{os.getpid()}")
+def atomic_write(target: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder. After the body it replaces `target`.
+
+    If the body fails or is interrupted, `target` is unchanged.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        yield written
-        written.replace(place)
+        yield temporary
+        temporary.replace(target)
     finally:
-        written.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def folder(place: Path, own: Sequence[str]) -> Iterator[Path]:
-    """A folder to write into, beside its place; once the body is done, what it wrote takes the place of what an earlier command had there.
+def atomic_folder(target: Path, owned: Sequence[str]) -> Iterator[Path]:
+    """Yield a temporary folder whose files replace those of an earlier command in `target` after the body.
 
-    Whatever cuts the body off, the place stays as it was. Files of other names that lie there are left alone.
+    If the body fails or is interrupted, `target` is unchanged. Files with other names in `target` are left alone.
 
     Args:
-        place: a new folder, an empty one, or one of an earlier command.
-        own: names of all that a command may write there. Those that it does not write go, and the first, which it always writes, tells that a
-            folder is one of its own.
+        target: a new folder, an empty one, or the output of an earlier command.
+        owned: names of all files that the command may write to `target`. Those that it does not write this time are
+            removed. The command always writes the first, which identifies a folder as the output of an earlier command.
 
     Raises:
-        UserError: where there can be no such folder, or where it holds other things.
+        UserError: if the folder cannot be created, or contains other files.
     """
-    new = not place.exists()
+    is_new = not target.exists()
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        there = [item.name for item in place.iterdir() if not _PART.fullmatch(item.name)]
-        if there and own[0] not in there:
+        target.mkdir(parents=True, exist_ok=True)
+        existing = [item.name for item in target.iterdir() if not _TEMPORARY.fullmatch(item.name)]
+        if existing and owned[0] not in existing:
             raise UserError(
-                f"{place} holds other things, such as {there[0]}. output must be a new folder, an empty one, or an"
-                f" earlier result. {_TYPE}"
+                f"{target} contains other files, such as {existing[0]}. output must be a new folder, an empty one, or"
+                f" the output of an earlier command. {_FOLDER_HINT}"
             )
-        for item in place.iterdir():
-            # By a process that was killed
-            if (left := _PART.fullmatch(item.name)) and not psutil.pid_exists(int(left[1])):
-                remove(item)
-        written = place / f".{os.getpid()}.part"
-        written.mkdir()
+        _remove_abandoned(target)
+        temporary = target / f".{os.getpid()}.part"
+        temporary.mkdir()
     except OSError as error:
         raise UserError(
-            f"{place} cannot be made ({error.strerror}). output must be a folder that you may write to. {_TYPE}"
+            f"{target} cannot be created ({error.strerror}). output must be a folder that you may write to."
+            f" {_FOLDER_HINT}"
         ) from error
     try:
-        yield written
-        for name in own:
-            _move(written / name, place / name)
+        yield temporary
+        for name in owned:
+            _replace(temporary / name, target / name)
     finally:
-        shutil.rmtree(written, ignore_errors=True)
-        if new:
-            # It is not empty
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            # Fails if the folder has content by now, which is then complete.
             with contextlib.suppress(OSError):
-                place.rmdir()
+                target.rmdir()
 
 
-_PART = re.compile(r"\.(\d+)\.part")
-_TYPE = "Type output=<folder>."
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary folders of processes that were killed."""
+    for item in folder.iterdir():
+        if (match := _TEMPORARY.fullmatch(item.name)) and not psutil.pid_exists(int(match[1])):
+            remove(item)
 
 
-def _move(item: Path, target: Path) -> None:
-    """Puts a file or folder in the place of another, or of none; where it is not there, the other goes."""
+def _replace(item: Path, target: Path) -> None:
+    """Move a file or folder to `target`, replacing what is there. If `item` does not exist, remove `target`."""
     if target.is_dir() or not item.exists():
         remove(target)
     if item.exists():
         item.replace(target)
 
 
-def remove(place: Path) -> None:
-    """Removes a file, a link, or a folder with all that is in it; nothing where nothing is."""
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
+def remove(path: Path) -> None:
+    """Remove a file, a symbolic link, or a folder with its content. Do nothing if the path does not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     else:
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

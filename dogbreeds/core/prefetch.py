@@ -1,4 +1,4 @@
-"""Work that runs ahead of its result's use, in order and in bounded memory: photos are decoded while the network is busy with those before."""
+"""Prefetching: threads compute results before they are needed, such as decoded images while the network is busy."""
 
 import os
 from collections import deque
@@ -10,25 +10,25 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def mapped(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
-    """The result of each item, in their order, worked out by as many threads as there are cores.
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
+    """Apply a function to each item in one thread per core, and yield the results in the order of the items.
 
-    What is closed early, or fails, begins nothing more.
+    Memory is bounded by `ahead`. After the generator is closed, or a call has failed, no further call starts.
 
     Args:
-        work: may run in several threads at once.
-        items: gone over lazily.
-        ahead: how many items are at most begun, or done, before the result of the first is taken; 1 or more.
+        function: must be thread-safe.
+        items: consumed lazily.
+        ahead: maximum number of calls started before their results are taken, 1 or more.
     """
-    running: deque[Future[Result]] = deque()
+    pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="ahead") as pool:
         try:
             for item in items:
-                running.append(pool.submit(work, item))
-                if len(running) >= ahead:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
+                pending.append(pool.submit(function, item))
+                if len(pending) >= ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            for future in running:
+            for future in pending:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""Which process on which machine something is, so that another can tell whether it is still there."""
+"""Process identity across machines and reboots, by which another process can tell whether one is still running."""
 
 import os
 import platform
@@ -7,34 +7,34 @@ from pathlib import Path
 
 import psutil
 
-# Tags that name a process; when it began, too, since numbers come again
-PROCESS = ("host", "host.boot", "process", "process.started")
+# Run tags that identify a process. The start time is one of them because process ids are reused.
+PROCESS_TAGS = ("host", "host.boot", "process", "process.started")
 
 
-def owner() -> dict[str, str]:
-    """This process, as a run's tags have it."""
-    return dict(zip(PROCESS, (platform.node(), boot(), str(os.getpid()), str(began(os.getpid()))), strict=True))
+def process_tags() -> dict[str, str]:
+    """Return this process's identity as run tags."""
+    values = (platform.node(), boot_id(), str(os.getpid()), str(start_time(os.getpid())))
+    return dict(zip(PROCESS_TAGS, values, strict=True))
 
 
-def boot() -> str:
-    """Which of its starts the machine runs since; "-" where the kernel does not say."""
+def boot_id() -> str:
+    """Return the id of the machine's current boot, or "-" where the kernel does not provide one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return "-"
 
 
-def began(process: int) -> float:
-    """When a process began, in seconds since its machine did. psutil tells both by a clock that may be set meanwhile; the difference stays.
+def start_time(pid: int) -> float:
+    """Return a process's start time in seconds since boot.
 
-    Args:
-        process: its number.
+    psutil gives both times by the wall clock, which may be adjusted while the process runs. Their difference is stable.
     """
-    # First: an older psutil keeps it, to tell the other by
-    machine = psutil.boot_time()
-    return round(psutil.Process(process).create_time() - machine, 2)
+    # Read before the process's time, because older psutil versions cache the boot time for that.
+    boot_time = psutil.boot_time()
+    return round(psutil.Process(pid).create_time() - boot_time, 2)
 
 
-def spelled(tags: Mapping[str, str]) -> str:
-    """A process in a line, given tags that have what `owner` gives."""
-    return " ".join(tags.get(name, "-") for name in PROCESS)
+def format_process(tags: Mapping[str, str]) -> str:
+    """Format the tags of `process_tags` as one line; "-" stands for a missing one."""
+    return " ".join(tags.get(name, "-") for name in PROCESS_TAGS)

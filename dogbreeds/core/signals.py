@@ -1,5 +1,7 @@
-"""Ctrl-C and SIGTERM: they stop what is going on at once, or after the block that must not be cut in two. So does a scheduler's signal that a
-job's time is nearly over."""
+"""Signal handling: Ctrl-C, SIGTERM, and a scheduler's warning that a job's time is nearly over.
+
+Each is raised as an exception, at once or after the block that must not be interrupted.
+"""
 
 import contextlib
 import os
@@ -11,148 +13,166 @@ from types import FrameType
 
 import psutil
 
-# At most, for parallel jobs to write down how far they have come
+# Longest wait for parallel jobs to write their checkpoints.
 _GRACE_SECONDS = 8.0
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody wants the process to end."""
+    """The process received SIGTERM."""
 
 
 class OutOfTime(Terminated):
-    """A scheduler's signal: the job's time is nearly over."""
+    """A scheduler signalled that the job's time is nearly over.
 
-    def __init__(self, hand_over: Callable[[], None]):
+    Attributes:
+        run_scheduler_handler: calls the scheduler's own signal handler, which may queue the job again and ends the
+            process.
+    """
+
+    def __init__(self, run_scheduler_handler: Callable[[], None]):
         super().__init__()
-        # Lets the scheduler do what it does then, such as to queue the job again; it ends the process
-        self.hand_over = hand_over
+        self.run_scheduler_handler = run_scheduler_handler
 
 
-_RAISED: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-# Handlers that were there before ours
-_schedulers: dict[int, Callable[..., None]] = {}
-_elsewhere: Callable[[float], None] | None = None
+_EXCEPTIONS: dict[int, type[KeyboardInterrupt]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+# Handlers of SIGUSR1 and SIGUSR2 that a scheduler installed before ours.
+_scheduler_handlers: dict[int, Callable[..., None]] = {}
+# Cancels jobs that run on other machines.
+_remote_cancel: Callable[[float], None] | None = None
+# Signal that arrived and is not raised yet.
+_pending: int | None = None
+# Signal that was raised last.
 _raised: int | None = None
-_held = 0
-_arrived: int | None = None
+# Number of `deferred` blocks that are open.
+_deferral_depth = 0
 
 
-def handle() -> None:
-    """From now on both signals are raised as exceptions. Only a main thread can have it so; another is left as it is."""
+def install_handlers() -> None:
+    """Raise both signals, and a scheduler's, as exceptions from now on. Has no effect outside the main thread."""
     if threading.current_thread() is threading.main_thread():
-        for number in _RAISED:
-            signal.signal(number, _arrive)
+        for number in _EXCEPTIONS:
+            signal.signal(number, _on_signal)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
-            before = signal.getsignal(number)
-            # It would end the process at once, in the midst of writing too
-            if callable(before) and before is not _arrive:
-                _schedulers[number] = before
-                signal.signal(number, _arrive)
+            existing = signal.getsignal(number)
+            # The scheduler's handler would end the process at once, even in the middle of a write.
+            if callable(existing) and existing is not _on_signal:
+                _scheduler_handlers[number] = existing
+                signal.signal(number, _on_signal)
 
 
 @contextlib.contextmanager
-def job() -> Iterator[None]:
-    """The whole of a job, which a launcher may have brought to a process of its own: signals are raised in it, and a scheduler whose time is over
-    does what it does then once nothing is half-written any more."""
-    handle()
+def job_scope() -> Iterator[None]:
+    """Handle signals during one job, which a launcher may run in a process of its own.
+
+    A scheduler's own handler runs once the job has finished its writes.
+    """
+    install_handlers()
     try:
         yield
-    except OutOfTime as end:
-        end.hand_over()
+    except OutOfTime as stop:
+        stop.run_scheduler_handler()
         raise
     except KeyboardInterrupt:
-        # By which the command that started this process sees that nothing is left to be written
+        # Tells the command that started this process that nothing is left to write: see `_is_job`.
         ignore()
         raise
 
 
-def elsewhere(end: Callable[[float], None]) -> None:
-    """From now on `end_elsewhere` ends jobs by a function, which gets the seconds that it may take. Signals are not passed on to processes that this
-    one has started any more: they are no jobs, but what runs them."""
-    global _elsewhere
-    _elsewhere = end
+def set_remote_cancel(cancel: Callable[[float], None]) -> None:
+    """Set the function by which `cancel_remote_jobs` stops jobs on other machines.
+
+    Signals are no longer passed on to child processes from now on, because those are the launcher's and no jobs.
+
+    Args:
+        cancel: takes the number of seconds within which it must return.
+    """
+    global _remote_cancel
+    _remote_cancel = cancel
 
 
-def end_elsewhere() -> None:
-    """Ends jobs that are no processes of this one's, once a signal has been raised: from within its handler that cannot be done."""
-    if _elsewhere is not None:
-        # A cluster that is gone runs no jobs either; what ends the command is said
+def cancel_remote_jobs() -> None:
+    """Stop jobs on other machines. Call it after a signal was raised, because its handler cannot do this."""
+    if _remote_cancel is not None:
+        # A cluster that is unreachable runs no jobs either. The signal itself is what the user sees.
         with contextlib.suppress(Exception):
-            _elsewhere(_GRACE_SECONDS)
+            _remote_cancel(_GRACE_SECONDS)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A block that is not cut in two: a signal that arrives within is raised at its end."""
-    global _held
-    _held += 1
+    """Protect a block from interruption: a signal that arrives within it is raised at its end."""
+    global _deferral_depth
+    _deferral_depth += 1
     try:
         yield
     finally:
-        _held -= 1
-    _raise_what_arrived()
+        _deferral_depth -= 1
+    _raise_if_pending()
 
 
-def raise_arrived() -> None:
-    """Raises a signal that has arrived, within a held block too: one that waits for somebody else must not hold the user up."""
-    global _held
-    if _arrived is not None:
-        deferred, _held = _held, 0
+def raise_pending() -> None:
+    """Raise a signal that has arrived, even within a deferred block.
+
+    For code that waits for another process or a server, so that the user can interrupt the wait.
+    """
+    global _deferral_depth
+    if _pending is not None:
+        depth, _deferral_depth = _deferral_depth, 0
         try:
-            _raise_what_arrived()
+            _raise_if_pending()
         finally:
-            _held = deferred
+            _deferral_depth = depth
 
 
 def ignore() -> None:
-    """From now on both signals do nothing: the process is ending already."""
+    """Ignore both signals from now on, because the process is ending already."""
     if threading.current_thread() is threading.main_thread():
-        for number in _RAISED:
+        for number in _EXCEPTIONS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
-    """The shell's code for a process that the signal ended."""
-    # Which Ray makes a KeyboardInterrupt
+    """Return the shell's exit code for a process ended by this signal: 130 for Ctrl-C, 143 for SIGTERM."""
+    # Ray turns SIGTERM into a plain KeyboardInterrupt, so the last raised signal counts too.
     by_sigterm = isinstance(interruption, Terminated) or _raised == signal.SIGTERM
     return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
 
 
-def _arrive(number: int, _: FrameType | None) -> None:
-    global _arrived
-    if _arrived is None:
-        _arrived = number
-        if number in _RAISED and _elsewhere is None:
-            _tell_jobs()
-    if not _held:
-        _raise_what_arrived()
+def _on_signal(number: int, _: FrameType | None) -> None:
+    global _pending
+    if _pending is None:
+        _pending = number
+        if number in _EXCEPTIONS and _remote_cancel is None:
+            _terminate_jobs()
+    if not _deferral_depth:
+        _raise_if_pending()
 
 
-def _raise_what_arrived() -> None:
-    global _arrived, _raised
-    if _arrived is not None and not _held:
-        number, _arrived = _arrived, None
+def _raise_if_pending() -> None:
+    global _pending, _raised
+    if _pending is not None and not _deferral_depth:
+        number, _pending = _pending, None
         _raised = number
-        if number in _schedulers:
-            raise OutOfTime(lambda: _schedulers[number](number, None))
-        raise _RAISED[number]
+        if number in _scheduler_handlers:
+            raise OutOfTime(lambda: _scheduler_handlers[number](number, None))
+        raise _EXCEPTIONS[number]
 
 
-def _tell_jobs() -> None:
-    """Ends jobs that run in processes of their own: a launcher would kill them without a word."""
+def _terminate_jobs() -> None:
+    """Send SIGTERM to jobs in child processes and wait for them, because a launcher would kill them without warning."""
     jobs = [child for child in psutil.Process().children() if _is_job(child)]
     for job in jobs:
         with contextlib.suppress(psutil.NoSuchProcess):
-            # After Ctrl-C too: submitit gives its jobs no time to write then
+            # Also after Ctrl-C, because submitit then gives its jobs no time to write.
             job.terminate()
-    end = time.monotonic() + _GRACE_SECONDS
-    while any(map(_is_job, jobs)) and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while any(map(_is_job, jobs)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
 
 
 def _is_job(process: psutil.Process) -> bool:
-    """Whether a child process has our handler of SIGTERM or another: what has none, such as git, or ignores it, is left alone."""
+    """Return whether a child process handles SIGTERM. One that ignores it, or has no handler (git), is no job."""
     try:
         with open(f"/proc/{process.pid}/status") as file:
             caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")

@@ -1,4 +1,7 @@
-"""What every part of a run has in common: a frozen dataclass of plain values that checks itself and says what to type."""
+"""Specs: frozen dataclasses of plain values that validate their own fields. All parts of a run derive from them.
+
+A field is declared with a check, such as `number` or `one_of`, whose errors state what to type instead.
+"""
 
 import dataclasses
 import math
@@ -7,10 +10,11 @@ from typing import Any, ClassVar
 
 from dogbreeds.core.errors import UserError
 
+# Takes a config key and its value; returns the converted value, or raises UserError.
 Check = Callable[[str, Any], Any]
 
 
-def _declared(check: Check) -> Any:
+def _checked_field(check: Check) -> Any:
     return dataclasses.field(metadata={"check": check})
 
 
@@ -26,29 +30,37 @@ def number(
     at_most: float | None = None,
     example: float,
 ) -> Any:
-    """A field that holds a finite number; integers are taken as floats."""
-    limits = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    said = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+    """Declare a field for a finite number. Integers are converted to floats.
+
+    Args:
+        above: exclusive lower bound.
+        at_least: inclusive lower bound.
+        below: exclusive upper bound.
+        at_most: inclusive upper bound.
+        example: valid value, for the error message.
+    """
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
     def check(key: str, value: Any) -> float:
-        fits = (
+        is_valid = (
             _is_number(value)
             and (above is None or value > above)
             and (at_least is None or value >= at_least)
             and (below is None or value < below)
             and (at_most is None or value <= at_most)
         )
-        if not fits:
+        if not is_valid:
             raise UserError(
-                f"{key} was {value!r}. It must be a finite number {said}. Type {key}={example:g}, for example."
+                f"{key} was {value!r}. It must be a finite number {allowed}. Type {key}={example:g}, for example."
             )
         return float(value)
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
-    """A field that holds a whole number, or null where `optional`."""
+    """Declare a field for a whole number; with `optional`, null is allowed too."""
 
     def check(key: str, value: Any) -> int | None:
         if value is None and optional:
@@ -61,11 +73,11 @@ def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
             )
         return int(value)
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def one_of(*choices: str, optional: bool = False) -> Any:
-    """A field that holds one of these words, or null where `optional`."""
+    """Declare a field for one of the given words; with `optional`, null is allowed too."""
 
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
@@ -78,38 +90,42 @@ def one_of(*choices: str, optional: bool = False) -> Any:
             )
         return str(value)
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def boolean() -> Any:
-    """A field that is true or false."""
+    """Declare a field for true or false."""
 
     def check(key: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise UserError(f"{key} was {value!r}. It must be true or false. Type {key}=true or {key}=false.")
         return value
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def text(*, example: str, optional: bool = False) -> Any:
-    """A field that holds a non-empty text, such as a path or an address, or null where `optional`; a whole number is taken as it was typed."""
+    """Declare a field for a non-empty string, such as a path or an address; with `optional`, null is allowed too.
+
+    A whole number is converted to the string that was typed.
+    """
 
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
             return None
-        # A folder's name, or the beginning of a run's id, may be all digits; none that begin with 0 come as a number
+        # Hydra parses a folder name or run id of digits only as a number. One with a leading 0 stays a string, so no
+        # digit is lost here.
         if type(value) is int:
             value = str(value)
         if not isinstance(value, str) or not value:
-            raise UserError(f"{key} was {value!r}. It must be a text. Type {key}={example}, for example.")
+            raise UserError(f"{key} was {value!r}. It must be a non-empty string. Type {key}={example}, for example.")
         return value
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def integers(*, example: str) -> Any:
-    """A field that holds a list of whole numbers above zero."""
+    """Declare a field for a list of whole numbers above 0."""
 
     def check(key: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or not all(
@@ -120,25 +136,28 @@ def integers(*, example: str) -> Any:
             )
         return tuple(int(item) for item in value)
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 def texts(*, example: str) -> Any:
-    """A field that holds a list of texts, possibly empty."""
+    """Declare a field for a list of non-empty strings. The list may be empty."""
 
     def check(key: str, value: Any) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
             raise UserError(f"{key} was {value!r}. It must be a list of names. Type '{key}={example}', for example.")
         return tuple(value)
 
-    return _declared(check)
+    return _checked_field(check)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A config group's chosen option, or, where the group is empty, settings that stand alone.
+    """Base of all specs: the chosen option of a config group, or the settings of a command.
 
-    Each field is declared with its check; every default lives in `conf/<group>/`.
+    Each field is declared with its check. Every default is in `conf/<group>/`.
+
+    Attributes:
+        group: name of the config group, which prefixes the keys in errors; empty for a command's own settings.
     """
 
     group: ClassVar[str]

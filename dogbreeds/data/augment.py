@@ -1,43 +1,85 @@
-"""Augmentation, drawn statelessly: what a photo looks like in a view depends on (seed, view, index) alone."""
+"""Augmentation, drawn statelessly: a copy of an image depends on (seed, copy, index) alone.
+
+So augmented copies can be cached, and every run that asks for the same copy gets the same pixels.
+"""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dogbreeds.core.spec import Spec, boolean, integer, number
 
-# The guide's
+# Grey level of pixels from outside the image. Source: the guide.
 FILL_GREY = 128.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Spec):
-    """Photos are shown as they are."""
+    """Base of all augmentations. Applies none itself."""
 
     group = "augment"
 
-    def views(self) -> int:
-        """How many different copies of the training set the epochs go through in turn; 0 for the plain one."""
+    def num_copies(self) -> int:
+        """Number of augmented copies of the training set that the epochs cycle through; 0 without augmentation."""
         return 0
 
     @property
     def identity(self) -> dict[str, Any]:
+        """The settings that decide the pixels of a copy, part of the key of cached features."""
         return {}
 
-    def view(self, photos: np.ndarray, indices: np.ndarray, view: int, seed: int) -> np.ndarray:
-        """[b, s, s, 3] uint8 -> [b, s, s, 3] float32 in [0, 255]: copy number `view` of the photos with these indices."""
-        return photos.astype(np.float32)
+    def apply(self, images: np.ndarray, indices: np.ndarray, copy: int, seed: int) -> np.ndarray:
+        """Augment a batch of images.
+
+        Args:
+            images: [b, s, s, 3] uint8.
+            indices: [b] row of each image in its source.
+            copy: number of the augmented copy, from 0.
+            seed: 0 or more.
+
+        Returns:
+            [b, s, s, 3] float32 in [0, 255].
+        """
+        return images.astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Augment):
-    """Photos are shown as they are."""
+    """No augmentation."""
+
+
+class AugmentParameters(NamedTuple):
+    """Random parameters for one image.
+
+    Attributes:
+        transform: [8] float32 projective transform from output to input coordinates.
+        brightness: factor of all pixels.
+        contrast: factor of the differences from the image's mean.
+    """
+
+    transform: np.ndarray
+    brightness: float
+    contrast: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guide(Augment):
-    """The guide's: rotation, flip, shear, shift and zoom about the middle in one bilinear step, then brightness and contrast."""
+    """Augmentation of the guide.
+
+    Rotation, flip, shear, shift and zoom about the centre in one bilinear step, then brightness and contrast. Each is
+    drawn uniformly up to its limit, in both directions.
+
+    Attributes:
+        copies: number of augmented copies of the training set.
+        rotation_degrees: largest angle.
+        horizontal_flip: whether half of the images are mirrored.
+        shear_radians: largest shear.
+        shift_fraction: largest shift along each axis, as a fraction of the side.
+        zoom_fraction: largest change of scale along each axis.
+        brightness_fraction: largest change of brightness.
+        contrast_fraction: largest change of contrast.
+    """
 
     copies: int = integer(at_least=1, example=4)
     rotation_degrees: float = number(at_least=0, at_most=180, example=20)
@@ -48,35 +90,43 @@ class Guide(Augment):
     brightness_fraction: float = number(at_least=0, below=1, example=0.2)
     contrast_fraction: float = number(at_least=0, below=1, example=0.2)
 
-    def views(self) -> int:
+    def num_copies(self) -> int:
         return self.copies
 
     @property
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "copies"}
 
-    def view(self, photos: np.ndarray, indices: np.ndarray, view: int, seed: int) -> np.ndarray:
+    def apply(self, images: np.ndarray, indices: np.ndarray, copy: int, seed: int) -> np.ndarray:
         import tensorflow as tf
 
-        size = photos.shape[1]
-        drawn = [self.draw(int(index), view, seed, size) for index in indices]
-        moved = tf.raw_ops.ImageProjectiveTransformV3(
-            images=tf.cast(photos, tf.float32),
-            transforms=np.stack([transform for transform, _, _ in drawn]),
-            output_shape=photos.shape[1:3],
+        size = images.shape[1]
+        drawn = [self.draw_parameters(int(index), copy, seed, size) for index in indices]
+        transformed = tf.raw_ops.ImageProjectiveTransformV3(
+            images=tf.cast(images, tf.float32),
+            transforms=np.stack([parameters.transform for parameters in drawn]),
+            output_shape=images.shape[1:3],
             fill_value=FILL_GREY,
             interpolation="BILINEAR",
             fill_mode="CONSTANT",
         ).numpy()
-        brightness = np.array([factor for _, factor, _ in drawn], np.float32)[:, None, None, None]
-        contrast = np.array([factor for _, _, factor in drawn], np.float32)[:, None, None, None]
-        lit = moved * brightness
-        middle = lit.mean(axis=(1, 2, 3), keepdims=True)
-        return np.clip((lit - middle) * contrast + middle, 0, 255).astype(np.float32)
+        brightness = np.array([parameters.brightness for parameters in drawn], np.float32)[:, None, None, None]
+        contrast = np.array([parameters.contrast for parameters in drawn], np.float32)[:, None, None, None]
+        brightened = transformed * brightness
+        mean = brightened.mean(axis=(1, 2, 3), keepdims=True)
+        return np.clip((brightened - mean) * contrast + mean, 0, 255).astype(np.float32)
 
-    def draw(self, index: int, view: int, seed: int, size: int) -> tuple[np.ndarray, float, float]:
-        """One photo's transform, [8] float32 from output to input coordinates, and its brightness and contrast factors."""
-        rng = np.random.Generator(np.random.Philox(key=[seed, view], counter=[0, 0, 0, index]))
+    def draw_parameters(self, index: int, copy: int, seed: int, size: int) -> AugmentParameters:
+        """Draw the parameters for one image.
+
+        Args:
+            index: row of the image in its source.
+            copy: number of the augmented copy.
+            seed: 0 or more.
+            size: pixels a side.
+        """
+        # The order of the draws must not change, because cached features depend on it.
+        rng = np.random.Generator(np.random.Philox(key=[seed, copy], counter=[0, 0, 0, index]))
         angle = np.deg2rad(rng.uniform(-1, 1) * self.rotation_degrees)
         shear = rng.uniform(-1, 1) * self.shear_radians
         zoom_x, zoom_y = 1 + rng.uniform(-1, 1, size=2) * self.zoom_fraction
@@ -86,7 +136,7 @@ class Guide(Augment):
         contrast = 1 + rng.uniform(-1, 1) * self.contrast_fraction
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         linear = rotation @ np.array([[1, -np.sin(shear)], [0, np.cos(shear)]]) @ np.diag([flip * zoom_x, zoom_y])
-        middle = np.full(2, (size - 1) / 2)
-        offset = middle - linear @ (middle + shift)
+        centre = np.full(2, (size - 1) / 2)
+        offset = centre - linear @ (centre + shift)
         transform = np.array([*linear[0], offset[0], *linear[1], offset[1], 0, 0], dtype=np.float32)
-        return transform, brightness, contrast
+        return AugmentParameters(transform, brightness, contrast)

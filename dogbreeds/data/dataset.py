@@ -1,7 +1,7 @@
-"""Data sets: which photos there are, what they show, and which of them train, validate and test.
+"""Data sets: labelled images, and their splits into training, validation and test data.
 
-A *source* is a fixed set of photos in a fixed order; a *split* is rows of a source. What the frozen backbone says of a source
-is kept once, however the splits are then drawn, so that another seed costs no second pass over the photos.
+A *source* is a fixed set of images in a fixed order; a *split* is a selection of a source's rows. Features are cached
+for each source as a whole, so another split of it, such as one with another seed, needs no second pass over the images.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,20 +12,21 @@ import numpy as np
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, number, one_of
 from dogbreeds.core.text import digest
-from dogbreeds.data.image import Photo
+from dogbreeds.data.image import ImageLoader
 
 
 @dataclass(frozen=True)
 class Source:
-    """A fixed set of photos in a fixed order.
+    """A fixed set of images in a fixed order.
 
     Attributes:
-        name: which part of the data set it is.
-        labels: [n] int32, each below the number of classes.
-        ids: a name for each photo, such as its path below the root; printable, and no path that leads anywhere else.
-        digests: of each photo's bytes: equal ones are the same photo.
-        fingerprint: of names, labels and contents; equal fingerprints are the same photos.
-        read: goes over the photos in order; decoding happens when an item is called, so that it can happen in parallel.
+        name: the part of the data set, such as `train`.
+        labels: [n] int32 class indices.
+        ids: [n] name of each image, such as its path below the root; printable, and never a path that leads out of it.
+        digests: [n] digest of each image's bytes; equal digests mean the same image.
+        fingerprint: digest of all ids, labels and contents; equal fingerprints mean the same images.
+        loaders: iterates over the images in order. Each is decoded when its loader is called, so that several threads
+            can decode at once.
     """
 
     name: str
@@ -33,28 +34,43 @@ class Source:
     ids: tuple[str, ...]
     digests: tuple[str, ...]
     fingerprint: str
-    read: Callable[[], Iterator[Photo]]
+    loaders: Callable[[], Iterator[ImageLoader]]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a source, ascending."""
+    """Selection of a source's rows.
+
+    Attributes:
+        source: the images.
+        rows: [n] ascending row indices into the source.
+    """
 
     source: Source
     rows: np.ndarray
 
     @property
     def labels(self) -> np.ndarray:
+        """[n] int32 class indices of the rows."""
         return self.source.labels[self.rows]
 
     def without(self, rows: frozenset[int]) -> "Split":
-        """The same split, less these rows of its source."""
+        """Return the split without these rows of its source."""
         return Split(self.source, self.rows[~np.isin(self.rows, list(rows))]) if rows else self
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An opened data set: `train` and `val`, and `test` where there is one."""
+    """An opened data set.
+
+    Attributes:
+        name: name for logs and records.
+        class_names: name of each class, in the order of the labels.
+        train: training data.
+        val: validation data.
+        test: test data; None if the data set has none.
+        notes: sentences about skipped images.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -65,12 +81,13 @@ class Dataset:
 
     @property
     def splits(self) -> dict[str, Split]:
-        found = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: split for name, split in found.items() if split is not None}
+        """The splits that exist, by name."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
     @property
     def fingerprint(self) -> str:
-        """Of the photos and of which split each is in."""
+        """Digest of the class names, the images, and the split that each image is in."""
         parts = [
             f"{name}:{split.source.fingerprint}:{digest(split.rows.tobytes())}" for name, split in self.splits.items()
         ]
@@ -78,37 +95,43 @@ class Dataset:
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows in two, class by class, the same way for the same seed.
+    """Split rows in two within each class. The same seed gives the same split.
 
     Args:
-        labels: [n] class of each row.
-        fraction: of each class to hold out, above 0 and below 1; at least one row is held out of each class and one stays.
+        labels: [n] class index of each row.
+        fraction: fraction of each class to hold out, above 0 and below 1. Both parts get a row of each class or more.
         seed: 0 or more.
 
     Returns:
-        The rows that stay and those held out, both ascending.
+        The remaining rows and the held-out rows, both ascending.
 
     Raises:
-        UserError: where a class has a single row.
+        UserError: if a class has only one row.
     """
-    held: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UserError(
-                f"Class number {label} has one photo, and validation has to be held out of it. Every class needs two"
-                " photos or more, or a val folder of its own. Add photos, or make root/val/<class>/."
+                f"Class number {label} has one image, so none can be held out for validation. Every class needs two"
+                " images or more, or its own folder in val. Add images, or create root/val/<class>/."
             )
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         order = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(len(rows))
-        held.append(rows[order[:count]])
-    out = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(labels)), out), out
+        held_out.append(rows[order[:count]])
+    held_out_rows = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), held_out_rows), held_out_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Spec):
-    """What every data set needs to know."""
+    """Base of all data sets.
+
+    Attributes:
+        resize: how images become square, see `resize_images`.
+        on_corrupt: whether an unreadable image stops the run or is skipped.
+        max_corrupt_fraction: largest fraction of a source's images that may be skipped.
+    """
 
     group = "data"
     resize: str = one_of("stretch", "pad", "crop")
@@ -116,19 +139,23 @@ class Data(Spec):
     max_corrupt_fraction: float = number(at_least=0, at_most=1, example=0.01)
 
     def open(self) -> Dataset:
-        """Finds the photos and draws the splits; decodes nothing.
+        """Find the images and draw the splits. Decodes no pixels.
 
         Raises:
-            Missing: where the data is not there.
-            UserError: where it cannot be trained on.
+            MissingFileError: if the data does not exist.
+            UserError: if it cannot be trained on.
         """
         raise NotImplementedError
 
     def check_skipped(self, skipped: int, total: int, source: str) -> None:
-        """Raises `UserError` where more photos were skipped than `max_corrupt_fraction` allows."""
+        """Check the number of skipped images of a source.
+
+        Raises:
+            UserError: if more are skipped than `max_corrupt_fraction` allows.
+        """
         if skipped > self.max_corrupt_fraction * total:
             raise UserError(
-                f"{skipped:,} of {total:,} photos of {source} cannot be read. "
+                f"{skipped:,} of {total:,} images of {source} cannot be read. "
                 f"data.max_corrupt_fraction allows {self.max_corrupt_fraction:g} of them. "
-                f"Mend the files, or type data.max_corrupt_fraction={min(1.0, round(1.2 * skipped / total, 3)):g}."
+                f"Repair the files, or type data.max_corrupt_fraction={min(1.0, round(1.2 * skipped / total, 3)):g}."
             )

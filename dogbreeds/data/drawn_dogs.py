@@ -1,29 +1,32 @@
-"""Drawn dogs: the data set that ships with the package, so that the first attempt needs neither network nor GPU.
+"""Drawings of synthetic dogs, so that a first run needs neither network nor GPU.
 
-A breed is a fixed set of drawing parameters (coat, markings, ears, snout, legs, tail, build); a photo of it varies pose,
-light, background and what stands in front. The backbone that ships beside it was pretrained on the same breeds in other
-photos, as ImageNet's backbones were on Stanford Dogs' breeds; `models/pretrained/README.md` is its model card.
+A breed, which is one class, is a fixed set of drawing parameters: coat, markings, ears, snout, legs, tail and build.
+Images of it vary in pose, light, background and occlusion. The backbone that ships with the package was pretrained on
+other images of the same breeds, like ImageNet's backbones on the breeds of Stanford Dogs. Its model card is
+`models/pretrained/README.md`.
 """
 
 import colorsys
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Of the drawing: raise it when the same numbers would draw another dog
+# Part of the fingerprint of the images. Increase it with any change that alters the pixels.
 VERSION = 1
-# Pixels a side
+# Pixels a side.
 SIZE = 64
-# Breeds that the backbone was pretrained on; an attempt uses the first ones of them
-BREEDS = 240
-# Drawn twice as large, then averaged down, for soft edges
-_DRAWN = 2 * SIZE
+# Number of breeds that the backbone was pretrained on. A data set uses the first of them.
+NUM_BREEDS = 240
+# Images are drawn at twice the size and averaged down, which softens the edges.
+_CANVAS_SIZE = 2 * SIZE
+# Number of each split's random stream.
 _STREAMS = {"train": 0, "val": 1, "test": 2, "pretrain": 3, "pretrain_val": 4}
 
-# Name: hue, saturation, value
+# Hue, saturation and value of each coat, in [0, 1].
 _COATS = {
     "white": (0.10, 0.06, 0.95),
     "cream": (0.11, 0.28, 0.92),
@@ -41,7 +44,7 @@ _TAILS = ("straight", "curled", "docked", "plumed")
 
 @dataclass(frozen=True)
 class Breed:
-    """What all photos of one breed share. Lengths are fractions of the body's length."""
+    """Drawing parameters that all images of one breed share. Lengths are fractions of the body's length."""
 
     coat: str
     coat_shade: tuple[float, float, float]
@@ -74,11 +77,12 @@ def _shade(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
 
 @functools.cache
 def breed(index: int) -> Breed:
-    """The breed with this number, the same for ever.
+    """Return the drawing parameters of a breed. They depend on its index alone.
 
     Args:
-        index: 0 to `BREEDS` - 1.
+        index: 0 to `NUM_BREEDS` - 1.
     """
+    # The order of the draws must not change, because it decides the pixels.
     rng = np.random.Generator(np.random.Philox(key=[2025, index]))
     names = list(_COATS)
     first, second = rng.choice(len(names), size=2, replace=False)
@@ -105,20 +109,22 @@ def breed(index: int) -> Breed:
 
 
 def breed_name(index: int) -> str:
-    """A name that says what to look for, such as `017-golden-saddle-prick`."""
-    chosen = breed(index)
-    return f"{index:03d}-{chosen.coat}-{chosen.marking}-{chosen.ears}"
+    """Return the class name of a breed, which lists its features, such as `017-golden-saddle-prick`."""
+    dog = breed(index)
+    return f"{index:03d}-{dog.coat}-{dog.marking}-{dog.ears}"
 
 
 class _Canvas:
-    """A picture in the dog's own frame: x towards its nose, y up, lengths in body lengths, turned and mirrored as posed."""
+    """Drawing surface in the dog's coordinates: x towards its nose, y up, in body lengths, rotated and mirrored."""
 
     def __init__(self, image: Image.Image, scale: float, angle: float, mirrored: bool, centre: tuple[float, float]):
         self._draw = ImageDraw.Draw(image)
-        self._scale, self._mirror, self._centre = scale, -1.0 if mirrored else 1.0, centre
+        self._scale = scale
+        self._mirror = -1.0 if mirrored else 1.0
+        self._centre = centre
         self._cos, self._sin = math.cos(angle), math.sin(angle)
 
-    def _place(self, points: np.ndarray) -> list[tuple[float, float]]:
+    def _to_pixels(self, points: np.ndarray) -> list[tuple[float, float]]:
         x = points[:, 0] * self._cos - points[:, 1] * self._sin
         y = points[:, 0] * self._sin + points[:, 1] * self._cos
         horizontal = self._centre[0] + self._mirror * self._scale * x
@@ -126,7 +132,7 @@ class _Canvas:
         return list(zip(horizontal.tolist(), vertical.tolist(), strict=True))
 
     def polygon(self, points, colour) -> None:
-        self._draw.polygon(self._place(np.asarray(points, dtype=float)), fill=colour)
+        self._draw.polygon(self._to_pixels(np.asarray(points, dtype=float)), fill=colour)
 
     def ellipse(self, x, y, rx, ry, colour, turn=0.0, roughness=0.0, rng=None) -> None:
         angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
@@ -138,11 +144,11 @@ class _Canvas:
         self.polygon(np.stack([x + px * cos - py * sin, y + px * sin + py * cos], axis=1), colour)
 
     def stroke(self, points, width, colour) -> None:
-        placed = self._place(np.asarray(points, dtype=float))
-        pixels = max(2, round(width * self._scale))
-        self._draw.line(placed, fill=colour, width=pixels, joint="curve")
-        for x, y in (placed[0], placed[-1]):
-            radius = pixels / 2
+        line = self._to_pixels(np.asarray(points, dtype=float))
+        line_width = max(2, round(width * self._scale))
+        self._draw.line(line, fill=colour, width=line_width, joint="curve")
+        for x, y in (line[0], line[-1]):
+            radius = line_width / 2
             self._draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
 
@@ -152,134 +158,166 @@ def _rgb(shade: tuple[float, float, float], light: float) -> tuple[int, int, int
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """Sky or wall above, ground below, a few blurred things: small noise enlarged, so that it has no fixed texture."""
+    """Draw sky or wall above, ground below, and a few objects. Enlarged noise gives it no fixed texture."""
     top, bottom = rng.uniform(70, 225, size=(2, 1)) + rng.normal(0, 24, size=(2, 3))
     horizon = rng.uniform(0.35, 0.8)
     rows = (np.arange(16) / 16 > horizon)[:, None, None]
     coarse = np.where(rows, bottom, top) + rng.normal(0, 16, size=(16, 16, 3))
     small = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
-    image = small.resize((_DRAWN, _DRAWN), Image.Resampling.BICUBIC)
+    image = small.resize((_CANVAS_SIZE, _CANVAS_SIZE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(0, 4))):
-        x, y = rng.uniform(0, _DRAWN, size=2)
+        x, y = rng.uniform(0, _CANVAS_SIZE, size=2)
         w, h = rng.uniform(6, 40, size=2)
         draw.rectangle((x, y, x + w, y + h), fill=tuple(rng.integers(30, 240, size=3).tolist()))
     return image
 
 
+class _Colours(NamedTuple):
+    """RGB colours of a dog in the light of one image."""
+
+    coat: tuple[int, int, int]
+    second: tuple[int, int, int]
+    shadow: tuple[int, int, int]
+    second_shadow: tuple[int, int, int]
+
+
+def _colours(dog: Breed, light: float) -> _Colours:
+    return _Colours(
+        coat=_rgb(dog.coat_shade, light),
+        second=_rgb(dog.second_shade, light),
+        shadow=_rgb(dog.coat_shade, 0.72 * light),
+        second_shadow=_rgb(dog.second_shade, 0.72 * light),
+    )
+
+
 def _draw_dog(canvas: _Canvas, dog: Breed, rng: np.random.Generator) -> None:
-    light = rng.uniform(0.85, 1.1)
-    coat, second = _rgb(dog.coat_shade, light), _rgb(dog.second_shade, light)
-    shadow = _rgb(dog.coat_shade, 0.72 * light)
-    foot = second if dog.marking == "socked" else coat
-    half, thick = 0.5, dog.body_height / 2
+    # The order of the draws must not change, because it decides the pixels.
+    colours = _colours(dog, light=rng.uniform(0.85, 1.1))
     stride = rng.uniform(-0.16, 0.16)
     swing = rng.uniform(-0.12, 0.12)
+    _draw_tail(canvas, dog, colours, swing)
+    _draw_legs(canvas, dog, colours, stride)
+    _draw_body(canvas, dog, colours, rng)
+    _draw_head(canvas, dog, colours, rng)
 
-    root = (-half + 0.06, 0.3 * thick)
+
+# Half of the body's length.
+_HALF = 0.5
+
+
+def _draw_tail(canvas: _Canvas, dog: Breed, colours: _Colours, swing: float) -> None:
+    x = -_HALF + 0.06
+    y = 0.3 * dog.body_height / 2
     length = dog.tail_length
     if dog.tail == "curled":
         turns = np.linspace(0, 1.6 * np.pi, 10)
-        tail = [(root[0] - 0.3 * length * np.sin(t), root[1] + 0.45 * length * (1 - np.cos(t))) for t in turns]
-        canvas.stroke(tail, 0.07, coat)
+        curl = [(x - 0.3 * length * np.sin(t), y + 0.45 * length * (1 - np.cos(t))) for t in turns]
+        canvas.stroke(curl, 0.07, colours.coat)
     elif dog.tail == "straight":
-        canvas.stroke([root, (root[0] - length * 0.8, root[1] + length * (0.4 + swing))], 0.06, coat)
+        canvas.stroke([(x, y), (x - length * 0.8, y + length * (0.4 + swing))], 0.06, colours.coat)
     elif dog.tail == "plumed":
-        canvas.ellipse(root[0] - length * 0.4, root[1] + length * 0.35, length * 0.55, 0.12, second, turn=2.4 + swing)
+        canvas.ellipse(x - length * 0.4, y + length * 0.35, length * 0.55, 0.12, colours.second, turn=2.4 + swing)
     else:
-        canvas.stroke([root, (root[0] - 0.07, root[1] + 0.05)], 0.08, coat)
+        canvas.stroke([(x, y), (x - 0.07, y + 0.05)], 0.08, colours.coat)
 
-    hip = -0.6 * thick
+
+def _draw_legs(canvas: _Canvas, dog: Breed, colours: _Colours, stride: float) -> None:
+    hip = -0.6 * dog.body_height / 2
     ground = hip - dog.leg_length
+    has_socks = dog.marking == "socked"
+    near_foot = colours.second if has_socks else colours.coat
+    far_foot = colours.second_shadow if has_socks else colours.shadow
     for x, step, colour in (
-        (-0.36, -stride, shadow),
-        (0.30, stride, shadow),
-        (-0.30, stride, coat),
-        (0.36, -stride, coat),
+        (-0.36, -stride, colours.shadow),
+        (0.30, stride, colours.shadow),
+        (-0.30, stride, colours.coat),
+        (0.36, -stride, colours.coat),
     ):
         knee = (x + 0.6 * step, hip - dog.leg_length / 2)
         paw = (x + step, ground)
         canvas.stroke([(x, hip + 0.05), knee, paw], dog.leg_width, colour)
-        end = foot if colour == coat else (_rgb(dog.second_shade, 0.72 * light) if dog.marking == "socked" else shadow)
-        canvas.stroke([((knee[0] + paw[0]) / 2, (knee[1] + paw[1]) / 2), paw], dog.leg_width, end)
+        foot = near_foot if colour == colours.coat else far_foot
+        canvas.stroke([((knee[0] + paw[0]) / 2, (knee[1] + paw[1]) / 2), paw], dog.leg_width, foot)
 
-    canvas.ellipse(0, 0, half, thick, coat, roughness=dog.roughness, rng=rng)
+
+def _draw_body(canvas: _Canvas, dog: Breed, colours: _Colours, rng: np.random.Generator) -> None:
+    thick = dog.body_height / 2
+    canvas.ellipse(0, 0, _HALF, thick, colours.coat, roughness=dog.roughness, rng=rng)
     if dog.marking == "saddle":
-        canvas.ellipse(-0.06, 0.35 * thick, 0.72 * half, 0.62 * thick, second)
+        canvas.ellipse(-0.06, 0.35 * thick, 0.72 * _HALF, 0.62 * thick, colours.second)
     elif dog.marking == "bib":
-        canvas.ellipse(0.30, -0.25 * thick, 0.22, 0.75 * thick, second)
+        canvas.ellipse(0.30, -0.25 * thick, 0.22, 0.75 * thick, colours.second)
     elif dog.marking == "spotted":
         for _ in range(dog.spots):
-            x, y = rng.uniform(-0.8, 0.8) * half, rng.uniform(-0.7, 0.7) * thick
-            canvas.ellipse(x, y, dog.spot_size * rng.uniform(0.6, 1.2), dog.spot_size * rng.uniform(0.6, 1.2), second)
+            x = rng.uniform(-0.8, 0.8) * _HALF
+            y = rng.uniform(-0.7, 0.7) * thick
+            rx = dog.spot_size * rng.uniform(0.6, 1.2)
+            ry = dog.spot_size * rng.uniform(0.6, 1.2)
+            canvas.ellipse(x, y, rx, ry, colours.second)
 
+
+def _draw_head(canvas: _Canvas, dog: Breed, colours: _Colours, rng: np.random.Generator) -> None:
+    """Draw neck, head, snout and ears."""
+    thick = dog.body_height / 2
     angle = dog.neck_angle + rng.uniform(-0.2, 0.2)
     neck = 0.30
-    head_x, head_y = 0.40 + neck * math.cos(angle), 0.35 * thick + neck * math.sin(angle)
-    canvas.stroke([(0.36, 0.2 * thick), (head_x, head_y)], 0.62 * dog.head, coat)
-    face = second if dog.marking == "masked" else coat
+    x = 0.40 + neck * math.cos(angle)
+    y = 0.35 * thick + neck * math.sin(angle)
+    canvas.stroke([(0.36, 0.2 * thick), (x, y)], 0.62 * dog.head, colours.coat)
+    face = colours.second if dog.marking == "masked" else colours.coat
     skull = dog.head / 2
     nod = rng.uniform(-0.25, 0.15)
-    nose_x, nose_y = (
-        head_x + (skull + dog.snout_length) * math.cos(nod),
-        head_y + (skull + dog.snout_length) * math.sin(nod),
-    )
+    nose_x = x + (skull + dog.snout_length) * math.cos(nod)
+    nose_y = y + (skull + dog.snout_length) * math.sin(nod)
+    # Prick ears are behind the skull.
     if dog.ears == "prick":
         tip = skull * (1 + 1.2 * dog.ear_length)
-        canvas.polygon(
-            [(head_x - 0.8 * skull, head_y), (head_x - 0.35 * skull, head_y + tip), (head_x + 0.3 * skull, head_y)],
-            shadow,
-        )
-    canvas.ellipse(head_x, head_y, skull, 0.92 * skull, coat, roughness=dog.roughness, rng=rng)
-    canvas.stroke(
-        [(head_x + 0.3 * skull, head_y - 0.2 * skull), (nose_x - 0.04, nose_y - 0.2 * skull)],
-        dog.snout_height * dog.head * 0.7,
-        face,
-    )
+        canvas.polygon([(x - 0.8 * skull, y), (x - 0.35 * skull, y + tip), (x + 0.3 * skull, y)], colours.shadow)
+    canvas.ellipse(x, y, skull, 0.92 * skull, colours.coat, roughness=dog.roughness, rng=rng)
+    snout = [(x + 0.3 * skull, y - 0.2 * skull), (nose_x - 0.04, nose_y - 0.2 * skull)]
+    canvas.stroke(snout, dog.snout_height * dog.head * 0.7, face)
     canvas.ellipse(nose_x, nose_y - 0.1 * skull, 0.045, 0.04, (20, 16, 16))
-    canvas.ellipse(head_x + 0.35 * skull, head_y + 0.25 * skull, 0.04, 0.04, (15, 12, 10))
+    # The eye.
+    canvas.ellipse(x + 0.35 * skull, y + 0.25 * skull, 0.04, 0.04, (15, 12, 10))
     if dog.ears == "drop":
         canvas.ellipse(
-            head_x - 0.45 * skull,
-            head_y - 0.45 * skull * dog.ear_length,
+            x - 0.45 * skull,
+            y - 0.45 * skull * dog.ear_length,
             0.33 * skull,
             0.85 * skull * dog.ear_length,
-            shadow,
+            colours.shadow,
             turn=-0.2,
         )
     elif dog.ears == "round":
-        canvas.ellipse(
-            head_x - 0.5 * skull,
-            head_y + 0.7 * skull,
-            0.42 * skull * dog.ear_length,
-            0.42 * skull * dog.ear_length,
-            shadow,
-        )
+        radius = 0.42 * skull * dog.ear_length
+        canvas.ellipse(x - 0.5 * skull, y + 0.7 * skull, radius, radius, colours.shadow)
 
 
-def draw(split: str, breed_index: int, photo: int) -> np.ndarray:
-    """One photo.
+def draw(split: str, breed_index: int, number: int) -> np.ndarray:
+    """Draw one image. Its pixels depend on the arguments alone.
 
     Args:
-        split: a name of the streams (`train`, `val`, `test`, `pretrain`, `pretrain_val`); each draws others.
-        breed_index: 0 to `BREEDS` - 1.
-        photo: the photo's number within its split and breed.
+        split: `train`, `val`, `test`, `pretrain` or `pretrain_val`. Their images differ.
+        breed_index: 0 to `NUM_BREEDS` - 1.
+        number: number of the image within its split and breed, from 0.
 
     Returns:
         [SIZE, SIZE, 3] uint8 RGB.
     """
-    rng = np.random.Generator(np.random.Philox(key=[1_000_000 * _STREAMS[split] + breed_index, photo]))
+    rng = np.random.Generator(np.random.Philox(key=[1_000_000 * _STREAMS[split] + breed_index, number]))
     image = _background(rng)
     canvas = _Canvas(
         image,
-        scale=_DRAWN * rng.uniform(0.40, 0.56),
+        scale=_CANVAS_SIZE * rng.uniform(0.40, 0.56),
         angle=rng.normal(0, 0.12),
         mirrored=bool(rng.integers(2)),
-        centre=(_DRAWN * rng.uniform(0.40, 0.60), _DRAWN * rng.uniform(0.44, 0.60)),
+        centre=(_CANVAS_SIZE * rng.uniform(0.40, 0.60), _CANVAS_SIZE * rng.uniform(0.44, 0.60)),
     )
     _draw_dog(canvas, breed(breed_index), rng)
+    # Something stands in front of some dogs.
     if rng.random() < 0.35:
-        x, y = rng.uniform(0, _DRAWN, size=2)
+        x, y = rng.uniform(0, _CANVAS_SIZE, size=2)
         w, h = rng.uniform(8, 34, size=2)
         ImageDraw.Draw(image).rectangle((x, y, x + w, y + h), fill=tuple(rng.integers(20, 240, size=3).tolist()))
     pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.float32)

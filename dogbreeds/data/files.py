@@ -1,4 +1,4 @@
-"""Image files on disk: listed, examined and read, whatever they turn out to be."""
+"""Untrusted image files on disk: finding, examining and reading them."""
 
 import errno
 import os
@@ -11,41 +11,32 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest, printable
-from dogbreeds.data.image import _OR_SKIP, NOT_A_FILE, OUTSIDE, SUFFIXES, Unreadable, _check_bytes, _opened, decode
+from dogbreeds.data.image import (
+    NOT_A_FILE,
+    OR_SKIP,
+    OUTSIDE_ROOT,
+    SUFFIXES,
+    UnreadableImageError,
+    check_bytes,
+    decode,
+    open_image,
+)
+
+# --- finding ----------------------------------------------------------
 
 
-def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | Unreadable]:
-    """`examine` of files below a folder, where a link that leads out of it is `Unreadable`."""
-    outside = {
-        file.path: _outside(root, file.path) for file in files if file.is_symlink() and not is_within(root, file.path)
-    }
-    inside = [file.path for file in files if file.path not in outside]
-    found = {**outside, **dict(zip(inside, examine(inside), strict=True))}
-    return [found[file.path] for file in files]
+def images_below(folder: Path) -> "list[os.DirEntry[str]]":
+    """Return all files below a folder that have the suffix of an image, sorted by path.
 
-
-def is_within(root: Path, path: str) -> bool:
-    """Whether what a path leads to, links and all, lies below a folder that is no link itself."""
-    return os.path.commonpath([root, os.path.realpath(path)]) == str(root)
-
-
-def _outside(root: Path, path: str) -> Unreadable:
-    return Unreadable(
-        f"{printable(path)} is a link to {printable(os.path.realpath(path))}, out of data.root={printable(str(root))}. "
-        "Photos must lie below it. Copy the photo there, or type data.on_corrupt=skip.",
-        OUTSIDE,
-    )
-
-
-def photos_below(folder: Path) -> "list[os.DirEntry[str]]":
-    """All files below a folder that are named as photos are, sorted; links to folders are not gone into.
+    Hidden files are left out, and symbolic links to folders are not followed.
 
     Raises:
-        UserError: where a folder may not be listed.
+        UserError: if a folder cannot be listed.
     """
-    found, folders = [], [str(folder)]
+    found: list[os.DirEntry[str]] = []
+    folders = [str(folder)]
     while folders:
-        for entry in _listed(folders.pop()):
+        for entry in list_folder(folders.pop()):
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             elif entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
@@ -53,29 +44,59 @@ def photos_below(folder: Path) -> "list[os.DirEntry[str]]":
     return sorted(found, key=lambda entry: entry.path)
 
 
-def _listed(folder: str | Path) -> "list[os.DirEntry[str]]":
+def list_folder(folder: str | Path) -> "list[os.DirEntry[str]]":
+    """Return the entries of a folder, unsorted.
+
+    Raises:
+        UserError: if it cannot be listed.
+    """
     try:
         with os.scandir(str(folder)) as entries:
             return list(entries)
     except OSError as error:
         raise UserError(
-            f"{printable(str(folder))} cannot be listed ({error.strerror}). Folders of photos must be ones that you may"
-            " read. Mend or remove it."
+            f"{printable(str(folder))} cannot be listed ({error.strerror}). Image folders must be readable. Repair or"
+            " remove it."
         ) from error
 
 
-# --- on disk ------------------------------------------------------------------------------------------------------------
+def is_within(root: Path, path: str) -> bool:
+    """Return whether a path, with all symbolic links resolved, is below `root`, which must be resolved itself."""
+    return os.path.commonpath([root, os.path.realpath(path)]) == str(root)
 
-_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-# The machine's, so that no photo must be skipped for it
-_NOT_ITS_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+# --- examining --------------------------------------------------------
+
 _Stamp = tuple[int, int, int]
 
-_EXAMINED: "dict[tuple[str, _Stamp | None], str | Unreadable]" = {}
+_EXAMINED: "dict[tuple[str, _Stamp | None], str | UnreadableImageError]" = {}
 
 
-def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
-    """The digest of each file's content, or what is wrong with its beginning; remembered while its size and times stay as they are."""
+def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | UnreadableImageError]:
+    """Call `examine` on files below a folder. A symbolic link that leads out of the folder gives an error."""
+    outside = {
+        file.path: _outside_root(root, file.path)
+        for file in files
+        if file.is_symlink() and not is_within(root, file.path)
+    }
+    inside = [file.path for file in files if file.path not in outside]
+    results = {**outside, **dict(zip(inside, examine(inside), strict=True))}
+    return [results[file.path] for file in files]
+
+
+def _outside_root(root: Path, path: str) -> UnreadableImageError:
+    return UnreadableImageError(
+        f"{printable(path)} is a link to {printable(os.path.realpath(path))}, outside"
+        f" data.root={printable(str(root))}. Images must be inside data.root. Copy the image there{OR_SKIP}",
+        OUTSIDE_ROOT,
+    )
+
+
+def examine(paths: Sequence[str]) -> "list[str | UnreadableImageError]":
+    """Return the digest of each file's content, or the error that reading its header gives.
+
+    Results are cached in memory for as long as a file's size and times stay the same.
+    """
     keys = [(path, _stamp(path)) for path in paths]
     new = [key for key in keys if key not in _EXAMINED]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -84,37 +105,48 @@ def examine(paths: Sequence[str]) -> "list[str | Unreadable]":
 
 
 def _stamp(path: str) -> _Stamp | None:
+    """Return size, modification time and change time, or None if the file cannot be found: `read_file` reports that."""
     try:
         status = os.stat(path)
     except OSError:
-        # which `read` puts into words
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _examine(path: str) -> "str | Unreadable":
+def _examine(path: str) -> "str | UnreadableImageError":
     try:
-        encoded = read(path)
-        with _opened(encoded, printable(path)):
+        encoded = read_file(path)
+        with open_image(encoded, printable(path)):
             return digest(encoded)
-    except Unreadable as error:
+    except UnreadableImageError as error:
         return error
 
 
+# --- reading ----------------------------------------------------------
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+# The machine lacks resources: no image is skipped for that.
+_RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 def decode_file(path: str, expected: str) -> np.ndarray:
-    """`decode` of the file at a path.
+    """Decode an image file that was examined before.
 
     Args:
-        path: of a file that was examined.
-        expected: the digest that it had then, under which its pixels will be kept.
+        path: path of the file.
+        expected: digest that `examine` returned, under which the pixels will be cached.
+
+    Returns:
+        [h, w, 3] uint8 RGB.
 
     Raises:
-        Unreadable: as `decode`.
-        UserError: where its content is another by now; no setting skips that, since what was kept would be of no known photos.
+        UnreadableImageError: as `decode`.
+        UserError: if the content has changed. `data.on_corrupt=skip` does not skip that, because the cache would hold
+            pixels under the digest of another image.
     """
     try:
-        encoded = read(path)
-    except Unreadable as error:
+        encoded = read_file(path)
+    except UnreadableImageError as error:
         raise _changed(path) from error
     if digest(encoded) != expected:
         raise _changed(path)
@@ -123,28 +155,32 @@ def decode_file(path: str, expected: str) -> np.ndarray:
 
 def _changed(path: str) -> UserError:
     return UserError(
-        f"{printable(path)} changed while it was being read. Photos must be left alone while an attempt runs. Run the"
-        " same command again."
+        f"{printable(path)} changed while it was being read. Images must not change during a run. Run the same command"
+        " again."
     )
 
 
-def read(path: str) -> bytes:
-    """A file's content: never a pipe's or a device's, which might have no end."""
+def read_file(path: str) -> bytes:
+    """Return a regular file's content. Pipes and devices, which may be endless, are refused.
+
+    Raises:
+        UnreadableImageError: if it is no regular file, is too large, or cannot be opened.
+    """
     name = printable(path)
     try:
-        # Before it is opened: that alone has effects on some devices
+        # Checked before opening, because opening some devices has side effects.
         _check_file(os.stat(path), name)
-        # Not waiting, because opening a pipe waits for a writer, and looked at again, because it may have become one.
+        # Opened without blocking, because opening a pipe waits for a writer; checked again, because the file may have
+        # been replaced by one.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             _check_file(status, name)
             return file.read(status.st_size)
     except OSError as error:
-        if error.errno in _NOT_ITS_FAULT:
+        if error.errno in _RESOURCE_ERRORS:
             raise
-        raise Unreadable(
-            f"{name} cannot be opened ({error.strerror}). Photos must be files that you may read. Mend or remove"
-            f" it{_OR_SKIP}",
+        raise UnreadableImageError(
+            f"{name} cannot be opened ({error.strerror}). Images must be readable files. Repair or remove it{OR_SKIP}",
             NOT_A_FILE,
         ) from error
 
@@ -152,5 +188,5 @@ def read(path: str) -> bytes:
 def _check_file(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-        raise Unreadable(f"{name} is {kind}. Photos must be files. Remove it{_OR_SKIP}", NOT_A_FILE)
-    _check_bytes(status.st_size, name)
+        raise UnreadableImageError(f"{name} is {kind}. Images must be regular files. Remove it{OR_SKIP}", NOT_A_FILE)
+    check_bytes(status.st_size, name)

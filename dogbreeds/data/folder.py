@@ -1,162 +1,213 @@
-"""Images of one's own, in a folder for each class."""
+"""Data set of the user's own images, in one folder per class."""
 
 import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import integer, number, text
-from dogbreeds.core.text import ODD, digest, printable
+from dogbreeds.core.text import UNPRINTABLE, digest, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
-from dogbreeds.data.files import _listed, decode_file, examine_below, is_within, photos_below
-from dogbreeds.data.image import SUFFIXES, Unreadable
+from dogbreeds.data.files import decode_file, examine_below, images_below, is_within, list_folder
+from dogbreeds.data.image import SUFFIXES, UnreadableImageError
+
+
+class _LabelledFile(NamedTuple):
+    path: str
+    label: int
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Data):
-    """Photos on disk: `root/{train,val,test}/<class>/…`, the last two optional, or `root/<class>/…`."""
+    """Images on disk: `root/{train,val,test}/<class>/…`, of which val and test are optional, or `root/<class>/…`.
+
+    Attributes:
+        root: the folder; null if it was not set.
+        val_fraction: fraction of each class to hold out for validation, where there is no val folder.
+        split_seed: seed of that split.
+    """
 
     root: str = text(example="path/to/photos", optional=True)
     val_fraction: float = number(above=0, below=1, example=0.2)
     split_seed: int = integer(at_least=0, example=0)
 
     def open(self) -> Dataset:
-        root = self._root()
-        parts = {name: root / name for name in ("train", "val", "test") if _is_folder(root, str(root / name))}
-        if "train" not in parts:
-            if parts:
-                raise UserError(
-                    f"{printable(str(root))} has {' and '.join(parts)} but no train. It must hold train/<class>/, with"
-                    f" val and test if you like, or <class>/ folders alone. Make {printable(str(root / 'train'))}, or"
-                    " name another data.root."
-                )
-            parts = {"train": root}
+        root = self._resolved_root()
+        parts = _part_folders(root)
         class_names = tuple(_class_folders(root, parts["train"]))
         if len(class_names) < 2:
             raise UserError(
                 f"{printable(str(parts['train']))} has {len(class_names)} class"
-                f" folder{'' if len(class_names) == 1 else 's'}. There must be two or more, one for each breed. Name"
-                " the folder above them in data.root."
+                f" folder{'' if len(class_names) == 1 else 's'}. There must be two or more, one for each class. Set"
+                " data.root to the folder that contains them."
             )
-        opened = {name: self._source(root, name, folder, class_names) for name, folder in parts.items()}
+        opened = {name: self._open_source(root, name, folder, class_names) for name, folder in parts.items()}
         sources = {name: source for name, (source, _) in opened.items()}
         train_rows = np.arange(len(sources["train"].labels))
         if "val" in sources:
-            val = Split(sources["val"], np.arange(len(sources["val"].labels)))
+            val = _whole(sources["val"])
         else:
             train_rows, val_rows = stratified_split(sources["train"].labels, self.val_fraction, self.split_seed)
             val = Split(sources["train"], val_rows)
-        test = Split(sources["test"], np.arange(len(sources["test"].labels))) if "test" in sources else None
-        notes = tuple(note for _, note in opened.values() if note)
-        return Dataset(printable(root.name), class_names, Split(sources["train"], train_rows), val, test, notes)
+        return Dataset(
+            name=printable(root.name),
+            class_names=class_names,
+            train=Split(sources["train"], train_rows),
+            val=val,
+            test=_whole(sources["test"]) if "test" in sources else None,
+            notes=tuple(note for _, note in opened.values() if note),
+        )
 
-    def labelled(self, class_names: tuple[str, ...]) -> tuple[Split, str]:
-        """All photos of `root/<class>/…` as one split, and what was passed over.
+    def labelled_split(self, class_names: tuple[str, ...]) -> tuple[Split, str]:
+        """Open all images of `root/<class>/…` as one split.
 
         Args:
-            class_names: those of a network; the folder may lack some of them, and have no others.
+            class_names: classes of the network. The folder must not have others, and need not have all of them.
+
+        Returns:
+            The split, and a sentence about skipped images, empty if there are none.
+
+        Raises:
+            MissingFileError: if the folder does not exist.
+            UserError: if it has no class folders, or an unknown class.
         """
-        root = self._root()
+        root = self._resolved_root()
         if not _class_folders(root, root):
             raise UserError(
-                f"{printable(str(root))} has no class folders. It must hold <class>/ folders of photos, named as the"
-                f" network's classes are. Make {printable(str(root / class_names[0]))}, for example, or name another"
-                " folder; photos without labels are for predict."
+                f"{printable(str(root))} has no class folders. It must contain <class>/ folders of images, named as the"
+                f" network's classes are. Create {printable(str(root / class_names[0]))}, for example, or name another"
+                " folder; for images without labels, use predict."
             )
-        source, note = self._source(root, root.name, root, class_names, "the network")
-        return Split(source, np.arange(len(source.labels))), note
+        source, note = self._open_source(root, root.name, root, class_names, known_to="the network")
+        return _whole(source), note
 
-    def _root(self) -> Path:
+    def _resolved_root(self) -> Path:
         if self.root is None:
             raise UserError(
-                "data.root was not given. data=folder needs the folder that holds your photos. Type"
+                "data.root was not given. data=folder needs the folder that contains your images. Type"
                 " data.root=path/to/photos."
             )
-        place = os.path.expanduser(self.root)
-        if not os.path.isdir(place):
+        path = os.path.expanduser(self.root)
+        if not os.path.isdir(path):
             raise MissingFileError(
-                f"data.root={printable(self.root)} is not a folder (looked in {printable(os.path.abspath(place))}). "
-                "It must hold train/<class>/ or <class>/ folders of photos. Type data.root=path/to/photos."
+                f"data.root={printable(self.root)} is not a folder (looked in {printable(os.path.abspath(path))}). "
+                "It must contain train/<class>/ or <class>/ folders of images. Type data.root=path/to/photos."
             )
-        return Path(os.path.realpath(place))
+        return Path(os.path.realpath(path))
 
-    def _source(
-        self, root: Path, name: str, folder: Path, class_names: tuple[str, ...], known: str = "train"
+    def _open_source(
+        self, root: Path, name: str, folder: Path, class_names: tuple[str, ...], known_to: str = "train"
     ) -> tuple[Source, str]:
-        strangers = [found for found in _class_folders(root, folder) if found not in class_names]
-        if strangers:
-            more = f" (and {len(strangers) - 1} more)" if strangers[1:] else ""
-            fix = (
-                "Add its photos to train, or remove the folder."
-                if known == "train"
-                else "Name the folder right above the class folders, or remove it."
-            )
-            raise UserError(
-                f"{printable(str(folder / strangers[0]))} is a class that {known} does not have{more}. "
-                f"Classes of {name} must be among those of {known}. {fix}"
-            )
+        """Open the images of one part. Returns the source and a sentence about skipped images."""
+        _check_known(root, name, folder, class_names, known_to)
         files: list[os.DirEntry[str]] = []
-        labels = []
+        labels: list[int] = []
         for label, class_name in enumerate(class_names):
-            there = (folder / class_name).is_dir()
-            found = photos_below(folder / class_name) if there else []
-            if there and not found:
+            exists = (folder / class_name).is_dir()
+            found = images_below(folder / class_name) if exists else []
+            if exists and not found:
                 raise UserError(
-                    f"{printable(str(folder / class_name))} has no photos. Every class folder needs files ending in"
-                    f" {', '.join(SUFFIXES)}. Add photos, or remove the folder."
+                    f"{printable(str(folder / class_name))} has no images. Every class folder needs files ending in"
+                    f" {', '.join(SUFFIXES)}. Add images, or remove the folder."
                 )
             files += found
             labels += [label] * len(found)
-        return self._readable(root, name, files, labels)
+        return self._readable_source(root, name, files, labels)
 
-    def _readable(
+    def _readable_source(
         self, root: Path, name: str, files: "list[os.DirEntry[str]]", labels: list[int]
     ) -> tuple[Source, str]:
-        found = examine_below(root, files)
-        bad = [digest for digest in found if isinstance(digest, Unreadable)]
-        if bad and self.on_corrupt == "stop":
-            raise bad[0]
-        self.check_skipped(len(bad), len(files), name)
-        kept = [
-            (file.path, label, digest)
-            for file, label, digest in zip(files, labels, found, strict=True)
-            if isinstance(digest, str)
+        results = examine_below(root, files)
+        errors = [result for result in results if isinstance(result, UnreadableImageError)]
+        if errors and self.on_corrupt == "stop":
+            raise errors[0]
+        self.check_skipped(len(errors), len(files), name)
+        readable = [
+            _LabelledFile(file.path, label, result)
+            for file, label, result in zip(files, labels, results, strict=True)
+            if isinstance(result, str)
         ]
-        chosen = tuple((path, digest) for path, _, digest in kept)
-        ids = tuple(printable(path[len(str(root)) :].lstrip(os.sep)) for path, _ in chosen)
-        described = [f"{label} {identity} {digest}" for (_, label, digest), identity in zip(kept, ids, strict=True)]
+        ids = tuple(printable(file.path[len(str(root)) :].lstrip(os.sep)) for file in readable)
+        described = [f"{file.label} {image_id} {file.digest}" for file, image_id in zip(readable, ids, strict=True)]
         source = Source(
-            name,
-            np.asarray([label for _, label, _ in kept], dtype=np.int32),
-            ids,
-            tuple(digest for _, digest in chosen),
-            digest("\n".join(described).encode()),
-            lambda: (functools.partial(decode_file, path, digest) for path, digest in chosen),
+            name=name,
+            labels=np.asarray([file.label for file in readable], dtype=np.int32),
+            ids=ids,
+            digests=tuple(file.digest for file in readable),
+            fingerprint=digest("\n".join(described).encode()),
+            loaders=lambda: (functools.partial(decode_file, file.path, file.digest) for file in readable),
         )
-        note = f"{len(bad)} of {len(files):,} photos of {name} skipped: {bad[0].args[0].split('. ')[0]}" if bad else ""
-        return source, note
+        return source, _skipped_note(name, len(files), errors)
+
+
+def _whole(source: Source) -> Split:
+    return Split(source, np.arange(len(source.labels)))
+
+
+def _skipped_note(name: str, total: int, errors: list[UnreadableImageError]) -> str:
+    if not errors:
+        return ""
+    first = errors[0].args[0].split(". ")[0]
+    return f"{len(errors)} of {total:,} images of {name} skipped: {first}"
+
+
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Return the folders of train, val and test, as far as they exist; without them, the root is train."""
+    parts = {name: root / name for name in ("train", "val", "test") if _is_folder(root, str(root / name))}
+    if "train" in parts:
+        return parts
+    if parts:
+        raise UserError(
+            f"{printable(str(root))} has {' and '.join(parts)} but no train. It must contain train/<class>/, with val"
+            f" and test optional, or <class>/ folders alone. Create {printable(str(root / 'train'))}, or set data.root"
+            " to another folder."
+        )
+    return {"train": root}
+
+
+def _check_known(root: Path, name: str, folder: Path, class_names: tuple[str, ...], known_to: str) -> None:
+    """Raise `UserError` if a part has a class folder that is not one of the classes."""
+    unknown = [found for found in _class_folders(root, folder) if found not in class_names]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
+        fix = (
+            "Add its images to train, or remove the folder."
+            if known_to == "train"
+            else "Name the folder that directly contains the class folders, or remove this one."
+        )
+        raise UserError(
+            f"{printable(str(folder / unknown[0]))} is a class that {known_to} does not have{more}. "
+            f"Classes of {name} must be among those of {known_to}. {fix}"
+        )
 
 
 def _class_folders(root: Path, folder: Path) -> list[str]:
-    found = [entry for entry in _listed(folder) if not entry.name.startswith(".") and _is_folder(root, entry.path)]
+    """Return the sorted names of the class folders in a folder. Hidden ones are left out."""
+    found = [entry for entry in list_folder(folder) if not entry.name.startswith(".") and _is_folder(root, entry.path)]
     for entry in found:
-        if ODD.search(entry.name):
+        if UNPRINTABLE.search(entry.name):
             raise UserError(
                 f"{printable(entry.path)} has a name that is not UTF-8 or has control characters. "
-                "A class folder's name is what the model will call its photos. Rename the folder."
+                "A class folder's name becomes the name of the class. Rename the folder."
             )
     return sorted(entry.name for entry in found)
 
 
 def _is_folder(root: Path, path: str) -> bool:
-    """Whether there is a folder at a path; `UserError` where a link there leads to one out of the root, or nowhere."""
+    """Return whether a path is a folder.
+
+    Raises:
+        UserError: if it is a symbolic link that is broken, or leads to a folder outside the root.
+    """
     if os.path.islink(path) and not os.path.isfile(path) and not (os.path.isdir(path) and is_within(root, path)):
         raise UserError(
-            f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is no folder below"
-            f" data.root={printable(str(root))}. Folders of photos must lie below it. Put the folder itself there,"
-            " remove the link, or name another data.root."
+            f"{printable(path)} is a link to {printable(os.path.realpath(path))}, which is not a folder inside"
+            f" data.root={printable(str(root))}. Image folders must be inside data.root. Put the folder itself there,"
+            " remove the link, or set data.root to another folder."
         )
     return os.path.isdir(path)

@@ -1,7 +1,7 @@
-"""One photo: from a file's bytes to pixels, or to a sentence that says why not.
+"""Decoding of a single image: from a file's bytes to RGB pixels, or to an error that states why it cannot be read.
 
-Nobody vouches for a photo. What one may cost is bounded before anything of it is decoded: its bytes, the pixels that its header declares, and how
-often it goes over them. Whatever a file turns out to be, it ends in pixels or in `Unreadable`.
+Image files are untrusted. Their cost is bounded before anything is decoded: the number of bytes, the pixels that the
+header declares, and the number of scans of a JPEG. Every file ends in pixels or in `UnreadableImageError`.
 """
 
 import contextlib
@@ -14,89 +14,93 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.text import ODD
+from dogbreeds.core.text import UNPRINTABLE
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# -> [h, w, 3] uint8 RGB; raises Unreadable
-Photo = Callable[[], np.ndarray]
+# Decodes one image: returns [h, w, 3] uint8 RGB, or raises UnreadableImageError.
+ImageLoader = Callable[[], np.ndarray]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 100_000_000
-# Padding to a square, of single floats, must stay possible
+# Bounds the memory that padding to a square takes, in float32.
 MAX_SIDE = 16_384
-# Of a JPEG: progressive ones have ten or so, and each costs as much time as a photo, in as little as ten bytes
+# Of a JPEG. Progressive ones have about ten; each scan costs the time of a whole image and needs only ten bytes.
 MAX_SCANS = 100
 _FORMATS = ("JPEG", "PNG", "WEBP")
-BEGINNINGS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
+MAGIC_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
-NOT_A_PHOTO, DAMAGED, NOT_A_FILE, OUTSIDE = (
-    "not a photo",
-    "cut off or damaged",
-    "not a readable file",
-    "out of the root",
-)
-TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS = "too many bytes", "too many pixels", "too many scans"
-REASONS = (NOT_A_PHOTO, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE)
+NOT_AN_IMAGE = "not an image"
+DAMAGED = "truncated or damaged"
+TOO_MANY_BYTES = "too many bytes"
+TOO_MANY_PIXELS = "too many pixels"
+TOO_MANY_SCANS = "too many scans"
+NOT_A_FILE = "not a readable file"
+OUTSIDE_ROOT = "outside the root"
+REASONS = (NOT_AN_IMAGE, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE_ROOT)
 
-_OR_SKIP = ", or type data.on_corrupt=skip."
+# End of each message, for commands that have this setting.
+OR_SKIP = ", or type data.on_corrupt=skip."
 
 
-class Unreadable(UserError):
-    """A photo that `data.on_corrupt=skip` passes over.
+class UnreadableImageError(UserError):
+    """An image cannot be read. With `data.on_corrupt=skip` it is skipped.
 
     Attributes:
-        reason: one of `REASONS`, to count by.
+        reason: one of `REASONS`, for counting.
     """
 
-    def __init__(self, said: str, reason: str = DAMAGED):
-        super().__init__(said)
+    def __init__(self, message: str, reason: str = DAMAGED):
+        super().__init__(message)
         self.reason = reason
 
     @property
-    def plain(self) -> str:
-        """Its sentences for a command that has no such setting."""
-        return str(self).replace(_OR_SKIP, ".")
+    def message_without_skip(self) -> str:
+        """The message for a command that has no `data.on_corrupt` setting."""
+        return str(self).replace(OR_SKIP, ".")
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
-    """A photo's file as pixels, upright.
+    """Decode an image file and turn it upright.
 
     Args:
-        encoded: JPEG, PNG or WebP; grey-scale, palette, CMYK and transparent ones become RGB, and of a moving one the first picture.
-        name: what to call it in an error, printable.
+        encoded: content of a JPEG, PNG or WebP file. Greyscale, palette, CMYK and transparent images are converted to
+            RGB. Of an animation, the first frame is taken.
+        name: printable name of the image for error messages.
 
     Returns:
         [h, w, 3] uint8 RGB.
 
     Raises:
-        Unreadable: where it is not such a file, is cut off, or is too large.
+        UnreadableImageError: if it is not such a file, is truncated, or is too large.
     """
-    with _opened(encoded, name) as image:
-        # First, because a PNG may have its EXIF behind its pixels.
-        pixels = _rgb(image)
-        return _TURNED.get(image.getexif().get(_ORIENTATION), _as_it_is)(pixels)
+    with open_image(encoded, name) as image:
+        # Pixels are decoded first, because the EXIF data of a PNG may come after them.
+        pixels = _to_rgb(image)
+        make_upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG), _unchanged)
+        return make_upright(pixels)
 
 
-def _rgb(image: "Image.Image") -> np.ndarray:
-    # 16 bits of grey, which Pillow would clip to white
+def _to_rgb(image: "Image.Image") -> np.ndarray:
+    # 16-bit greyscale: Pillow's own conversion would clip it to white.
     if image.mode.startswith("I"):
         return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
     image.load()
-    # It changes no colour, and Pillow trips over one that has no palette
+    # Transparency does not affect the colours, and Pillow fails on it in an image without a palette.
     image.info.pop("transparency", None)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _as_it_is(pixels: np.ndarray) -> np.ndarray:
+def _unchanged(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-# What makes a photo upright, by its orientation. Not Pillow's `exif_transpose`, which writes the other tags anew and fails where one is damaged.
-_ORIENTATION = 0x0112
-_TURNED: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
+_ORIENTATION_TAG = 0x0112
+# Transformation that turns an image upright, by its EXIF orientation. Pillow's `exif_transpose` is not used, because it
+# also rewrites the other tags and fails if one of them is damaged.
+_UPRIGHT: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -108,45 +112,46 @@ _TURNED: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @contextlib.contextmanager
-def _opened(encoded: bytes, name: str) -> "Iterator[Image.Image]":
-    """A photo of which only the beginning has been read; whatever goes wrong with it in the body is `Unreadable`."""
+def open_image(encoded: bytes, name: str) -> "Iterator[Image.Image]":
+    """Open an image and read only its header. Errors of Pillow, in the body too, become `UnreadableImageError`."""
     from PIL import Image
 
-    _check_bytes(len(encoded), name)
-    if _scans(encoded) > MAX_SCANS:
-        raise _too_large(
-            f"{name} goes over its pixels more than {MAX_SCANS} times", "A JPEG may do so that often", TOO_MANY_SCANS
-        )
+    check_bytes(len(encoded), name)
+    if _count_scans(encoded) > MAX_SCANS:
+        raise _too_large(f"{name} has more than {MAX_SCANS} JPEG scans", f"{MAX_SCANS} scans", TOO_MANY_SCANS)
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_pixels(image.width, image.height, name)
             yield image
-    except Unreadable:
+    except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(f"{name} declares far more than {MAX_PIXELS // 10**6} megapixels") from error
+    # Pillow's decoders raise each of these.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        # each of which Pillow's readers raise
-        begins = BEGINNINGS.match(encoded) is not None
-        raise Unreadable(
-            f"{name} cannot be read as a photo ({_why(error) if begins else 'it does not begin as one'}). "
-            f"Photos must be whole JPEG, PNG or WebP files. Replace the file{_OR_SKIP}",
-            DAMAGED if begins else NOT_A_PHOTO,
+        has_signature = MAGIC_BYTES.match(encoded) is not None
+        cause = _describe(error) if has_signature else "no JPEG, PNG or WebP signature"
+        raise UnreadableImageError(
+            f"{name} cannot be read as an image ({cause}). "
+            f"Images must be complete JPEG, PNG or WebP files. Replace the file{OR_SKIP}",
+            DAMAGED if has_signature else NOT_AN_IMAGE,
         ) from error
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
+    """Return Pillow's error text as one printable line."""
     from PIL import UnidentifiedImageError
 
-    # Whose own text is an object's address
+    # Its own text is the address of an object.
     if isinstance(error, UnidentifiedImageError):
         return "its header is damaged"
-    return ODD.sub("?", " ".join(str(error).split()))[:120] or type(error).__name__
+    return UNPRINTABLE.sub("?", " ".join(str(error).split()))[:120] or type(error).__name__
 
 
-def _check_bytes(count: int, name: str) -> None:
+def check_bytes(count: int, name: str) -> None:
+    """Raise `UnreadableImageError` if a file has more than `MAX_BYTES`."""
     if count > MAX_BYTES:
-        raise _too_large(f"{name} has {count / 2**20:,.0f} MiB", f"A photo may have {MAX_BYTES >> 20}", TOO_MANY_BYTES)
+        raise _too_large(f"{name} has {count / 2**20:,.0f} MiB", f"{MAX_BYTES >> 20} MiB", TOO_MANY_BYTES)
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
@@ -154,25 +159,27 @@ def _check_pixels(width: int, height: int, name: str) -> None:
         raise _too_many_pixels(f"{name} declares {width:,} x {height:,} pixels")
 
 
-def _too_many_pixels(received: str) -> Unreadable:
-    return _too_large(
-        received, f"A photo may have {MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} on a side", TOO_MANY_PIXELS
-    )
+def _too_many_pixels(received: str) -> UnreadableImageError:
+    limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} pixels a side"
+    return _too_large(received, limit, TOO_MANY_PIXELS)
 
 
-def _too_large(received: str, allowed: str, reason: str) -> Unreadable:
-    return Unreadable(f"{received}. {allowed}, and no more. Save it smaller{_OR_SKIP}", reason)
+def _too_large(received: str, limit: str, reason: str) -> UnreadableImageError:
+    return UnreadableImageError(f"{received}. An image may have at most {limit}. Save it smaller{OR_SKIP}", reason)
 
 
-# Of a segment that has a length, or of the end
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+# Start of a segment that has a length, or end of the image.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_JPEG_END = b"\xff\xd9"
+_JPEG_SCAN = b"\xff\xda"
 
 
-def _scans(encoded: bytes) -> int:
-    """How often a JPEG goes over its pixels, counted up to one more than is allowed; 0 for other files."""
+def _count_scans(encoded: bytes) -> int:
+    """Count the scans of a JPEG, up to one more than allowed; 0 for other files."""
     scans = 0
-    found = _MARKER.search(encoded, 2) if encoded.startswith(b"\xff\xd8") else None
-    while found and found[0] != b"\xff\xd9" and scans <= MAX_SCANS:
-        scans += found[0] == b"\xff\xda"
-        found = _MARKER.search(encoded, found.end() + int.from_bytes(encoded[found.end() : found.end() + 2], "big"))
+    marker = _JPEG_MARKER.search(encoded, 2) if encoded.startswith(b"\xff\xd8") else None
+    while marker and marker[0] != _JPEG_END and scans <= MAX_SCANS:
+        scans += marker[0] == _JPEG_SCAN
+        length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
+        marker = _JPEG_MARKER.search(encoded, marker.end() + length)
     return scans

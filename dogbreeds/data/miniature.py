@@ -1,4 +1,4 @@
-"""Drawn dogs as a dataset: it needs nothing, and is the same everywhere."""
+"""Data set of synthetic dogs. It needs no download, and its images are the same on every machine."""
 
 import functools
 from collections.abc import Iterator
@@ -10,12 +10,19 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import integer
 from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Dataset, Source, Split
-from dogbreeds.data.image import Photo
+from dogbreeds.data.image import ImageLoader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Miniature(Data):
-    """Drawn dogs (`dogbreeds.miniature`): needs nothing, and draws the same photos everywhere."""
+    """Synthetic dogs, drawn by `dogbreeds.data.drawn_dogs`.
+
+    Attributes:
+        breeds: number of classes.
+        train_per_breed: training images of each class.
+        val_per_breed: validation images of each class.
+        test_per_breed: test images of each class.
+    """
 
     breeds: int = integer(at_least=2, example=120)
     train_per_breed: int = integer(at_least=1, example=20)
@@ -23,40 +30,44 @@ class Miniature(Data):
     test_per_breed: int = integer(at_least=1, example=10)
 
     def __post_init__(self) -> None:
-        from dogbreeds.data.drawn_dogs import BREEDS
+        from dogbreeds.data.drawn_dogs import NUM_BREEDS
 
         super().__post_init__()
-        if self.breeds > BREEDS:
+        if self.breeds > NUM_BREEDS:
             raise UserError(
-                f"data.breeds was {self.breeds}. There are {BREEDS} drawn breeds. Type data.breeds={BREEDS}, for"
-                " example."
+                f"data.breeds was {self.breeds}. There are {NUM_BREEDS} drawn breeds. Type data.breeds={NUM_BREEDS},"
+                " for example."
             )
-
-    def _source(self, name: str, each: int) -> Source:
-        from dogbreeds.data import drawn_dogs
-
-        def read() -> Iterator[Photo]:
-            for breed in range(self.breeds):
-                for photo in range(each):
-                    yield functools.partial(drawn_dogs.draw, name, breed, photo)
-
-        labels = np.repeat(np.arange(self.breeds, dtype=np.int32), each)
-        ids = tuple(
-            f"{name}/{drawn_dogs.breed_name(breed)}/{photo}" for breed in range(self.breeds) for photo in range(each)
-        )
-        # What is drawn follows from its name alone, and no two names give the same.
-        return Source(
-            name, labels, ids, ids, digest(f"miniature:{drawn_dogs.VERSION}:{name}:{self.breeds}:{each}".encode()), read
-        )
 
     def open(self) -> Dataset:
         from dogbreeds.data import drawn_dogs
 
-        counts = {"train": self.train_per_breed, "val": self.val_per_breed, "test": self.test_per_breed}
-        train, val, test = (
-            Split(source, np.arange(len(source.labels)))
-            for source in (self._source(name, each) for name, each in counts.items())
+        images_per_class = {"train": self.train_per_breed, "val": self.val_per_breed, "test": self.test_per_breed}
+        sources = (self._source(name, count) for name, count in images_per_class.items())
+        train, val, test = (Split(source, np.arange(len(source.labels))) for source in sources)
+        class_names = tuple(drawn_dogs.breed_name(label) for label in range(self.breeds))
+        return Dataset("miniature", class_names, train, val, test)
+
+    def _source(self, name: str, images_per_class: int) -> Source:
+        from dogbreeds.data import drawn_dogs
+
+        def loaders() -> Iterator[ImageLoader]:
+            for label in range(self.breeds):
+                for number in range(images_per_class):
+                    yield functools.partial(drawn_dogs.draw, name, label, number)
+
+        ids = tuple(
+            f"{name}/{drawn_dogs.breed_name(label)}/{number}"
+            for label in range(self.breeds)
+            for number in range(images_per_class)
         )
-        return Dataset(
-            "miniature", tuple(drawn_dogs.breed_name(breed) for breed in range(self.breeds)), train, val, test
+        described = f"miniature:{drawn_dogs.VERSION}:{name}:{self.breeds}:{images_per_class}"
+        return Source(
+            name=name,
+            labels=np.repeat(np.arange(self.breeds, dtype=np.int32), images_per_class),
+            ids=ids,
+            # An id determines its image, and different ids give different images.
+            digests=ids,
+            fingerprint=digest(described.encode()),
+            loaders=loaders,
         )

@@ -1,4 +1,4 @@
-"""Some photos of many, to check something on; they are opened when their turn has come."""
+"""Samples of images to check something on. Each image is opened when its loader is called."""
 
 from functools import partial
 from pathlib import Path
@@ -8,65 +8,72 @@ import numpy as np
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import printable
 from dogbreeds.data.dataset import Split
-from dogbreeds.data.files import photos_below, read
-from dogbreeds.data.image import Photo, Unreadable, decode
+from dogbreeds.data.files import images_below, read_file
+from dogbreeds.data.image import ImageLoader, UnreadableImageError, decode
 
 
-def of_folder(named: str, count: int) -> list[Photo]:
-    """Photos below a folder, whatever they show.
+def sample_folder(folder: str, count: int) -> list[ImageLoader]:
+    """Sample images below a folder, whatever their classes.
 
     Args:
-        named: the folder, as the setting `photos_from` has it.
-        count: how many, if there are as many.
+        folder: the folder, as given in the setting `photos_from`.
+        count: number of images; fewer if the folder has fewer.
+
+    Raises:
+        MissingFileError: if there is no such folder.
+        UserError: if it contains no images.
     """
-    place = Path(named).expanduser()
-    if not place.is_dir():
+    root = Path(folder).expanduser()
+    if not root.is_dir():
         raise MissingFileError(
-            f"photos_from={printable(named)} is not a folder. It must hold photos, at any depth. Type"
+            f"photos_from={printable(folder)} is not a folder. It must contain images, at any depth. Type"
             " photos_from=path/to/photos."
         )
-    paths = [entry.path for entry in photos_below(place)]
+    paths = [entry.path for entry in images_below(root)]
     if not paths:
         raise UserError(
-            f"photos_from={printable(named)} holds no photos. They must be JPEG, PNG or WebP files. Type"
+            f"photos_from={printable(folder)} contains no images. They must be JPEG, PNG or WebP files. Type"
             " photos_from=path/to/photos."
         )
-    return [partial(_decoded, paths[row]) for row in _spread(len(paths), count)]
+    return [partial(_decode_path, paths[row]) for row in _evenly_spaced(len(paths), count)]
 
 
-def _decoded(path: str) -> np.ndarray:
+def _decode_path(path: str) -> np.ndarray:
     try:
-        return decode(read(path), printable(path))
-    except Unreadable as error:
-        raise UserError(error.plain) from error
+        return decode(read_file(path), printable(path))
+    except UnreadableImageError as error:
+        raise UserError(error.message_without_skip) from error
 
 
-def of_split(split: Split, count: int, skip: bool) -> list[Photo]:
-    """Photos of a split.
+def sample_split(split: Split, count: int, skip: bool) -> list[ImageLoader]:
+    """Sample images of a split, evenly spaced over its rows.
 
     Args:
-        split: spread over its whole length.
-        count: how many, if there are as many.
-        skip: whether damaged ones, which only show when they are decoded, are left out.
+        split: the images.
+        count: number of images; fewer if the split has fewer.
+        skip: whether to leave out unreadable ones, which are found only by decoding.
+
+    Raises:
+        UserError: if none of the images can be read.
     """
-    rows = set(split.rows[_spread(len(split.rows), count)].tolist())
-    chosen = [photo for row, photo in enumerate(split.source.read()) if row in rows]
-    readable = [photo for photo in chosen if not skip or _is_readable(photo)]
+    rows = set(split.rows[_evenly_spaced(len(split.rows), count)].tolist())
+    chosen = [loader for row, loader in enumerate(split.source.loaders()) if row in rows]
+    readable = [loader for loader in chosen if not skip or _is_readable(loader)]
     if not readable:
         raise UserError(
-            "None of the photos to check on can be read. Each format is checked on some. Mend them, or type"
+            "None of the images for the check can be read. Each format is checked on some. Repair them, or type"
             " photos_from=path/to/photos."
         )
     return readable
 
 
-def _is_readable(photo: Photo) -> bool:
+def _is_readable(loader: ImageLoader) -> bool:
     try:
-        photo()
-    except Unreadable:
+        loader()
+    except UnreadableImageError:
         return False
     return True
 
 
-def _spread(total: int, count: int) -> np.ndarray:
+def _evenly_spaced(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(count, total)).round().astype(int)

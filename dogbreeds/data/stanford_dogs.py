@@ -1,4 +1,4 @@
-"""Stanford Dogs, by TensorFlow Datasets."""
+"""Stanford Dogs data set, loaded through TensorFlow Datasets."""
 
 import functools
 import hashlib
@@ -13,21 +13,28 @@ from dogbreeds.core.errors import MissingFileError
 from dogbreeds.core.spec import integer, number, one_of, text
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
-from dogbreeds.data.image import Photo, decode
+from dogbreeds.data.image import ImageLoader, decode
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# An absolute path's beginning, and the components . and ..
-_LEADING_OUT = re.compile(r"^/|(?<![^/])\.\.?(?![^/])")
+# What could make an id a path out of a folder: a leading slash, and the components . and ..
+_PATH_ESCAPE = re.compile(r"^/|(?<![^/])\.\.?(?![^/])")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StanfordDogs(Data):
-    """Stanford Dogs through TensorFlow Datasets: 120 breeds, 12,000 train and 8,580 test photos in the official split.
+    """Stanford Dogs: 120 classes, 12,000 training and 8,580 test images in the official split.
 
-    `split=official` holds validation out of the official train; `split=guide` splits all 20,580 photos 80/20 and has no test, as the
-    guide did. Source: Khosla et al. 2011; https://www.tensorflow.org/datasets/catalog/stanford_dogs.
+    Source: Khosla et al. 2011; https://www.tensorflow.org/datasets/catalog/stanford_dogs.
+
+    Attributes:
+        split: `official` holds validation data out of the official training data; `guide` splits all 20,580 images
+            80/20 and has no test data, as the guide did.
+        root: folder of TensorFlow Datasets; null for its default.
+        val_fraction: fraction of each class to hold out for validation.
+        split_seed: seed of the validation split with `official`.
+        guide_seed: seed of the validation split with `guide`.
     """
 
     split: str = one_of("official", "guide")
@@ -40,15 +47,21 @@ class StanfordDogs(Data):
         builder = self._builder()
         class_names = tuple(builder.info.features["label"].names)
         if self.split == "guide":
-            everything = _tfds_source(builder, "train+test")
-            train_rows, val_rows = stratified_split(everything.labels, self.val_fraction, self.guide_seed)
-            return Dataset(
-                "stanford_dogs", class_names, Split(everything, train_rows), Split(everything, val_rows), None
-            )
-        train, test = _tfds_source(builder, "train"), _tfds_source(builder, "test")
-        train_rows, val_rows = stratified_split(train.labels, self.val_fraction, self.split_seed)
-        whole = Split(test, np.arange(len(test.labels)))
-        return Dataset("stanford_dogs", class_names, Split(train, train_rows), Split(train, val_rows), whole)
+            source = _tfds_source(builder, "train+test")
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.guide_seed)
+            test: Split | None = None
+        else:
+            source = _tfds_source(builder, "train")
+            test_source = _tfds_source(builder, "test")
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.split_seed)
+            test = Split(test_source, np.arange(len(test_source.labels)))
+        return Dataset(
+            name="stanford_dogs",
+            class_names=class_names,
+            train=Split(source, train_rows),
+            val=Split(source, val_rows),
+            test=test,
+        )
 
     def _builder(self) -> "tfds.core.DatasetBuilder":
         import tensorflow_datasets as tfds
@@ -60,9 +73,9 @@ class StanfordDogs(Data):
             except (OSError, tfds.download.DownloadError) as error:
                 raise MissingFileError(
                     f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu"
-                    f" ({' '.join(str(error).split())[:100]}). It is needed once, 778 MiB, prepared by TensorFlow"
-                    " Datasets. Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>"
-                    " for a folder of photos, or model=miniature, which needs nothing."
+                    f" ({' '.join(str(error).split())[:100]}). TensorFlow Datasets downloads and prepares it once, 778"
+                    " MiB. Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos> for a"
+                    " folder of images, or model=miniature, which needs no download."
                 ) from error
         return builder
 
@@ -70,35 +83,44 @@ class StanfordDogs(Data):
 def _tfds_source(builder: "tfds.core.DatasetBuilder", split: str) -> Source:
     import tensorflow_datasets as tfds
 
-    # One file after the other: a fixed order
+    # Files are read one after the other, which fixes the order of the images.
     config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
 
     def rows() -> Iterator[dict]:
-        wanted = {
+        features = {
             "image": tfds.features.Image(),
             "label": builder.info.features["label"],
             "image/filename": tfds.features.Text(),
         }
-        decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
+        decoders = tfds.decode.PartialDecoding(features, decoders={"image": tfds.decode.SkipDecoding()})
         yield from tfds.as_numpy(
             builder.as_dataset(split=split, decoders=decoders, shuffle_files=False, read_config=config)
         )
 
-    def read() -> Iterator[Photo]:
+    def loaders() -> Iterator[ImageLoader]:
         for row in rows():
-            yield functools.partial(decode, row["image"], _identity(row["image/filename"]))
+            yield functools.partial(decode, row["image"], _image_id(row["image/filename"]))
 
-    labels, ids, digests = [], [], []
-    whole = hashlib.blake2b(digest_size=16)
+    labels: list[int] = []
+    ids: list[str] = []
+    digests: list[str] = []
+    fingerprint = hashlib.blake2b(digest_size=16)
     for row in rows():
         labels.append(int(row["label"]))
-        ids.append(_identity(row["image/filename"]))
+        ids.append(_image_id(row["image/filename"]))
         digests.append(digest(row["image"]))
-        whole.update(f"{labels[-1]} {ids[-1]} {digests[-1]}\n".encode())
-    return Source(split, np.asarray(labels, dtype=np.int32), tuple(ids), tuple(digests), whole.hexdigest(), read)
+        fingerprint.update(f"{labels[-1]} {ids[-1]} {digests[-1]}\n".encode())
+    return Source(
+        name=split,
+        labels=np.asarray(labels, dtype=np.int32),
+        ids=tuple(ids),
+        digests=tuple(digests),
+        fingerprint=fingerprint.hexdigest(),
+        loaders=loaders,
+    )
 
 
-def _identity(filename: bytes) -> str:
-    """A photo's name in an archive that anybody may have made: printable, and no path that leads out of a folder."""
+def _image_id(filename: bytes) -> str:
+    """Make a file name of an untrusted archive printable, and harmless as a path."""
     name = printable(filename.decode("utf-8", "surrogateescape"))
-    return _LEADING_OUT.sub(lambda found: "".join(f"\\x{ord(letter):02x}" for letter in found[0]), name)
+    return _PATH_ESCAPE.sub(lambda found: "".join(f"\\x{ord(letter):02x}" for letter in found[0]), name)

@@ -1,34 +1,46 @@
-"""What is measured on predictions. Every accuracy carries its n and a 95 % interval."""
+"""Metrics of predictions: accuracy, top-5 accuracy and cross-entropy of one network, and the paired outcome of two.
+
+Every accuracy carries its n and a 95 % interval. SciPy is imported where it is used, so that importing this module is
+cheap.
+"""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-# Standard normal quantile of 0.975
+# Standard normal quantile of 0.975.
 _Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """How many of n, with the Wilson interval. Source: Wilson 1927; Brown, Cai and DasGupta 2001."""
+    """A count out of n, with its Wilson interval.
+
+    Source: Wilson 1927; Brown, Cai and DasGupta 2001.
+
+    Attributes:
+        correct: the count, in [0, n].
+        n: the number of images.
+    """
 
     correct: int
     n: int
 
     @property
     def value(self) -> float:
+        """The proportion in [0, 1]; NaN without images."""
         return self.correct / self.n if self.n else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, within [0, 1]."""
+        from scipy.stats import binomtest
+
         if not self.n:
             return 0.0, 1.0
-        share, z2 = self.value, _Z95**2
-        middle = (share + z2 / (2 * self.n)) / (1 + z2 / self.n)
-        reach = _Z95 / (1 + z2 / self.n) * math.sqrt(share * (1 - share) / self.n + z2 / (4 * self.n**2))
-        return max(0.0, middle - reach), min(1.0, middle + reach)
+        interval = binomtest(self.correct, self.n).proportion_ci(confidence_level=0.95, method="wilson")
+        return float(interval.low), float(interval.high)
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -36,19 +48,28 @@ class Proportion:
 
 
 def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """[n, classes] logits -> [n, classes] float64, each row adding up to 1."""
-    wide = logits.astype(np.float64) / temperature
-    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    """Compute class probabilities, in float64.
+
+    Args:
+        logits: [n, classes] float.
+        temperature: what the logits are divided by; above 1 it lowers the confidence.
+
+    Returns:
+        [n, classes] float64; each row sums to 1.
+    """
+    from scipy.special import softmax
+
+    return softmax(logits.astype(np.float64) / temperature, axis=1)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A split's results.
+    """The scores of a split.
 
     Attributes:
-        loss: mean cross-entropy in nats.
-        accuracy, top5: shares of photos whose breed came first, or among the first five.
+        loss: mean cross-entropy in nats; NaN if a logit is not finite.
+        accuracy: proportion of images whose class has the highest logit.
+        top5: proportion of images whose class is among the five highest logits.
     """
 
     loss: float
@@ -57,29 +78,39 @@ class Scores:
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
-    """Measures predictions.
+    """Compute loss, accuracy and top-5 accuracy. Of equal logits, the one with the lower index ranks first.
 
     Args:
         logits: [n, classes] float.
         labels: [n] int.
     """
-    # Nothing was ranked
+    n = len(labels)
+    # Logits that are not finite have no ranking.
     if not np.isfinite(logits).all():
-        return Scores(math.nan, Proportion(0, len(labels)), Proportion(0, len(labels)))
+        return Scores(math.nan, accuracy=Proportion(0, n), top5=Proportion(0, n))
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
     losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
-    # Of equals, the first is taken
-    ahead = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
-    rank = ahead.sum(axis=1)
-    first, five = int((rank < 1).sum()), int((rank < 5).sum())
-    return Scores(float(losses.mean()), Proportion(first, len(labels)), Proportion(five, len(labels)))
+    ranked_before = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    rank = ranked_before.sum(axis=1)
+    return Scores(
+        loss=float(losses.mean()),
+        accuracy=Proportion(int((rank < 1).sum()), n),
+        top5=Proportion(int((rank < 5).sum()), n),
+    )
 
 
 @dataclass(frozen=True)
 class PairedOutcome:
-    """Two networks on the same n photos: how many only the second got right (`gained`), how many only the first did (`lost`)."""
+    """The accuracies of two networks on the same images, image by image.
+
+    Attributes:
+        gained: number of images that only the second network classifies correctly.
+        lost: number of images that only the first network classifies correctly.
+        n: number of images.
+        split: name of the split.
+    """
 
     gained: int
     lost: int
@@ -88,28 +119,37 @@ class PairedOutcome:
 
     @classmethod
     def of(cls, before: np.ndarray, now: np.ndarray, split: str) -> "PairedOutcome":
-        """Of [n] bool each: which photos the first got right, and which the second."""
-        return cls(int((now & ~before).sum()), int((before & ~now).sum()), len(now), split)
+        """Count the images on which two networks differ.
+
+        Args:
+            before: [n] bool, whether the first network is correct.
+            now: [n] bool, whether the second network is correct.
+            split: name of the split.
+        """
+        return cls(gained=int((now & ~before).sum()), lost=int((before & ~now).sum()), n=len(now), split=split)
 
     @property
     def p_value(self) -> float:
-        """Of the exact two-sided McNemar test: of the photos that differ, as many are gained as lost. Source: McNemar 1947."""
-        differ, fewer = self.gained + self.lost, min(self.gained, self.lost)
-        log_shares = [
-            math.lgamma(differ + 1) - math.lgamma(k + 1) - math.lgamma(differ - k + 1) - differ * math.log(2)
-            for k in range(fewer + 1)
-        ]
-        return min(1.0, 2 * sum(math.exp(share) for share in log_shares))
+        """The p-value of the exact two-sided McNemar test: gained and lost are equally likely. Source: McNemar 1947."""
+        from scipy.stats import binomtest
+
+        discordant = self.gained + self.lost
+        return float(binomtest(min(self.gained, self.lost), discordant).pvalue) if discordant else 1.0
 
     @property
     def difference(self) -> float:
-        """Accuracy of the second less that of the first."""
+        """The accuracy of the second network minus that of the first."""
         return (self.gained - self.lost) / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference. Source: Agresti and Min 2005, half a photo added to each of the four counts."""
-        gained, lost, n = self.gained + 0.5, self.lost + 0.5, self.n + 2
+        """The 95 % interval of the difference.
+
+        Half an image is added to each of the four counts. Source: Agresti and Min 2005.
+        """
+        gained = self.gained + 0.5
+        lost = self.lost + 0.5
+        n = self.n + 2
         middle = (gained - lost) / n
         reach = _Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
         return max(-1.0, middle - reach), min(1.0, middle + reach)
@@ -118,5 +158,5 @@ class PairedOutcome:
         low, high = self.interval
         return (
             f"{100 * self.difference:+.1f} points on {self.split} (95 % interval {100 * low:+.1f} to {100 * high:+.1f};"
-            f" {self.gained} photos gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
+            f" {self.gained} images gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
         )

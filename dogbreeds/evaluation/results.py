@@ -1,4 +1,4 @@
-"""What a training run measured."""
+"""Results of a run: epochs, predictions, mistakes, the zero-shot baseline and the learning-rate range test."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,44 +9,61 @@ import numpy as np
 
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 
-# And how many outputs: how the tag begins where there is a baseline
-_MEASURED = "zero training: the 1000-way top's"
+# First words of the `baseline` tag of a run whose baseline was measured; the number of outputs follows. The tag is
+# stored, and reports recognise it by these words.
+MEASURED_BASELINE_PREFIX = "zero training: the 1000-way top's"
 
-_SPLITS = {"val": "validation", "test": "test"}
-_HOLDS = "ImageNet holds Stanford Dogs' photos"
+# Names of the splits that a baseline is measured on, for people.
+SPLIT_NAMES = {"val": "validation", "test": "test"}
+IMAGENET_OVERLAP = "ImageNet contains the images of Stanford Dogs"
 
 
 @dataclass(frozen=True)
 class ZeroShotBaseline:
-    """The baseline of an attempt, or why it has none.
+    """The zero-shot baseline of a run, or why it has none.
 
     Attributes:
-        said: what it is, or the reason, as the run is tagged.
-        dogs: how many classes are among ImageNet's.
-        accuracies: measured, by split.
+        description: what the baseline is, or why there is none; the value of the `baseline` tag.
+        imagenet_classes: number of the classes that are among ImageNet's.
+        accuracies: the measured accuracies, by split.
     """
 
-    said: str
-    dogs: int
+    description: str
+    imagenet_classes: int
     accuracies: dict[str, Proportion] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
+        """Return the accuracies in [0, 1] by metric name."""
         return {f"baseline/{split}_accuracy": accuracy.value for split, accuracy in self.accuracies.items()}
 
     def tags(self) -> dict[str, str]:
-        return {"baseline": self.said, "data.imagenet_classes": str(self.dogs)}
+        """Return the tags of the run."""
+        return {"baseline": self.description, "data.imagenet_classes": str(self.imagenet_classes)}
 
     def lines(self) -> list[str]:
-        """For people, among an attempt's results: on test, where there is one."""
+        """Return the log line of the baseline in a list, on the test split if there is one.
+
+        The list is empty if there is no baseline and no class is among ImageNet's.
+        """
         if not self.accuracies:
-            return [f"zero  no baseline: {self.said}"] if self.dogs else []
+            return [f"baseline  none: {self.description}"] if self.imagenet_classes else []
         split, accuracy = list(self.accuracies.items())[-1]
-        return [f"zero  {_SPLITS[split]:10} {accuracy}: the 1000-way top, untrained; {_HOLDS}"]
+        return [f"baseline  {SPLIT_NAMES[split]} {accuracy}: the 1000-way top, untrained; {IMAGENET_OVERLAP}"]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch measured. `number` counts from 1; `lr` is that of its last step; training figures are means over its steps."""
+    """The results of one epoch.
+
+    Attributes:
+        number: the epoch, counted from 1.
+        lr: learning rate of its last step.
+        train_loss: training loss in nats, the mean over its steps.
+        train_accuracy: training accuracy in [0, 1], the mean over its steps.
+        train_top5: training top-5 accuracy in [0, 1], the mean over its steps.
+        val: scores on the validation split after the epoch.
+        seconds: duration.
+    """
 
     number: int
     lr: float
@@ -57,6 +74,7 @@ class Epoch:
     seconds: float
 
     def metrics(self) -> dict[str, float]:
+        """Return the results by metric name."""
         return {
             "train/loss": self.train_loss,
             "train/accuracy": self.train_accuracy,
@@ -68,21 +86,22 @@ class Epoch:
         }
 
 
-def _scores(values: Mapping[str, Any]) -> Scores:
+def scores_from_dict(values: Mapping[str, Any]) -> Scores:
+    """Restore scores from what `dataclasses.asdict` made of them."""
     return Scores(**{**values, "accuracy": Proportion(**values["accuracy"]), "top5": Proportion(**values["top5"])})
 
 
-# Of the running mean of the loss
+# Weight of the earlier steps in the running mean of the loss.
 _SMOOTHING = 0.95
 
 
 @dataclass(frozen=True)
 class Range:
-    """What the test measured.
+    """The result of a learning-rate range test.
 
     Attributes:
-        lrs: [steps] the rate of each step, ascending.
-        losses: [steps] training loss in nats, before each step; the last may not be a number.
+        lrs: [steps] learning rate of each step, ascending.
+        losses: [steps] training loss in nats before each step; the last may be NaN or infinite.
     """
 
     lrs: tuple[float, ...]
@@ -90,8 +109,10 @@ class Range:
 
     @property
     def smoothed(self) -> tuple[float, ...]:
-        """Running means of the losses, without bias towards the first."""
-        means, mean, weight = [], 0.0, 0.0
+        """Running means of the losses, bias-corrected, up to the first loss that is not finite."""
+        means = []
+        mean = 0.0
+        weight = 0.0
         for loss in self.losses:
             if not math.isfinite(loss):
                 break
@@ -102,65 +123,66 @@ class Range:
 
     @property
     def falling(self) -> bool:
-        """Whether the loss was still at its lowest when the test ended."""
+        """Whether the smoothed loss was at its lowest when the test ended."""
         smoothed = self.smoothed
         return len(smoothed) == len(self.losses) and min(smoothed) == smoothed[-1]
 
     @property
     def suggestion(self) -> float | None:
-        """A rate to train with, as `suggest` has it; None where the loss fell to the end too."""
+        """The learning rate that `suggest` returns; None also if the loss fell until the end of the test."""
         return None if self.falling else suggest(self.lrs, self.smoothed)
 
     @property
     def objective(self) -> float:
-        """The suggestion, for sweepers; 0 where there is none."""
+        """The suggestion, for sweepers; 0 if there is none."""
         return self.suggestion or 0.0
 
 
 def suggest(lrs: Sequence[float], smoothed: Sequence[float]) -> float | None:
-    """A tenth of the rate at which the smoothed loss is lowest: it rises beyond, and well below that training is stable.
+    """Suggest a learning rate: a tenth of the rate at which the smoothed loss is lowest.
 
-    The steepest point, which is often taken instead, lies right before the rise with a head that collapses: it gave 6e-3 where 1e-3 learns.
+    The loss rises beyond that rate, and training is stable well below it. The steepest point, which is often used
+    instead, lies right before the rise if the head collapses: it suggested 6e-3 for a head that learns at 1e-3.
 
     Args:
-        lrs: ascending.
-        smoothed: a loss for each of the first of them.
+        lrs: learning rates, ascending.
+        smoothed: the smoothed loss at each of the first of these rates.
 
     Returns:
-        None where the loss never falls by a twentieth, so that there is nothing to suggest.
+        The learning rate; None if the loss never falls by a twentieth.
     """
     if not len(smoothed):
         return None
-    low = int(np.argmin(smoothed))
-    return lrs[low] / 10 if smoothed[low] < 0.95 * smoothed[0] else None
+    lowest = int(np.argmin(smoothed))
+    return lrs[lowest] / 10 if smoothed[lowest] < 0.95 * smoothed[0] else None
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A photo that was called something else.
+    """A misclassified image.
 
     Attributes:
-        photo: [size, size, 3] uint8.
-        breed: what it is.
-        called: what the network said.
-        probability: how sure it was.
+        image: [size, size, 3] uint8.
+        label: name of its class.
+        predicted: name of the predicted class.
+        probability: the probability of the predicted class.
     """
 
-    photo: np.ndarray
-    breed: str
-    called: str
+    image: np.ndarray
+    label: str
+    predicted: str
     probability: float
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of a split's photos.
+    """A network's predictions on a split.
 
     Attributes:
-        ids: a name for each photo.
+        ids: name of each image.
         labels: [n] int.
         logits: [n, classes] float.
-        class_names: in the order of the logits; empty where they were not recorded, as by earlier versions.
+        class_names: in the order of the logits; empty if they were not recorded, as by earlier versions.
     """
 
     ids: Sequence[str]
@@ -168,9 +190,17 @@ class Predictions:
     logits: np.ndarray
     class_names: tuple[str, ...] = ()
 
-    def beside(self, other: "Predictions", split: str) -> PairedOutcome:
-        """This network, photo by photo beside another one, whose photos must be these."""
-        theirs = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
-        before = np.array([theirs[name] for name in self.ids])
+    def compare_with(self, other: "Predictions", split: str) -> PairedOutcome:
+        """Compare with another network's predictions on the same images, image by image.
+
+        Args:
+            other: predictions of the network to compare with; its images must include all of these.
+            split: name of the split.
+
+        Returns:
+            The paired outcome, in which gained images are those that only this network classifies correctly.
+        """
+        other_correct = dict(zip(other.ids, other.logits.argmax(axis=1) == other.labels, strict=True))
+        before = np.array([other_correct[name] for name in self.ids])
         now = self.logits.argmax(axis=1) == self.labels
         return PairedOutcome.of(before, now, split)

@@ -1,12 +1,14 @@
-"""What a network's answers to some photos are worth, in numbers: pure functions of logits and labels.
+"""Evaluation of a network: scores, calibration, results by class and confusions, computed from logits and labels.
 
-Every number carries its n and a 95 % interval: Wilson's for shares, bootstrapped for the others. Photos are drawn again from all of them, since
-drawing within each breed left out what another photo of a breed would have changed: of 2 photos a breed, such an interval held the true log loss in
-79 of 100 cases, and of one photo never. Intervals are mirrored at the estimate (the basic bootstrap), because a draw's macro F1 is too low and its
-calibration error too high by about as much as the photos' own are. With 2 to 20 photos a breed, that of F1 held the truth in 91 to 94 of 100 cases.
+Every number carries its n and a 95 % interval: Wilson's for proportions, a bootstrap for the others.
+
+The bootstrap draws from all images, not within each class, since other images of a class would have given other
+results: with 2 images a class, intervals drawn within classes contained the true log loss in 79 of 100 cases, and with
+1 image never. Intervals are mirrored at the estimate (basic bootstrap), because the macro F1 of a draw is too low and
+its calibration error too high, by about as much as those of the images themselves. With 2 to 20 images a class, the
+interval of the macro F1 contained the true value in 91 to 94 of 100 cases.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,17 +16,32 @@ import numpy as np
 
 from dogbreeds.evaluation import calibration
 from dogbreeds.evaluation.calibration import Bin
+from dogbreeds.evaluation.class_scores import (
+    ClassScore,
+    ConfusedClasses,
+    class_scores,
+    confusion_matrix,
+    confusions,
+    macro_f1,
+)
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities, score
 
-# Of the bootstrap
+# Draws of the bootstrap.
 _DRAWS = 1000
-# Of a probability, so that a photo that was thought impossible costs a finite log loss
-_LEAST = 1e-12
+# Lower bound of a probability, so that the log loss of an image is finite.
+_MIN_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number with its 95 % interval, on n photos."""
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of images.
+    """
 
     value: float
     low: float
@@ -33,45 +50,18 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Breed:
-    """One breed's results.
-
-    Attributes:
-        name: the class's.
-        right: how many of its photos were called so.
-        precision: the share of photos called so that are; NaN where none was.
-        f1: the harmonic mean of both; 0 where none was right.
-        mistaken: what its photos were called most often instead, and how many of them; empty where all were right.
-    """
-
-    name: str
-    right: Proportion
-    precision: float
-    f1: float
-    mistaken: tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Two breeds that are taken for each other: photos of the first that were called the second, and the other way round."""
-
-    first: str
-    second: str
-    there: int
-    back: int
-
-
-@dataclass(frozen=True)
 class Calibration:
-    """How far confidence is from accuracy, before and after it is scaled by a temperature that was fitted on other photos.
+    """Calibration before and after temperature scaling. The temperature is fitted on other images.
 
     Attributes:
-        before, after: the expected calibration error.
-        gain: before less after, from the same draws; scaling helps where its interval is above 0.
-        temperature: what logits were divided by.
-        fitted_on: which photos it was fitted on, in words.
-        log_loss_after: the log loss with it.
-        bins_before, bins_after: of the reliability diagram.
+        before: expected calibration error of the unscaled probabilities.
+        after: expected calibration error of the scaled probabilities.
+        gain: `before` minus `after`, from the same draws; scaling helps if its interval is above 0.
+        temperature: what the logits are divided by.
+        fitted_on: the images that the temperature is fitted on, in words.
+        log_loss_after: log loss of the scaled probabilities, in nats.
+        bins_before: bins of the reliability diagram of the unscaled probabilities.
+        bins_after: bins of the reliability diagram of the scaled probabilities.
     """
 
     before: Measure
@@ -84,27 +74,28 @@ class Calibration:
     bins_after: list[Bin]
 
     @property
-    def said(self) -> str:
-        """Whether scaling lowers the error, in a sentence."""
+    def description(self) -> str:
+        """Whether scaling lowers the calibration error, in a sentence."""
         numbers = f"from {_percent(self.before.value)} to {_percent(self.after.value)} %"
-        points = f"{_percent(self.gain.low)} to {_percent(self.gain.high)} points, n = {self.gain.n:,}"
-        how = f"Temperature {self.temperature:.2f}, fitted on {self.fitted_on},"
+        gain = f"a gain of {_percent(self.gain.low)} to {_percent(self.gain.high)} points, n = {self.gain.n:,}"
+        subject = f"Temperature {self.temperature:.2f}, fitted on {self.fitted_on},"
         if self.gain.low > 0:
-            return f"{how} lowers the calibration error {numbers} (a gain of {points})."
+            return f"{subject} lowers the calibration error {numbers} ({gain})."
         if self.gain.high < 0:
-            return f"{how} does not lower the calibration error: it rises {numbers} (a gain of {points})."
-        return f"{how} is not shown to lower the calibration error: it goes {numbers} (a gain of {points})."
+            return f"{subject} does not lower the calibration error: it rises {numbers} ({gain})."
+        return f"{subject} does not significantly lower the calibration error: it changes {numbers} ({gain})."
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """What averaging over several views of each photo gains, and what it costs.
+    """Results of test-time augmentation, which averages the probabilities over several views of each image.
 
     Attributes:
-        views: how many.
-        accuracy, log_loss: with it.
-        pair: photo by photo beside the plain pass.
-        cost: how many times as long it took.
+        views: number of views.
+        accuracy: accuracy of the averaged probabilities.
+        log_loss: log loss of the averaged probabilities, in nats.
+        pair: averaged predictions compared with those of the unaugmented images.
+        cost: how many times as long all views take as the unaugmented images.
     """
 
     views: int
@@ -116,156 +107,166 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that is measured on a set of photos."""
+    """All results of a network on a set of images.
+
+    Attributes:
+        scores: loss, accuracy and top-5 accuracy.
+        macro_f1: mean F1 of the classes that have images.
+        log_loss: mean log loss in nats.
+        calibration: before and after temperature scaling.
+        classes: results of each class, worst first.
+        confusions: classes that are confused with each other, most frequent first.
+        matrix: [classes, classes] counts of images; rows are true classes, columns predicted ones.
+        augmented: results of test-time augmentation; None if it is off.
+    """
 
     scores: Scores
     macro_f1: Measure
     log_loss: Measure
     calibration: Calibration
-    breeds: list[Breed]
-    confusions: list[Confusion]
+    classes: list[ClassScore]
+    confusions: list[ConfusedClasses]
     matrix: np.ndarray
     augmented: Augmented | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Numbers by name."""
-        found: dict[str, float] = {"n": self.scores.accuracy.n}
-        shares = {"accuracy": self.scores.accuracy, "top5_accuracy": self.scores.top5}
-        measures = {"macro_f1": self.macro_f1, "log_loss": self.log_loss, "calibration_error": self.calibration.before}
-        measures["calibration_error_scaled"] = self.calibration.after
-        measures |= {name: Measure(share.value, *share.interval, share.n) for name, share in shares.items()}
+        """Return the results by metric name."""
+        metrics: dict[str, float] = {"n": self.scores.accuracy.n}
+        measures = {
+            "macro_f1": self.macro_f1,
+            "log_loss": self.log_loss,
+            "calibration_error": self.calibration.before,
+            "calibration_error_scaled": self.calibration.after,
+            "accuracy": _measure(self.scores.accuracy),
+            "top5_accuracy": _measure(self.scores.top5),
+        }
         for name, measure in measures.items():
-            found |= {name: measure.value, f"{name}_low": measure.low, f"{name}_high": measure.high}
-        found["temperature"] = self.calibration.temperature
+            metrics |= {name: measure.value, f"{name}_low": measure.low, f"{name}_high": measure.high}
+        metrics["temperature"] = self.calibration.temperature
         if self.augmented is not None:
-            pair = self.augmented.pair
-            found |= {
+            metrics |= {
                 "tta/accuracy": self.augmented.accuracy.value,
-                "tta/difference": pair.difference,
-                "tta/p_value": pair.p_value,
+                "tta/difference": self.augmented.pair.difference,
+                "tta/p_value": self.augmented.pair.p_value,
+                "tta/cost": self.augmented.cost,
             }
-            found["tta/cost"] = self.augmented.cost
-        # An earlier evaluation of the run may have had more
-        found["tta/views"] = self.augmented.views if self.augmented is not None else 1
-        return found
+        # Written without augmentation too, since an earlier evaluation of the run may have recorded more views.
+        metrics["tta/views"] = self.augmented.views if self.augmented is not None else 1
+        return metrics
+
+
+def _measure(proportion: Proportion) -> Measure:
+    low, high = proportion.interval
+    return Measure(proportion.value, low, high, proportion.n)
 
 
 def _percent(share: float) -> str:
-    # No minus before a zero
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(100 * share, 1) + 0.0:.1f}"
 
 
 def evaluate(
     logits: np.ndarray, labels: np.ndarray, names: Sequence[str], fitted: tuple[float, str] | None, seed: int
 ) -> Evaluation:
-    """Measures a network's answers.
+    """Evaluate predictions.
 
     Args:
         logits: [n, classes] float, finite.
         labels: [n] int.
-        names: of the classes.
-        fitted: a temperature that was fitted on other photos, and on which; None fits it on halves of these in turn.
-        seed: of the bootstrap's draws and of the halves.
+        names: names of the classes.
+        fitted: temperature, and the other images that it was fitted on, in words; None fits one on each half of these
+            images for the other half.
+        seed: of the bootstrap and of the halves.
     """
-    plain, called = probabilities(logits), logits.argmax(axis=1)
+    plain = probabilities(logits)
     if fitted is None:
         scaled, temperature = calibration.cross_fitted(logits, labels, seed)
-        fitted_on = "each half of these photos for the other"
+        fitted_on = "each half of these images for the other"
     else:
         temperature, fitted_on = fitted
         scaled = probabilities(logits, temperature)
+    predicted = logits.argmax(axis=1)
     draws = _draws(len(labels), seed)
-    matrix = np.bincount(labels * len(names) + called, minlength=len(names) ** 2).reshape(len(names), len(names))
-    right = called == labels
-    found = Calibration(
-        *_calibration_errors(plain.max(axis=1), scaled.max(axis=1), right, draws),
-        temperature,
-        fitted_on,
-        log_loss(scaled, labels, draws),
-        calibration.bins(plain.max(axis=1), right),
-        calibration.bins(scaled.max(axis=1), right),
-    )
-    f1 = _bootstrapped(lambda rows: macro_f1(labels[rows], called[rows], len(names)), draws)
+    matrix = confusion_matrix(labels, predicted, len(names))
     return Evaluation(
-        score(logits, labels),
-        f1,
-        log_loss(plain, labels, draws),
-        found,
-        breeds(matrix, names),
-        confusions(matrix, names),
-        matrix,
+        scores=score(logits, labels),
+        macro_f1=_bootstrapped(lambda rows: macro_f1(labels[rows], predicted[rows], len(names)), draws),
+        log_loss=log_loss(plain, labels, draws),
+        calibration=_calibration(
+            plain=plain,
+            scaled=scaled,
+            labels=labels,
+            correct=predicted == labels,
+            draws=draws,
+            temperature=temperature,
+            fitted_on=fitted_on,
+        ),
+        classes=class_scores(matrix, names),
+        confusions=confusions(matrix, names),
+        matrix=matrix,
+    )
+
+
+def _calibration(
+    plain: np.ndarray,
+    scaled: np.ndarray,
+    labels: np.ndarray,
+    correct: np.ndarray,
+    draws: np.ndarray,
+    temperature: float,
+    fitted_on: str,
+) -> Calibration:
+    """Measure calibration before and after scaling, from [n, classes] probabilities."""
+    confidence = plain.max(axis=1)
+    scaled_confidence = scaled.max(axis=1)
+    before, after, gain = _calibration_errors(confidence, scaled_confidence, correct, draws)
+    return Calibration(
+        before=before,
+        after=after,
+        gain=gain,
+        temperature=temperature,
+        fitted_on=fitted_on,
+        log_loss_after=log_loss(scaled, labels, draws),
+        bins_before=calibration.bins(confidence, correct),
+        bins_after=calibration.bins(scaled_confidence, correct),
     )
 
 
 def augmented(
     plain: np.ndarray, averaged: np.ndarray, labels: np.ndarray, views: int, cost: float, split: str, seed: int
 ) -> Augmented:
-    """What averaging over views gains.
+    """Measure the effect of test-time augmentation.
 
     Args:
-        plain: [n, classes] logits of the photos as they are.
+        plain: [n, classes] logits of the unaugmented images.
         averaged: [n, classes] probabilities, the mean over the views.
         labels: [n] int.
-        views: how many.
-        cost: seconds of all views over seconds of the plain one.
-        split: name of these photos.
-        seed: of the bootstrap's draws.
+        views: number of views.
+        cost: seconds that all views take, divided by those of the unaugmented images.
+        split: name of the images.
+        seed: of the bootstrap.
     """
-    before, now = plain.argmax(axis=1) == labels, averaged.argmax(axis=1) == labels
-    accuracy = Proportion(int(now.sum()), len(labels))
+    before = plain.argmax(axis=1) == labels
+    now = averaged.argmax(axis=1) == labels
     return Augmented(
-        views,
-        accuracy,
-        log_loss(averaged, labels, _draws(len(labels), seed)),
-        PairedOutcome.of(before, now, split),
-        cost,
+        views=views,
+        accuracy=Proportion(int(now.sum()), len(labels)),
+        log_loss=log_loss(averaged, labels, _draws(len(labels), seed)),
+        pair=PairedOutcome.of(before, now, split),
+        cost=cost,
     )
 
 
 def log_loss(shares: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Measure:
-    """Mean negative logarithm of the right breed's probability, in nats."""
-    losses = -np.log(np.maximum(shares[np.arange(len(labels)), labels], _LEAST))
-    return _bootstrapped(lambda rows: float(losses[rows].mean()), draws)
-
-
-def macro_f1(labels: np.ndarray, called: np.ndarray, classes: int) -> float:
-    """The mean over breeds of F1; breeds without a photo are left out."""
-    there = np.bincount(labels, minlength=classes)
-    right = np.bincount(labels[labels == called], minlength=classes)
-    f1 = 2 * right / np.maximum(1, there + np.bincount(called, minlength=classes))
-    return float(f1[there > 0].mean())
-
-
-def breeds(matrix: np.ndarray, names: Sequence[str]) -> list[Breed]:
-    """Each breed that has photos, the worst first.
+    """Compute the mean negative logarithm of the true class's probability, in nats.
 
     Args:
-        matrix: [classes, classes] counts; a row is a breed, a column what its photos were called.
-        names: of the classes.
+        shares: [n, classes] probabilities.
+        labels: [n] int.
+        draws: [draws, n] rows of the bootstrap.
     """
-    found = []
-    for index in np.flatnonzero(matrix.sum(axis=1)).tolist():
-        there, called, right = int(matrix[index].sum()), int(matrix[:, index].sum()), int(matrix[index, index])
-        wrong = matrix[index].copy()
-        wrong[index] = 0
-        mistaken = (names[int(wrong.argmax())], int(wrong.max())) if wrong.any() else ("", 0)
-        precision = right / called if called else math.nan
-        found.append(Breed(names[index], Proportion(right, there), precision, 2 * right / (there + called), mistaken))
-    return sorted(found, key=lambda breed: (breed.right.value, breed.f1))
-
-
-def confusions(matrix: np.ndarray, names: Sequence[str]) -> list[Confusion]:
-    """Pairs of breeds that were taken for each other, the most frequent first."""
-    both = np.triu(matrix + matrix.T, k=1)
-    pairs = sorted(zip(*np.nonzero(both), strict=True), key=lambda pair: -both[pair])
-    return [
-        (
-            Confusion(names[first], names[second], int(matrix[first, second]), int(matrix[second, first]))
-            if matrix[first, second] >= matrix[second, first]
-            else Confusion(names[second], names[first], int(matrix[second, first]), int(matrix[first, second]))
-        )
-        for first, second in pairs
-    ]
+    losses = -np.log(np.maximum(shares[np.arange(len(labels)), labels], _MIN_PROBABILITY))
+    return _bootstrapped(lambda rows: float(losses[rows].mean()), draws)
 
 
 def _draws(n: int, seed: int) -> np.ndarray:
@@ -274,15 +275,19 @@ def _draws(n: int, seed: int) -> np.ndarray:
 
 
 def _bootstrapped(statistic: Callable[[np.ndarray], float], draws: np.ndarray) -> Measure:
-    """Of a statistic that is never below 0."""
-    (found,) = _mirrored(lambda rows: [statistic(rows)], draws)
-    return _positive(found)
+    """Bootstrap a statistic that is never negative."""
+    (found,) = _basic_bootstrap(lambda rows: [statistic(rows)], draws)
+    return _at_least_zero(found)
 
 
-def _mirrored(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray) -> list[Measure]:
-    """Several statistics of the same draws; a draw that falls 1 below the estimate puts the interval's upper end 1 above it."""
+def _basic_bootstrap(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray) -> list[Measure]:
+    """Bootstrap several statistics with the same draws.
+
+    Intervals are mirrored: a draw that lies 1 below the estimate puts the upper end 1 above it.
+    """
     n = draws.shape[1]
-    values, drawn = np.array(statistics(np.arange(n))), np.array([statistics(rows) for rows in draws])
+    values = np.array(statistics(np.arange(n)))
+    drawn = np.array([statistics(rows) for rows in draws])
     low, high = 2 * values - np.quantile(drawn, [0.975, 0.025], axis=0)
     return [
         Measure(value, least, most, n)
@@ -291,17 +296,18 @@ def _mirrored(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray
 
 
 def _calibration_errors(
-    plain: np.ndarray, scaled: np.ndarray, right: np.ndarray, draws: np.ndarray
+    confidence: np.ndarray, scaled_confidence: np.ndarray, correct: np.ndarray, draws: np.ndarray
 ) -> tuple[Measure, Measure, Measure]:
-    """The errors of both confidences, and by how much the second is lower."""
+    """Calibration errors before and after scaling, and the first minus the second."""
 
     def errors(rows: np.ndarray) -> list[float]:
-        before, after = (calibration.calibration_error(which[rows], right[rows]) for which in (plain, scaled))
+        before = calibration.calibration_error(confidence[rows], correct[rows])
+        after = calibration.calibration_error(scaled_confidence[rows], correct[rows])
         return [before, after, before - after]
 
-    before, after, gain = _mirrored(errors, draws)
-    return _positive(before), _positive(after), gain
+    before, after, gain = _basic_bootstrap(errors, draws)
+    return _at_least_zero(before), _at_least_zero(after), gain
 
 
-def _positive(measure: Measure) -> Measure:
+def _at_least_zero(measure: Measure) -> Measure:
     return Measure(measure.value, max(0.0, measure.low), measure.high, measure.n)

@@ -1,6 +1,6 @@
-"""What happened in an attempt, in a word, with the reason in numbers and what to do about it. Pure arithmetic on curves.
+"""Verdict of a run: what happened, in one word, with the numbers that show it and advice. It is computed from curves.
 
-The thresholds were chosen on one half of the seeds of `make faults`; the error rates that it reports are of the other half.
+The thresholds were chosen on one half of the seeds of `make faults`, which reports its error rates on the other half.
 """
 
 import math
@@ -24,35 +24,35 @@ VERDICTS = (
     "better_than_frozen",
 )
 
-# Of the peak: what is left after a collapse is less
+# A collapse leaves at most this share of the peak accuracy.
 _COLLAPSED_SHARE = 0.85
-# Standard errors between the peak and what is left
+# A collapse falls by at least this many standard errors.
 _COLLAPSED_DEVIATIONS = 4.0
-# Of the best training accuracy: with more than that at the end, training has not collapsed
+# Training that ends above this share of its best accuracy has not collapsed.
 _UNHARMED_SHARE = 0.95
-# Of the way from chance to perfection
+# Learning gains at least this share of the way from chance to 100 %.
 _LEARNED_SHARE = 0.05
-# Standard errors above chance
+# Learning ends at least this many standard errors above chance.
 _LEARNED_DEVIATIONS = 4.0
-# Validation loss at the end, of its lowest
+# Overfitting raises the validation loss to at least this multiple of its lowest value.
 _OVERFIT_RISE = 1.15
-# Training accuracy less validation accuracy, at the end
+# Overfitting ends with a training accuracy at least this far above the validation accuracy.
 _OVERFIT_GAP = 0.15
-# That an attempt is given to learn anything, as many as a collapse needs to be seen
-_PATIENT_EPOCHS = 3
-# Of the paired test
+# Epochs in which a run must learn something; a collapse shows in as many.
+_MAX_EPOCHS_WITHOUT_LEARNING = 3
+# Significance level of the paired test.
 PAIRED_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What happened.
+    """What happened in a run.
 
     Attributes:
         name: one of `VERDICTS`.
-        reason: the numbers that say so, half a sentence.
+        reason: the numbers that show it, a clause without a full stop.
         advice: what to do, one line.
-        numbers: those of the reason, to be searched by.
+        numbers: those of the reason by name, recorded as metrics.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a verdict needs to know of an attempt besides its curves.
+    """The facts about a run that its verdict needs, apart from its curves.
 
     Attributes:
-        classes: how many.
+        classes: number of classes.
         lr: `optimizer.lr`.
-        native: whether the pixels are those that the preflight found to fit best; None where it cannot tell.
-        pair: the fine-tune beside its parent, photo by photo.
-        diverged: at which step and rate the loss stopped being a number; empty where it did not.
+        native: whether the run's pixels are those that the preflight found to fit best; None if it cannot tell.
+        pair: the fine-tune compared with its frozen parent; None for a frozen run.
+        diverged: at which step and learning rate the loss was not finite; empty if it never was.
     """
 
     classes: int
@@ -84,60 +84,75 @@ class Setting:
 
 
 def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
-    """The verdict on an attempt.
+    """Return the verdict of a run.
 
     Args:
-        epochs: finished ones, in order.
-        setting: of the attempt.
+        epochs: finished epochs, in order.
+        setting: facts about the run.
     """
     if setting.diverged:
-        advice = f"Type optimizer.lr={_lower(setting.lr)}; if that diverges too, look at preprocessing."
+        advice = f"Type optimizer.lr={_lower_rate(setting.lr)}; if that diverges too, check preprocessing."
         return Verdict("diverged", setting.diverged, advice, {"epochs": float(len(epochs))})
-    found = _fall(epochs) or (_never(epochs, setting) if setting.pair is None else None)
-    if found:
-        return _advised(found, epochs, setting)
+    failure = _find_collapse(epochs) or (_find_no_learning(epochs, setting) if setting.pair is None else None)
+    if failure:
+        return _with_advice(failure, epochs, setting)
     if setting.pair is not None:
-        return _beside_parent(setting.pair, setting)
-    return _overfit(epochs) or _learned(epochs)
+        return _compared_with_parent(setting.pair, setting)
+    return _find_overfitting(epochs) or _learned(epochs)
 
 
 def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
-    """Whether a running attempt has collapsed: two epochs in a row far below its peak, and training with them."""
-    return _fall(epochs) is not None
+    """Tell whether a running attempt has collapsed: two epochs in a row far below its peak, in training too."""
+    return _find_collapse(epochs) is not None
 
 
-def lost(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
-    """Why a running attempt is not worth going on with: it has collapsed, or has learned nothing in three epochs; None where it may be."""
-    return _fall(epochs) or (_never(epochs, setting) if len(epochs) >= _PATIENT_EPOCHS else None)
+def early_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+    """Return why a running attempt cannot succeed: it has collapsed, or learned nothing in three epochs; else None.
+
+    Args:
+        epochs: finished epochs, in order.
+        setting: facts about the run.
+    """
+    is_due = len(epochs) >= _MAX_EPOCHS_WITHOUT_LEARNING
+    return _find_collapse(epochs) or (_find_no_learning(epochs, setting) if is_due else None)
 
 
-def _fall(epochs: "Sequence[Epoch]") -> Verdict | None:
-    """A peak, and after it an end that lies below it beyond noise. The better of the last two epochs counts, so that one dip is none."""
-    shares = [epoch.val.accuracy.value for epoch in epochs]
-    if len(shares) < 3:
+def _find_collapse(epochs: "Sequence[Epoch]") -> Verdict | None:
+    """Find a peak, and an end significantly below it.
+
+    The better of the last two epochs counts as the end, so that a single dip is no collapse.
+    """
+    accuracies = [epoch.val.accuracy.value for epoch in epochs]
+    if len(accuracies) < 3:
         return None
-    peak, n = max(shares), epochs[0].val.accuracy.n
-    number, end = shares.index(peak) + 1, max(shares[-2:])
+    n = epochs[0].val.accuracy.n
+    peak = max(accuracies)
+    peak_epoch = accuracies.index(peak) + 1
+    end = max(accuracies[-2:])
     error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
-    if number > len(shares) - 2 or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
+    is_recent = peak_epoch > len(accuracies) - 2
+    if is_recent or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
         return None
-    # That is learning by heart
+    # Training is intact: the run overfits.
     if epochs[-1].train_accuracy > _UNHARMED_SHARE * max(epoch.train_accuracy for epoch in epochs):
         return None
-    how_far = f"{(peak - end) / error:.0f} standard errors"
     reason = (
-        f"validation accuracy peaked at {_percent(peak)} in epoch {number} and fell to {_percent(shares[-1])},"
-        f" {how_far}"
+        f"validation accuracy peaked at {_percent(peak)} in epoch {peak_epoch} and fell to {_percent(accuracies[-1])},"
+        f" by {(peak - end) / error:.0f} standard errors or more in the last two epochs"
     )
-    return Verdict("collapsed", reason, "", {"peak": peak, "fall": peak - shares[-1], "peak_epoch": float(number)})
+    numbers = {"peak": peak, "fall": peak - accuracies[-1], "peak_epoch": float(peak_epoch)}
+    return Verdict("collapsed", reason, "", numbers)
 
 
-def _never(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+def _find_no_learning(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+    """Find a best validation accuracy that is not above chance."""
     if not epochs:
         return Verdict("never_learned", "no epoch was finished", "", {})
-    best, n, chance = max(epoch.val.accuracy.value for epoch in epochs), epochs[0].val.accuracy.n, 1 / setting.classes
+    n = epochs[0].val.accuracy.n
+    best = max(epoch.val.accuracy.value for epoch in epochs)
+    chance = 1 / setting.classes
     error = math.sqrt(chance * (1 - chance) / n)
-    # Few photos make much noise, and all right is still all right
+    # With few images the noise is large, but 100 % must still count as learned.
     noise = min(_LEARNED_DEVIATIONS * error, (1 - chance) / 2)
     if best - chance >= max(_LEARNED_SHARE * (1 - chance), noise):
         return None
@@ -149,68 +164,66 @@ def _never(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
     return Verdict("never_learned", reason, "", {"peak": best, "chance": chance})
 
 
-def _advised(found: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
-    """What to do about a collapse, or about nothing learned: the cause that is known first."""
+def _with_advice(failure: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
+    """Add advice to a collapse or to nothing learned, for the likeliest cause: the most certain ones come first."""
     trained = max((epoch.train_accuracy for epoch in epochs), default=0.0)
-    peak = found.numbers.get("peak", 0.0)
+    peak = failure.numbers.get("peak", 0.0)
+    lower_rate = _lower_rate(setting.lr)
     if setting.native is False:
         advice = "The pixels are not those of pretraining: type preprocessing=native."
-    elif found.name == "never_learned" and trained > 2 * peak + 0.1:
-        advice = "The photos were learned by heart: look whether the labels are those of the photos."
+    elif failure.name == "never_learned" and trained > 2 * peak + 0.1:
+        advice = "The training images were memorised: check whether their labels are correct."
     elif setting.pair is not None:
         advice = (
-            f"The fine-tune was too harsh: type optimizer.lr={_lower(setting.lr)}, and unfreeze.batchnorm=frozen if it"
-            " is not."
+            f"Fine-tuning was too aggressive: type optimizer.lr={lower_rate}, and unfreeze.batchnorm=frozen if it is"
+            " not."
         )
-    elif setting.lr >= 3e-3 or found.name == "collapsed":
-        advice = (
-            f"The learning rate is too high for this head: type optimizer.lr={_lower(setting.lr)}, or head=batchnorm."
-        )
+    elif setting.lr >= 3e-3 or failure.name == "collapsed":
+        advice = f"The learning rate is too high for this head: type optimizer.lr={lower_rate}, or head=batchnorm."
     elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
-        advice = "The training loss is still falling: type more phase.epochs, or find a rate with phase=lr_range."
+        advice = "The training loss is still falling: increase phase.epochs, or find a rate with phase=lr_range."
     else:
-        advice = "Find a rate with phase=lr_range, and look at some photos with their labels."
-    return Verdict(found.name, found.reason, advice, found.numbers)
+        advice = "Find a learning rate with phase=lr_range, and check some images and their labels."
+    return Verdict(failure.name, failure.reason, advice, failure.numbers)
 
 
-def _beside_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
-    lower = f"optimizer.lr={_lower(setting.lr)}"
-    name = (
-        "no_better_than_frozen"
-        if pair.p_value >= PAIRED_LEVEL
-        else "better_than_frozen"
-        if pair.difference > 0
-        else "worse_than_frozen"
-    )
-    advice = {
-        "no_better_than_frozen": (
-            f"No difference is shown by {pair.n:,} photos: the frozen network is cheaper, keep it."
-        ),
-        "better_than_frozen": "Keep the fine-tuned network.",
-        "worse_than_frozen": (
-            f"Keep the frozen network; to go on, type {lower}, or unfreeze.batchnorm=frozen if it is not."
-        ),
-    }[name]
+def _compared_with_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
+    """Return the verdict of a fine-tune that neither diverged nor collapsed."""
+    if pair.p_value >= PAIRED_LEVEL:
+        name = "no_better_than_frozen"
+        advice = f"{pair.n:,} images show no significant difference: use the frozen network, which is cheaper."
+    elif pair.difference > 0:
+        name = "better_than_frozen"
+        advice = "Use the fine-tuned network."
+    else:
+        name = "worse_than_frozen"
+        advice = (
+            f"Use the frozen network, or fine-tune again: type optimizer.lr={_lower_rate(setting.lr)}, or"
+            " unfreeze.batchnorm=frozen if it is not."
+        )
     numbers = {
         "difference": pair.difference,
         "p_value": pair.p_value,
         "gained": float(pair.gained),
         "lost": float(pair.lost),
     }
-    return Verdict(name, f"{pair} against the frozen parent, judged at p < {PAIRED_LEVEL:g}", advice, numbers)
+    return Verdict(
+        name, f"{pair} compared with the frozen parent (significant if p < {PAIRED_LEVEL:g})", advice, numbers
+    )
 
 
-def _overfit(epochs: "Sequence[Epoch]") -> Verdict | None:
-    """The validation loss has risen while the training loss went on falling."""
+def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
+    """Find a validation loss that rose while the training loss fell."""
     losses = [epoch.val.loss for epoch in epochs]
-    low, last = losses.index(min(losses)), epochs[-1]
-    rise = losses[-1] / losses[low] if losses[low] else math.inf
+    lowest = losses.index(min(losses))
+    last = epochs[-1]
+    rise = losses[-1] / losses[lowest] if losses[lowest] else math.inf
     gap = last.train_accuracy - last.val.accuracy.value
-    if rise < _OVERFIT_RISE or gap < _OVERFIT_GAP or last.train_loss >= epochs[low].train_loss:
+    if rise < _OVERFIT_RISE or gap < _OVERFIT_GAP or last.train_loss >= epochs[lowest].train_loss:
         return None
     reason = (
-        f"validation loss rose from {losses[low]:.2f} in epoch {low + 1} to {losses[-1]:.2f}, while training accuracy"
-        f" reached {_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
+        f"validation loss rose from {losses[lowest]:.2f} in epoch {lowest + 1} to {losses[-1]:.2f}, while training"
+        f" accuracy reached {_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
     )
     numbers = {"peak": max(epoch.val.accuracy.value for epoch in epochs), "loss_rise": rise, "gap": gap}
     return Verdict("overfitting", reason, "Stop at that epoch, raise head.dropout, or type augment=guide.", numbers)
@@ -227,8 +240,8 @@ def _learned(epochs: "Sequence[Epoch]") -> Verdict:
     )
 
 
-def _lower(lr: float) -> str:
-    """A tenth of a rate, or what is usual where that is still absurd, as one types it."""
+def _lower_rate(lr: float) -> str:
+    """A tenth of a learning rate, at most 1e-2, as it is typed."""
     return f"{min(lr / 10, 1e-2):.0e}".replace("e-0", "e-")
 
 

@@ -1,4 +1,4 @@
-"""The runs that tell which setting caused what happened."""
+"""The runs of an ablation: an attempt with some of its settings reverted, from MLflow or run now."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from omegaconf import OmegaConf
 
-from dogbreeds.experiments import compose
-from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.compose import compose_config, from_config
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, RunOrigin
 from dogbreeds.training.phase import Finetune
@@ -15,43 +14,59 @@ from dogbreeds.training.phase import Finetune
 if TYPE_CHECKING:
     from dogbreeds.experiments.result import Result, Skipped
 
-# Groups that a fine-tune shares with its frozen attempt
-_OF_THE_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")
+# Groups that a fine-tune shares with its frozen parent.
+_SHARED_WITH_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")
 
 
-def changed(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Overrides, with those that are changed replaced: Hydra refuses two options of a group."""
+def replace_overrides(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Replace overrides of the same keys, since Hydra refuses two options of a group.
+
+    Args:
+        typed: overrides as they were typed.
+        changes: overrides that win.
+    """
     keys = {change.split("=")[0] for change in changes}
     return [*(override for override in typed if override.lstrip("+").split("=")[0] not in keys), *changes]
 
 
-def parent_of(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
-    """Overrides of the frozen attempt that a fine-tune goes on from: its data, model, pixels and head, also where an overlay brought them."""
-    brought = [f"{group}={choices[group]}" for group in _OF_THE_PARENT if group in choices]
+def parent_overrides(overrides: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """Return the overrides of a fine-tune's frozen parent, which has the same data, model, pixels and head.
+
+    Args:
+        overrides: of the fine-tune.
+        choices: chosen option of each group, also where the attempt's file chose it.
+    """
+    shared = [f"{group}={choices[group]}" for group in _SHARED_WITH_PARENT if group in choices]
     own = [
         override
         for override in overrides
         if not override.lstrip("+").startswith(("attempt=", "phase", "unfreeze", "optimizer"))
     ]
-    return changed(["attempt=frozen", *brought], own)
+    return replace_overrides(["attempt=frozen", *shared], own)
 
 
-def _measured(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str, str], folder: Path) -> Record:
-    """A run with these overrides: from MLflow if it has been run, else run now. All fine-tunes of a seed go on from the same parent."""
-    run = from_config(compose.composed("train", overrides))
+def find_or_run(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str, str], folder: Path) -> Record:
+    """Return the run with these overrides, recorded or run now. All fine-tunes of a seed have the same parent.
+
+    Args:
+        tracking: where runs are recorded.
+        overrides: of the run.
+        choices: chosen option of each group.
+        folder: Hydra's output folder.
+    """
+    run = from_config(compose_config("train", overrides))
     if isinstance(run.phase, Finetune) and run.phase.parent is None:
-        parent = _found_or_run(tracking, parent_of(overrides, choices), folder)
+        parent = _find_or_run(tracking, parent_overrides(overrides, choices), folder)
         overrides = [*overrides, f"phase.parent='{parent.run_id}'"]
-    return _found_or_run(tracking, overrides, folder)
+    return _find_or_run(tracking, overrides, folder)
 
 
-def _found_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> Record:
-    """A run with exactly these overrides; what has finished is not run again, as in any sweep."""
+def _find_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> Record:
+    """Return the run with exactly these overrides; as in any sweep, a finished one is skipped."""
     from dogbreeds.experiments.attempt import execute
 
-    config = compose.composed("train", overrides)
-    done = execute(
-        from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), " ".join(overrides)[:250], folder)
-    )
-    # No range test: it is refused above
-    return tracking.record(cast("Result | Skipped", done).run_id)
+    config = compose_config("train", overrides)
+    name = " ".join(overrides)[:250]
+    result = execute(from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), name, folder))
+    # Callers reject range tests, and only searches prune.
+    return tracking.record(cast("Result | Skipped", result).run_id)

@@ -1,4 +1,4 @@
-"""Composes configs by Hydra, and builds a `Run` of one."""
+"""Compose configs with Hydra, and build a `Run` from one."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -16,131 +16,148 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
-from dogbreeds.experiments.run import ALONE, Run, _Alone
+from dogbreeds.experiments.run import UNGROUPED, Run, Ungrouped
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import RunOrigin
 
+# Keys that Hydra's `instantiate` interprets.
+_HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+# Settings that define a named attempt. The model, the data, augmentation, schedule and epochs may vary within it.
+_DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
 
-def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """A command's config as Hydra composes it, without running the command; a command that is running goes on undisturbed."""
-    everyone = GlobalHydra.instance()
-    running = everyone.hydra
-    everyone.clear()
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a command's config without running the command.
+
+    Works inside a running Hydra command too: its global state is restored afterwards.
+
+    Args:
+        name: name of the command and of its file in `conf/`.
+        overrides: as they are typed on the command line.
+    """
+    global_hydra = GlobalHydra.instance()
+    running = global_hydra.hydra
+    global_hydra.clear()
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
             return compose(name, list(overrides))
     finally:
-        everyone.hydra = running
-
-
-_HYDRAS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
+        global_hydra.hydra = running
 
 
 def from_config(config: DictConfig) -> Run:
-    """The run that a composed config describes.
+    """Build the run that a composed config describes.
 
     Raises:
-        UserError: where a value is not allowed, a key is unknown, or a target lies outside the package.
+        UserError: if a value is not allowed, a key is unknown, or a target lies outside the package.
     """
-    parts: dict[str, Any] = {
-        field.name: part(config, field.name) for field in dataclasses.fields(Run) if field.name not in ALONE
+    specs: dict[str, Any] = {
+        field.name: build_spec(config, field.name) for field in dataclasses.fields(Run) if field.name not in UNGROUPED
     }
-    whole = _plain(config)
-    missing = [name for name in ALONE if name not in whole]
+    settings = _resolved(config)
+    missing = [name for name in UNGROUPED if name not in settings]
     if missing:
         raise UserError(
             f"{missing[0]} was not given. Every setting needs a value. Type {missing[0]}=<value>, or leave out"
             f" ~{missing[0]}."
         )
-    return Run(**parts, **dataclasses.asdict(_Alone(**{name: whole[name] for name in ALONE})))
+    return Run(**specs, **dataclasses.asdict(Ungrouped(**{name: settings[name] for name in UNGROUPED})))
 
 
-def part(config: DictConfig, name: str) -> Any:
-    """One group's spec, of a config that may lack others.
+def build_spec(config: DictConfig, name: str) -> Any:
+    """Build the spec of one group; the config may lack other groups.
+
+    Args:
+        config: composed config with the group.
+        name: name of the group, such as `optimizer`.
 
     Raises:
         UserError: as `from_config`.
     """
-    group = _plain(config).get(name)
-    _check_target(name, group)
+    group = _resolved(config).get(name)
+    _check_group(name, group)
     settings = {key: value for key, value in group.items() if key != "_target_"}
-    # Hydra sees the class alone: it would resolve the settings once more, and what they then came to name was not there to be checked.
-    kind = _spec(name, group["_target_"])
-    return instantiate({"_target_": f"{kind.__module__}.{kind.__qualname__}", "_partial_": True})(**settings)
+    # Hydra gets the class alone. It would resolve the settings a second time, and what that yields was never checked.
+    cls = _find_spec_class(name, group["_target_"])
+    return instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", "_partial_": True})(**settings)
 
 
-def _plain(config: DictConfig) -> Any:
+def _resolved(config: DictConfig) -> Any:
+    """Return a config as plain values, with its interpolations resolved."""
     try:
         return OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(
-            f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name a key that is there."
-            " Type python -m dogbreeds.train --cfg job to see it whole."
+            f"The config cannot be resolved ({str(error).splitlines()[0]}). Every ${{…}} must name an existing key."
+            " Type python -m dogbreeds.train --cfg job to see the whole config."
         ) from error
 
 
-def _check_target(name: str, group: Any) -> None:
-    """Refuses a group whose target is not one of ours, whose keys are not its target's, or that names a target further in."""
+def _check_group(name: str, group: Any) -> None:
+    """Raise `UserError` unless a group names one of its own specs and has exactly its settings, as plain values."""
     target = group.get("_target_") if isinstance(group, dict) else None
-    kind = _spec(name, target)
-    if kind is None:
+    cls = _find_spec_class(name, target)
+    if cls is None:
         raise UserError(
             f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, as in the files of conf/{name}/. "
-            f"Type {name}=<option>; python -m dogbreeds.train --help lists them."
+            f"Type {name}=<option>; python -m dogbreeds.train --help lists the options."
         )
-    known = {field.name for field in dataclasses.fields(kind)}
+    known = {field.name for field in dataclasses.fields(cls)}
     for key, value in group.items():
         if key != "_target_" and key not in known:
             raise UserError(
-                f"{name}.{key} is not a setting of {kind.__name__}. It has {', '.join(sorted(known))}. "
+                f"{name}.{key} is not a setting of {cls.__name__}. Its settings are {', '.join(sorted(known))}. "
                 "Type one of those, or leave out the attempt that sets it."
             )
-        _check_value(f"{name}.{key}", value)
+        _check_plain(f"{name}.{key}", value)
     missing = sorted(known - group.keys())
     if missing:
         raise UserError(
-            f"{name}.{missing[0]} was not given. {kind.__name__} has {', '.join(sorted(known))}, and needs them all. "
-            f"Type {name}=<option>, whose file gives them; python -m dogbreeds.train --help lists the options."
+            f"{name}.{missing[0]} was not given. {cls.__name__} needs all of {', '.join(sorted(known))}. "
+            f"Type {name}=<option>, whose file sets them; python -m dogbreeds.train --help lists the options."
         )
 
 
-def _spec(name: str, target: Any) -> type[Spec] | None:
-    """The class that a target names, where it is a spec of that very group; by its place, or as configs were recorded before it had packages."""
+def _find_spec_class(name: str, target: Any) -> type[Spec] | None:
+    """Return a group's spec class that a target names, by its current or its recorded path; None without one."""
     return next(
-        (kind for kind in _kinds(Spec) if getattr(kind, "group", None) == name and target in _paths(kind)), None
+        (cls for cls in _subclasses(Spec) if getattr(cls, "group", None) == name and target in _target_paths(cls)), None
     )
 
 
-def _kinds(base: type[Spec]) -> Iterator[type[Spec]]:
-    for kind in base.__subclasses__():
-        yield kind
-        yield from _kinds(kind)
+def _subclasses(base: type[Spec]) -> Iterator[type[Spec]]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
 
 
-def _paths(kind: type[Spec]) -> tuple[str, ...]:
-    return f"{kind.__module__}.{kind.__qualname__}", f"dogbreeds.{kind.group}.{kind.__qualname__}"
+def _target_paths(cls: type[Spec]) -> tuple[str, ...]:
+    """Return the paths that name a spec class: the current one, and the one in configs recorded by version 0.1.0."""
+    return f"{cls.__module__}.{cls.__qualname__}", f"dogbreeds.{cls.group}.{cls.__qualname__}"
 
 
-def _check_value(key: str, value: Any) -> None:
-    """Refuses what Hydra would call, however deep it lies."""
+def _check_plain(key: str, value: Any) -> None:
+    """Raise `UserError` if a setting holds, at any depth, something that Hydra would call."""
     if isinstance(value, dict):
-        for inner in value:
-            if inner in _HYDRAS:
+        for inner_key, inner_value in value.items():
+            if inner_key in _HYDRA_KEYS:
                 raise UserError(
-                    f"{key} has a key {inner} ({value[inner]!r}). Only a group itself names a class, and its settings"
-                    f" are plain values. Type {key}=<value>."
+                    f"{key} has a key {inner_key} ({inner_value!r}). Only a group itself names a class, and its"
+                    f" settings are plain values. Type {key}=<value>."
                 )
-            _check_value(f"{key}.{inner}", value[inner])
+            _check_plain(f"{key}.{inner_key}", inner_value)
     elif isinstance(value, list):
-        for inner in value:
-            _check_value(key, inner)
+        for item in value:
+            _check_plain(key, item)
 
 
-# What makes an attempt the one it is named after: on which model and photos, with which augmentation and schedule, and for how long is left open.
-_DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
+def run_origin(config: DictConfig, run: Run) -> RunOrigin:
+    """Describe how the running Hydra job composed its run: config, overrides, output folder, name and chosen options.
 
-
-def _composition(config: DictConfig, run: Run) -> RunOrigin:
+    Args:
+        config: config of the job.
+        run: run that was built from it.
+    """
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)
     choices = {
@@ -150,15 +167,19 @@ def _composition(config: DictConfig, run: Run) -> RunOrigin:
     }
     others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
     name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
-    changed = _changed(run, choices) if "attempt" in choices else ()
-    sought = {group: option for group, option in choices.items() if group in ("attempt", "model", "data")}
     return RunOrigin(
-        OmegaConf.to_yaml(config), overrides, name[:250], Path(hydra_config.runtime.output_dir), sought, changed
+        yaml=OmegaConf.to_yaml(config),
+        overrides=overrides,
+        name=name[:250],
+        folder=Path(hydra_config.runtime.output_dir),
+        choices={group: option for group, option in choices.items() if group in ("attempt", "model", "data")},
+        changed=_changes_to_attempt(run, choices) if "attempt" in choices else (),
     )
 
 
-def _changed(run: Run, choices: dict[str, str]) -> tuple[str, ...]:
-    """What the command line made different from the attempt that it names."""
-    named = composed("train", [f"{group}={choices[group]}" for group in ("attempt", "model", "data")])
-    here, there = run.parameters(), from_config(named).parameters()
-    return tuple(f"{key}={here[key]}" for key in here if key.startswith(_DEFINING) and here[key] != there.get(key))
+def _changes_to_attempt(run: Run, choices: dict[str, str]) -> tuple[str, ...]:
+    """Return the defining settings in which a run differs from the attempt that it names."""
+    named = compose_config("train", [f"{group}={choices[group]}" for group in ("attempt", "model", "data")])
+    ours = run.parameters()
+    theirs = from_config(named).parameters()
+    return tuple(f"{key}={ours[key]}" for key in ours if key.startswith(_DEFINING) and ours[key] != theirs.get(key))

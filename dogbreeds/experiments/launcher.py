@@ -1,5 +1,8 @@
-"""Hydra's launchers, which run the jobs of a sweep side by side or on other machines: what must be there before, what each job must be told, how
-jobs are ended, and what to say of one that was lost."""
+"""Hydra's launchers, which run the jobs of a sweep in parallel or on other machines.
+
+Checks that a launcher can work before any job starts, passes the environment on to jobs, cancels remote jobs, and
+explains why a job was lost.
+"""
 
 import contextlib
 import importlib.util
@@ -17,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
 from dogbreeds.core import signals
-from dogbreeds.core.console import alongside
+from dogbreeds.core.console import prefix_log_lines
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 
@@ -26,19 +29,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# conf/hydra/launcher/ gives the plugins' options our values, under the names that they are known by. Hydra checks them with the plugins' types, which
-# is meant so, and warns that it will not for ever.
+# The presets in conf/hydra/launcher/ have the names of the plugins' own options, so that Hydra checks them with the
+# plugins' types. Hydra warns that it will stop doing so in a later version.
 warnings.filterwarnings(
     "ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema", category=UserWarning
 )
 
+# Extra of this package that installs each plugin.
 _EXTRAS = {"hydra_joblib_launcher": "joblib", "hydra_ray_launcher": "ray", "hydra_submitit_launcher": "submitit"}
-# Of a Ray that is started here; a cluster has its own
-_OF_ITS_OWN = ("num_cpus", "num_gpus", "object_store_memory")
-_ANSWER_SECONDS = 10.0
-# Ray reads these when it is imported. Its lines would else begin with a process' number, in colours even in a file; of lines that are alike it
-# shows one; and it reports its use to its makers.
-_QUIET = {
+# Settings of a Ray that is started here; a running cluster has its own.
+_LOCAL_RAY_SETTINGS = ("num_cpus", "num_gpus", "object_store_memory")
+_CONNECT_TIMEOUT_SECONDS = 10.0
+# Ray reads these variables when it is imported. Its defaults would start log lines with a process id, colour them even
+# in files, print only one of several equal lines, and send usage statistics.
+_RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
@@ -46,126 +50,137 @@ _QUIET = {
 }
 
 
-def ready(config: "DictConfig") -> None:
-    """Makes sure that the chosen launcher can do its work; Ray is started, or its cluster connected to.
+def prepare_launcher(config: "DictConfig") -> None:
+    """Check that the chosen launcher can work; start Ray, or connect to its cluster.
 
     Args:
-        config: the sweep's, with Hydra's part.
+        config: config of the sweep, with Hydra's part.
 
     Raises:
-        UserError: where something is not installed or does not answer.
+        UserError: if something is not installed or does not answer.
     """
-    target, option = config.hydra.launcher._target_, config.hydra.runtime.choices["hydra/launcher"]
+    target = config.hydra.launcher._target_
+    option = config.hydra.runtime.choices["hydra/launcher"]
     package = target.split(".")[1] if target.startswith("hydra_plugins.") else None
     if package in _EXTRAS and importlib.util.find_spec(f"hydra_plugins.{package}") is None:
         raise UserError(
-            f"hydra/launcher={option} was asked for and is not installed. Jobs side by side or elsewhere need it. "
-            f"Type pip install 'dogbreeds[{_EXTRAS[package]}]'."
+            f"hydra/launcher={option} was given, and it is not installed. Jobs in parallel or on other machines need"
+            f" it. Type pip install 'dogbreeds[{_EXTRAS[package]}]'."
         )
     if target.endswith(".RayLauncher"):
-        _connect(config.hydra.launcher.ray.init)
+        _connect_to_ray(config.hydra.launcher.ray.init)
     elif target.endswith(".SlurmLauncher") and shutil.which("srun") is None:
         raise UserError(
-            f"hydra/launcher={option} was asked for, and there is no Slurm here: its command srun is not found. Such a"
-            " sweep starts on a machine from which jobs can be submitted. Go there, or type hydra/launcher=joblib to"
-            " use this one."
+            f"hydra/launcher={option} was given, and Slurm is not available here: its command srun was not found. The"
+            " sweep must start on a machine that can submit jobs. Run it there, or type hydra/launcher=joblib to use"
+            " this machine."
         )
     if package == "hydra_submitit_launcher":
         log.info(
-            "What each job says is in %s/<its number>/%s.log.",
+            "The log of each job is %s/<job number>/%s.log.",
             Path(config.hydra.sweep.dir).absolute(),
             config.hydra.job.name,
         )
     if target.endswith(".SlurmLauncher"):
         log.info(
-            "Ctrl-C ends this command alone; scancel --name=%s ends its jobs. The same command takes up what they did.",
+            "Ctrl-C ends this command only; scancel --name=%s ends its jobs. The same command resumes them.",
             config.hydra.launcher.name,
         )
 
 
-def tell(config: "DictConfig") -> None:
-    """Puts into the config of every job what a process that was not started by this one would not know: our environment variables, among them the
-    id of the sweep's run, and the sweep's folder.
+def pass_environment(config: "DictConfig") -> None:
+    """Add to every job's config what a process on another machine cannot know.
 
-    A worker of a cluster that is running already has an environment of its own.
+    These are the DOGBREEDS_ environment variables, which include the id of the sweep's run, and the sweep's folder. A
+    worker of a running cluster has an environment of its own.
+
+    Args:
+        config: config of the sweep, with Hydra's part; changed in place.
     """
     from hydra.core.override_parser.types import Quote, QuotedString
     from omegaconf import read_write
 
-    known = {name: value for name, value in os.environ.items() if name.startswith("DOGBREEDS_")} | {
-        "DOGBREEDS_HOME": str(home().absolute())
-    }
-    told = {f"hydra.job.env_set.{name}": value for name, value in known.items()} | {
-        "hydra.sweep.dir": str(Path(config.hydra.sweep.dir).absolute())
-    }
+    variables = {name: value for name, value in os.environ.items() if name.startswith("DOGBREEDS_")}
+    variables["DOGBREEDS_HOME"] = str(home().absolute())
+    settings = {f"hydra.job.env_set.{name}": value for name, value in variables.items()}
+    settings["hydra.sweep.dir"] = str(Path(config.hydra.sweep.dir).absolute())
     with read_write(config.hydra.overrides):
-        # `load_sweep_config` composes each job's config from these, whichever launcher calls it.
+        # Every launcher calls `load_sweep_config`, which composes each job's config from these overrides.
         config.hydra.overrides.hydra += [
-            f"++{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in told.items()
+            f"++{key}={QuotedString(value, Quote.single).with_quotes()}" for key, value in settings.items()
         ]
 
 
-def arrive() -> None:
-    """In a job that a launcher has brought to another process: its lines begin with its number, and paths that were typed where they were typed."""
-    here = HydraConfig.get()
-    if here.mode == RunMode.MULTIRUN and not here.launcher._target_.endswith(".BasicLauncher"):
-        alongside(here.job.num)
-        # Of another machine, which has no such folder
+def enter_job() -> None:
+    """Set up a job that a launcher runs in another process: log lines start with its number, relative paths work."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and not hydra_config.launcher._target_.endswith(".BasicLauncher"):
+        prefix_log_lines(hydra_config.job.num)
+        # Another machine may not have the folder in which the command was typed.
         with contextlib.suppress(OSError):
-            os.chdir(here.runtime.cwd)
+            os.chdir(hydra_config.runtime.cwd)
 
 
-class Launched(Callback):
-    """Hydra calls it before the first job of a sweep, as `conf/extract.yaml` says."""
+class LauncherCallback(Callback):
+    """Prepares the launcher. Hydra calls it before the first job of a sweep, as set in `conf/extract.yaml`."""
 
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         try:
-            ready(config)
+            prepare_launcher(config)
             self.begin(config)
         except UserError as error:
-            # Hydra would make a warning of any other exception
+            # Hydra turns any other exception of a callback into a warning.
             sys.exit(f"error: {error}")
-        tell(config)
+        pass_environment(config)
 
     def begin(self, config: "DictConfig") -> None:
-        """What is done once before the jobs are, and after it is known that they can be."""
+        """Do what is due once per sweep, after the launcher is prepared and before the first job."""
 
 
-def _connect(init: "DictConfig") -> None:
+def _connect_to_ray(init: "DictConfig") -> None:
+    """Start Ray, or connect to its cluster.
+
+    Raises:
+        UserError: if that fails.
+    """
     from omegaconf import OmegaConf
 
     settings: dict[str, Any] = OmegaConf.to_container(init, resolve=True)  # type: ignore[assignment]
     if settings["address"] != "local":
-        settings = {name: value for name, value in settings.items() if name not in _OF_ITS_OWN}
-    os.environ |= {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+        settings = {name: value for name, value in settings.items() if name not in _LOCAL_RAY_SETTINGS}
+    os.environ |= {name: os.environ.get(name, value) for name, value in _RAY_ENVIRONMENT.items()}
     import ray
 
     try:
-        _knock(settings["address"])
+        _check_address(settings["address"])
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). It must be local, for"
-            " one that lives as long as the sweep, auto, for a cluster that this machine is part of, or the address"
+            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). The address must be"
+            " local, for a Ray that lives as long as the sweep, auto, for the cluster of this machine, or the address"
             " that ray start printed. Type hydra.launcher.ray.init.address=local."
         ) from error
-    # Again: Ray has taken SIGTERM for itself
-    signals.handle()
-    signals.elsewhere(_cancel)
+    # Ray has replaced the handler of SIGTERM.
+    signals.install_handlers()
+    signals.set_remote_cancel(_cancel_ray_tasks)
 
 
-def _knock(address: str | None) -> None:
-    """Raises `OSError` where nobody listens at an address: Ray itself would try for more than five minutes."""
+def _check_address(address: str | None) -> None:
+    """Raise `OSError` if nothing listens at an address. Ray itself would keep trying for more than five minutes."""
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_SECONDS).close()
 
 
-def _cancel(seconds: float) -> None:
-    """Ends what Ray runs or has queued for this command, wherever it is, and waits for it."""
+def _cancel_ray_tasks(seconds: float) -> None:
+    """Cancel the tasks that Ray runs or has queued for this command, on any machine, and wait for their end.
+
+    Args:
+        seconds: longest time to wait.
+    """
     import ray
 
-    # The launcher keeps its tasks to itself
+    # The launcher does not expose its tasks.
     from ray._private.worker import global_worker
 
     if not ray.is_initialized():
@@ -178,8 +193,8 @@ def _cancel(seconds: float) -> None:
     ray.wait(tasks, num_returns=len(tasks), timeout=seconds)
 
 
-def lost() -> tuple[type[Exception], ...]:
-    """What a launcher raises where a job did not come back: of those launchers that are in use."""
+def lost_job_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that launchers raise for a lost job, of the launchers that have been imported."""
     names = {
         "ray.exceptions": "RayError",
         "submitit.core.utils": "UncompletedJobError",
@@ -188,17 +203,21 @@ def lost() -> tuple[type[Exception], ...]:
     return tuple(getattr(sys.modules[module], name) for module, name in names.items() if module in sys.modules)
 
 
-def said(error: Exception) -> str:
-    """The sentences for a job that did not come back."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
-    if first.startswith("sbatch: "):
+def lost_job_message(error: Exception) -> str:
+    """Explain to the user why a job was lost, and what to type.
+
+    Args:
+        error: one of `lost_job_errors`.
+    """
+    first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = first_line.rstrip(".")[:200]
+    if reason.startswith("sbatch: "):
         return (
-            f"Slurm did not take the jobs ({first[:200]}). What they ask for must be something that it has. Type"
-            " hydra.launcher.partition=<name>, hydra.launcher.gpus_per_node=0, or what else"
-            " conf/hydra/launcher/submitit_slurm.yaml asks for and your cluster calls otherwise."
+            f"Slurm rejected the jobs ({reason}). They must ask for resources that the cluster has. Type"
+            " hydra.launcher.partition=<name> or hydra.launcher.gpus_per_node=0, or change another setting of"
+            " conf/hydra/launcher/submitit_slurm.yaml that differs on your cluster."
         )
     return (
-        f"A job was lost ({first[:200]}). Its process must live until the job has ended: it was killed, ran out of"
-        " memory or time, or its machine is gone. Type the same command again, which keeps what is done and goes on;"
-        " with fewer jobs at a time if memory is short."
+        f"A job was lost ({reason}): its process was killed, ran out of memory or time, or its machine failed. The"
+        " results so far are saved. Type the same command again to resume, with fewer parallel jobs if memory is short."
     )

@@ -1,4 +1,4 @@
-"""All that an attempt needs before it trains."""
+"""Everything that happens before an attempt's first training step."""
 
 import gc
 import logging
@@ -27,8 +27,39 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """All that is there before the first step."""
+class Assembly:
+    """A backbone, the network on it with a new head, and what the preflight found.
+
+    Attributes:
+        backbone: pretrained backbone.
+        network: backbone, cut at the unfreeze policy's block boundary, with a new head.
+        pixel_fit: how well each pixel convention fits the backbone; None if the preflight is off.
+        findings: findings of the preflight so far.
+    """
+
+    backbone: Backbone
+    network: Network
+    pixel_fit: PixelFit | None
+    findings: list[preflight.Finding]
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready for its first training step.
+
+    Attributes:
+        run: settings.
+        dataset: opened dataset.
+        checkpoints: checkpoints of the run.
+        network: network to train; its head has the parent's weights in a fine-tune.
+        facts: fingerprints of backbone and data, by parameter name.
+        parent: frozen attempt that a fine-tune starts from; None for other phases.
+        baseline: zero-training baseline, without accuracies if `baseline_network` is yet to be measured.
+        baseline_network: network that measures the baseline; None if there is nothing to measure.
+        pixel_fit: how well each pixel convention fits the backbone; None if the preflight is off.
+        findings: findings of the preflight before training.
+        started: `time.perf_counter()` at the start of the attempt.
+    """
 
     run: Run
     dataset: Dataset
@@ -36,110 +67,154 @@ class _Prepared:
     network: Network
     facts: dict[str, str]
     parent: Parent | None
-    untrained: ZeroShotBaseline
-    untrained_network: Network | None
-    fit: PixelFit | None
+    baseline: ZeroShotBaseline
+    baseline_network: Network | None
+    pixel_fit: PixelFit | None
     findings: list[preflight.Finding]
     started: float
 
     @property
     def native(self) -> bool | None:
-        """Whether the pixels are the backbone's own; None where that cannot be told."""
-        if self.fit is None or not self.fit.remembers:
+        """Whether the pixels match the pretrained weights; None if the backbone cannot tell."""
+        if self.pixel_fit is None or not self.pixel_fit.has_statistics:
             return None
-        return not any(finding.check == "pixels" and finding.clear for finding in self.findings)
+        return not any(finding.check == "pixels" and finding.certain for finding in self.findings)
 
 
-def _prepare(
+def prepare(
     run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float
-) -> _Prepared:
-    backbone, network, fit, findings = assembled(run, dataset)
-    facts = {"model.fingerprint": backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
+) -> PreparedRun:
+    """Build everything that training needs, and run the preflight.
+
+    Args:
+        run: settings.
+        dataset: opened dataset.
+        checkpoints: checkpoints of the run.
+        unfinished: recorded run to resume; a fine-tune keeps that run's parent. None for a new run.
+        started: `time.perf_counter()` at the start of the attempt.
+
+    Raises:
+        MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
+    """
+    assembly = assemble_network(run, dataset)
+    facts = {"model.fingerprint": assembly.backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
     parent = None
     if isinstance(run.phase, Finetune):
-        wanted = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
-        parent = _go_on_from_parent(run, wanted, facts, network)
-    untrained, untrained_network = untrained_of(run, backbone, network, parent, dataset.class_names)
-    return _Prepared(
-        run, dataset, checkpoints, network, facts, parent, untrained, untrained_network, fit, findings, started
+        parent_id = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
+        parent = _load_parent(run, parent_id, facts, assembly.network)
+    baseline, baseline_network = build_baseline(run, assembly.backbone, assembly.network, parent, dataset.class_names)
+    return PreparedRun(
+        run=run,
+        dataset=dataset,
+        checkpoints=checkpoints,
+        network=assembly.network,
+        facts=facts,
+        parent=parent,
+        baseline=baseline,
+        baseline_network=baseline_network,
+        pixel_fit=assembly.pixel_fit,
+        findings=assembly.findings,
+        started=started,
     )
 
 
-def assembled(run: Run, dataset: Dataset) -> tuple[Backbone, Network, PixelFit | None, list[preflight.Finding]]:
-    """The backbone, the network on it with a new head, and what the preflight found; what can be refused before anything is spent is refused
-    here, the cheapest first."""
+def assemble_network(run: Run, dataset: Dataset) -> Assembly:
+    """Build the network and run the preflight, the cheapest checks first.
+
+    Raises:
+        MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
+    """
     for note in dataset.notes:
         log.warning(note)
     log.info(_headline(run, dataset))
     findings = run.preflight.check_data(dataset)
     run.preflight.report(findings)
+    _import_tensorflow()
 
-    first = "tensorflow" not in sys.modules
-    with quiet_stderr():
-        import keras
-        import tensorflow as tf
+    import keras
 
-        # Looked for now, while remarks on their absence are held back
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # Other jobs may share it
-            tf.config.experimental.set_memory_growth(gpu, True)
-    if first:
-        # What has been imported stays: looking for garbage among it took most of the time before a further job's first
-        # epoch
-        gc.freeze()
-    # Before TensorFlow begins to use the devices
+    # TensorFlow must not use the devices before the strategy has configured them.
     replicas = run.strategy.build()
-    # Jobs of a sweep share a process
+    # Jobs of a sweep share a process.
     keras.backend.clear_session()
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
     backbone = run.model.build(run.seed)
-    fit = run.preflight.fit(backbone, dataset, run.data, run.features.store())
-    if fit is not None:
-        log.info(preflight.said(fit, run.preprocessing.mode))
-        mismatches = preflight.judge(fit, run.preprocessing.mode, run.model.pixels)
+    pixel_fit = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
+    if pixel_fit is not None:
+        log.info(preflight.pixel_fit_line(pixel_fit, run.preprocessing.mode))
+        mismatches = preflight.check_pixels(pixel_fit, run.preprocessing.mode, run.model.pixels)
         run.preflight.report(mismatches)
         findings += mismatches
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
-    # Again: whether the backbone was built just now or in an earlier job makes no difference
+    # Seed again: an earlier job may have built the backbone, and then no random numbers were drawn for it here.
     keras.utils.set_random_seed(run.seed)
     network = assemble(
         backbone,
         run.preprocessing,
         plan,
-        lambda features: run.head.build(features, classes, _head_seed(run.seed)),
+        lambda features: run.head.build(features, classes, head_seed(run.seed)),
         replicas,
     )
-    return backbone, network, fit, findings
+    return Assembly(backbone, network, pixel_fit, findings)
 
 
-def untrained_of(
+def _import_tensorflow() -> None:
+    """Import TensorFlow without its messages on stderr, and let GPU memory grow as needed."""
+    first_import = "tensorflow" not in sys.modules
+    with quiet_stderr():
+        import keras  # noqa: F401 - its import logs too
+        import tensorflow as tf
+
+        # Devices are listed here because TensorFlow logs the absence of GPUs.
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Other jobs may share the GPU.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if first_import:
+        # Modules are never freed. Without this, garbage collection took most of the time before a later job's first
+        # epoch.
+        gc.freeze()
+
+
+def build_baseline(
     run: Run, backbone: Backbone, network: Network, parent: Parent | None, class_names: Sequence[str]
 ) -> tuple[ZeroShotBaseline, Network | None]:
-    """The zero-training baseline and the network that it is yet to be measured by, or a fine-tune's, which its frozen attempt has measured."""
+    """Build the zero-training baseline, or take a fine-tune's from its parent.
+
+    Args:
+        run: settings.
+        backbone: pretrained backbone.
+        network: network to train.
+        parent: frozen attempt that a fine-tune starts from; None for other phases.
+        class_names: of the dataset.
+
+    Returns:
+        The baseline, and the network that measures it; None if there is nothing to measure.
+    """
     if parent is not None:
         sizes = {split: len(predictions.ids) for split, predictions in parent.predictions.items()}
-        return run.baseline.inherit(parent.baseline_said, parent.baseline, sizes, class_names), None
-    # A range test has no result that could be held against it
-    wanted = run.baseline if isinstance(run.phase, Training) else Nothing()
-    return wanted.build(run.model, backbone, run.preprocessing, network, class_names)
+        return run.baseline.inherit(parent.baseline_description, parent.baseline, sizes, class_names), None
+    # A range test has no accuracy to compare with a baseline.
+    baseline = run.baseline if isinstance(run.phase, Training) else Nothing()
+    return baseline.build(run.model, backbone, run.preprocessing, network, class_names)
 
 
-def _head_seed(seed: int) -> int:
+def head_seed(seed: int) -> int:
+    """Derive the seed of the head's initial weights and dropout from the run's seed."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 2)
 
 
 def _headline(run: Run, dataset: Dataset) -> str:
     sizes = ", ".join(f"{len(split.rows):,} {name}" for name, split in dataset.splits.items())
     return (
-        f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} breeds,"
-        f" {sizes} photos"
+        f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} classes,"
+        f" {sizes} images"
     )
 
 
-def _go_on_from_parent(run: Run, wanted: str | None, facts: dict[str, str], network: Network) -> Parent:
-    """Gives the head the weights of the frozen attempt that is wanted, or that matches."""
+def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
+    """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
     head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
     pixels = {
         "preprocessing.mode": run.preprocessing.mode,
@@ -147,6 +222,6 @@ def _go_on_from_parent(run: Run, wanted: str | None, facts: dict[str, str], netw
         "model.image_size": run.model.image_size,
     }
     with tempfile.TemporaryDirectory() as folder:
-        parent = run.tracking.parent(wanted, facts | head | pixels, run.seed, Path(folder))
+        parent = run.tracking.find_parent(parent_id, facts | head | pixels, run.seed, Path(folder))
         network.head.load_weights(parent.head)
     return parent

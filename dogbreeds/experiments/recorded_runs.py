@@ -1,4 +1,4 @@
-"""Which recorded attempt, or saved file, a command is about."""
+"""Find the recorded run, or the saved network file, that a command works on."""
 
 import contextlib
 import logging
@@ -15,30 +15,36 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Dataset
-from dogbreeds.experiments.compose import part
+from dogbreeds.experiments.compose import build_spec
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.inference.evaluation_set import EvaluationSet, _shown
+from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING, Record, short
+from dogbreeds.tracking.records import RANKING_METRIC, Record, short
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
-LATEST, BEST = "latest", "best"
+LATEST = "latest"
+BEST = "best"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Only(Spec):
-    """Which runs are in it."""
+    """Filter of recorded runs.
+
+    Attributes:
+        model: option or architecture of the model, in any case; None for all.
+        data: option or name of the data, in any case; None for all.
+    """
 
     group = "only"
     model: str | None = text(example="effnetb0", optional=True)
     data: str | None = text(example="stanford_dogs", optional=True)
 
     def holds(self, record: Record) -> bool:
-        """Whether a run is wanted; a model and data go by the name of their option or by their own."""
+        """Return whether a run passes the filter."""
         model = {record.params["model.architecture"].lower(), record.tags.get("choice.model", "")}
         data = {record.params["data.name"].lower(), record.tags.get("choice.data", "")}
         return (self.model is None or self.model.lower() in model) and (self.data is None or self.data.lower() in data)
@@ -47,197 +53,212 @@ class Only(Spec):
         return " ".join(f"only.{name}={value}" for name, value in (("model", self.model), ("data", self.data)) if value)
 
 
-def store(config: DictConfig, why: str, wanted: str = LATEST) -> Mlflow:
-    """Where a command's config says that attempts are recorded.
+def mlflow_tracking(config: DictConfig, purpose: str, run: str = LATEST) -> Mlflow:
+    """Return where a command's config says that runs are recorded.
 
     Args:
-        config: with the group `tracking`.
-        why: what the command needs it for, as a sentence.
-        wanted: the run, or a saved file, of which nothing is recorded: any way of recording will do then.
+        config: config with the group `tracking`.
+        purpose: sentence for the error: what the command needs MLflow for.
+        run: run that the command works on. If it is a saved network file, any tracking is accepted.
 
     Raises:
         UserError: with tracking=none.
     """
-    tracking = part(config, "tracking")
-    if not isinstance(tracking, Mlflow) and not is_file(wanted):
-        raise UserError(f"tracking=none was chosen. {why} Type tracking=mlflow.")
+    tracking = build_spec(config, "tracking")
+    if not isinstance(tracking, Mlflow) and not is_network_file(run):
+        raise UserError(f"tracking=none was given. {purpose} Type tracking=mlflow.")
     return cast(Mlflow, tracking)
 
 
-def find(tracking: Mlflow, wanted: str, only: Only, key: str = "run", network: bool = True) -> Record:
-    """The attempt that a word names.
+def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_network: bool = True) -> Record:
+    """Find a finished run.
 
     Args:
-        tracking: where attempts are recorded.
-        wanted: `latest`, `best` (by validation accuracy), or the beginning of a run's id.
-        only: among which attempts `latest` and `best` are sought.
-        key: of the setting that holds the word, for errors.
-        network: whether the attempt must have kept its network.
+        tracking: where runs are recorded.
+        run: `latest`, `best` (by validation accuracy), or the beginning of a run's id.
+        only: filter of the runs among which `latest` and `best` are found.
+        key: name of the setting that `run` comes from, for errors.
+        needs_network: whether the run must have a saved network.
 
     Raises:
-        UserError: where it names no finished attempt, several, or one without what is needed.
+        UserError: if no run matches, several do, or the run is unfinished or lacks what is needed.
     """
-    if wanted not in (LATEST, BEST):
-        return _by_id(tracking, wanted, key, network)
-    records = [record for record in tracking.records() if only.holds(record) and (_kept(record) or not network)]
+    if run not in (LATEST, BEST):
+        return _find_by_id(tracking, run, key, needs_network)
+    records = [
+        record for record in tracking.records() if only.holds(record) and (_has_network(record) or not needs_network)
+    ]
     if not records:
-        which = f"{' that kept its network' if network else ''}{f' with {only}' if str(only) else ''}"
+        which = f"{' with a saved network' if needs_network else ''}{f' for {only}' if str(only) else ''}"
         raise UserError(
-            f"Experiment '{tracking.experiment}' has no finished attempt{which}. {key}={wanted} is one of those. "
-            f"Type python -m dogbreeds.train first{', or name a saved network by its file' if network else ''}."
+            f"Experiment '{tracking.experiment}' has no finished run{which}. {key}={run} needs one. "
+            f"Type python -m dogbreeds.train first{', or name a saved network by its file' if needs_network else ''}."
         )
-    if wanted == LATEST:
+    if run == LATEST:
         return records[0]
     data = sorted({record.params["data.name"] for record in records})
-    # Accuracies on different photos say nothing about which is better
+    # Accuracies on different data do not rank networks.
     if len(data) > 1:
         raise UserError(
-            f"{key}=best was asked for, and experiment '{tracking.experiment}' has attempts on {' and '.join(data)}."
-            f" The best is among those on the same photos. Type only.data={records[0].params['data.name']}, for"
-            " example."
+            f"{key}=best was given, and experiment '{tracking.experiment}' has runs on {' and '.join(data)}. The best"
+            f" run is defined for one data set only. Type only.data={records[0].params['data.name']}, for example."
         )
-    return max(records, key=lambda record: record.metrics.get(RANKING, 0.0))
+    return max(records, key=lambda record: record.metrics.get(RANKING_METRIC, 0.0))
 
 
-def _kept(record: Record) -> bool:
+def _has_network(record: Record) -> bool:
     return record.tags.get("model") == "kept"
 
 
-def _by_id(tracking: Mlflow, wanted: str, key: str, network: bool) -> Record:
-    found = tracking.named(wanted.lower())
-    if len(found) != 1:
-        some = found or [record for record in tracking.records() if _kept(record) or not network]
-        there = (
-            f"; {'it names' if found else 'the newest are'} {', '.join(short(record.run_id) for record in some[:4])}"
-            if some
-            else ""
-        )
+def _find_by_id(tracking: Mlflow, run: str, key: str, needs_network: bool) -> Record:
+    matches = tracking.runs_with_prefix(run.lower())
+    if len(matches) != 1:
+        listed = matches or [record for record in tracking.records() if _has_network(record) or not needs_network]
+        ids = ", ".join(short(record.run_id) for record in listed[:4])
+        hint = f"; {'it matches' if matches else 'the newest are'} {ids}" if ids else ""
         raise UserError(
-            f"{key}={wanted} names {len(found) or 'no'} run{'s' if len(found) > 1 else ''} of experiment"
-            f" '{tracking.experiment}'. It must be latest, best, or the beginning of one run's id{there}. Type"
+            f"{key}={run} names {len(matches) or 'no'} run{'s' if len(matches) > 1 else ''} of experiment"
+            f" '{tracking.experiment}'. It must be latest, best, or the beginning of one run's id{hint}. Type"
             f" {key}=latest, for example."
         )
-    (record,) = found
+    (record,) = matches
     if record.status != "FINISHED" or "verdict" not in record.tags:
         state = (
             f"has not finished ({record.status})"
             if record.status != "FINISHED"
-            else "is no training: it has no verdict"
+            else "is not a training run: it has no verdict"
         )
         raise UserError(
-            f"{key}={wanted} {state}. It must be an attempt that was trained to its end. Type {key}=latest, for"
-            " example."
+            f"{key}={run} {state}. It must be a training run that has finished. Type {key}=latest, for example."
         )
-    if network and not _kept(record):
-        why = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
+    if needs_network and not _has_network(record):
+        reason = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
         raise UserError(
-            f"{key}={wanted} kept no network ({why}). There must be one. Type {key}=best, or run it by itself: "
+            f"{key}={run} has no saved network ({reason}). One is needed. Type {key}=best, or run it by itself: "
             "python -m dogbreeds.train with its overrides."
         )
     return record
 
 
 @contextlib.contextmanager
-def opened(tracking: Mlflow, wanted: str, only: Only) -> "Iterator[tuple[Record | None, Classifier, Path]]":
-    """The attempt that a word names, its trained network, and the network's file while the body runs; of a saved file there is no attempt."""
+def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Record | None, Classifier, Path]]":
+    """Open a run's trained network, or a saved network file.
+
+    Args:
+        tracking: where runs are recorded.
+        run: `latest`, `best`, the beginning of a run's id, or a saved network file.
+        only: filter of the runs among which `latest` and `best` are found.
+
+    Yields:
+        The run (None for a file), its network, and the network's file, which exists within the block.
+
+    Raises:
+        MissingFileError, UserError: if there is no such run, file or network.
+    """
     from dogbreeds.inference.classifier import load
 
-    place = Path(wanted).expanduser()
-    if is_file(wanted):
-        if not place.is_file():
+    path = Path(run).expanduser()
+    if is_network_file(run):
+        if not path.is_file():
             raise MissingFileError(
-                f"run={wanted} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
+                f"run={run} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
                 " for example."
             )
-        yield None, load(place), place
+        yield None, load(path), path
         return
-    record = find(tracking, wanted, only)
+    record = find_record(tracking, run, only)
     with tempfile.TemporaryDirectory() as folder:
-        file = tracking.network(record.run_id, Path(folder))
+        file = tracking.download_network(record.run_id, Path(folder))
         yield record, load(file), file
 
 
-def dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, Dataset]:
-    """The photos that an attempt was trained and measured on, opened again: numbers on any others would not be beside its own.
+def open_dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, Dataset]:
+    """Open the dataset that a run was trained and measured on: only on the same images are other numbers comparable.
 
     Args:
-        tracking: where it is recorded.
-        record: the attempt.
-        root: the folder that holds the photos now; None for the one that held them then.
+        tracking: where the run is recorded.
+        record: the run.
+        root: folder that contains the images now; None for the recorded one.
 
     Returns:
-        How the photos are read, and the photos in their splits.
+        Settings of the data, and the dataset.
 
     Raises:
-        MissingFileError: where they are not there any more.
-        UserError: where they are others.
+        MissingFileError: if the images are missing.
+        UserError: if the images or their splits have changed.
     """
     config = cast(DictConfig, OmegaConf.create(tracking.config(record.run_id)))
     if root is not None:
         if "root" not in config["data"]:
             raise UserError(
-                f"data.root={root} was given, and the photos of run {short(record.run_id)} are drawn. Only photos that"
-                " lie somewhere have a root. Type the command without data.root."
+                f"data.root={root} was given, and run {short(record.run_id)} was trained on generated images. Only data"
+                " from a folder has a root. Type the command without data.root."
             )
         config["data"]["root"] = root
-    data: Data = part(config, "data")
-    opened = data.open()
-    if opened.fingerprint != record.params["data.fingerprint"]:
-        place = f" at {root or config['data']['root']}" if "root" in config["data"] else ""
+    data: Data = build_spec(config, "data")
+    dataset = data.open()
+    if dataset.fingerprint != record.params["data.fingerprint"]:
+        place = f" in {root or config['data']['root']}" if "root" in config["data"] else ""
         raise UserError(
-            f"The photos{place} are others than run {short(record.run_id)} had, or stand in other splits. They must be"
-            " the same files, none more and none less. Type data.root=<folder> with those, or train on these first."
+            f"The images{place} are not those of run {short(record.run_id)}, or they are in other splits. They must be"
+            " the same files, without additions or removals. Type data.root=<folder> with those files, or train on"
+            " these images first."
         )
-    return data, opened
+    return data, dataset
 
 
-def is_file(wanted: str) -> bool:
-    """Whether a word names a saved network, and not a run."""
-    return wanted.endswith((".keras", ".h5")) or "/" in wanted
+def is_network_file(run: str) -> bool:
+    """Return whether a setting names a saved network file rather than a run."""
+    return run.endswith((".keras", ".h5")) or "/" in run
 
 
-def folder_name(record: Record | None, file: Path) -> str:
-    """What a folder of results is called: after the run, or after a saved file, of which others may be called alike."""
+def results_folder(record: Record | None, file: Path) -> str:
+    """Return the name of the folder for a network's results.
+
+    Args:
+        record: run of the network; None for a saved network file.
+        file: file of the network. A digest of its path tells files with the same name apart.
+    """
     return short(record.run_id) if record is not None else f"{file.stem}-{digest(os.fsencode(file.resolve()))[:6]}"
 
 
-def said(record: Record) -> str:
-    """A run in a few words, for people."""
-    accuracy = record.metrics.get(RANKING)
+def describe_run(record: Record) -> str:
+    """Describe a run in a few words: its id, architecture, data and validation accuracy."""
+    accuracy = record.metrics.get(RANKING_METRIC)
     measured = f", {100 * accuracy:.1f} % on validation" if accuracy is not None else ""
     return (
         f"run {short(record.run_id)}, {record.params['model.architecture']} on {record.params['data.name']}{measured}"
     )
 
 
-def of_run(
+def evaluation_set_of_run(
     tracking: Mlflow,
     record: Record,
     split: str | None,
     root: str | None,
     classifier: "Classifier",
-    arrays: FeatureCache,
+    cache: FeatureCache,
 ) -> EvaluationSet:
-    """A split of the photos that a run had.
+    """Open a split of the dataset that a run was trained on.
 
     Args:
-        tracking: where it is recorded.
+        tracking: where the run is recorded.
         record: the run.
-        split: `train`, `val` or `test`; None for test where there is one, else val.
-        root: the folder that holds the photos now; None for the one that held them then.
+        split: `train`, `val` or `test`; None for test if there is one, else val.
+        root: folder that contains the images now; None for the recorded one.
         classifier: the run's network.
-        arrays: where photos are kept once they are decoded.
+        cache: cache of the decoded images.
 
     Raises:
-        MissingFileError, UserError: where they are not there, are others, or cannot be read.
+        MissingFileError, UserError: if the images are missing, have changed, or cannot be read.
     """
-    data, whole = dataset(tracking, record, root)
-    for note in whole.notes:
+    data, dataset = open_dataset(tracking, record, root)
+    for note in dataset.notes:
         log.warning(note)
-    place = split or ("test" if whole.test is not None else "val")
-    if place not in whole.splits:
+    name = split or ("test" if dataset.test is not None else "val")
+    if name not in dataset.splits:
         raise UserError(
-            f"split={place} was asked for, and {whole.name} has no such photos. It has {', '.join(whole.splits)}. Type"
+            f"split={name} was given, and {dataset.name} has no such split. It has {', '.join(dataset.splits)}. Type"
             " split=val, for example."
         )
-    return _shown(place, whole.splits[place], data, classifier, arrays)
+    return split_evaluation_set(name, dataset.splits[name], data, classifier, cache)

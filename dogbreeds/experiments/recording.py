@@ -1,10 +1,10 @@
-"""What an attempt's record says."""
+"""The parameters, metrics and log lines of an attempt."""
 
 import logging
 
 from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.results import Epoch
-from dogbreeds.experiments.prepare import _Prepared
+from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.result import Result
 from dogbreeds.tracking.records import short
 from dogbreeds.tracking.tracking import Tracker
@@ -14,41 +14,57 @@ log = logging.getLogger(__name__)
 _BATCHNORM = {
     "frozen": "stay frozen",
     "affine": "keep their statistics and train gamma and beta",
-    "trainable": "train, statistics too",
+    "trainable": "train, including their statistics",
 }
 
 
-def _describe(prepared: _Prepared, tracker: Tracker) -> None:
-    """Says and records what is about to be trained, on what."""
-    run, dataset, network, parent = prepared.run, prepared.dataset, prepared.network, prepared.parent
-    plan, counts = network.plan, network.parameters()
+def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
+    """Log and record what is about to be trained, and on which data.
+
+    Args:
+        prepared: run that is about to train.
+        tracker: of the run.
+    """
+    run = prepared.run
+    dataset = prepared.dataset
+    network = prepared.network
+    parent = prepared.parent
+    plan = network.plan
+    counts = network.parameter_counts()
+    batchnorms = network.num_unfrozen_batchnorms
+    sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
     log.info(
         "training the head (%s) and of the backbone %s: %s of %s parameters%s",
         type(run.head).__name__,
         plan.summary,
         f"{counts['trainable']:,}",
         f"{counts['total']:,}",
-        f"; {network.batchnorms} BatchNorm layers {_BATCHNORM[plan.batchnorm]}" if network.batchnorms else "",
+        f"; {batchnorms} BatchNorm layers {_BATCHNORM[plan.batchnorm]}" if batchnorms else "",
     )
     tracker.parameters(
         run.parameters()
         | {f"parameters.{name}": count for name, count in counts.items()}
-        | {f"data.photos.{name}": len(split.rows) for name, split in dataset.splits.items()}
+        | {f"data.photos.{name}": size for name, size in sizes.items()}
         | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **prepared.facts}
-        | {"unfreeze.layers_asked": plan.asked, "unfreeze.layers_trained": plan.layers, "unfreeze.plan": plan.summary}
+        | {"unfreeze.layers_asked": plan.num_requested, "unfreeze.layers_trained": plan.num_layers}
+        | {"unfreeze.plan": plan.summary}
     )
-    tracker.dataset(
-        dataset.name, dataset.fingerprint, {name: len(split.rows) for name, split in dataset.splits.items()}
-    )
-    if prepared.fit is not None:
-        tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.fit.distances.items()})
+    tracker.dataset(dataset.name, dataset.fingerprint, sizes)
+    if prepared.pixel_fit is not None:
+        tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.pixel_fit.distances.items()})
     if parent is not None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})
-        log.info("going on from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
+        log.info("fine-tuning from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
 
 
-def _epoch_line(epoch: Epoch, epochs: int) -> str:
+def epoch_line(epoch: Epoch, epochs: int) -> str:
+    """Format an epoch's scores as one log line.
+
+    Args:
+        epoch: completed epoch.
+        epochs: number of epochs that the run may take.
+    """
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  loss"
         f" {epoch.train_loss:.3f}   val {100 * epoch.val.accuracy.value:5.1f} %  top-5"
@@ -56,30 +72,40 @@ def _epoch_line(epoch: Epoch, epochs: int) -> str:
     )
 
 
-def _final_metrics(result: Result) -> dict[str, float]:
-    outcome = result.outcome
-    final = {"seconds/total": result.seconds, "seconds/features": result.feature_seconds, "epochs": len(outcome.epochs)}
-    final |= {f"verdict/{name}": value for name, value in result.verdict.numbers.items()}
-    if outcome.best is None:
-        return final
-    low, high = outcome.best.val.accuracy.interval
-    final |= {f"best/{name.replace('/', '_')}": value for name, value in outcome.best.metrics().items()}
-    final |= {
+def final_metrics(result: Result) -> dict[str, float]:
+    """Return the metrics of a finished attempt: time, verdict, best and last epoch, and test scores."""
+    history = result.history
+    metrics = {
+        "seconds/total": result.seconds,
+        "seconds/features": result.feature_seconds,
+        "epochs": len(history.epochs),
+    }
+    metrics |= {f"verdict/{name}": value for name, value in result.verdict.numbers.items()}
+    if history.best is None:
+        return metrics
+    low, high = history.best.val.accuracy.interval
+    metrics |= {f"best/{name.replace('/', '_')}": value for name, value in history.best.metrics().items()}
+    metrics |= {
         f"last/{name.replace('/', '_')}": value
-        for name, value in outcome.epochs[-1].metrics().items()
+        for name, value in history.epochs[-1].metrics().items()
         if name.startswith("val")
     }
-    final |= {"best/epoch": outcome.best.number, "best/val_accuracy_low": low, "best/val_accuracy_high": high}
+    metrics |= {"best/epoch": history.best.number, "best/val_accuracy_low": low, "best/val_accuracy_high": high}
     if result.test is not None:
-        final |= {
+        metrics |= {
             "test/accuracy": result.test.accuracy.value,
             "test/top5_accuracy": result.test.top5.value,
             "test/loss": result.test.loss,
         }
-    return final
+    return metrics
 
 
-def _paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
+def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
+    """Return the metrics of a fine-tune's paired comparison with its parent.
+
+    Args:
+        pairs: paired comparison of each split.
+    """
     return {
         f"parent/{split}_{name}": value
         for split, pair in pairs.items()
@@ -92,13 +118,19 @@ def _paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     }
 
 
-def _summary(result: Result, tracker: Tracker) -> list[str]:
-    outcome = result.outcome
-    lines = [f"stopped: {outcome.ended}"] if outcome.ended else []
-    shown = [("best", outcome.best), ("last", outcome.epochs[-1] if outcome.epochs else None)]
+def summary_lines(result: Result, tracker: Tracker) -> list[str]:
+    """Format a finished attempt as the last lines of its log; the verdict comes last.
+
+    Args:
+        result: of the attempt.
+        tracker: of the run, which names the place of the record.
+    """
+    history = result.history
+    lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
+    best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
         f"{name:5} validation {epoch.val.accuracy}, top-5 {100 * epoch.val.top5.value:.1f} %, epoch {epoch.number}"
-        for name, epoch in shown
+        for name, epoch in best_and_last
         if epoch is not None
     ]
     if result.test is not None:
@@ -106,8 +138,8 @@ def _summary(result: Result, tracker: Tracker) -> list[str]:
             f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best"
             " epoch"
         )
-    lines += result.untrained.lines()
+    lines += result.baseline.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
-    lines.append(f"run   {tracker.where()}")
+    lines.append(f"run   {tracker.location()}")
     lines.append(f"{result.verdict}")
     return lines

@@ -1,4 +1,4 @@
-"""How an attempt may end."""
+"""The ways in which an attempt can end."""
 
 from dataclasses import dataclass
 
@@ -10,29 +10,39 @@ from dogbreeds.training.state import History
 
 @dataclass(frozen=True)
 class Result:
-    """What an attempt measured, and the id that it is recorded under."""
+    """A finished attempt.
+
+    Attributes:
+        run_id: MLflow run that it is recorded as; empty with tracking=none.
+        history: epochs, and the best epoch's weights and predictions.
+        test: scores on the test split with the best epoch's weights; None without a test split or a best epoch.
+        baseline: zero-training baseline.
+        verdict: what happened, with its reason and advice.
+        feature_seconds: seconds from the start to the first training step.
+        seconds: seconds from the start to the end.
+    """
 
     run_id: str
-    outcome: History
+    history: History
     test: Scores | None
-    untrained: ZeroShotBaseline
+    baseline: ZeroShotBaseline
     verdict: Verdict
     feature_seconds: float
     seconds: float
 
     @property
     def objective(self) -> float:
-        """The best validation accuracy, for sweepers; 0 where no epoch was finished."""
-        return self.outcome.best.val.accuracy.value if self.outcome.best else 0.0
+        """Best validation accuracy in [0, 1], which sweepers maximise; 0 if no epoch was completed."""
+        return self.history.best.val.accuracy.value if self.history.best else 0.0
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An attempt of a sweep that was finished before.
+    """An attempt of a sweep that was skipped because an earlier run had finished it.
 
     Attributes:
-        run_id: what it is recorded under.
-        objective: its best validation accuracy, or the rate that it suggested; 0 where there is none.
+        run_id: MLflow run of the earlier result.
+        objective: best validation accuracy of that run, or the learning rate that it suggested; 0 if it has neither.
     """
 
     run_id: str
@@ -41,10 +51,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PrunedResult:
-    """An attempt that a search has pruned. Asked for by itself, it goes on from its checkpoint.
+    """An attempt that a search has pruned. Run by itself, the attempt resumes from its checkpoint.
 
     Attributes:
-        objective: its best validation accuracy so far.
+        objective: best validation accuracy so far, in [0, 1].
     """
 
     objective: float

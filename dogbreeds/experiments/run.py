@@ -1,4 +1,7 @@
-"""The run: one frozen object that holds all an attempt needs to know. The only place that knows of Hydra's and OmegaConf's config."""
+"""The run: one frozen object with every setting of an attempt.
+
+The parts that it is made of know nothing of Hydra's or OmegaConf's config; `compose` builds a run from one.
+"""
 
 import dataclasses
 import hashlib
@@ -15,7 +18,7 @@ from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
 from dogbreeds.models.unfreeze import Unfreeze
-from dogbreeds.tracking.records import ELSEWHERE
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
 from dogbreeds.training.optimizer import Optimizer
@@ -25,8 +28,16 @@ from dogbreeds.training.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Alone(Spec):
-    """Settings that belong to no group."""
+class Ungrouped(Spec):
+    """Settings that belong to no config group.
+
+    Attributes:
+        seed: seed of the split, the order, the initial weights, dropout and augmentation.
+        stop_on_collapse: whether to stop once the validation accuracy has collapsed.
+        checkpoint_steps: steps between two checkpoints within an epoch; None for a checkpoint after each epoch only.
+        checkpoint_dir: folder of the checkpoints of all runs.
+        rerun: whether to ignore checkpoints and finished runs, and to start over.
+    """
 
     group = ""
     seed: int = integer(at_least=0, example=0)
@@ -36,12 +47,15 @@ class _Alone(Spec):
     rerun: bool = boolean()
 
 
-ALONE = tuple(field.name for field in dataclasses.fields(_Alone))
+UNGROUPED = tuple(field.name for field in dataclasses.fields(Ungrouped))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One attempt, wholly described. Field names are those of the config groups and of the modules."""
+    """Every setting of one attempt.
+
+    Field names are those of the config groups and of the modules; `UNGROUPED` settings follow the groups.
+    """
 
     data: Data
     preprocessing: Preprocessing
@@ -65,30 +79,37 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A digest of what decides the result: the same key is the same attempt."""
-        deciding = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in ELSEWHERE}
-        deciding["features.dtype"] = self.features.dtype
-        return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
+        """Digest of the settings that determine the result, 16 hex digits. The same key means the same attempt."""
+        hashed = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in NOT_IN_RUN_KEY}
+        hashed["features.dtype"] = self.features.dtype
+        return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def identity(self, data_fingerprint: str) -> str:
-        """A digest of all that decides the result: the settings, the photos, the backbone's weights. The same identity gives the same numbers;
-        a fine-tune's with the same parent.
+        """Compute a digest of everything that determines the result: settings, images and the backbone's weights.
+
+        Runs with the same identity give the same numbers; fine-tunes do if they also have the same parent.
 
         Args:
-            data_fingerprint: of the opened data.
+            data_fingerprint: fingerprint of the opened dataset.
+
+        Returns:
+            24 hex digits.
         """
         return hashlib.blake2b(
             f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12
         ).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
-        """Every hyper-parameter by its dotted name; each group's own name stands for the option chosen."""
+        """Return every hyper-parameter by its dotted name, such as `optimizer.lr`.
+
+        A group's own name, such as `optimizer`, maps to the name of the chosen class.
+        """
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Spec):
                 flat[field.name] = type(value).__name__
-                flat |= {f"{field.name}.{name}": inner for name, inner in dataclasses.asdict(value).items()}
+                flat |= {f"{field.name}.{name}": setting for name, setting in dataclasses.asdict(value).items()}
             else:
                 flat[field.name] = value
         return flat

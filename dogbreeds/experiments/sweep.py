@@ -1,110 +1,153 @@
-"""A sweep as one MLflow run, with its jobs nested below it. Hydra calls it, as `conf/train.yaml` says."""
+"""A sweep as one MLflow run, with the runs of its jobs nested below it. Hydra calls it, as set in `conf/train.yaml`."""
 
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.text import digest
-from dogbreeds.experiments.compose import part
-from dogbreeds.experiments.launcher import Launched
+from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.reports import curves
-from dogbreeds.tracking.lifecycle import begin, close_orphaned_runs, go_on, heartbeat
+from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING, REUSED, SWEEP, RunOrigin
+from dogbreeds.tracking.records import RANKING_METRIC, REUSED_TAG_PREFIX, SWEEP_RUN_ENV, RunOrigin
 
 if TYPE_CHECKING:
     import mlflow
+    from mlflow.entities import Run as MlflowRun
     from omegaconf import DictConfig
 
 
-class Sweep(Launched):
-    """One MLflow run above the jobs of a sweep. Hydra calls it; it also initialises the store once, before jobs could race to do so."""
+@dataclass(frozen=True)
+class _OpenSweep:
+    """The sweep's run while it is open.
 
-    _open: "tuple[Mlflow, mlflow.MlflowClient, str, contextlib.ExitStack] | None" = None
+    Attributes:
+        tracking: where it is recorded.
+        client: client of the store.
+        run_id: MLflow run of the sweep.
+        heartbeat: stack that ends the run's heartbeat when it is closed.
+    """
+
+    tracking: Mlflow
+    client: "mlflow.MlflowClient"
+    run_id: str
+    heartbeat: contextlib.ExitStack
+
+
+class Sweep(LauncherCallback):
+    """One MLflow run above the jobs of a sweep.
+
+    It also initialises the store, once and before any job: jobs would race to do so.
+    """
+
+    _current: _OpenSweep | None = None
 
     def begin(self, config: "DictConfig") -> None:
         from omegaconf import OmegaConf
 
-        shown = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        tracking = part(shown, "tracking")
+        own_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        tracking = build_spec(own_config, "tracking")
         if not isinstance(tracking, Mlflow):
             return
         overrides = tuple(config.hydra.overrides.task)
         name = f"sweep {' '.join(overrides)}"[:250]
-        yaml = OmegaConf.to_yaml(shown)
-        identity = "" if shown.rerun else digest(f"{yaml}{overrides}".encode())
+        yaml = OmegaConf.to_yaml(own_config)
+        identity = "" if own_config.rerun else digest(f"{yaml}{overrides}".encode())
         Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
 
     @classmethod
-    def open(cls, tracking: Mlflow, composition: RunOrigin) -> str:
-        """Begins a run above those that follow, until `close`, or opens that of the same sweep again; gives its id."""
+    def open(cls, tracking: Mlflow, origin: RunOrigin) -> str:
+        """Open the sweep's run: the runs that follow are nested below it until `close`.
+
+        Args:
+            tracking: where runs are recorded.
+            origin: what the sweep was composed from. A run of the same identity is resumed; an empty identity starts a
+                new one.
+
+        Returns:
+            Id of the sweep's run.
+        """
         client, experiment_id = tracking.connect()
         close_orphaned_runs(client, experiment_id)
-        same = (
-            client.search_runs([experiment_id], f"tags.identity = '{composition.identity}'")
-            if composition.identity
-            else []
-        )
-        before = [run for run in same if run.info.status != "RUNNING"]
-        run = (
-            go_on(client, before[0].info.run_id, composition, None)
-            if before
-            else begin(client, experiment_id, composition, None)
-        )
-        run_id, alive = run.info.run_id, contextlib.ExitStack()
-        alive.enter_context(heartbeat(client, run_id))
-        os.environ[SWEEP] = run_id
-        cls._open = tracking, client, run_id, alive
+        same = client.search_runs([experiment_id], f"tags.identity = '{origin.identity}'") if origin.identity else []
+        ended = [run for run in same if run.info.status != "RUNNING"]
+        if ended:
+            run = resume_run(client, ended[0].info.run_id, origin, None)
+        else:
+            run = start_run(client, experiment_id, origin, None)
+        run_id = run.info.run_id
+        stack = contextlib.ExitStack()
+        stack.enter_context(heartbeat(client, run_id))
+        os.environ[SWEEP_RUN_ENV] = run_id
+        cls._current = _OpenSweep(tracking, client, run_id, stack)
         return run_id
 
     @classmethod
     def close(cls, status: str) -> None:
-        """Ends the sweep's run, if one is open."""
-        if cls._open is None:
+        """End the sweep's run, if one is open.
+
+        Args:
+            status: MLflow's status. FINISHED becomes FAILED if a job has failed.
+        """
+        if cls._current is None:
             return
-        (tracking, client, run_id, alive), cls._open = cls._open, None
-        os.environ.pop(SWEEP)
+        sweep, cls._current = cls._current, None
+        os.environ.pop(SWEEP_RUN_ENV)
         if status != "FINISHED":
-            client.hurry()
+            sweep.client.begin_shutdown()
         failed = True
         try:
-            failed = cls._sum_up(tracking, client, run_id)
+            failed = cls._summarise(sweep)
         finally:
-            alive.close()
-            client.set_terminated(run_id, "FAILED" if failed and status == "FINISHED" else status)
+            sweep.heartbeat.close()
+            sweep.client.set_terminated(sweep.run_id, "FAILED" if failed and status == "FINISHED" else status)
 
-    @staticmethod
-    def _sum_up(tracking: Mlflow, client: "mlflow.MlflowClient", run_id: str) -> bool:
-        """Records what the best job measured, and all curves; gives whether a job has failed."""
-        run = client.get_run(run_id)
+    @classmethod
+    def _summarise(cls, sweep: _OpenSweep) -> bool:
+        """Record the best job's metric and a figure of all curves; return whether a job has failed."""
+        client = sweep.client
+        run = client.get_run(sweep.run_id)
         close_orphaned_runs(client, run.info.experiment_id)
-        jobs = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000)
-        jobs += [client.get_run(tag.removeprefix(REUSED)) for tag in run.data.tags if tag.startswith(REUSED)]
-        # MLflow gives the newest first
-        measured = [job for job in reversed(jobs) if RANKING in job.data.metrics]
-        names = distinct([job.data.params["overrides"] for job in measured])
+        jobs = cls._jobs(client, run)
+        # MLflow lists the newest run first.
+        measured = [job for job in reversed(jobs) if RANKING_METRIC in job.data.metrics]
+        names = distinct_overrides([job.data.params["overrides"] for job in measured])
         histories = {
-            name: [tracking.history(job.info.run_id, "val/accuracy")] for name, job in zip(names, measured, strict=True)
+            name: [sweep.tracking.history(job.info.run_id, "val/accuracy")]
+            for name, job in zip(names, measured, strict=True)
         }
         if histories:
-            best = max(measured, key=lambda job: job.data.metrics[RANKING])
-            # It may have been opened again for nothing
-            if run.data.metrics.get(RANKING) != best.data.metrics[RANKING]:
-                client.log_metric(run_id, RANKING, best.data.metrics[RANKING])
-            client.set_tag(run_id, "best_run", best.info.run_id)
-            client.log_figure(
-                run_id, curves.compare(histories, "validation accuracy of the sweep's jobs"), "curves.png"
-            )
+            best = max(measured, key=lambda job: job.data.metrics[RANKING_METRIC])
+            # A resumed sweep whose jobs had all finished has recorded the same value already.
+            if run.data.metrics.get(RANKING_METRIC) != best.data.metrics[RANKING_METRIC]:
+                client.log_metric(sweep.run_id, RANKING_METRIC, best.data.metrics[RANKING_METRIC])
+            client.set_tag(sweep.run_id, "best_run", best.info.run_id)
+            figure = curves.accuracy_curves(histories, "validation accuracy of the sweep's jobs")
+            client.log_figure(sweep.run_id, figure, "curves.png")
         return any(job.info.status == "FAILED" for job in jobs)
 
+    @staticmethod
+    def _jobs(client: "mlflow.MlflowClient", run: "MlflowRun") -> "list[MlflowRun]":
+        """Return the runs of a sweep's jobs: those nested below its run, and those whose results it reused."""
+        condition = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        nested = client.search_runs([run.info.experiment_id], condition, max_results=1000)
+        reused = [tag for tag in run.data.tags if tag.startswith(REUSED_TAG_PREFIX)]
+        return [*nested, *(client.get_run(tag.removeprefix(REUSED_TAG_PREFIX)) for tag in reused)]
 
-def distinct(overrides: Sequence[str]) -> list[str]:
-    """What each job's overrides have that not all have."""
+
+def distinct_overrides(overrides: Sequence[str]) -> list[str]:
+    """Return the part of each job's overrides that not all jobs share, or all of it if nothing is left.
+
+    Args:
+        overrides: of each job, separated by spaces.
+    """
     words = [text.split() for text in overrides]
     shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
     return [
-        " ".join(word for word in those if word not in shared) or text
-        for those, text in zip(words, overrides, strict=True)
+        " ".join(word for word in job_words if word not in shared) or text
+        for job_words, text in zip(words, overrides, strict=True)
     ]

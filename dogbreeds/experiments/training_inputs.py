@@ -1,4 +1,4 @@
-"""What the trainable part of a network is shown, split by split and epoch by epoch."""
+"""Training inputs: what a network reads from each split in each epoch, cached features or images."""
 
 import logging
 import time
@@ -7,8 +7,8 @@ import numpy as np
 
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.extraction import Photos, View, compute
-from dogbreeds.features.features import ALL, Share
+from dogbreeds.features.extraction import AugmentedView, DecodedImages, compute_features
+from dogbreeds.features.features import UNSHARDED, ShardSpec
 from dogbreeds.models.network import Network
 from dogbreeds.training.loop import Rows
 from dogbreeds.training.phase import Finetune, Training
@@ -17,77 +17,110 @@ log = logging.getLogger(__name__)
 
 
 class TrainingInputs:
-    """What the network's trainable part is shown of each split: kept features, or the photos where nothing is frozen."""
+    """Inputs of a network's trainable part: cached features, or images if nothing is frozen.
+
+    Args:
+        run: settings.
+        dataset: opened dataset.
+        network: network that reads the inputs; its frozen part computes the features.
+    """
 
     def __init__(self, run: Run, dataset: Dataset, network: Network):
-        self._run, self._dataset, self._network = run, dataset, network
-        self._store = run.features.store()
+        self._run = run
+        self._dataset = dataset
+        self._network = network
+        self._cache = run.features.open_cache()
         self._train: dict[int | None, Rows] = {}
 
-    def rows(self, split: Split, view: View | None = None) -> Rows:
-        """The rows of a split that could be read."""
-        photos = self._photos(split)
-        keeps = self._network.keeps
-        array = compute(self._network.prefix, photos, self._run.features, view) if keeps else photos.rows()
-        readable = split.without(photos.skipped())
-        if view is None or not keeps:
+    def rows(self, split: Split, view: AugmentedView | None = None) -> Rows:
+        """Return the inputs of a split's readable images, computed or from the cache.
+
+        Args:
+            split: split of the dataset.
+            view: augmented copy to use; None for the plain images.
+        """
+        images = self._images(split)
+        uses_cache = self._network.uses_cache
+        if uses_cache:
+            array = compute_features(self._network.prefix, images, self._run.features, view)
+        else:
+            array = images.rows()
+        readable = split.without(images.skipped_rows())
+        if view is None or not uses_cache:
             return Rows(array, readable.rows, readable.labels, view)
         return Rows(array, np.searchsorted(view.rows, readable.rows), readable.labels)
 
     def train(self, epoch: int) -> Rows:
-        """The training rows of an epoch, counted from 0: the plain ones, or those of the epoch's view."""
+        """Return the training rows of an epoch: plain ones, or those of the epoch's augmented copy.
+
+        Args:
+            epoch: counted from 0.
+        """
         view = self._view(epoch)
-        number = view.number if view else None
-        # Opened once: epochs come back to the same rows
-        if number not in self._train:
-            self._train[number] = self.rows(self._dataset.train, view)
-        return self._train[number]
+        copy = view.copy if view else None
+        # Epochs return to the same copies, so each array is opened once.
+        if copy not in self._train:
+            self._train[copy] = self.rows(self._dataset.train, view)
+        return self._train[copy]
 
-    def compute(self, split: Split, share: Share, epoch: int | None = None) -> None:
-        """Computes a share of what will be shown of a split, in an epoch of training or as it is; of all, what others have computed is part."""
-        photos, view = self._photos(split), None if epoch is None else self._view(epoch)
-        if share == ALL:
+    def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
+        """Compute one shard of a split's inputs into the cache.
+
+        Args:
+            split: split of the dataset.
+            shard_spec: which rows; with `UNSHARDED`, all of them, and the finished shards of other jobs are joined.
+            epoch: epoch whose augmented copy is computed, counted from 0; None for the plain images.
+        """
+        images = self._images(split)
+        view = None if epoch is None else self._view(epoch)
+        if shard_spec == UNSHARDED:
             self.rows(split, view)
-        elif self._network.keeps:
-            compute(self._network.prefix, photos, self._run.features, view, share)
+        elif self._network.uses_cache:
+            compute_features(self._network.prefix, images, self._run.features, view, shard_spec)
         else:
-            photos.compute(share)
+            images.decode_shard(shard_spec)
 
-    def _view(self, epoch: int) -> View | None:
-        views = self._run.augment.views()
-        return View(self._run.augment, epoch % views, self._run.seed, self._dataset.train.rows) if views else None
+    def _view(self, epoch: int) -> AugmentedView | None:
+        """Return the augmented copy of an epoch; None without augmentation."""
+        copies = self._run.augment.num_copies()
+        if not copies:
+            return None
+        return AugmentedView(self._run.augment, epoch % copies, self._run.seed, self._dataset.train.rows)
 
-    def _photos(self, split: Split) -> Photos:
-        return Photos(split.source, self._run.data, self._run.model.image_size, self._store)
+    def _images(self, split: Split) -> DecodedImages:
+        return DecodedImages(split.source, self._run.data, self._run.model.image_size, self._cache)
 
 
-def extract(run: Run, share: Share) -> None:
-    """Computes a share of the kept arrays that an attempt with these settings would compute.
+def extract_features(run: Run, shard_spec: ShardSpec) -> None:
+    """Compute one shard of the arrays that an attempt with these settings reads from the cache.
+
+    Args:
+        run: settings of the attempt.
+        shard_spec: which rows of each array; `UNSHARDED` for all of them.
 
     Raises:
-        Missing, Refused: as the attempt, of what is looked at before it trains.
+        MissingFileError, UserError: as the attempt raises them before it trains.
     """
     started = time.perf_counter()
+    # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
-    # What can be refused without TensorFlow is refused before it is imported
     dataset = run.data.open()
 
-    from dogbreeds.experiments.prepare import assembled, untrained_of
+    from dogbreeds.experiments.prepare import assemble_network, build_baseline
 
-    backbone, network, _, _ = assembled(run, dataset)
-    shown = TrainingInputs(run, dataset, network)
+    assembly = assemble_network(run, dataset)
+    inputs = TrainingInputs(run, dataset, assembly.network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1
-    for epoch in range(min(epochs, max(1, run.augment.views()))):
-        shown.compute(dataset.train, share, epoch)
-    judged = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
-    for split in judged:
-        shown.compute(split, share)
-    # A fine-tune inherits what its frozen attempt measured.
-    untrained = (
-        None if isinstance(run.phase, Finetune) else untrained_of(run, backbone, network, None, dataset.class_names)[1]
-    )
-    if untrained is not None:
-        for split in judged:
-            TrainingInputs(run, dataset, untrained).compute(split, share)
-    part = "all" if share == ALL else f"shard {share.shard} of {share.shards}"
-    log.info("%s is kept in %s, after %.1f s", part, run.features.store().root, time.perf_counter() - started)
+    for epoch in range(min(epochs, max(1, run.augment.num_copies()))):
+        inputs.compute(dataset.train, shard_spec, epoch)
+    held_out = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
+    for split in held_out:
+        inputs.compute(split, shard_spec)
+    # A fine-tune takes the baseline from its parent.
+    if not isinstance(run.phase, Finetune):
+        _, baseline_network = build_baseline(run, assembly.backbone, assembly.network, None, dataset.class_names)
+        if baseline_network is not None:
+            for split in held_out:
+                TrainingInputs(run, dataset, baseline_network).compute(split, shard_spec)
+    part = "all" if shard_spec == UNSHARDED else f"shard {shard_spec.shard} of {shard_spec.shards}"
+    log.info("%s is cached in %s, after %.1f s", part, run.features.open_cache().root, time.perf_counter() - started)

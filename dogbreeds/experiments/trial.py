@@ -1,7 +1,8 @@
-"""A trial of a search, as the job that runs it sees it: it reports each epoch, and is told when to give up.
+"""A trial of a search, from the view of the job that runs it: it reports each epoch and learns when it is pruned.
 
-Whether to give up is judged twice: by what the verdicts know of an attempt that is lost, and by the median of the trials before, as Optuna's
-pruner has it. What is pruned is not thrown away: asked for by itself, the attempt goes on from its checkpoint.
+There are two criteria for pruning: the verdict's, which recognises attempts that have collapsed or learned nothing, and
+the median of the earlier trials, by Optuna's pruner. A pruned attempt is not lost: run by itself, it resumes from its
+checkpoint.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.text import masked
+from dogbreeds.core.text import mask_passwords
 from dogbreeds.evaluation import verdict
 
 if TYPE_CHECKING:
@@ -23,46 +24,53 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Which trial of which study a job is, for the process that runs it
-TRIAL = "DOGBREEDS_TRIAL"
-# The study's attribute that holds what the jobs' pruner is built of
-PRUNER = "pruner"
-# Attributes of a trial; the first is null where it was not
-PRUNED, EPOCHS, SECONDS = "pruned", "epochs", "seconds"
+# Environment variable that tells a job its trial, as JSON: the study's place and name, and the trial's number.
+TRIAL_ENV = "DOGBREEDS_TRIAL"
+# User attribute of a study: n_startup_trials and n_warmup_steps of the pruner that its jobs build.
+PRUNER_ATTRIBUTE = "pruner"
+# User attributes of a trial. The first is the reason for pruning, null without one.
+PRUNED_ATTRIBUTE = "pruned"
+EPOCHS_ATTRIBUTE = "epochs"
+SECONDS_ATTRIBUTE = "seconds"
 
 
 @contextlib.contextmanager
-def reached(place: str) -> Iterator[None]:
-    """Turns what goes wrong with a study in the body into `UserError`."""
+def study_errors(place: str) -> Iterator[None]:
+    """Turn errors of a study's storage into `UserError`.
+
+    Args:
+        place: file or database of the studies.
+    """
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    # The last three are of the database's driver, of a study that is gone, and of a damaged file.
+    # The last three come from a missing database driver, a deleted study and a damaged file.
     except (OptunaError, SQLAlchemyError, OSError, ImportError, KeyError, json.JSONDecodeError) as error:
-        why = masked(" ".join(str(error).split()))[:200]
+        reason = mask_passwords(" ".join(str(error).split()))[:200]
         raise UserError(
-            f"The studies in {masked(place)} cannot be used ({why}). hydra.sweeper.storage must be a folder that can be"
-            " written, or the address of a database that Optuna knows. Type hydra.sweeper.storage=<folder>, or mend it"
-            " and run the same command again."
+            f"The studies in {mask_passwords(place)} cannot be used ({reason}). hydra.sweeper.storage must be a"
+            " writable folder, or the address of a database that Optuna supports. Type hydra.sweeper.storage=<folder>,"
+            " or repair the storage and run the same command again."
         ) from error
 
 
-def storage(place: str) -> "optuna.storages.BaseStorage":
-    """Where studies are kept.
+def open_storage(place: str) -> "optuna.storages.BaseStorage":
+    """Open the storage of studies.
 
     Args:
-        place: a file that is appended to, safe for several processes and on shared storage, or the address of a database.
+        place: address of a database, or a file; it is only appended to, which is safe for several processes and on
+            shared storage.
 
     Raises:
-        UserError: where it cannot be used.
+        UserError: if it cannot be used.
     """
     import optuna
     from optuna.storages import journal
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with reached(place):
+    with study_errors(place):
         if "://" in place:
             return optuna.storages.RDBStorage(place)
         Path(place).parent.mkdir(parents=True, exist_ok=True)
@@ -70,76 +78,94 @@ def storage(place: str) -> "optuna.storages.BaseStorage":
 
 
 class Trial:
-    """Of no search: nothing is reported, and nothing pruned; what belongs to one overrides this.
+    """A job outside a search: nothing is reported, and nothing is pruned. `_SearchTrial` overrides both.
 
     Attributes:
-        tags: by which its run is found.
+        tags: tags of the run, by which the trial's run is found.
     """
 
     tags: dict[str, str] = {}
 
-    def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
-        """Reports the epochs so far, and says why the attempt is to be given up, if it is.
+    def prune_reason(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
+        """Report the epochs so far, and return why the attempt is to be pruned; None to continue.
 
         Args:
-            epochs: finished ones, in order.
-            setting: of the attempt.
-            last: whether these are all there will be: nothing would be saved any more.
+            epochs: finished epochs, in order.
+            setting: facts about the attempt for the verdict.
+            last: whether these are all epochs; then pruning would save nothing.
         """
         return None
 
-    def ended(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
-        """Notes validation accuracies of all epochs, in [0, 1], what the trial took, and why it was pruned, if it was."""
+    def finish(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
+        """Report how the trial ended.
+
+        Args:
+            accuracies: validation accuracy of each epoch, in [0, 1].
+            seconds: duration of the attempt, including earlier processes.
+            pruned: why it was pruned; None if it was not.
+        """
 
 
-class _Searched(Trial):
+class _SearchTrial(Trial):
+    """A trial of an Optuna study.
+
+    Args:
+        place: file or database of the study.
+        study: name of the study.
+        number: number of the trial.
+    """
+
     def __init__(self, place: str, study: str, number: int):
         import optuna
 
         self._place = place
-        kept = storage(place)
-        with reached(place):
-            loaded = optuna.load_study(study_name=study, storage=kept)
-            startup, warmup = loaded.user_attrs[PRUNER]
+        storage = open_storage(place)
+        with study_errors(place):
+            loaded = optuna.load_study(study_name=study, storage=storage)
+            startup, warmup = loaded.user_attrs[PRUNER_ATTRIBUTE]
             # Optuna's steps are our epochs, which are counted from 1.
             loaded.pruner = optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup + 1)
-            trial_id = kept.get_trial_id_from_study_id_trial_number(kept.get_study_id_from_name(study), number)
+            trial_id = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study), number)
             self._trial = optuna.trial.Trial(loaded, trial_id)
-            # By an earlier process, if it goes on
-            self._reported = set(kept.get_trial(trial_id).intermediate_values)
+            # A resumed trial has steps that an earlier process reported.
+            self._reported = set(storage.get_trial(trial_id).intermediate_values)
         self.tags = {"search": study, "search.trial": str(number)}
 
-    def judged(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
+    def prune_reason(self, epochs: "Sequence[Epoch]", setting: verdict.Setting, last: bool) -> str | None:
         accuracies = [epoch.val.accuracy.value for epoch in epochs]
         try:
-            with reached(self._place):
+            with study_errors(self._place):
                 self._report(accuracies)
-                worse = self._trial.should_prune()
+                below_median = self._trial.should_prune()
         except UserError as error:
-            # training goes on; the next epoch reports what is missing
+            # Training continues, and the next epoch reports this one too.
             log.warning("epoch %d is not reported to the search: %s", len(epochs), error)
-            worse = False
+            below_median = False
         if last:
             return None
-        lost = verdict.lost(epochs, setting)
-        if lost is not None:
-            return f"{lost.name.replace('_', ' ')}: {lost.reason}"
-        return f"its best, {100 * max(accuracies):.1f} %, is below the median of the trials before" if worse else None
+        failure = verdict.early_failure(epochs, setting)
+        if failure is not None:
+            return f"{failure.name.replace('_', ' ')}: {failure.reason}"
+        if below_median:
+            return f"its best accuracy, {100 * max(accuracies):.1f} %, is below the median of the trials before"
+        return None
 
-    def ended(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
-        with reached(self._place):
+    def finish(self, accuracies: Sequence[float], seconds: float, pruned: str | None = None) -> None:
+        with study_errors(self._place):
             self._report(accuracies)
-            for name, value in {EPOCHS: len(accuracies), SECONDS: seconds, PRUNED: pruned}.items():
-                self._trial.set_user_attr(name, value)
+            self._trial.set_user_attr(EPOCHS_ATTRIBUTE, len(accuracies))
+            self._trial.set_user_attr(SECONDS_ATTRIBUTE, seconds)
+            self._trial.set_user_attr(PRUNED_ATTRIBUTE, pruned)
 
     def _report(self, accuracies: Sequence[float]) -> None:
+        """Report the validation accuracy of each epoch that has not been reported yet."""
         for step, accuracy in enumerate(accuracies, 1):
             if step not in self._reported:
                 self._trial.report(accuracy, step)
                 self._reported.add(step)
 
 
-def current() -> Trial:
-    """The trial that this process' job is, or one of no search."""
-    said = os.environ.get(TRIAL)
-    return _Searched(**json.loads(said)) if said else Trial()
+def current_trial() -> Trial:
+    """Return the trial that this process' job runs; outside a search, one that does nothing."""
+    trial = os.environ.get(TRIAL_ENV)
+    return _SearchTrial(**json.loads(trial)) if trial else Trial()

@@ -1,4 +1,4 @@
-"""Computes what the frozen part of the backbone gives for each image."""
+"""Feature extraction: decode the images of a source, run the frozen part of the backbone over them, and cache both."""
 
 import contextlib
 import itertools
@@ -13,236 +13,272 @@ import numpy as np
 from dogbreeds.core import prefetch
 from dogbreeds.core.console import progress
 from dogbreeds.data.dataset import Data, Source
-from dogbreeds.data.image import Photo, Unreadable
+from dogbreeds.data.image import ImageLoader, UnreadableImageError
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.features import ALL, Features, Share
-from dogbreeds.features.partial_array import Identity, Notes, Produce, Shard
+from dogbreeds.features.features import UNSHARDED, Features, ShardSpec
+from dogbreeds.features.partial_array import Identity, Notes, Producer, Shard
 
 if TYPE_CHECKING:
     from dogbreeds.data.augment import Augment
 
 log = logging.getLogger(__name__)
 
-# Photos that one thread decodes at a time
+# Images that one thread decodes before it takes the next ones.
 _CHUNK = 32
-# Chunks decoded ahead of the computation
-_AHEAD = 64
+# Chunks decoded ahead of the computation.
+_CHUNKS_AHEAD = 64
 
 
 @dataclass(frozen=True)
-class Photos:
-    """A source's photos at the backbone's size, decoded at most once.
+class DecodedImages:
+    """A source's images at the backbone's image size, each decoded once and cached.
 
-    Args:
-        source: the photos.
-        data: how they are resized, and what happens to one that cannot be read.
-        size: pixels a side.
-        store: where they are kept.
-        shard: which of them there are; none stands for all. Rows are numbered as in the source all the same.
+    Attributes:
+        source: the images to decode.
+        data: how they are resized, and what happens to unreadable ones.
+        image_size: pixels a side.
+        cache: where they are cached.
+        shard: the rows to decode; None for all. Rows are numbered as in the source in either case.
     """
 
     source: Source
     data: Data
-    size: int
-    store: FeatureCache
+    image_size: int
+    cache: FeatureCache
     shard: Shard | None = None
 
     @property
     def identity(self) -> Identity:
-        return {"photos": self.source.fingerprint, "size": self.size, "resize": self.data.resize}
+        """What the decoded images of the whole source depend on."""
+        return {"photos": self.source.fingerprint, "size": self.image_size, "resize": self.data.resize}
 
     @property
-    def _all(self) -> tuple[str, Identity, tuple[int, ...], str]:
-        return "photos", self.identity, (len(self.source.ids), self.size, self.size, 3), "uint8"
+    def _whole_array(self) -> tuple[str, Identity, tuple[int, ...], str]:
+        """Kind, identity, shape and dtype of the whole source's array."""
+        shape = (len(self.source.ids), self.image_size, self.image_size, 3)
+        return "photos", self.identity, shape, "uint8"
 
     @property
-    def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Produce]:
-        kind, identity, (total, *pixels), dtype = self._all
-        shard = self.shard or Shard(0, total, total, step=1)
+    def _array(self) -> tuple[str, Identity, tuple[int, ...], str, Producer]:
+        """Kind, identity, shape, dtype and producer of the array of these rows."""
+        kind, identity, (total, *pixels), dtype = self._whole_array
+        shard = self.shard or Shard(first=0, end=total, total=total, step=1)
         return kind, shard.identity(identity), (len(shard), *pixels), dtype, self._produce
 
     @property
-    def first(self) -> int:
-        """The source's row that comes first."""
+    def first_row(self) -> int:
+        """The source's row that comes first in `rows()`."""
         return self.shard.first if self.shard else 0
 
-    def within(self, first: int, end: int) -> "Photos":
-        """The same, to be asked for these rows alone: no others are decoded for it."""
-        return (
-            self if self.store.has(*self._all) else replace(self, shard=Shard(first, end, len(self.source.ids), step=1))
-        )
+    def restricted_to(self, first: int, end: int) -> "DecodedImages":
+        """Return images that decode only the rows from `first` to before `end`, or these images if all are cached."""
+        if self.cache.has(*self._whole_array):
+            return self
+        return replace(self, shard=Shard(first, end, total=len(self.source.ids), step=1))
 
-    def batches(self, batch: int, start: int, end: int) -> Generator[np.ndarray, None, None]:
-        """[b, size, size, 3] uint8 in the source's order, from row `start` to before row `end`."""
+    def batches(self, batch_size: int, start: int, end: int) -> Generator[np.ndarray, None, None]:
+        """Yield [b, size, size, 3] uint8 in the source's order, from row `start` to before row `end`."""
         last = self.shard.end if self.shard else len(self.source.ids)
-        with contextlib.closing(self.store.stream(*self._array, batch=batch, start=start - self.first)) as pieces:
-            for piece in pieces:
-                yield piece
-                start += len(piece)
-                # At the last row the stream must be gone through: only then is it kept as a whole
+        stream = self.cache.stream(*self._array, batch_size=batch_size, start=start - self.first_row)
+        with contextlib.closing(stream) as batches:
+            for batch in batches:
+                yield batch
+                start += len(batch)
+                # Past the last row the stream must be exhausted: only then does the array become a cache entry.
                 if end <= start < last:
                     return
 
     def rows(self) -> np.ndarray:
-        """[n, size, size, 3] uint8, memory-mapped."""
-        return self.store.array(*self._array).rows
+        """Return [n, size, size, 3] uint8, memory-mapped; decode what is missing."""
+        return self.cache.get_or_compute(*self._array).rows
 
-    def skipped(self) -> frozenset[int]:
-        """Rows that could not be decoded, with `data.on_corrupt=skip`; they are black. The photos must have been gone through.
+    def skipped_rows(self) -> frozenset[int]:
+        """Return the rows that could not be decoded, with `data.on_corrupt=skip`. Their pixels are black.
 
         Raises:
-            Refused: where they are too many. Where shards were joined, it is here that this is seen: none of them knows of the others'.
+            UserError: if they are more than `data.max_corrupt_fraction` allows. No shard's job can detect this, because
+                it knows only its own rows.
         """
-        found = frozenset(self.store.array(*self._array).notes["skipped"])
-        self.data.check_skipped(len(found), len(self.source.ids), self.source.name)
-        return found
+        skipped = frozenset(self.cache.get_or_compute(*self._array).notes["skipped"])
+        self.data.check_skipped(len(skipped), len(self.source.ids), self.source.name)
+        return skipped
 
-    def compute(self, share: Share) -> None:
-        """Decodes a share of them."""
-        shard = share.of(len(self.source.ids), _CHUNK)
+    def decode_shard(self, shard_spec: ShardSpec) -> None:
+        """Decode and cache one shard of the images."""
+        shard = shard_spec.of(len(self.source.ids), _CHUNK)
         if len(shard):
-            self.within(shard.first, shard.end).rows()
+            self.restricted_to(shard.first, shard.end).rows()
 
     def _produce(self, rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
         from dogbreeds.data.resize import resizer
 
-        _say_where(f"photos of {self.source.name}", start, len(rows))
-        resize, first = resizer(self.size, self.data.resize), self.first
+        _log_resuming(f"images of {self.source.name}", start, len(rows))
+        resize = resizer(self.image_size, self.data.resize)
+        first = self.first_row
         skipped = notes.setdefault("skipped", [])
-        photos = itertools.islice(self.source.read(), first + start, first + len(rows))
+        loaders = itertools.islice(self.source.loaders(), first + start, first + len(rows))
 
-        def fill(chunk: tuple[int, list[Photo]]) -> tuple[int, list[int]]:
-            begin, chosen = chunk
-            bad = []
-            for row, photo in enumerate(chosen, begin):
+        def decode_chunk(chunk: tuple[int, list[ImageLoader]]) -> tuple[int, list[int]]:
+            """Decode a chunk into `rows`. Return the index after its last row, and the source's rows it skipped."""
+            begin, chunk_loaders = chunk
+            unreadable = []
+            for row, load in enumerate(chunk_loaders, begin):
                 try:
-                    rows[row] = resize(photo())
-                except Unreadable:
+                    rows[row] = resize(load())
+                except UnreadableImageError:
                     if self.data.on_corrupt == "stop":
                         raise
-                    bad.append(first + row)
-                    # A process that was cut off may have left something there
+                    unreadable.append(first + row)
+                    # An interrupted process may have left pixels there.
                     rows[row] = 0
-            return begin + len(chosen), bad
+            return begin + len(chunk_loaders), unreadable
 
-        with contextlib.closing(prefetch.mapped(fill, _chunks(photos, start), _AHEAD)) as filled:
-            for end, bad in filled:
-                skipped += bad
+        chunks = prefetch.map_ahead(decode_chunk, _chunks(loaders, start), _CHUNKS_AHEAD)
+        with contextlib.closing(chunks) as decoded:
+            for end, unreadable in decoded:
+                skipped += unreadable
                 self.data.check_skipped(len(skipped), len(self.source.ids), self.source.name)
                 yield end
 
 
-def _chunks(photos: Iterator[Photo], start: int) -> Iterator[tuple[int, list[Photo]]]:
-    """Photos a few at a time, each time with the row of the first; that of the very first is `start`."""
-    while chunk := list(itertools.islice(photos, _CHUNK)):
+def _chunks(loaders: Iterator[ImageLoader], start: int) -> Iterator[tuple[int, list[ImageLoader]]]:
+    """Yield chunks of loaders, each with the row of its first one; `start` is the row of the very first."""
+    while chunk := list(itertools.islice(loaders, _CHUNK)):
         yield start, chunk
         start += len(chunk)
 
 
 class Prefix(Protocol):
-    """The frozen part of a network, as far as its features are concerned."""
+    """The frozen part of a network, as far as feature extraction needs it."""
 
     @property
     def fingerprint(self) -> str:
-        """Of what it computes."""
+        """Digest of what it computes: weights, cut and pixel convention."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one photo's features."""
+        """Shape of one image's features."""
 
     @property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """[b, size, size, 3] -> [b, *shape]."""
+        """Map images [b, size, size, 3] in [0, 255] to features [b, *shape]."""
 
     def batch_size(self) -> int:
-        """Photos at a time that suit this machine."""
+        """Return the number of images of a forward pass that suits this machine."""
 
 
-def compute(
-    prefix: Prefix, photos: Photos, features: Features, view: "View | None" = None, share: Share = ALL
+def compute_features(
+    prefix: Prefix,
+    images: DecodedImages,
+    features: Features,
+    view: "AugmentedView | None" = None,
+    shard_spec: ShardSpec = UNSHARDED,
 ) -> np.ndarray:
-    """The prefix's output for every photo of a source.
+    """Return the frozen part's output for each image, from the cache or computed now.
 
     Args:
         prefix: the frozen part.
-        photos: of the source.
+        images: the decoded images of a source.
         features: precision and batch size.
-        view: which augmented copy of which rows; none gives the photos as they are, in the source's order.
-        share: of the rows, where other jobs compute the others.
+        view: augmented copy of some rows of the source; None for all images as they are.
+        shard_spec: the shard to return; other jobs compute the others.
 
     Returns:
-        [n, *prefix.shape], memory-mapped: a row a photo of the source, or a row a row of the view; of a share, its rows alone.
+        [n, *prefix.shape], memory-mapped: one row for each image of the source, or for each row of the view, restricted
+        to the shard.
     """
-    store = photos.store
+    cache = images.cache
     identity = {
-        **photos.identity,
+        **images.identity,
         "prefix": prefix.fingerprint,
         "dtype": features.dtype,
         "view": view.identity if view else None,
     }
-    total = len(view.rows) if view else len(photos.source.ids)
-    # Shards may come from another machine: a GPU takes more photos at a time. Those that are missing are computed as they were.
-    whole = store.has("features", identity, (total, *prefix.shape), features.dtype)
-    theirs = store.shards_step("features", identity) if share == ALL and not whole else None
-    batch = features.batch_size or theirs or prefix.batch_size()
-    wanted = share.of(total, batch)
-    if not len(wanted):
+    total = len(view.rows) if view else len(images.source.ids)
+    is_cached = cache.has("features", identity, (total, *prefix.shape), features.dtype)
+    # Shards may come from a machine with another batch size, such as a GPU: the missing rows are computed in theirs.
+    shard_step = cache.shard_step("features", identity) if shard_spec == UNSHARDED and not is_cached else None
+    batch_size = features.batch_size or shard_step or prefix.batch_size()
+    requested = shard_spec.of(total, batch_size)
+    if not len(requested):
         return np.empty((0, *prefix.shape), features.dtype)
-    shard = ALL.of(total, batch) if whole else wanted
-
-    def batches(start: int, end: int) -> Generator[np.ndarray, None, None]:
-        seen = view.rows[start:end] if view else np.arange(start, end)
-        near = photos if len(shard) == total else photos.within(int(seen[0]), int(seen[-1]) + 1)
-        if view is None:
-            yield from near.batches(batch, start, end)
-            return
-        pixels = near.rows()
-        for first in range(start, end, batch):
-            chosen = view.rows[first : min(first + batch, end)]
-            yield view(pixels[chosen - near.first], chosen)
+    # If the whole array is cached, the shard's rows are taken from it.
+    shard = UNSHARDED.of(total, batch_size) if is_cached else requested
 
     def produce(rows: np.ndarray, start: int, _: Notes) -> Generator[int, None, None]:
-        run, done = prefix.compiled, start
-        what = f"features of {photos.source.name}{f', view {view.number}' if view else ''}"
-        _say_where(what, start, len(rows))
-        shown = batches(shard.first + start, shard.first + len(rows))
-        with progress(what, len(rows), "images", before=start) as advance, contextlib.closing(shown):
-            for pixels in shown:
-                rows[done : done + len(pixels)] = run(pixels)
-                done += len(pixels)
-                advance(len(pixels))
+        run_prefix = prefix.compiled
+        description = f"features of {images.source.name}{f', augmented copy {view.copy}' if view else ''}"
+        _log_resuming(description, start, len(rows))
+        done = start
+        batches = _input_batches(images, view, shard, shard.first + start, shard.first + len(rows))
+        with progress(description, len(rows), "images", completed=start) as advance, contextlib.closing(batches):
+            for batch in batches:
+                rows[done : done + len(batch)] = run_prefix(batch)
+                done += len(batch)
+                advance(len(batch))
                 yield done
 
-    kept = store.array(
-        "features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch
+    cached = cache.get_or_compute(
+        "features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch_size
     ).rows
-    return kept[wanted.first - shard.first : wanted.end - shard.first]
+    return cached[requested.first - shard.first : requested.end - shard.first]
 
 
-def _say_where(what: str, start: int, total: int) -> None:
-    """Says from where an array is gone on with that an earlier process has begun."""
+def _input_batches(
+    images: DecodedImages, view: "AugmentedView | None", shard: Shard, start: int, end: int
+) -> Generator[np.ndarray, None, None]:
+    """Yield the frozen part's inputs for feature rows `start` to before `end`, in batches of the shard's step."""
+    source_rows = view.rows[start:end] if view else np.arange(start, end)
+    if len(shard) < shard.total:
+        images = images.restricted_to(int(source_rows[0]), int(source_rows[-1]) + 1)
+    if view is None:
+        yield from images.batches(shard.step, start, end)
+        return
+    pixels = images.rows()
+    for first in range(start, end, shard.step):
+        batch_rows = view.rows[first : min(first + shard.step, end)]
+        yield view(pixels[batch_rows - images.first_row], batch_rows)
+
+
+def _log_resuming(description: str, start: int, total: int) -> None:
     if start:
-        log.info("%s: going on from %s of %s", what, f"{start:,}", f"{total:,}")
+        log.info("%s: resuming at row %s of %s", description, f"{start:,}", f"{total:,}")
 
 
 @dataclass(frozen=True)
-class View:
-    """An augmented copy of some rows of a source."""
+class AugmentedView:
+    """An augmented copy of some rows of a source, drawn statelessly from (seed, copy, row).
+
+    Attributes:
+        augment: the augmentation.
+        copy: number of the copy, from 0.
+        seed: seed of the run.
+        rows: [n] rows of the source, ascending.
+    """
 
     augment: "Augment"
-    number: int
+    copy: int
     seed: int
     rows: np.ndarray
 
-    def __call__(self, photos: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """[b, s, s, 3] uint8, which are these rows of the source -> [b, s, s, 3] float32, augmented."""
-        return self.augment.view(photos, rows, self.number, self.seed)
+    def __call__(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Augment images.
+
+        Args:
+            images: [b, size, size, 3] uint8.
+            rows: [b] the source's row of each image.
+
+        Returns:
+            [b, size, size, 3] float32 in [0, 255].
+        """
+        return self.augment.apply(images, rows, self.copy, self.seed)
 
     @property
     def identity(self) -> Identity:
+        """What the augmented pixels depend on, apart from the images."""
         return {
             "augment": self.augment.identity,
-            "number": self.number,
+            "number": self.copy,
             "seed": self.seed,
             "rows": zlib.crc32(self.rows.tobytes()),
         }

@@ -1,7 +1,7 @@
-"""What the frozen prefix says of each photo: computed once, kept on disk, shared by every attempt that has the same prefix.
+"""Feature cache settings: where it is, how features are computed, and how jobs share the work in shards.
 
-A `Share` of an array is one job's part of it (`part.Shard`): its rows are computed in the very batches in which the whole would be, and a share
-of the photos is decoded for it.
+The frozen part of the backbone runs over each image once, and its output is cached on disk. Runs with the same frozen
+part reuse it.
 """
 
 import math
@@ -16,7 +16,14 @@ from dogbreeds.features.partial_array import Shard
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Spec):
-    """Where the kept arrays are, and how they are computed."""
+    """Where the feature cache is, and how features are computed.
+
+    Attributes:
+        dir: folder of the cache; ~ stands for the home folder.
+        dtype: precision of the cached features; images are cached as uint8.
+        max_gigabytes: above this size the least recently used arrays are evicted.
+        batch_size: images of a forward pass; None chooses a size for the machine and the image size.
+    """
 
     group = "features"
     dir: str = text(example="~/.cache/dogbreeds")
@@ -24,13 +31,21 @@ class Features(Spec):
     max_gigabytes: float = number(above=0, example=50)
     batch_size: int | None = integer(at_least=1, example=64, optional=True)
 
-    def store(self) -> FeatureCache:
+    def open_cache(self) -> FeatureCache:
+        """Return the feature cache. Its folder is created when the first array is cached."""
         return FeatureCache(Path(self.dir).expanduser().resolve(), int(self.max_gigabytes * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share(Spec):
-    """Which of how many jobs this is that compute together what is kept."""
+class ShardSpec(Spec):
+    """Which shard of the cached arrays a job computes.
+
+    A shard's rows are computed in the same batches as in the unsharded computation, from the images that they need.
+
+    Attributes:
+        shards: number of jobs that share the work.
+        shard: which of them this is, from 0.
+    """
 
     group = ""
     shards: int = integer(at_least=1, example=8)
@@ -40,15 +55,24 @@ class Share(Spec):
         super().__post_init__()
         if self.shard >= self.shards:
             raise UserError(
-                f"shard was {self.shard} and shards {self.shards}. Shards are counted from 0 to shards - 1. "
+                f"shard was {self.shard} and shards was {self.shards}. Shards are numbered from 0 to shards - 1. "
                 f"Type shard={self.shards - 1}, or --multirun 'shard=range({self.shards})' for all of them."
             )
 
     def of(self, total: int, step: int) -> Shard:
-        """This job's rows of so many, which are computed `step` at a time; none where there are fewer steps than shards."""
+        """Return the rows of an array that this job computes.
+
+        Args:
+            total: rows of the array.
+            step: rows that are computed together.
+
+        Returns:
+            Whole steps; no rows if there are fewer steps than shards and this shard gets none.
+        """
         steps = math.ceil(total / step)
         first, end = (min(total, step * (steps * number // self.shards)) for number in (self.shard, self.shard + 1))
         return Shard(first, end, total, step)
 
 
-ALL = Share(shards=1, shard=0)
+# A single shard: all rows.
+UNSHARDED = ShardSpec(shards=1, shard=0)

@@ -1,4 +1,4 @@
-"""Arrays in files: gone through without being held in memory, written so that they are whole or absent."""
+"""Memory-mapped arrays on disk: streamed within bounded memory, written so that a file is complete or absent."""
 
 import contextlib
 import json
@@ -14,85 +14,102 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 
-# How much of a mapped array is held in memory while it is gone through
+# Bytes of a memory-mapped array that stay in memory while it is streamed.
 WINDOW_BYTES = 64 << 20
 
 
-class Unwritable(UserError):
-    """What is kept cannot be written. What has been computed stays: with a disk that can be, it is gone on with."""
+class CacheWriteError(UserError):
+    """The feature cache cannot be written. Complete rows stay on disk, and the same command resumes from them."""
 
 
-def opened(path: Path) -> np.ndarray:
-    """An array on disk, read-only. Raises `OSError` or `ValueError` where there is none."""
+def open_readonly(path: Path) -> np.ndarray:
+    """Open an array on disk, memory-mapped and read-only.
+
+    Raises:
+        OSError, ValueError: if the file is missing or not a valid .npy file.
+    """
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (SyntaxError, tokenize.TokenError) as error:
-        # of NumPy, where a header is damaged
+        # NumPy raises these for a damaged header.
         raise ValueError(str(error)) from error
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Says that a path cannot be written. No rows may be given away within: what happens to who takes them is another matter."""
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError into a `CacheWriteError` about `path`.
+
+    The block must not yield rows to a consumer: an OSError of the consumer's own would be reported as one of the cache.
+    """
     try:
         yield
     except OSError as error:
-        raise Unwritable(
-            f"{path} cannot be written ({error.strerror}). Features need a folder to be kept in, on a disk with room;"
-            " once there is, the same command goes on from what is done. Type features.dir=<folder>."
+        raise CacheWriteError(
+            f"{path} cannot be written ({error.strerror}). The feature cache needs a writable folder on a disk with"
+            " free space. Set features.dir=<folder>, or make room and run the same command again: it resumes from the"
+            " completed rows."
         ) from error
 
 
-def reserve(path: Path) -> None:
-    """Takes the disk space at once: running out of it later, while a mapped file is written, would kill the process."""
+def reserve_disk_space(path: Path) -> None:
+    """Allocate a file's disk blocks now: running out of space during a memory-mapped write would kill the process."""
     with path.open("r+b") as file:
         size = os.fstat(file.fileno()).st_size
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise Unwritable(
-                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). They need a"
-                " disk that does. Type features.dir=<folder>, features.dtype=float16 for half of it, or make clear."
+            raise CacheWriteError(
+                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). The feature"
+                " cache needs a disk with that much free space. Set features.dir=<folder>, or features.dtype=float16"
+                " for half the size, or type make clear to empty the cache."
             ) from error
 
 
 def checksum(rows: np.ndarray) -> int:
+    """Compute the CRC-32 of an array's bytes within bounded memory."""
     crc = 0
-    for piece in pieces(rows, max(1, WINDOW_BYTES // 4 // max(1, rows[:1].nbytes))):
-        crc = zlib.crc32(np.ascontiguousarray(piece).data, crc)
+    for batch in iterate_batches(rows, max(1, WINDOW_BYTES // 4 // max(1, rows[:1].nbytes))):
+        crc = zlib.crc32(np.ascontiguousarray(batch).data, crc)
     return crc
 
 
-def pieces(rows: np.ndarray, batch: int, start: int = 0) -> Iterator[np.ndarray]:
-    """An array's rows in order, from a row on, without holding more of it in memory than a window."""
-    held = 0
-    for first in range(start, len(rows), batch):
-        piece = rows[first : first + batch]
-        yield piece
-        held += piece.nbytes
-        if held > WINDOW_BYTES:
-            let_go(rows)
-            held = 0
+def iterate_batches(rows: np.ndarray, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield an array's rows in order, in batches, with at most about `WINDOW_BYTES` of it in memory.
+
+    Args:
+        rows: [n, ...], memory-mapped or not.
+        batch_size: rows of a batch; the last batch may have fewer.
+        start: index of the first row to yield.
+    """
+    bytes_in_memory = 0
+    for first in range(start, len(rows), batch_size):
+        batch = rows[first : first + batch_size]
+        yield batch
+        bytes_in_memory += batch.nbytes
+        if bytes_in_memory > WINDOW_BYTES:
+            release_pages(rows)
+            bytes_in_memory = 0
 
 
-def let_go(rows: np.ndarray) -> None:
-    """Gives back the memory behind a mapped file; what was written stays, and what is read again comes from the file."""
+def release_pages(rows: np.ndarray) -> None:
+    """Free the memory pages behind a memory-mapped array. Written data stays; later reads come from the file."""
     mapped = getattr(rows, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def write_aside(path: Path, about: dict[str, Any]) -> None:
-    """Writes a JSON file beside its place and renames it."""
-    aside = path.with_name("aside")
+def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file under a temporary name in the same folder and rename it into place."""
+    temporary = path.with_name("aside")
     try:
-        with aside.open("w") as file:
-            json.dump(about, file, indent=1)
-        aside.replace(path)
+        with temporary.open("w") as file:
+            json.dump(content, file, indent=1)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file to disk, or to the server of a network file system."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

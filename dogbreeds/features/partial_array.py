@@ -1,4 +1,4 @@
-"""A kept array on its way: what an earlier process has done of it is gone on with, and what shards have of it is taken from them."""
+"""Unfinished arrays of the feature cache: resume what an earlier process computed, and take rows from shards."""
 
 import contextlib
 import copy
@@ -19,42 +19,45 @@ from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
 from dogbreeds.features.memmap import (
     WINDOW_BYTES,
-    Unwritable,
+    CacheWriteError,
     checksum,
-    let_go,
-    opened,
-    pieces,
-    reserve,
-    sync,
-    write_aside,
-    writing,
+    explain_write_errors,
+    fsync,
+    iterate_batches,
+    open_readonly,
+    release_pages,
+    reserve_disk_space,
+    write_json_atomically,
 )
 
 log = logging.getLogger(__name__)
 
-# Plain values only
+# What an array was computed from, as plain JSON values. Its digest names the array's folder.
 Identity = dict[str, Any]
-# Row numbers of the array, a shard's too, under what is said of these rows
+# Lists of row indices by name, such as {"skipped": [40, 77]}. Indices are those of the whole array, in a shard too.
 Notes = dict[str, list[int]]
-# Fills an array from a row on to its end, and yields the number of rows done. It may add to its notes, which are those of an earlier process where
-# it goes on: whenever it yields, they must be of the rows that are done. What it is given may be the first rows of the array alone.
-Produce = Callable[[np.ndarray, int, Notes], Generator[int, None, None]]
+# A producer is called with (rows, start, notes). It fills `rows` from index `start` to the end and yields the number of
+# completed rows after each step. It may add to `notes`, which hold an earlier process's notes if it resumes: at each
+# yield they must describe exactly the completed rows. `rows` may be only the first part of the whole array.
+Producer = Callable[[np.ndarray, int, Notes], Generator[int, None, None]]
 
-PROGRESS = "progress.json"
-# The key of an identity that says which rows of an array it has
+PROGRESS_FILE = "progress.json"
+ENTRY_FILE = "entry.json"
+ROWS_FILE = "rows.npy"
+# Key of an identity that says which rows of an array a shard holds.
 SHARD = "shard"
-# Between two notes of how far an array has come
+# Minimum time between two writes of an array's progress.
 _PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class CachedArray:
-    """A whole array on disk.
+    """A complete array on disk.
 
     Attributes:
-        folder: where it is.
-        rows: the array, memory-mapped and read-only.
-        notes: its producer's.
+        folder: folder of the entry.
+        rows: [n, ...] the array, memory-mapped and read-only.
+        notes: what its producer noted, as row indices by name.
     """
 
     folder: Path
@@ -64,9 +67,16 @@ class CachedArray:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some rows of an array, computed by a job of its own: those from `first` to before `end`, of `total`, `step` of them at a time.
+    """A range of an array's rows that one job computes.
 
-    It begins at a multiple of `step` and ends at one or at the array's end, so that the same rows are computed together as in the whole.
+    `first` is a multiple of `step`, and `end` is one or the array's end, so rows share a batch with the same rows as in
+    the unsharded computation.
+
+    Attributes:
+        first: index of the first row.
+        end: index after the last row.
+        total: rows of the whole array.
+        step: rows that are computed together.
     """
 
     first: int
@@ -78,13 +88,21 @@ class Shard:
         return self.end - self.first
 
     def identity(self, array: Identity) -> Identity:
-        """What the rows are kept under, given the array's: they are an entry of their own, but where they are all."""
+        """Return the identity to cache these rows under: the array's own if they are all its rows."""
         return array if len(self) == self.total else array | {SHARD: asdict(self)}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an array has come: rows that are done, `step` of them at a time, their checksum, and what their producer noted."""
+    """How much of an array is complete; `progress.json` holds these fields.
+
+    Attributes:
+        identity: what the array is computed from.
+        step: rows that are computed together.
+        done: number of complete rows, from the first on.
+        crc32: checksum of the complete rows.
+        notes: what the producer noted about the complete rows.
+    """
 
     identity: Identity
     step: int
@@ -94,163 +112,218 @@ class Progress:
 
 
 class PartialArray:
-    """An array on its way; what an earlier process has done of it is gone on with. The entry's lock must be held.
+    """An array that is being computed; resumes at the last completed row of an earlier process.
+
+    The caller must hold the entry's lock.
+
+    Args:
+        folder: folder of the unfinished array, created if missing.
+        initial: identity and step; used as the progress unless an earlier one can be resumed.
+        shape: of the whole array, rows first.
+        dtype: of its values.
 
     Attributes:
-        rows: the array at its full size, memory-mapped.
-        notes: for its producer.
+        rows: the array at its full size, memory-mapped and writable.
+        notes: for the producer to read and to add to.
     """
 
-    def __init__(self, folder: Path, new: Progress, shape: tuple[int, ...], dtype: str):
-        self._folder, self._file = folder, folder / PROGRESS
-        with writing(folder):
-            self._progress = self._begun(new, shape, dtype) or self._begin(new, shape, dtype)
-            self.rows = np.lib.format.open_memmap(folder / "rows.npy", mode="r+")
-        self._noted = time.monotonic()
+    def __init__(self, folder: Path, initial: Progress, shape: tuple[int, ...], dtype: str):
+        self._folder = folder
+        self._progress_file = folder / PROGRESS_FILE
+        with explain_write_errors(folder):
+            self._progress = self._load_progress(initial, shape, dtype) or self._create(initial, shape, dtype)
+            self.rows = np.lib.format.open_memmap(folder / ROWS_FILE, mode="r+")
+        self._written_at = time.monotonic()
         self.notes = copy.deepcopy(self._progress.notes)
 
     @property
     def done(self) -> int:
-        """Rows that are done."""
+        """Number of complete rows."""
         return self._progress.done
 
     def advance(self, done: int) -> None:
-        """Takes note of the rows that are done, once a second on disk too."""
-        before, window = self._progress, max(1, WINDOW_BYTES // max(1, self.rows[:1].nbytes))
+        """Record the number of complete rows, in memory at once and on disk at most once a second."""
+        before = self._progress
+        window = max(1, WINDOW_BYTES // max(1, self.rows[:1].nbytes))
         crc = zlib.crc32(np.ascontiguousarray(self.rows[before.done : done]).data, before.crc32)
-        # At once: an interruption finds all or nothing of it
+        # A single assignment: a signal handler that interrupts here sees all of it or none.
         self._progress = replace(before, done=done, crc32=crc, notes=copy.deepcopy(self.notes))
         if done // window > before.done // window:
-            let_go(self.rows)
-        if time.monotonic() - self._noted >= _PROGRESS_SECONDS:
-            self._note()
+            release_pages(self.rows)
+        if time.monotonic() - self._written_at >= _PROGRESS_SECONDS:
+            self._write_progress()
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """However the block is cut off, what is done stays; unless there is nothing, or the user must put something right, which makes it another
-        array."""
+    def preserved_on_error(self) -> Iterator[None]:
+        """Save the progress if the block is cut off.
+
+        Delete the array instead if no row is complete, or after a `UserError`: fixing its cause changes the identity.
+        """
         try:
             yield
-        except BaseException as end:
-            # The last note stays, and what has ended the block is said
-            with signals.deferred(), contextlib.suppress(Unwritable):
-                if self.done == 0 or (isinstance(end, UserError) and not isinstance(end, Unwritable)):
+        except BaseException as error:
+            # If the progress cannot be written, the last one on disk stays, and the block's own error is raised.
+            with signals.deferred(), contextlib.suppress(CacheWriteError):
+                if self.done == 0 or (isinstance(error, UserError) and not isinstance(error, CacheWriteError)):
                     shutil.rmtree(self._folder, ignore_errors=True)
                 else:
-                    self._note()
+                    self._write_progress()
             raise
 
-    def settle(self) -> None:
-        """Sees all its rows to the disk, and on a network file system to the server, where another host may read them."""
+    def flush(self) -> None:
+        """Flush all rows and the progress to disk, so that another host can read them on a network file system.
+
+        Raises:
+            RuntimeError: if the producer ended before the last row.
+        """
         if self.done != len(self.rows):
             raise RuntimeError(
                 f"the producer of {self._folder.with_suffix('')} ended after {self.done} of {len(self.rows)} rows"
             )
-        with writing(self._folder):
+        with explain_write_errors(self._folder):
             self.rows.flush()
-            sync(self._folder / "rows.npy")
-        self._note()
+            fsync(self._folder / ROWS_FILE)
+        self._write_progress()
 
-    def finish(self, place: Path) -> None:
-        """Makes it an entry, once it is settled."""
-        about = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
-        with writing(place):
-            write_aside(self._folder / "entry.json", about)
-            sync(self._folder / "entry.json")
-            self._folder.replace(place)
+    def publish(self, entry_folder: Path) -> None:
+        """Turn the flushed array into a cache entry by renaming its folder."""
+        content = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
+        with explain_write_errors(entry_folder):
+            write_json_atomically(self._folder / ENTRY_FILE, content)
+            fsync(self._folder / ENTRY_FILE)
+            self._folder.replace(entry_folder)
 
-    def _begun(self, new: Progress, shape: tuple[int, ...], dtype: str) -> Progress | None:
-        """How far an earlier process came, if that can be gone on with."""
+    def _load_progress(self, initial: Progress, shape: tuple[int, ...], dtype: str) -> Progress | None:
+        """Return an earlier process's progress; delete its folder if it cannot be resumed."""
         if not self._folder.exists():
             return None
-        found = read(self._file, new.identity, shape, dtype)
-        # Cut off before the first note of it
-        if not self._file.exists():
-            log.warning("%s does not say what of it is done: it is computed anew", self._folder)
+        found = read_array(self._progress_file, initial.identity, shape, dtype)
+        if not self._progress_file.exists():
+            # The process ended before it wrote the progress for the first time.
+            log.warning("%s has no %s: recomputing from the first row", self._folder, PROGRESS_FILE)
         elif found is None or checksum(found[0][: found[1].done]) != found[1].crc32:
-            log.warning("%s was damaged and is computed anew", self._folder)
-        elif found[1].step != new.step:
+            log.warning("%s is damaged: recomputing from the first row", self._folder)
+        elif found[1].step != initial.step:
             log.warning(
-                "%s was computed %s at a time, not %s: it is computed anew", self._folder.name, found[1].step, new.step
+                "%s was computed in batches of %s rows, not %s: recomputing from the first row",
+                self._folder.name,
+                found[1].step,
+                initial.step,
             )
         else:
             return found[1]
         shutil.rmtree(self._folder)
         return None
 
-    def _begin(self, new: Progress, shape: tuple[int, ...], dtype: str) -> Progress:
-        self._progress = new
+    def _create(self, initial: Progress, shape: tuple[int, ...], dtype: str) -> Progress:
+        self._progress = initial
         try:
             self._folder.mkdir()
-            np.lib.format.open_memmap(self._folder / "rows.npy", mode="w+", dtype=dtype, shape=shape)
-            reserve(self._folder / "rows.npy")
-            self._note()
+            np.lib.format.open_memmap(self._folder / ROWS_FILE, mode="w+", dtype=dtype, shape=shape)
+            reserve_disk_space(self._folder / ROWS_FILE)
+            self._write_progress()
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        return new
+        return initial
 
-    def _note(self) -> None:
-        with writing(self._file):
-            write_aside(self._file, asdict(self._progress))
-        self._noted = time.monotonic()
-
-
-def computed(part: PartialArray, produce: Produce, batch: int, start: int) -> Generator[np.ndarray, None, None]:
-    """A part's rows from a row on, in order, batch by batch: those that are done, then the others while they are being computed."""
-    given, total = start, len(part.rows)
-    with contextlib.closing(produce(part.rows, part.done, part.notes)) as producing:
-        for done in itertools.chain([part.done], producing if part.done < total else ()):
-            part.advance(done)
-            while given < done and (done - given >= batch or done == total):
-                first, given = given, min(given + batch, done)
-                yield part.rows[first:given]
+    def _write_progress(self) -> None:
+        with explain_write_errors(self._progress_file):
+            write_json_atomically(self._progress_file, asdict(self._progress))
+        self._written_at = time.monotonic()
 
 
-def joined(kind: str, shards: list[tuple[Shard, CachedArray]], produce: Produce) -> Produce:
-    """Takes the rows that shards have from them, and produces the others."""
+def stream_rows(
+    partial: PartialArray, producer: Producer, batch_size: int, start: int
+) -> Generator[np.ndarray, None, None]:
+    """Yield an unfinished array's rows in order, in batches: the complete ones first, the others while computing them.
+
+    Args:
+        partial: the unfinished array.
+        producer: computes the missing rows.
+        batch_size: rows of a batch; the last one may have fewer.
+        start: index of the first row to yield.
+    """
+    yielded = start
+    total = len(partial.rows)
+    with contextlib.closing(producer(partial.rows, partial.done, partial.notes)) as producing:
+        for done in itertools.chain([partial.done], producing if partial.done < total else ()):
+            partial.advance(done)
+            while yielded < done and (done - yielded >= batch_size or done == total):
+                first = yielded
+                yielded = min(yielded + batch_size, done)
+                yield partial.rows[first:yielded]
+
+
+def join_shards(kind: str, shards: list[tuple[Shard, CachedArray]], producer: Producer) -> Producer:
+    """Return a producer that copies the rows that shards hold and computes the others.
+
+    Args:
+        kind: kind of the array, for the log.
+        shards: shards and their arrays, in the order of their rows; they may overlap.
+        producer: computes the rows that no shard holds.
+    """
 
     def join(rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
-        taken, at = [], start
+        # Of each shard that is needed: the first row to copy, its range and its array.
+        needed: list[tuple[int, Shard, CachedArray]] = []
+        position = start
         for shard, entry in shards:
-            if shard.end > at:
-                taken.append((max(shard.first, at), shard, entry))
-                at = shard.end
-        count = sum(shard.end - begin for begin, shard, _ in taken)
-        if taken:
-            log.info("%s: %s of %s rows are taken from %d shards", kind, f"{count:,}", f"{len(rows):,}", len(taken))
-        at = start
-        for begin, shard, entry in taken:
-            if begin > at:
-                yield from produce(rows[:begin], at, notes)
-            yield from _copied(rows, begin, shard, entry, notes)
-            at = shard.end
-        if at < len(rows):
-            yield from produce(rows, at, notes)
+            if shard.end > position:
+                needed.append((max(shard.first, position), shard, entry))
+                position = shard.end
+        if needed:
+            count = sum(shard.end - begin for begin, shard, _ in needed)
+            log.info(
+                "%s: %s of %s rows copied from %d cached shards", kind, f"{count:,}", f"{len(rows):,}", len(needed)
+            )
+        position = start
+        for begin, shard, entry in needed:
+            if begin > position:
+                yield from producer(rows[:begin], position, notes)
+            yield from _copy_shard(rows, begin, shard, entry, notes)
+            position = shard.end
+        if position < len(rows):
+            yield from producer(rows, position, notes)
 
     return join
 
 
-def _copied(rows: np.ndarray, begin: int, shard: Shard, entry: CachedArray, notes: Notes) -> Generator[int, None, None]:
-    """Copies a shard's rows from `begin` on, whole steps at a time: without the shard, whoever goes on would compute from there."""
+def _copy_shard(
+    rows: np.ndarray, begin: int, shard: Shard, entry: CachedArray, notes: Notes
+) -> Generator[int, None, None]:
+    """Copy a shard's rows from `begin` on, in whole steps: if the shard disappears, computing must resume at a step."""
     steps = max(1, WINDOW_BYTES // 4 // max(1, shard.step * entry.rows[:1].nbytes))
-    for piece in pieces(entry.rows, steps * shard.step, begin - shard.first):
-        end = begin + len(piece)
-        rows[begin:end] = piece
-        for name, said in entry.notes.items():
-            notes.setdefault(name, []).extend(row for row in said if begin <= row < end)
+    for batch in iterate_batches(entry.rows, steps * shard.step, begin - shard.first):
+        end = begin + len(batch)
+        rows[begin:end] = batch
+        for name, noted in entry.notes.items():
+            notes.setdefault(name, []).extend(row for row in noted if begin <= row < end)
         yield end
         begin = end
 
 
-def read(file: Path, identity: Identity, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, Progress] | None:
-    """The rows beside a file, read-only, and what it says of them; None where they are damaged, as far as is seen without reading them all."""
+def read_array(
+    metadata_file: Path, identity: Identity, shape: tuple[int, ...], dtype: str
+) -> tuple[np.ndarray, Progress] | None:
+    """Open an array and its metadata, checking all that can be checked without reading the rows.
+
+    Args:
+        metadata_file: `entry.json` or `progress.json`, in the array's folder.
+        identity: expected identity.
+        shape: expected shape, rows first.
+        dtype: expected type of the values.
+
+    Returns:
+        The rows, memory-mapped and read-only, and their progress; None if missing, damaged or not as expected.
+    """
     try:
-        rows = opened(file.with_name("rows.npy"))
-        said = Progress(**{"step": 1, "done": len(rows)} | json.loads(file.read_text()))
+        rows = open_readonly(metadata_file.with_name(ROWS_FILE))
+        progress = Progress(**{"step": 1, "done": len(rows)} | json.loads(metadata_file.read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
-        # the last of brackets without end
+        # RecursionError: JSON with brackets nested too deeply.
         return None
-    same = (rows.shape, rows.dtype, said.identity) == (shape, np.dtype(dtype), json.loads(json.dumps(identity)))
-    plausible = isinstance(said.done, int) and 0 <= said.done <= len(rows) and isinstance(said.notes, dict)
-    return (rows, said) if same and plausible and rows.flags.c_contiguous else None
+    expected = (shape, np.dtype(dtype), json.loads(json.dumps(identity)))
+    as_expected = (rows.shape, rows.dtype, progress.identity) == expected
+    plausible = isinstance(progress.done, int) and 0 <= progress.done <= len(rows) and isinstance(progress.notes, dict)
+    return (rows, progress) if as_expected and plausible and rows.flags.c_contiguous else None

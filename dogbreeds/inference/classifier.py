@@ -1,4 +1,4 @@
-"""A trained network as it was saved: photos in, breed names and probabilities out. It needs nothing but its file."""
+"""Trained classifier, loaded from a `.keras` file alone: images in, class names and probabilities out."""
 
 import zipfile
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import numpy as np
 
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
-from dogbreeds.models.blocks import in_order
-from dogbreeds.models.network import folded, photos_at_once
+from dogbreeds.models.blocks import nodes_in_order
+from dogbreeds.models.network import compile_inference, inference_batch_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,92 +21,99 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network that `Network.whole` made, read from a file.
+    """A trained network, as `Network.full_model` builds it.
 
     Attributes:
-        whole: [b, h, w, 3] uint8 of any size -> `probabilities` [b, classes] and `breed` [b].
+        model: Keras model from [b, h, w, 3] uint8 RGB of any size to `probabilities`, [b, classes] float32, and
+            `breed`, [b] class names.
         class_names: in the order of the probabilities.
     """
 
-    whole: "keras.Model"
+    model: "keras.Model"
     class_names: tuple[str, ...]
 
     @cached_property
-    def _parts(self) -> "tuple[keras.KerasTensor, list[keras.Model]]":
-        """The photos after they were resized, and what they then go through in turn: the frozen part, what was fine-tuned if anything, the head."""
+    def _pipeline(self) -> "tuple[keras.KerasTensor, list[keras.Model]]":
+        """Resized images, and the sub-models they pass in order: frozen part, fine-tuned part (if any), head."""
         import keras
 
-        nodes = [node for node in in_order(self.whole) if isinstance(node.operation, keras.Model)]
+        nodes = [node for node in nodes_in_order(self.model) if isinstance(node.operation, keras.Model)]
         return nodes[0].input_tensors[0], [node.operation for node in nodes]
 
     @property
-    def size(self) -> int:
-        """Pixels a side that photos are resized to."""
-        return int(self._parts[0].shape[1])
+    def image_size(self) -> int:
+        """Side length in pixels that images are resized to."""
+        return int(self._pipeline[0].shape[1])
 
     @property
     def resize(self) -> str:
-        """How photos become square: `stretch`, `pad` or `crop`."""
-        (how,) = [node.operation for node in in_order(self.whole) if type(node.operation).__name__ == "Resize"]
-        return "crop" if how.crop_to_aspect_ratio else "pad" if how.pad_to_aspect_ratio else "stretch"
+        """How images are made square: `stretch`, `pad` or `crop`."""
+        (layer,) = [node.operation for node in nodes_in_order(self.model) if type(node.operation).__name__ == "Resize"]
+        return "crop" if layer.crop_to_aspect_ratio else "pad" if layer.pad_to_aspect_ratio else "stretch"
 
     @cached_property
     def core(self) -> "keras.Model":
-        """[b, size, size, 3] float32 RGB in [0, 255] -> [b, classes] logits."""
+        """Keras model after the resize: [b, size, size, 3] float32 RGB in [0, 255] -> [b, classes] logits."""
         import keras
 
-        return keras.Model(self._parts[0], self.whole.get_layer("probabilities").input, name="core")
+        return keras.Model(self._pipeline[0], self.model.get_layer("probabilities").input, name="core")
 
     @cached_property
     def logits(self) -> "Callable[[np.ndarray], np.ndarray]":
-        """`core`, compiled for inference."""
-        return folded(self.core)
+        """Compiled inference function of `core`: [b, size, size, 3] -> [b, classes] logits."""
+        return compile_inference(self.core)
 
     @cached_property
     def resizer(self) -> "Callable[[np.ndarray], np.ndarray]":
-        """From one [h, w, 3] uint8 photo to [size, size, 3] uint8, just as the network would itself; threads may share it."""
+        """Thread-safe function from one [h, w, 3] uint8 image to [size, size, 3] uint8; equals the network's resize."""
         from dogbreeds.data.resize import resizer
 
-        return resizer(self.size, self.resize)
+        return resizer(self.image_size, self.resize)
 
     def batch_size(self) -> int:
-        """Photos at a time that suit this machine."""
-        return photos_at_once(self.size)
+        """Return the number of images in a batch that suits this machine."""
+        return inference_batch_size(self.image_size)
 
     @cached_property
-    def ends(self) -> "tuple[keras.Model, keras.Model]":
-        """The network in two: [b, size, size, 3] -> feature maps [b, h, w, c] before they are pooled, and [b, c] -> [b, classes] logits."""
+    def maps_and_head(self) -> "tuple[keras.Model, keras.Model]":
+        """The network, split at global average pooling.
+
+        Two models: [b, size, size, 3] -> feature maps [b, h, w, c], and pooled features [b, c] -> [b, classes] logits.
+        """
         import keras
 
-        photos, (*before, last, head) = self._parts
-        pool = last.get_layer("pool")
-        outputs = keras.Input(photos.shape[1:])
-        inputs = outputs
-        for part in before:
+        images, (*first_parts, last_part, head) = self._pipeline
+        pool = last_part.get_layer("pool")
+        inputs = keras.Input(images.shape[1:])
+        outputs = inputs
+        for part in first_parts:
             outputs = part(outputs)
-        return keras.Model(inputs, keras.Model(last.input, pool.input)(outputs)), head
+        return keras.Model(inputs, keras.Model(last_part.input, pool.input)(outputs)), head
 
 
 def load(file: Path) -> Classifier:
-    """Reads a saved network.
+    """Load a saved network.
+
+    Args:
+        file: a `.keras` file.
 
     Raises:
-        UserError: where the file is none, or a network without breed names.
+        UserError: the file is not a saved network, or is one without class names.
     """
     with quiet_stderr():
         import keras
     try:
-        whole = keras.models.load_model(file, compile=False, safe_mode=True)
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a .keras file"
-            " that an attempt kept, whole. Type run=latest, or the path of such a file."
+            f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a complete"
+            " .keras file that a training run saved. Type run=latest, or the path of such a file."
         ) from error
-    names = {layer.name: layer for layer in getattr(whole, "layers", ())}
-    breed = names.get("breed")
-    if not isinstance(breed, keras.layers.StringLookup) or "probabilities" not in names:
+    layers = {layer.name: layer for layer in getattr(model, "layers", ())}
+    names = layers.get("breed")
+    if not isinstance(names, keras.layers.StringLookup) or "probabilities" not in layers:
         raise UserError(
-            f"{file} is a network without class names. It must give names and probabilities, as those do that an"
-            " attempt keeps. Type run=latest, or the path of such a file."
+            f"{file} is a network without class names. It must have the outputs probabilities and breed, as a network"
+            " saved by a training run has. Type run=latest, or the path of such a file."
         )
-    return Classifier(whole, tuple(str(name) for name in breed.get_vocabulary()))
+    return Classifier(model, tuple(str(name) for name in names.get_vocabulary()))

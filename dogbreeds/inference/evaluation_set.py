@@ -1,4 +1,4 @@
-"""The photos that a trained network is evaluated on: a split of its run's own, or another folder."""
+"""Evaluation set: the labelled images that a trained network is evaluated on, a split of its run or a folder."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from dogbreeds.core.text import digest, printable
 from dogbreeds.data.dataset import Data, Split
 from dogbreeds.data.folder import Folder
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.extraction import Photos
+from dogbreeds.features.extraction import DecodedImages
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -25,67 +25,84 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Photos at a network's size, as training saw them, without those that cannot be read.
+    """Labelled images, resized as in training. UnreadableImageError ones are left out.
 
     Attributes:
-        place: a word for them: the split's name, or the folder's.
-        ids: a name for each.
+        name: the split's name, or `photos-<folder>-<digest>`; results are stored under it.
+        ids: [n] name of each image.
         labels: [n] int32.
-        array: [m, size, size, 3] uint8, memory-mapped, at the network's size.
-        rows: [n] which of the array they are.
-        about: how many of what, in words.
+        images: [m, size, size, 3] uint8, memory-mapped, at the network's image size.
+        rows: [n] the row of each image in `images`.
+        description: number of images and classes, for people.
     """
 
-    place: str
+    name: str
     ids: Sequence[str]
     labels: np.ndarray
-    array: np.ndarray
+    images: np.ndarray
     rows: np.ndarray
-    about: str
+    description: str
 
 
-def of_folder(named: str, on_corrupt: str, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
-    """All photos of a folder `<class>/…` whose classes are among the network's.
+def folder_evaluation_set(path: str, on_corrupt: str, classifier: "Classifier", cache: FeatureCache) -> EvaluationSet:
+    """Build an evaluation set from all images of a folder `<class>/…`.
 
     Args:
-        named: the folder, as the setting `photos` has it.
+        path: the folder, as the setting `photos` gives it; its classes must be among the network's.
         on_corrupt: `stop` or `skip`.
-        classifier: the network.
-        arrays: where photos are kept once they are decoded.
+        classifier: the network to evaluate.
+        cache: stores the decoded images.
 
     Raises:
-        MissingFileError, UserError: where there is no such folder, or where it has other classes or nothing that can be read.
+        MissingFileError: the folder does not exist.
+        UserError: it has other classes, or no readable image.
     """
-    folder = Path(named).expanduser()
+    folder = Path(path).expanduser()
     if not folder.is_dir():
         raise MissingFileError(
-            f"photos={printable(named)} is not a folder. It must hold <class>/ folders of photos, named as the"
-            " network's classes are. Type photos=path/to/photos."
+            f"photos={printable(path)} is not a folder. It must contain one folder of images per class, <class>/, named"
+            " as the network's classes. Type photos=path/to/photos."
         )
     data = Folder(
-        root=named,
+        root=path,
         val_fraction=0.2,
         split_seed=0,
         resize=classifier.resize,
         on_corrupt=on_corrupt,
         max_corrupt_fraction=1.0,
     )
-    split, note = data.labelled(classifier.class_names)
+    split, note = data.labelled_split(classifier.class_names)
     if note:
         log.warning(note)
-    whole = folder.resolve()
-    # Other folders may be called alike
-    place = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', whole.name)[:40]}-{digest(os.fsencode(whole))[:6]}"
-    return _shown(place, split, data, classifier, arrays)
+    real_path = folder.resolve()
+    # Two folders may have the same name: the digest tells them apart.
+    name = f"photos-{re.sub(r'[^A-Za-z0-9_.-]', '_', real_path.name)[:40]}-{digest(os.fsencode(real_path))[:6]}"
+    return split_evaluation_set(name, split, data, classifier, cache)
 
 
-def _shown(place: str, split: Split, data: Data, classifier: "Classifier", arrays: FeatureCache) -> EvaluationSet:
-    photos = Photos(split.source, data, classifier.size, arrays)
-    array = photos.rows()
-    split = split.without(photos.skipped())
+def split_evaluation_set(
+    name: str, split: Split, data: Data, classifier: "Classifier", cache: FeatureCache
+) -> EvaluationSet:
+    """Build an evaluation set from a split.
+
+    Args:
+        name: of the evaluation set.
+        split: its images.
+        data: how they are resized, and what happens to corrupt ones.
+        classifier: the network to evaluate.
+        cache: stores the decoded images.
+
+    Raises:
+        UserError: no image of the split is readable.
+    """
+    decoded = DecodedImages(split.source, data, classifier.image_size, cache)
+    images = decoded.rows()
+    split = split.without(decoded.skipped_rows())
     if not len(split.rows):
         raise UserError(
-            f"None of the photos of {place} can be read. An evaluation needs some. Mend them, or name another folder."
+            f"None of the images of {name} can be read. Evaluation needs at least one. Repair them, or name another"
+            " folder with photos=<folder>."
         )
-    about = f"{len(split.rows):,} photos of {len(np.unique(split.labels))} breeds"
-    return EvaluationSet(place, [split.source.ids[row] for row in split.rows], split.labels, array, split.rows, about)
+    description = f"{len(split.rows):,} images of {len(np.unique(split.labels))} classes"
+    ids = [split.source.ids[row] for row in split.rows]
+    return EvaluationSet(name, ids, split.labels, images, split.rows, description)

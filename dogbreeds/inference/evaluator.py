@@ -1,4 +1,4 @@
-"""Runs a trained network over a set of images, and measures it."""
+"""Evaluator: runs a trained network over an evaluation set and measures its predictions."""
 
 import time
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
-from dogbreeds.data.class_names import spoken
+from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation import calibration, summary
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.evaluation.results import Mistake, Predictions
@@ -21,72 +21,102 @@ if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
 
 
-def evaluated(
-    classifier: "Classifier", subject: EvaluationSet, views: int, seed: int, trained: Mapping[str, Predictions]
+def evaluate(
+    classifier: "Classifier",
+    evaluation_set: EvaluationSet,
+    views: int,
+    seed: int,
+    run_predictions: Mapping[str, Predictions],
 ) -> tuple[Evaluation, np.ndarray]:
-    """A network's scores, and its [n, classes] logits of the photos as they are.
+    """Measure a network on an evaluation set.
 
     Args:
         classifier: the network.
-        subject: the photos.
-        views: of each photo, over which probabilities are averaged too; 1 for none.
+        evaluation_set: the images.
+        views: of each image, for test-time augmentation; 1 turns it off.
         seed: of the bootstrap.
-        trained: what training said, by split; its validation photos calibrate the answers to others.
+        run_predictions: the run's own predictions, by split; those on `val` fit the temperature for other images.
+
+    Returns:
+        The evaluation, and [n, classes] logits of the unaugmented images.
+
+    Raises:
+        UserError: the logits are not finite.
     """
-    logits, seconds = _logits(classifier, subject, 0)
+    logits, seconds = _logits(classifier, evaluation_set, view=0)
     if not np.isfinite(logits).all():
         raise UserError(
-            "The network's answers are not numbers. A network must give some. Evaluate another run: type run=best, for"
-            " example."
+            "The network's outputs are not finite numbers. Only a network with finite outputs can be evaluated."
+            " Evaluate another run: type run=best, for example."
         )
-    fitted = _temperature(trained, subject.place)
-    found = summary.evaluate(logits, subject.labels, classifier.class_names, fitted, seed)
+    temperature = _temperature(run_predictions, evaluation_set.name)
+    evaluation = summary.evaluate(logits, evaluation_set.labels, classifier.class_names, temperature, seed)
     if views == 1:
-        return found, logits
-    shares, all_seconds = probabilities(logits), seconds
-    for number in range(1, views):
-        seen, more = _logits(classifier, subject, number)
-        shares, all_seconds = shares + probabilities(seen), all_seconds + more
-    gained = summary.augmented(
-        logits, shares / views, subject.labels, views, all_seconds / seconds, subject.place, seed
+        return evaluation, logits
+    probability_sum = probabilities(logits)
+    all_seconds = seconds
+    for view in range(1, views):
+        view_logits, view_seconds = _logits(classifier, evaluation_set, view)
+        probability_sum = probability_sum + probabilities(view_logits)
+        all_seconds += view_seconds
+    augmented = summary.augmented(
+        logits,
+        probability_sum / views,
+        evaluation_set.labels,
+        views=views,
+        cost=all_seconds / seconds,
+        split=evaluation_set.name,
+        seed=seed,
     )
-    return replace(found, augmented=gained), logits
+    return replace(evaluation, augmented=augmented), logits
 
 
-def _logits(classifier: "Classifier", subject: EvaluationSet, number: int) -> tuple[np.ndarray, float]:
-    """[n, classes] logits of a view of the photos, and the seconds that they took."""
-    batch, found = classifier.batch_size(), []
-    # Compiled before the time is taken
-    classifier.logits(subject.array[subject.rows[:1]])
-    what = f"view {number} of {subject.place}" if number else subject.place
+def _logits(classifier: "Classifier", evaluation_set: EvaluationSet, view: int) -> tuple[np.ndarray, float]:
+    """Return [n, classes] logits of a view of the images, and the seconds they took."""
+    rows = evaluation_set.rows
+    batch_size = classifier.batch_size()
+    batches = []
+    # Compile before the clock starts.
+    classifier.logits(evaluation_set.images[rows[:1]])
+    task = f"view {view} of {evaluation_set.name}" if view else evaluation_set.name
     started = time.perf_counter()
-    with progress(what, len(subject.rows), "photos") as advance:
-        for start in range(0, len(subject.rows), batch):
-            photos = tta.view(subject.array[subject.rows[start : start + batch]], number)
-            found.append(classifier.logits(photos))
-            advance(len(photos))
-    return np.concatenate(found), time.perf_counter() - started
+    with progress(task, len(rows), "images") as advance:
+        for start in range(0, len(rows), batch_size):
+            images = tta.view(evaluation_set.images[rows[start : start + batch_size]], view)
+            batches.append(classifier.logits(images))
+            advance(len(images))
+    return np.concatenate(batches), time.perf_counter() - started
 
 
-def _temperature(trained: Mapping[str, Predictions], place: str) -> tuple[float, str] | None:
-    """A temperature from what training said of validation photos, for others; None where there are none that the answers do not come from."""
-    if place == "val" or "val" not in trained:
+def _temperature(run_predictions: Mapping[str, Predictions], name: str) -> tuple[float, str] | None:
+    """Fit a temperature on the run's validation predictions; None if these are evaluated themselves, or missing."""
+    if name == "val" or "val" not in run_predictions:
         return None
-    val = trained["val"]
-    return calibration.temperature(val.logits, val.labels), f"{len(val.labels):,} validation photos"
+    val = run_predictions["val"]
+    return calibration.fit_temperature(val.logits, val.labels), f"{len(val.labels):,} validation images"
 
 
-def mistakes(classifier: "Classifier", subject: EvaluationSet, logits: np.ndarray, count: int) -> tuple[Mistake, ...]:
-    shares, called = probabilities(logits), logits.argmax(axis=1)
-    confidence = np.where(called == subject.labels, -1, shares.max(axis=1))
-    worst = [position for position in np.argsort(-confidence, kind="stable")[:count] if confidence[position] >= 0]
-    names = [spoken(name) for name in classifier.class_names]
+def most_confident_mistakes(
+    classifier: "Classifier", evaluation_set: EvaluationSet, logits: np.ndarray, count: int
+) -> tuple[Mistake, ...]:
+    """Return the misclassified images with the highest confidence, the most confident first.
+
+    Args:
+        classifier: the network, for its class names.
+        evaluation_set: the images.
+        logits: [n, classes] of the images.
+        count: the largest number of mistakes to return.
+    """
+    predicted = logits.argmax(axis=1)
+    confidence = np.where(predicted == evaluation_set.labels, -1, probabilities(logits).max(axis=1))
+    worst = [index for index in np.argsort(-confidence, kind="stable")[:count] if confidence[index] >= 0]
+    names = [display_name(name) for name in classifier.class_names]
     return tuple(
         Mistake(
-            np.array(subject.array[subject.rows[at]]),
-            names[subject.labels[at]],
-            names[called[at]],
-            float(confidence[at]),
+            image=np.array(evaluation_set.images[evaluation_set.rows[index]]),
+            label=names[evaluation_set.labels[index]],
+            predicted=names[predicted[index]],
+            probability=float(confidence[index]),
         )
-        for at in worst
+        for index in worst
     )

@@ -1,4 +1,4 @@
-"""The formats that a trained network is handed over in: how each is written, and how it is then asked."""
+"""Export formats: how a trained network is written in each, and how predictions are made from the written file."""
 
 import contextlib
 import io
@@ -22,115 +22,121 @@ from dogbreeds.inference.classifier import Classifier
 if TYPE_CHECKING:
     import keras
 
-# How far probabilities may be from the trained network's, with weights of 32 bits and of 16
-EXACT, HALVED = 1e-4, 1e-2
-# In a TFLite file: where its metadata puts the names of classes
-LABELS = "labels.txt"
-# Weights of a kernel
-_LARGE = 1 << 14
-# Of ONNX: the oldest with all that is used here
+# Largest difference of a probability from the trained network's, with float32 and with float16 weights.
+FLOAT32_TOLERANCE = 1e-4
+FLOAT16_TOLERANCE = 1e-2
+# File inside a TFLite archive where TFLite's metadata keeps class names.
+LABELS_FILE = "labels.txt"
+# Fewest weights of a kernel that is cast to float16.
+_LARGE_KERNEL = 1 << 14
+# Oldest ONNX opset that has all operations used here.
 _OPSET = 18
 
-# [b, classes] probabilities, and the breed of each of b photos
-Answers = tuple[np.ndarray, list[str]]
-# Of [b, h, w, 3] uint8 RGB
-Ask = Callable[[np.ndarray], Answers]
+# [b, classes] probabilities, and the name of the most probable class of each of b images.
+BatchPrediction = tuple[np.ndarray, list[str]]
+# Prediction function of [b, h, w, 3] uint8 RGB.
+PredictBatch = Callable[[np.ndarray], BatchPrediction]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Format:
-    """One way to hand a network over.
+    """An export format.
 
     Attributes:
-        file: its name in the export's folder; SavedModel is a folder itself.
-        allowed: the largest difference of a probability from the trained network's.
-        needs: modules that only the extra `export` installs.
-        write: puts a network there.
-        open: gives the function that asks what lies there.
-        usage: how to ask it, in Python.
+        file: file name in the export folder; SavedModel is a folder itself.
+        tolerance: largest allowed difference of a probability from the trained network's.
+        requires: modules that only the extra `export` installs.
+        write: writes a network to a path.
+        load: returns the prediction function of what was written to a path.
+        usage: Python code that predicts with the file, for the model card.
     """
 
     file: str
-    allowed: float
-    needs: tuple[str, ...]
+    tolerance: float
+    requires: tuple[str, ...] = ()
     write: Callable[[Classifier, Path], None]
-    open: Callable[[Path], Ask]
+    load: Callable[[Path], PredictBatch]
     usage: str
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raises `UserError` where a format is unknown, or needs what is not installed."""
+def check_available(names: Sequence[str]) -> None:
+    """Raise `UserError` if a format is unknown, or requires a module that is not installed."""
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
         received = f"formats has {unknown[0]!r}" if unknown else "formats was empty"
         raise UserError(
             f"{received}. It must be a list of {', '.join(FORMATS)}. Type 'formats=[keras,onnx]', for example."
         )
-    absent = [(name, module) for name in names for module in FORMATS[name].needs if find_spec(module) is None]
-    if absent:
-        name, module = absent[0]
+    missing = [(name, module) for name in names for module in FORMATS[name].requires if find_spec(module) is None]
+    if missing:
+        name, module = missing[0]
         raise UserError(
-            f"{name} was asked for, and {module} is not installed. It needs the extra named export. "
-            "Type pip install 'dogbreeds[export]', or 'formats=[keras,savedmodel]'."
+            f"formats has {name}, and {module} is not installed. It comes with the extra export. Type"
+            " pip install 'dogbreeds[export]', or 'formats=[keras,savedmodel]'."
         )
 
 
-def probabilities(classifier: Classifier) -> Any:
-    """A TensorFlow function from `photo`, [b, h, w, 3] uint8 of any size, to [b, classes] probabilities, of operations that every format knows."""
+def probabilities_function(classifier: Classifier) -> Any:
+    """Build a concrete TensorFlow function from operations that every format supports.
+
+    Returns:
+        A function from `photo`, [b, h, w, 3] uint8 of any size, to [b, classes] probabilities.
+    """
     import tensorflow as tf
 
-    from dogbreeds.data.resize import resized_in_steps
+    from dogbreeds.data.resize import resize_images_portable
 
+    # The name of the argument is the name of the input in the exported file.
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="photo")])
-    def ask(photo):
-        return tf.nn.softmax(
-            classifier.core(resized_in_steps(photo, classifier.size, classifier.resize), training=False)
-        )
+    def probabilities(photo):
+        resized = resize_images_portable(photo, classifier.image_size, classifier.resize)
+        return tf.nn.softmax(classifier.core(resized, training=False))
 
-    return ask.get_concrete_function()
+    return probabilities.get_concrete_function()
 
 
 def _write_keras(classifier: Classifier, file: Path) -> None:
-    classifier.whole.save(file)
+    classifier.model.save(file)
 
 
-def _open_keras(file: Path) -> Ask:
+def _load_keras(file: Path) -> PredictBatch:
     import keras
 
-    return ask_keras(keras.models.load_model(file, compile=False, safe_mode=True))
+    return keras_predictor(keras.models.load_model(file, compile=False, safe_mode=True))
 
 
-def ask_keras(whole: "keras.Model") -> Ask:
-    """The function that asks a network as it was trained."""
-    return lambda photos: _answers(whole(photos, training=False))
+def keras_predictor(model: "keras.Model") -> PredictBatch:
+    """Return the prediction function of a saved network's Keras model."""
+    return lambda images: _from_tensors(model(images, training=False))
 
 
 def _write_savedmodel(classifier: Classifier, file: Path) -> None:
-    classifier.whole.export(file, format="tf_saved_model", verbose=False)
+    classifier.model.export(file, format="tf_saved_model", verbose=False)
 
 
-def _open_savedmodel(file: Path) -> Ask:
+def _load_savedmodel(file: Path) -> PredictBatch:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(file))
-    return lambda photos: _answers(loaded.signatures["serving_default"](photo=tf.constant(photos)))
+    model = tf.saved_model.load(str(file))
+    return lambda images: _from_tensors(model.signatures["serving_default"](photo=tf.constant(images)))
 
 
-def _answers(outputs: Any) -> Answers:
-    return outputs["probabilities"].numpy(), [breed.decode() for breed in outputs["breed"].numpy()]
+def _from_tensors(outputs: Any) -> BatchPrediction:
+    return outputs["probabilities"].numpy(), [name.decode() for name in outputs["breed"].numpy()]
 
 
 def _write_tflite(classifier: Classifier, file: Path) -> None:
-    file.write_bytes(_lite(classifier))
-    _name_classes(classifier, file)
+    file.write_bytes(_tflite(classifier))
+    _append_labels(classifier, file)
 
 
 def _write_tflite_float16(classifier: Classifier, file: Path) -> None:
-    """The large kernels become 16-bit floats, and nothing else: about half the size.
+    """Write a TFLite file of about half the size: large kernels are cast to float16, everything else stays float32.
 
-    Small kernels and depthwise ones, 5 % of all weights, make most of the error, since few roundings average out in them: with them, probabilities of
-    200 photos moved by up to 0.020 on EfficientNetB0, without them by 0.003. TFLite's own float16 mode also casts biases and the resize's constants:
-    0.06. There is no int8 beside it: even with each channel scaled by itself, they moved by 0.3, so that it would be another network.
+    Small and depthwise kernels, 5 % of all weights, cause most of the error, because few roundings average out in them:
+    casting them too moved probabilities of 200 images by up to 0.020 on EfficientNetB0, leaving them out by 0.003.
+    TFLite's own float16 mode also casts biases and the constants of the resize: 0.06. There is no int8 format, because
+    even with per-channel scales it moved probabilities by 0.3.
     """
     from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
 
@@ -139,60 +145,62 @@ def _write_tflite_float16(classifier: Classifier, file: Path) -> None:
         weight_tensor_config=half, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
     )
     with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "whole.tflite"
-        whole.write_bytes(_lite(classifier))
-        caster = quantizer.Quantizer(str(whole))
-        for scope in _with_large_kernels(whole):
-            for kind in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
+        float32_file = Path(folder) / "float32.tflite"
+        float32_file.write_bytes(_tflite(classifier))
+        caster = quantizer.Quantizer(str(float32_file))
+        for scope in _large_kernel_scopes(float32_file):
+            for operation in (qtyping.TFLOperationName.CONV_2D, qtyping.TFLOperationName.FULLY_CONNECTED):
                 caster.update_quantization_recipe(
-                    f"^{re.escape(scope)}$", kind, cast, algorithm_manager.AlgorithmName.FLOAT_CASTING
+                    f"^{re.escape(scope)}$", operation, cast, algorithm_manager.AlgorithmName.FLOAT_CASTING
                 )
         file.write_bytes(bytes(caster.quantize().quantized_model))
-    _name_classes(classifier, file)
+    _append_labels(classifier, file)
 
 
-def _with_large_kernels(file: Path) -> list[str]:
-    """The operations of a TFLite file, by the names that the quantizer knows them by, whose second input, a kernel if they have one, is large."""
+def _large_kernel_scopes(file: Path) -> list[str]:
+    """Return the quantizer's names of the operations in a TFLite file whose second input, a kernel, is large."""
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     return [
         tfl_flatbuffer_utils.get_op_scope(operation, graph.tensors)
         for graph in tfl_flatbuffer_utils.read_model(str(file)).subgraphs
         for operation in graph.operators
-        if len(operation.inputs) > 1 and np.prod(graph.tensors[operation.inputs[1]].shape) >= _LARGE
+        if len(operation.inputs) > 1 and np.prod(graph.tensors[operation.inputs[1]].shape) >= _LARGE_KERNEL
     ]
 
 
-def _lite(classifier: Classifier) -> bytes:
+def _tflite(classifier: Classifier) -> bytes:
     import tensorflow as tf
 
-    return tf.lite.TFLiteConverter.from_concrete_functions([probabilities(classifier)]).convert()
+    return tf.lite.TFLiteConverter.from_concrete_functions([probabilities_function(classifier)]).convert()
 
 
-def _name_classes(classifier: Classifier, file: Path) -> None:
-    with zipfile.ZipFile(file, "a") as end:
-        end.writestr(LABELS, "\n".join(classifier.class_names))
+def _append_labels(classifier: Classifier, file: Path) -> None:
+    """Append the class names to a TFLite file, as the zip archive that TFLite's metadata uses."""
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(LABELS_FILE, "\n".join(classifier.class_names))
 
 
-def _open_tflite(file: Path) -> Ask:
+def _load_tflite(file: Path) -> PredictBatch:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(file))
-    # It says then how it will compute
+    # Allocated here, because the first allocation prints to stderr, which `load` silences.
     interpreter.allocate_tensors()
-    entrance, exit = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
-    with zipfile.ZipFile(file) as end:
-        names = end.read(LABELS).decode().split("\n")
+    input_index = interpreter.get_input_details()[0]["index"]
+    output_index = interpreter.get_output_details()[0]["index"]
+    with zipfile.ZipFile(file) as archive:
+        class_names = archive.read(LABELS_FILE).decode().split("\n")
 
-    def ask(photos: np.ndarray) -> Answers:
-        interpreter.resize_tensor_input(entrance, photos.shape)
+    def predict(images: np.ndarray) -> BatchPrediction:
+        interpreter.resize_tensor_input(input_index, images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(entrance, photos)
+        interpreter.set_tensor(input_index, images)
         interpreter.invoke()
-        said = interpreter.get_tensor(exit)
-        return said, [names[first] for first in said.argmax(axis=1)]
+        probabilities = interpreter.get_tensor(output_index)
+        return probabilities, [class_names[index] for index in probabilities.argmax(axis=1)]
 
-    return ask
+    return predict
 
 
 def _write_onnx(classifier: Classifier, file: Path) -> None:
@@ -200,14 +208,16 @@ def _write_onnx(classifier: Classifier, file: Path) -> None:
     import tf2onnx
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    # Folded first: what the normalisation captured would become inputs otherwise. Loops stay loops, which ONNX has, too.
-    constant = convert_variables_to_constants_v2(probabilities(classifier), lower_control_flow=False)
-    entrance, exit = constant.inputs[0].name, constant.outputs[0].name
+    # Variables are folded first, because the constants that the normalisation captures would become inputs otherwise.
+    # Control flow is not lowered, because ONNX has loops too.
+    frozen = convert_variables_to_constants_v2(probabilities_function(classifier), lower_control_flow=False)
+    input_name = frozen.inputs[0].name
+    output_name = frozen.outputs[0].name
     model, _ = tf2onnx.convert.from_graph_def(
-        constant.graph.as_graph_def(), input_names=[entrance], output_names=[exit], opset=_OPSET
+        frozen.graph.as_graph_def(), input_names=[input_name], output_names=[output_name], opset=_OPSET
     )
-    _rename(model.graph, {entrance: "photo", exit: "probabilities"})
-    _add_breed(model.graph, classifier.class_names)
+    _rename_tensors(model.graph, {input_name: "photo", output_name: "probabilities"})
+    _add_class_name_output(model.graph, classifier.class_names)
     _set_shape(model.graph.input[0], "b", "h", "w", 3)
     _set_shape(model.graph.output[0], "b", len(classifier.class_names))
     model.metadata_props.add(key="class_names", value=json.dumps(classifier.class_names))
@@ -215,19 +225,20 @@ def _write_onnx(classifier: Classifier, file: Path) -> None:
     onnx.save(model, str(file))
 
 
-def _rename(graph: Any, names: dict[str, str]) -> None:
-    """Gives tensors other names, at the graph's ends and wherever its nodes, or the bodies of its loops, take or give them."""
-    for end in [*graph.input, *graph.output, *graph.value_info]:
-        end.name = names.get(end.name, end.name)
+def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
+    """Rename tensors in the inputs and outputs of an ONNX graph, of its nodes, and of the bodies of its loops."""
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        value.name = names.get(value.name, value.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                _rename(attribute.g, names)
+                _rename_tensors(attribute.g, names)
 
 
-def _add_breed(graph: Any, class_names: Sequence[str]) -> None:
+def _add_class_name_output(graph: Any, class_names: Sequence[str]) -> None:
+    """Add the output `breed`, [b] text: the name of the most probable class."""
     from onnx import TensorProto, helper
 
     names: list[Any] = [name.encode() for name in class_names]
@@ -237,85 +248,102 @@ def _add_breed(graph: Any, class_names: Sequence[str]) -> None:
     graph.output.append(helper.make_tensor_value_info("breed", TensorProto.STRING, ["b"]))
 
 
-def _set_shape(end: Any, *sides: str | int) -> None:
-    shape = end.type.tensor_type.shape
+def _set_shape(value: Any, *dimensions: str | int) -> None:
+    shape = value.type.tensor_type.shape
     del shape.dim[:]
-    for side in sides:
-        shape.dim.add(**{"dim_param" if isinstance(side, str) else "dim_value": side})
+    for dimension in dimensions:
+        shape.dim.add(**{"dim_param" if isinstance(dimension, str) else "dim_value": dimension})
 
 
-def _open_onnx(file: Path) -> Ask:
+def _load_onnx(file: Path) -> PredictBatch:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def ask(photos: np.ndarray) -> Answers:
-        said, breeds = session.run(["probabilities", "breed"], {"photo": photos})
-        return said, breeds.tolist()
+    def predict(images: np.ndarray) -> BatchPrediction:
+        probabilities, class_names = session.run(["probabilities", "breed"], {"photo": images})
+        return probabilities, class_names.tolist()
 
-    return ask
+    return predict
 
 
 def write(name: str, classifier: Classifier, folder: Path) -> Path:
-    """Puts a network into a folder in one of `FORMATS`; what the converters say while they work is held back."""
-    place = folder / FORMATS[name].file
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    for chatty in ("tf2onnx", "absl"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    """Write a network in one of `FORMATS`, without the output of its converter.
+
+    Args:
+        name: key of `FORMATS`.
+        classifier: the network.
+        folder: to write into.
+
+    Returns:
+        The path of the written file or folder.
+    """
+    path = folder / FORMATS[name].file
+    for library in ("tensorflow", "tf2onnx", "absl"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with quiet_stderr(), contextlib.redirect_stdout(io.StringIO()):
-        FORMATS[name].write(classifier, place)
-    return place
+        FORMATS[name].write(classifier, path)
+    return path
 
 
-def opened(name: str, place: Path) -> Ask:
-    """The function that asks what was written."""
+def load(name: str, path: Path) -> PredictBatch:
+    """Return the prediction function of what `write` wrote to a path."""
     with quiet_stderr():
-        return FORMATS[name].open(place)
+        return FORMATS[name].load(path)
 
 
-_LITE_USAGE = """from ai_edge_litert.interpreter import Interpreter
-lite = Interpreter("{file}")                              # breeds: unzip -p {file} labels.txt
-lite.resize_tensor_input(lite.get_input_details()[0]["index"], photos.shape); lite.allocate_tensors()
-lite.set_tensor(lite.get_input_details()[0]["index"], photos); lite.invoke()
-probabilities = lite.get_tensor(lite.get_output_details()[0]["index"])"""
+_TFLITE_USAGE = """from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter("{file}")                       # class names: unzip -p {file} labels.txt
+interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], images.shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
+interpreter.invoke()
+probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])"""
 
 FORMATS = {
     "keras": Format(
-        "model.keras",
-        EXACT,
-        (),
-        _write_keras,
-        _open_keras,
-        """import keras
-said = keras.models.load_model("{file}")(photos)          # said["probabilities"], said["breed"]""",
+        file="model.keras",
+        tolerance=FLOAT32_TOLERANCE,
+        write=_write_keras,
+        load=_load_keras,
+        usage="""import keras
+outputs = keras.models.load_model("{file}")(images)
+probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
     ),
     "savedmodel": Format(
-        "savedmodel",
-        EXACT,
-        (),
-        _write_savedmodel,
-        _open_savedmodel,
-        """import tensorflow as tf
+        file="savedmodel",
+        tolerance=FLOAT32_TOLERANCE,
+        write=_write_savedmodel,
+        load=_load_savedmodel,
+        usage="""import tensorflow as tf
 model = tf.saved_model.load("{file}")
-said = model.signatures["serving_default"](photo=tf.constant(photos))  # said["probabilities"], said["breed"]""",
+outputs = model.signatures["serving_default"](photo=tf.constant(images))
+probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
     ),
-    "tflite": Format("model.tflite", EXACT, ("ai_edge_litert",), _write_tflite, _open_tflite, _LITE_USAGE),
+    "tflite": Format(
+        file="model.tflite",
+        tolerance=FLOAT32_TOLERANCE,
+        requires=("ai_edge_litert",),
+        write=_write_tflite,
+        load=_load_tflite,
+        usage=_TFLITE_USAGE,
+    ),
     "tflite_float16": Format(
-        "model.float16.tflite",
-        HALVED,
-        ("ai_edge_litert", "ai_edge_quantizer"),
-        _write_tflite_float16,
-        _open_tflite,
-        _LITE_USAGE,
+        file="model.float16.tflite",
+        tolerance=FLOAT16_TOLERANCE,
+        requires=("ai_edge_litert", "ai_edge_quantizer"),
+        write=_write_tflite_float16,
+        load=_load_tflite,
+        usage=_TFLITE_USAGE,
     ),
     "onnx": Format(
-        "model.onnx",
-        EXACT,
-        ("tf2onnx", "onnx", "onnxruntime"),
-        _write_onnx,
-        _open_onnx,
-        """import onnxruntime
+        file="model.onnx",
+        tolerance=FLOAT32_TOLERANCE,
+        requires=("tf2onnx", "onnx", "onnxruntime"),
+        write=_write_onnx,
+        load=_load_onnx,
+        usage="""import onnxruntime
 session = onnxruntime.InferenceSession("{file}")
-probabilities, breeds = session.run(["probabilities", "breed"], {{"photo": photos}})""",
+probabilities, class_names = session.run(["probabilities", "breed"], {{"photo": images}})""",
     ),
 }

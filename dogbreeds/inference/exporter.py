@@ -1,76 +1,211 @@
-"""Writes a network in other formats, and checks each against the original."""
+"""Exporter: writes a trained network in other formats, and checks that each gives the probabilities of the original."""
 
+import io
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dogbreeds.core import files, signals
 from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
-from dogbreeds.data.image import Photo
+from dogbreeds.data.image import ImageLoader
 from dogbreeds.inference import export_formats
-from dogbreeds.inference.agreement import ParityCheck, compare
-from dogbreeds.inference.export_formats import FORMATS
+from dogbreeds.inference.export_formats import FORMATS, PredictBatch
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
+# Heights and widths that fit no network, so that the resize inside each format has work to do in both directions.
+ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))
+# Upper bound on the pixels of a batch of equally large images.
+_MAX_BATCH_PIXELS = 32 * 224 * 224
+# Side length in pixels of the largest example image that is logged with a model.
+_EXAMPLE_SIZE = 224
+
+
+@dataclass
+class ParityCheck:
+    """Comparison of an exported format with the trained network.
+
+    Attributes:
+        max_difference: largest absolute difference of a probability, over all classes and images.
+        same_class: number of images with the same most probable class.
+        n: number of images.
+    """
+
+    max_difference: float = 0.0
+    same_class: int = 0
+    n: int = 0
+
+    def within(self, tolerance: float) -> bool:
+        """Return whether the largest difference is at most `tolerance`; NaN is not."""
+        return self.max_difference <= tolerance
+
 
 @dataclass(frozen=True)
-class Exported:
-    """A format that was written and checked."""
+class ExportedFormat:
+    """A format that was written and checked.
+
+    Attributes:
+        name: key in `FORMATS`.
+        size: bytes on disk.
+        parity: comparison with the trained network.
+    """
 
     name: str
-    # Bytes
     size: int
-    agreement: ParityCheck
+    parity: ParityCheck
 
     @property
     def agrees(self) -> bool:
-        return self.agreement.within(FORMATS[self.name].allowed)
+        """Whether it gives the probabilities of the trained network, within the format's tolerance."""
+        return self.parity.within(FORMATS[self.name].tolerance)
 
 
-# --- formats ----------------------------------------------------------------------------------------------------------------
+def export_and_check(
+    names: Sequence[str], classifier: "Classifier", images: Sequence[ImageLoader], folder: Path
+) -> list[ExportedFormat]:
+    """Write each format and compare it with the trained network; remove a file that does not agree.
 
-
-def _export(names: Sequence[str], classifier: "Classifier", photos: Sequence[Photo], folder: Path) -> list[Exported]:
-    """Writes each format and asks it; what does not agree with the trained network is removed again."""
-    asks = {}
+    Args:
+        names: keys of `FORMATS`.
+        classifier: the network.
+        images: to compare predictions on.
+        folder: to write into.
+    """
+    exported: dict[str, PredictBatch] = {}
     for name in names:
         started = time.perf_counter()
-        # The converters' native code must not be cut in two
+        # A signal must not interrupt the native code of a converter.
         with signals.deferred():
-            asks[name] = export_formats.opened(name, export_formats.write(name, classifier, folder))
+            exported[name] = export_formats.load(name, export_formats.write(name, classifier, folder))
         log.info("%s: written in %.1f s", name, time.perf_counter() - started)
-    with progress("checking", len(photos), "photos") as advance:
-        agreements = compare(asks, export_formats.ask_keras(classifier.whole), (photo() for photo in photos), advance)
-    found = [Exported(name, _size(folder / FORMATS[name].file), agreement) for name, agreement in agreements.items()]
-    for each in found:
+    with progress("checking", len(images), "images") as advance:
+        checks = compare(
+            exported, export_formats.keras_predictor(classifier.model), (image() for image in images), advance
+        )
+    formats = [ExportedFormat(name, _disk_size(folder / FORMATS[name].file), check) for name, check in checks.items()]
+    for each in formats:
         if not each.agrees:
             files.remove(folder / FORMATS[each.name].file)
-    return found
+    return formats
 
 
-def _size(place: Path) -> int:
-    return (
-        sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-        if place.is_dir()
-        else place.stat().st_size
-    )
-
-
-def _check_all_agree(found: Sequence[Exported]) -> None:
-    wrong = [each for each in found if not each.agrees]
+def require_agreement(formats: Sequence[ExportedFormat]) -> None:
+    """Raise `UserError` if a format does not agree with the trained network."""
+    wrong = [each for each in formats if not each.agrees]
     if wrong:
-        name, agreement = wrong[0].name, wrong[0].agreement
-        more = f", nor {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
+        first = wrong[0]
+        others = f", nor does {' or '.join(each.name for each in wrong[1:])}" if wrong[1:] else ""
         raise UserError(
-            f"{name} is not the network that was trained{more}: a probability differs by {agreement.difference:.2g}."
-            f" {FORMATS[name].allowed:g} is allowed, so that its file was removed and nothing was registered. Type"
-            " formats=[…] with those that agree."
+            f"{first.name} does not match the trained network{others}: a probability differs by"
+            f" {first.parity.max_difference:.2g}. At most {FORMATS[first.name].tolerance:g} is allowed, so its file was"
+            " removed and nothing was registered. Type formats=[…] with those that match."
         )
+
+
+def write_checks(file: Path, formats: Sequence[ExportedFormat]) -> None:
+    """Write size and parity of each format as JSON."""
+    checks = {
+        each.name: {
+            "bytes": each.size,
+            "allowed": FORMATS[each.name].tolerance,
+            "agrees": each.agrees,
+            "difference": each.parity.max_difference,
+            "same": each.parity.same_class,
+            "n": each.parity.n,
+        }
+        for each in formats
+    }
+    file.write_text(json.dumps(checks, indent=2) + "\n", encoding="utf-8")
+
+
+def example_jpeg(image: ImageLoader) -> bytes:
+    """Encode an image as a small JPEG, to be logged as a model's input example."""
+    from PIL import Image
+
+    small = Image.fromarray(image())
+    small.thumbnail((_EXAMPLE_SIZE, _EXAMPLE_SIZE))
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def _disk_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+# --- parity -----------------------------------------------------------
+
+
+def compare(
+    formats: Mapping[str, PredictBatch],
+    trained: PredictBatch,
+    images: Iterable[np.ndarray],
+    advance: Callable[[int], None],
+) -> dict[str, ParityCheck]:
+    """Compare the predictions of all formats with those of the trained network, in one pass over the images.
+
+    Args:
+        formats: prediction function of each format, by its name.
+        trained: prediction function of the trained network.
+        images: each [h, w, 3] uint8.
+        advance: called with the number of images just done.
+
+    Raises:
+        UserError: the trained network's probabilities are not finite.
+    """
+    checks = {name: ParityCheck() for name in formats}
+    for batch in _equal_size_batches(images):
+        expected, expected_classes = trained(batch)
+        if not np.isfinite(expected).all():
+            raise UserError(
+                "The network's outputs are not finite numbers. Only a network with finite outputs can be exported. Type"
+                " run=best, for example."
+            )
+        for name, predict in formats.items():
+            probabilities, classes = predict(batch)
+            check = checks[name]
+            same_shape = probabilities.shape == expected.shape
+            difference = float(np.abs(probabilities - expected).max()) if same_shape else np.inf
+            # np.maximum, because max() would drop NaN.
+            check.max_difference = float(np.maximum(check.max_difference, difference))
+            check.same_class += sum(one == other for one, other in zip(classes, expected_classes, strict=True))
+            check.n += len(batch)
+        advance(len(batch))
+    return checks
+
+
+def _equal_size_batches(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Stack consecutive images of one size into batches [b, h, w, 3] of bounded size."""
+    batch: list[np.ndarray] = []
+    for image in images:
+        if batch and (image.shape != batch[0].shape or (len(batch) + 1) * image.size > 3 * _MAX_BATCH_PIXELS):
+            yield np.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield np.stack(batch)
+
+
+def with_odd_sizes(images: list[ImageLoader]) -> list[ImageLoader]:
+    """Append copies of the first images, resized to `ODD_SIZES`."""
+    return images + [partial(_squeezed, image, *size) for image, size in zip(images, ODD_SIZES, strict=False)]
+
+
+def _squeezed(image: ImageLoader, height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image()).resize((width, height)))

@@ -1,6 +1,7 @@
-"""From what was typed to photos with names: a file, a folder, a pattern, or the standard input.
+"""Image sources: finds the images that `images=` names: a file, a folder, a pattern, or standard input.
 
-Paths are looked for at once, so that what holds no photos is said before anything is computed; photos are opened when their turn has come.
+Paths are resolved at once, so that a source without images is an error before anything is computed. Images are opened
+lazily.
 """
 
 import functools
@@ -15,202 +16,215 @@ from typing import IO, Any
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.text import ODD, digest, printable
-from dogbreeds.data.files import is_within, photos_below, read
-from dogbreeds.data.image import BEGINNINGS, MAX_BYTES, OUTSIDE, SUFFIXES, Photo, Unreadable, decode
+from dogbreeds.core.text import UNPRINTABLE, digest, printable
+from dogbreeds.data.files import images_below, is_within, read_file
+from dogbreeds.data.image import (
+    MAGIC_BYTES,
+    MAX_BYTES,
+    OUTSIDE_ROOT,
+    SUFFIXES,
+    ImageLoader,
+    UnreadableImageError,
+    decode,
+)
 
 STANDARD_INPUT = "-"
-_WILD = re.compile(r"[*?[]")
-# Bytes of the standard input; a path is shorter
-_AT_ONCE = 1 << 16
-# Bytes that tell a photo from a list
-_TELLING = 12
-_WHAT = f"a photo, a folder of photos, a pattern, or {STANDARD_INPUT} for the standard input"
+_WILDCARD = re.compile(r"[*?[]")
+# Bytes read from standard input at a time; also the longest line of a list of paths.
+_CHUNK_BYTES = 1 << 16
+# Bytes needed to tell an image from a list of paths.
+_SIGNATURE_BYTES = 12
+_ALLOWED = f"an image file, a folder, a pattern, or {STANDARD_INPUT} for standard input"
 
 
 @dataclass(frozen=True)
-class Named:
-    """A photo that has not been opened yet.
+class NamedImage:
+    """An image that is not opened yet.
 
     Attributes:
-        name: how it was found, printable.
-        key: its whole path, or its content's digest: other photos have others.
-        pixels: opens and decodes it; raises `Unreadable`.
+        name: as it was given or found, printable.
+        key: absolute path, or digest of the content; different images have different keys.
+        pixels: opens and decodes the image: [h, w, 3] uint8; raises `UnreadableImageError`.
     """
 
     name: str
     key: str
-    pixels: Photo
+    pixels: ImageLoader
 
 
 @dataclass(frozen=True)
-class Images:
-    """Photos in the order in which they were named, those of a folder or pattern by their paths.
+class ImageSource:
+    """Images in the order in which they were named; those of a folder or pattern are sorted by path.
 
     Attributes:
-        photos: can be gone over once.
-        total: how many; None where the standard input has not said yet.
+        images: iterator, can be consumed once.
+        total: number of images; None if standard input is among the sources.
     """
 
-    photos: Iterator[Named]
+    images: Iterator[NamedImage]
     total: int | None
 
 
-def typed(images: Any) -> tuple[str, ...]:
-    """The setting `images` as texts.
+def parse_images(setting: Any) -> tuple[str, ...]:
+    """Return the setting `images` as a tuple of texts.
+
+    Args:
+        setting: as composed: a text or a list of texts.
 
     Raises:
-        UserError: where it was not given, or is something else.
+        UserError: it is empty, or something else.
     """
-    if images in (None, "", [], ()):
+    if setting in (None, "", [], ()):
         raise UserError(
-            f"images was not given. It must be {_WHAT}. Type images=path/to/photos, or 'images=photos/*.jpg', for"
+            f"images was not given. It must be {_ALLOWED}. Type images=path/to/photos, or 'images=photos/*.jpg', for"
             " example."
         )
-    texts = images if isinstance(images, (list, tuple)) else [images]
+    texts = setting if isinstance(setting, (list, tuple)) else [setting]
     if not all(isinstance(text, str) and text for text in texts):
         raise UserError(
-            f"images was {images!r}. It must be {_WHAT}, or a list of them. Type 'images=[first.jpg,second.jpg]', for"
-            " example."
+            f"images was {setting!r}. It must be {_ALLOWED}, or a list of them. Type 'images=[first.jpg,second.jpg]',"
+            " for example."
         )
     return tuple(texts)
 
 
-def found(images: Iterable[str], standard_input: IO[bytes]) -> Images:
-    """The photos that were asked for.
+def find_images(texts: Iterable[str], standard_input: IO[bytes]) -> ImageSource:
+    """Find the images that texts name.
 
     Args:
-        images: each a file, a folder (with those below it), a pattern (`**` for folders at any depth), or `-`. What is there under the very
-            name is not taken for a pattern.
-        standard_input: one photo's bytes, or paths with an end of line or a NUL after each.
+        texts: each a file, a folder (searched at any depth), a pattern (`**` matches folders at any depth), or `-`.
+            A text that is itself the path of a file or folder is not taken for a pattern.
+        standard_input: one encoded image, or paths that each end with a newline or a NUL.
 
     Raises:
-        MissingFileError: where nothing is at a path.
-        UserError: where a folder, a pattern or the standard input holds no photos.
+        MissingFileError: a path does not exist.
+        UserError: a folder, a pattern or standard input has no images.
     """
     total: int | None = 0
-    parts: list[Iterator[Named]] = []
-    for text in images:
+    parts: list[Iterator[NamedImage]] = []
+    for text in texts:
         if text == STANDARD_INPUT:
             total = None
-            parts.append(_streamed(standard_input))
+            parts.append(_from_standard_input(standard_input))
         else:
             root, paths = _paths(text)
             total = None if total is None else total + len(paths)
-            parts.append(map(functools.partial(_named, root=root), paths))
-    return Images(itertools.chain(*parts), total)
+            parts.append(map(functools.partial(_from_path, root=root), paths))
+    return ImageSource(itertools.chain(*parts), total)
 
 
-def _named(path: str, root: Path | None = None) -> Named:
-    """The photo at a path; below a root, where a link that leads out of it is `Unreadable` when it is opened."""
-    return Named(printable(path), os.path.abspath(path), functools.partial(_pixels, path, root))
+def _from_path(path: str, root: Path | None = None) -> NamedImage:
+    """Return the image at a path; one that is a link out of `root` is `UnreadableImageError` when it is opened."""
+    return NamedImage(printable(path), os.path.abspath(path), functools.partial(_pixels, path, root))
 
 
 def _pixels(path: str, root: Path | None) -> np.ndarray:
     name = printable(path)
     if root is not None and not is_within(root, path):
-        raise Unreadable(
-            f"{name} is a link to {printable(os.path.realpath(path))}, out of {printable(str(root))}. Photos must lie"
-            " below the folder that was named. Name the photo itself, or copy it there.",
-            OUTSIDE,
+        raise UnreadableImageError(
+            f"{name} is a link to {printable(os.path.realpath(path))}, outside {printable(str(root))}. Images must lie"
+            " inside the folder that was named. Name the image itself, or copy it there.",
+            OUTSIDE_ROOT,
         )
-    return decode(read(path), name)
+    return decode(read_file(path), name)
 
 
-# --- folders and patterns -------------------------------------------------------------------------------------------------
+# --- folders and patterns ---------------------------------------------
 
 
 def _paths(text: str) -> tuple[Path | None, list[str]]:
-    """The paths that a text stands for, and the folder that they must not lead out of: a single file may be any link."""
+    """Return the folder that links must stay in (None for a single file, which may be any link), and the paths."""
     place = os.path.expanduser(text)
     if os.path.isdir(place):
-        folder, paths = Path(place), _below(place)
+        root, paths = Path(place), _paths_below(place)
     elif os.path.lexists(place):
         return None, [place]
-    elif _WILD.search(place):
-        folder, paths = _matching(place)
+    elif _WILDCARD.search(place):
+        root, paths = _matching_paths(place)
     else:
         raise MissingFileError(
-            f"images={printable(text)} is not there (looked for {printable(os.path.abspath(place))}). It must be"
-            f" {_WHAT}. Type images=path/to/photos, for example."
+            f"images={printable(text)} does not exist (looked for {printable(os.path.abspath(place))}). It must be"
+            f" {_ALLOWED}. Type images=path/to/photos, for example."
         )
     if not paths:
         raise UserError(
-            f"images={printable(text)} holds no photos. They are files that end in {', '.join(SUFFIXES)} and are not"
-            " hidden. Type images=path/to/photos, or 'images=photos/**/*.jpg', for example."
+            f"images={printable(text)} has no images. Image files end in {', '.join(SUFFIXES)} and are not hidden. Type"
+            " images=path/to/photos, or 'images=photos/**/*.jpg', for example."
         )
-    return folder.resolve(), paths
+    return root.resolve(), paths
 
 
-def _below(folder: str) -> list[str]:
-    """The photos below a folder, sorted; none that is hidden, or in a folder that is."""
-    return [entry.path for entry in photos_below(Path(folder)) if "/." not in entry.path[len(str(Path(folder))) :]]
+def _paths_below(folder: str) -> list[str]:
+    """Return the images below a folder, sorted, without hidden files and those in hidden folders."""
+    return [entry.path for entry in images_below(Path(folder)) if "/." not in entry.path[len(str(Path(folder))) :]]
 
 
-def _matching(pattern: str) -> tuple[Path, list[str]]:
-    """The folder before a pattern's first wildcard, and the photos that match, or lie in folders that match, sorted."""
+def _matching_paths(pattern: str) -> tuple[Path, list[str]]:
+    """Return the folder before the first wildcard, and the images that match or lie in matching folders, sorted."""
     root, parts = Path(), list(Path(pattern).parts)
-    while parts and (not _WILD.search(parts[0]) or os.path.lexists(root / parts[0])):
+    while parts and (not _WILDCARD.search(parts[0]) or os.path.lexists(root / parts[0])):
         root /= parts.pop(0)
+    # Not glob.glob, which follows links to folders and may never end. Path.glob refuses ** within a name before Python
+    # 3.13, so it is replaced by *, which means the same.
+    relative = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)
     paths: set[str] = set()
-    # Not glob.glob, which goes into links to folders, and so round and round. It also takes ** within a name for *.
-    for path in root.glob("/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)):
+    for path in root.glob(relative):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             continue
         if path.is_dir():
-            paths.update(_below(str(path)))
+            paths.update(_paths_below(str(path)))
         elif path.name.lower().endswith(SUFFIXES):
             paths.add(str(path))
     return root, sorted(paths)
 
 
-# --- the standard input ---------------------------------------------------------------------------------------------------
+# --- standard input ---------------------------------------------------
 
 
-def _streamed(stream: IO[bytes]) -> Iterator[Named]:
-    """What the standard input holds: its beginning is read at once, the rest as it is needed."""
-    first = b""
-    while len(first) < _TELLING and (more := _some(stream)):
-        first += more
-    if not first.strip():
+def _from_standard_input(stream: IO[bytes]) -> Iterator[NamedImage]:
+    """Read the beginning of standard input now, and the rest when it is needed."""
+    beginning = b""
+    while len(beginning) < _SIGNATURE_BYTES and (more := _read_available(stream)):
+        beginning += more
+    if not beginning.strip():
         raise UserError(
-            f"images={STANDARD_INPUT} was given, and the standard input is empty. It must be a photo, or paths of"
-            " photos, each on a line. Type find photos -name '*.jpg' | python -m dogbreeds.predict"
+            f"images={STANDARD_INPUT} was given, and standard input is empty. It must be an image, or image paths, one"
+            " per line. Type find photos -name '*.jpg' | python -m dogbreeds.predict"
             f" images={STANDARD_INPUT}, for example."
         )
-    if BEGINNINGS.match(first):
-        # One more than is allowed, so that it is said
-        content = first + stream.read(MAX_BYTES + 1 - len(first))
+    if MAGIC_BYTES.match(beginning):
+        # One byte more than allowed, so that decoding reports that it is too large.
+        content = beginning + stream.read(MAX_BYTES + 1 - len(beginning))
         name = "standard input"
-        return iter([Named(name, digest(content), functools.partial(decode, content, name))])
-    end, odd = (b"\0", b"") if b"\0" in first else (b"\n", b"\r")
-    beginning = os.fsdecode(first.split(end, 1)[0].removesuffix(odd))
-    if first.startswith(b"\0") or (ODD.search(beginning) and not os.path.lexists(beginning)):
-        raise _no_list()
-    return (_named(path) for path in _lines(first, stream, end, odd))
+        return iter([NamedImage(name, digest(content), functools.partial(decode, content, name))])
+    end, padding = (b"\0", b"") if b"\0" in beginning else (b"\n", b"\r")
+    first_path = os.fsdecode(beginning.split(end, 1)[0].removesuffix(padding))
+    if beginning.startswith(b"\0") or (UNPRINTABLE.search(first_path) and not os.path.lexists(first_path)):
+        raise _not_a_list()
+    return (_from_path(path) for path in _lines(beginning, stream, end, padding))
 
 
-def _lines(first: bytes, stream: IO[bytes], end: bytes, odd: bytes) -> Iterator[str]:
-    """Each line of a list, without its end and what may stand before that."""
-    rest, more = b"", first
+def _lines(beginning: bytes, stream: IO[bytes], end: bytes, padding: bytes) -> Iterator[str]:
+    """Yield each line of a list, without its end and the padding before that; skip blank ones."""
+    rest, more = b"", beginning
     while more:
-        *whole, rest = (rest + more).split(end)
-        yield from (os.fsdecode(line.removesuffix(odd)) for line in whole if line.strip())
-        if len(rest) > _AT_ONCE:
-            raise _no_list()
-        more = _some(stream)
+        *complete, rest = (rest + more).split(end)
+        yield from (os.fsdecode(line.removesuffix(padding)) for line in complete if line.strip())
+        if len(rest) > _CHUNK_BYTES:
+            raise _not_a_list()
+        more = _read_available(stream)
     if rest.strip():
-        yield os.fsdecode(rest.removesuffix(odd))
+        yield os.fsdecode(rest.removesuffix(padding))
 
 
-def _some(stream: IO[bytes]) -> bytes:
-    """What has come by now, waited for if nothing has; a list is worked on while it is being made."""
-    return stream.read1(_AT_ONCE)  # type: ignore[attr-defined]
+def _read_available(stream: IO[bytes]) -> bytes:
+    """Return the bytes that are available, waiting for the first, so that a list can be processed while it grows."""
+    return stream.read1(_CHUNK_BYTES)  # type: ignore[attr-defined]
 
 
-def _no_list() -> UserError:
+def _not_a_list() -> UserError:
     return UserError(
-        "The standard input is neither a photo nor a list of paths. It must be one JPEG, PNG or WebP file, or paths"
-        " with an end of line or a NUL after each. Type find photos -name '*.jpg' -print0 | python -m"
+        "Standard input is neither an image nor a list of paths. It must be one JPEG, PNG or WebP file, or paths that"
+        " each end with a newline or a NUL. Type find photos -name '*.jpg' -print0 | python -m"
         f" dogbreeds.predict images={STANDARD_INPUT}, for example."
     )

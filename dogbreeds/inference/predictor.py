@@ -1,4 +1,4 @@
-"""From photos that have names to answers: decoded ahead of the network, a batch at a time, in bounded memory."""
+"""Predictor: decodes images ahead of the network and predicts them batch by batch, in bounded memory."""
 
 import contextlib
 import dataclasses
@@ -13,116 +13,131 @@ import numpy as np
 
 from dogbreeds.core import prefetch
 from dogbreeds.core.errors import UserError
-from dogbreeds.data.class_names import spoken
-from dogbreeds.data.image import Unreadable
+from dogbreeds.data.class_names import display_name
+from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.evaluation.metrics import probabilities
-from dogbreeds.inference.image_sources import Named
+from dogbreeds.inference.image_sources import NamedImage
 from dogbreeds.inference.predictions import Prediction
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
-    from dogbreeds.inference.grad_cam import Overlays
+    from dogbreeds.inference.grad_cam import OverlayWriter
 
-# Batches that are decoded while the network is busy with one
-_AHEAD = 2
+# Batches that are decoded while the network computes another.
+_PREFETCH_BATCHES = 2
 
-Network = Callable[[np.ndarray], tuple[np.ndarray, "np.ndarray | None"]]
+# From [b, size, size, 3] uint8 to [b, classes] logits and, with Grad-CAM, heat [b, h, w].
+InferenceFunction = Callable[[np.ndarray], tuple[np.ndarray, "np.ndarray | None"]]
 
 
-def network(classifier: "Classifier", explained: bool) -> Network:
-    """A function from [b, size, size, 3] uint8 to [b, classes] logits and, where photos are explained, to heat [b, h, w]; compiled by now."""
-    if explained:
+def inference_function(classifier: "Classifier", explain: bool) -> InferenceFunction:
+    """Compile a network for prediction.
+
+    Args:
+        classifier: the network.
+        explain: whether the function also computes Grad-CAM.
+    """
+    if explain:
         from dogbreeds.inference.grad_cam import grad_cam
 
         return grad_cam(classifier)
     logits = classifier.logits
-    return lambda pixels: (logits(pixels), None)
+    return lambda images: (logits(images), None)
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A photo at the network's size, [size, size, 3] uint8, or why there is none."""
+class _DecodedImage:
+    """An image at the network's size, [size, size, 3] uint8, or None and the decoding error."""
 
-    photo: Named
+    image: NamedImage
     pixels: np.ndarray | None
     error: str = ""
 
 
-def answers(
+@dataclass(frozen=True)
+class _Predicted:
+    """An image's prediction, and its heat [h, w] if Grad-CAM was computed."""
+
+    prediction: Prediction
+    heat: np.ndarray | None = None
+
+
+def predict_images(
     classifier: "Classifier",
-    run: Network,
-    photos: Iterable[Named],
-    batch: int,
+    infer: InferenceFunction,
+    images: Iterable[NamedImage],
+    batch_size: int,
     top: int,
-    overlays: "Overlays | None" = None,
+    overlays: "OverlayWriter | None" = None,
 ) -> Generator[Prediction, None, None]:
-    """What a network says of photos, in their order. Those of a few batches are in memory at a time, however many there are.
+    """Predict images, in order. A few batches are in memory at a time, however many images there are.
 
     Args:
-        classifier: what knows the network's size and breeds.
-        run: it, as `network` gives it.
-        photos: decoded and resized by threads while the network is busy with those before.
-        batch: photos at a time.
-        top: breeds a photo.
-        overlays: where pictures go, if they are wanted.
+        classifier: the network, for its resize and class names.
+        infer: as returned by `inference_function`.
+        images: decoded and resized by threads while the network computes earlier ones.
+        batch_size: images per batch.
+        top: classes per prediction.
+        overlays: writes Grad-CAM overlays; None for none.
+
+    Yields:
+        One prediction per image; one with an error for an image that cannot be read.
 
     Raises:
-        UserError: where the network's answers are not numbers.
+        UserError: the logits are not finite.
     """
     resize = classifier.resizer
 
-    def opened(photo: Named) -> _Opened:
+    def decode(image: NamedImage) -> _DecodedImage:
         try:
-            return _Opened(photo, resize(photo.pixels()))
-        except Unreadable as error:
-            return _Opened(photo, None, error.plain)
+            return _DecodedImage(image, resize(image.pixels()))
+        except UnreadableImageError as error:
+            return _DecodedImage(image, None, error.message_without_skip)
 
-    with contextlib.closing(prefetch.mapped(opened, photos, (_AHEAD + 1) * batch)) as ready:
-        while some := list(itertools.islice(ready, batch)):
-            told = _told(classifier.class_names, run, some, top)
+    with contextlib.closing(prefetch.map_ahead(decode, images, (_PREFETCH_BATCHES + 1) * batch_size)) as decoded:
+        while batch := list(itertools.islice(decoded, batch_size)):
+            predicted = _predict_batch(classifier.class_names, infer, batch, top)
             if overlays is None:
-                yield from (answer for answer, _ in told)
+                yield from (each.prediction for each in predicted)
                 continue
-            draw = functools.partial(_explained, overlays)
-            with contextlib.closing(
-                prefetch.mapped(draw, zip(some, told, strict=True), 2 * (os.cpu_count() or 1))
-            ) as drawn:
+            draw = functools.partial(_with_overlay, overlays)
+            pairs = zip(batch, predicted, strict=True)
+            with contextlib.closing(prefetch.map_ahead(draw, pairs, 2 * (os.cpu_count() or 1))) as drawn:
                 yield from drawn
 
 
-def _told(
-    class_names: Sequence[str], run: Network, batch: Sequence[_Opened], top: int
-) -> list[tuple[Prediction, np.ndarray | None]]:
-    """The answer to each photo of a batch, and its heat if there is any."""
-    pixels = [one.pixels for one in batch if one.pixels is not None]
-    logits, heat = run(np.stack(pixels)) if pixels else (np.empty((0, len(class_names))), None)
+def _predict_batch(
+    class_names: Sequence[str], infer: InferenceFunction, batch: Sequence[_DecodedImage], top: int
+) -> list[_Predicted]:
+    pixels = [each.pixels for each in batch if each.pixels is not None]
+    logits, heat = infer(np.stack(pixels)) if pixels else (np.empty((0, len(class_names))), None)
     if not np.isfinite(logits).all():
         raise UserError(
-            "The network's answers are not numbers: its training diverged. A network must give probabilities. Type"
-            " run=best, for example."
+            "The network's outputs are not finite numbers: its training diverged. Only a network with finite outputs"
+            " can predict. Type run=best, for example."
         )
     rows = zip(probabilities(logits), heat if heat is not None else [None] * len(pixels), strict=True)
-    told: list[tuple[Prediction, np.ndarray | None]] = []
-    for one in batch:
-        if one.pixels is None:
-            told.append((Prediction(one.photo.name, error=one.error), None))
+    predicted: list[_Predicted] = []
+    for each in batch:
+        if each.pixels is None:
+            predicted.append(_Predicted(Prediction(each.image.name, error=each.error)))
             continue
-        shares, seen = next(rows)
-        best = np.argsort(-shares, kind="stable")[:top]
-        told.append(
-            (Prediction(one.photo.name, tuple((class_names[index], float(shares[index])) for index in best)), seen)
-        )
-    return told
+        image_probabilities, image_heat = next(rows)
+        best = np.argsort(-image_probabilities, kind="stable")[:top]
+        top_classes = tuple((class_names[index], float(image_probabilities[index])) for index in best)
+        predicted.append(_Predicted(Prediction(each.image.name, top_classes), image_heat))
+    return predicted
 
 
-def _explained(overlays: "Overlays", both: tuple[_Opened, tuple[Prediction, np.ndarray | None]]) -> Prediction:
-    """An answer with its picture. The photo is opened once more: none is kept in memory at its own size."""
-    one, (answer, heat) = both
-    if heat is None:
-        return answer
-    breed, probability = answer.top[0]
+def _with_overlay(overlays: "OverlayWriter", pair: tuple[_DecodedImage, _Predicted]) -> Prediction:
+    """Draw the overlay of a prediction. Reads the image again, because its original pixels are not held in memory."""
+    decoded, predicted = pair
+    prediction = predicted.prediction
+    if predicted.heat is None:
+        return prediction
+    name, probability = prediction.top[0]
     try:
-        picture = overlays.save(one.photo, heat, f"{spoken(breed)}  {100 * probability:.1f} %")
-    except Unreadable as error:
-        return Prediction(answer.photo, error=error.plain)
-    return dataclasses.replace(answer, explained=str(picture))
+        path = overlays.save(decoded.image, predicted.heat, f"{display_name(name)}  {100 * probability:.1f} %")
+    except UnreadableImageError as error:
+        return Prediction(prediction.image, error=error.message_without_skip)
+    return dataclasses.replace(prediction, overlay=str(path))

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a photo is looked at several times, each time a little differently, and the answers are averaged."""
+"""Test-time augmentation: several views of each image are predicted, and their probabilities averaged."""
 
 from dataclasses import dataclass
 
@@ -6,34 +6,40 @@ import numpy as np
 
 from dogbreeds.core.spec import Spec, integer
 
-# How much closer each further pair of views is
-_ZOOM = 0.1
+# Additional magnification of each further pair of views.
+_ZOOM_STEP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tta(Spec):
-    """How many views: the photo, its mirror image, then both from ever closer. 1 is the photo alone."""
+    """Settings of test-time augmentation.
+
+    Attributes:
+        views: of each image: the image, its mirror image, then both at growing magnification; 1 turns it off.
+    """
 
     group = "tta"
     views: int = integer(at_least=1, example=4)
 
 
-def view(photos: np.ndarray, number: int) -> np.ndarray:
-    """One view of photos, the same each time.
+def view(images: np.ndarray, number: int) -> np.ndarray:
+    """Compute one view of images, deterministically.
 
     Args:
-        photos: [b, size, size, 3] uint8.
-        number: 0 is the photos themselves, odd ones are mirrored.
+        images: [b, size, size, 3] uint8.
+        number: of the view; 0 returns the images unchanged, odd numbers mirror them.
 
     Returns:
         [b, size, size, 3] uint8.
     """
-    size = photos.shape[1]
-    shown = photos[:, :, ::-1] if number % 2 else photos
-    inner = round(size / (1 + _ZOOM * (number // 2)))
-    if inner == size:
-        return shown
-    from dogbreeds.data.resize import resized
+    size = images.shape[1]
+    flipped = images[:, :, ::-1] if number % 2 else images
+    crop = round(size / (1 + _ZOOM_STEP * (number // 2)))
+    if crop == size:
+        return flipped
+    from dogbreeds.data.resize import resize_images
 
-    edge = (size - inner) // 2
-    return np.asarray(resized(shown[:, edge : edge + inner, edge : edge + inner], size, "stretch")).astype(np.uint8)
+    edge = (size - crop) // 2
+    return np.asarray(resize_images(flipped[:, edge : edge + crop, edge : edge + crop], size, "stretch")).astype(
+        np.uint8
+    )

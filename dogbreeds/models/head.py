@@ -1,4 +1,7 @@
-"""Classifiers on the backbone's pooled output. All end in logits: the loss is computed from them, and softmax is added on saving."""
+"""Classification heads on the backbone's pooled features.
+
+All heads return logits: the loss is computed from them, and softmax is added when the full model is saved.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,19 +14,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Spec):
-    """Layers between [b, features] and the class scores."""
+    """Base class of the heads. A subclass defines the layers before the final dense layer."""
 
     group = "head"
 
     def hidden(self, seed: int) -> "list[keras.Layer]":
+        """Create the layers between the pooled features and the final dense layer.
+
+        Args:
+            seed: for their initial weights and dropout masks.
+        """
         raise NotImplementedError
 
-    def build(self, features: int, classes: int, seed: int) -> "keras.Sequential":
-        """[b, features] float32 -> [b, classes] float32 logits, with weights and dropout drawn from `seed`."""
+    def build(self, num_features: int, num_classes: int, seed: int) -> "keras.Sequential":
+        """Build the head.
+
+        Args:
+            num_features: channels of the pooled backbone output.
+            num_classes: number of logits.
+            seed: for initial weights and dropout masks.
+
+        Returns:
+            A model from [b, num_features] float32 to [b, num_classes] float32 logits.
+        """
         import keras
 
-        scores = keras.layers.Dense(classes, kernel_initializer=_glorot(seed), name="scores")
-        return keras.Sequential([keras.Input((features,), name="pooled"), *self.hidden(seed + 1), scores], name="head")
+        scores = keras.layers.Dense(num_classes, kernel_initializer=_glorot(seed), name="scores")
+        pooled = keras.Input((num_features,), name="pooled")
+        return keras.Sequential([pooled, *self.hidden(seed + 1), scores], name="head")
 
 
 def _glorot(seed: int) -> "keras.initializers.Initializer":
@@ -34,7 +52,7 @@ def _glorot(seed: int) -> "keras.initializers.Initializer":
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Head):
-    """One dense layer: the linear probe."""
+    """Linear probe: one dense layer, after dropout if `dropout` is above 0."""
 
     dropout: float = number(at_least=0, below=1, example=0.2)
 
@@ -61,7 +79,7 @@ class BatchNorm(Head):
 
 @dataclass(frozen=True, kw_only=True)
 class MLP(Head):
-    """Dense ReLU layers, each followed by dropout: the guide's head, and the one that collapses at a high learning rate."""
+    """Dense ReLU layers, each followed by dropout. The head of the guide, which collapses at a high learning rate."""
 
     widths: tuple[int, ...] = integers(example="[512,256]")
     dropout: float = number(at_least=0, below=1, example=0.5)
@@ -69,8 +87,8 @@ class MLP(Head):
     def hidden(self, seed: int) -> "list[keras.Layer]":
         import keras
 
-        built: list[keras.Layer] = []
+        layers: list[keras.Layer] = []
         for index, width in enumerate(self.widths):
-            built.append(keras.layers.Dense(width, activation="relu", kernel_initializer=_glorot(seed + 2 * index)))
-            built.append(keras.layers.Dropout(self.dropout, seed=seed + 2 * index + 1))
-        return built
+            layers.append(keras.layers.Dense(width, activation="relu", kernel_initializer=_glorot(seed + 2 * index)))
+            layers.append(keras.layers.Dropout(self.dropout, seed=seed + 2 * index + 1))
+        return layers

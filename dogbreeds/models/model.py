@@ -1,7 +1,8 @@
-"""Backbones, and their blocks.
+"""Backbones: architecture, pretrained weights, and blocks.
 
-A *block* is a stretch of the network between two tensors through which everything flows, so that what lies before it can be computed once
-and kept, and what lies after it trained. Blocks are found in the graph; layer names only say where one ends and the next begins.
+A *block* is a part of the network between two tensors through which all data flows. The layers before such a tensor
+can be run once and their output cached, while the layers after it are trained. Blocks are found in the graph; layer
+names only decide which of these tensors are block boundaries.
 """
 
 import functools
@@ -24,7 +25,7 @@ from dogbreeds.models.preprocessing import MODES
 if TYPE_CHECKING:
     import keras
 
-SHIPPED = Path(__file__).parent / "pretrained" / "miniature.weights.h5"
+SHIPPED_WEIGHTS = Path(__file__).parent / "pretrained" / "miniature.weights.h5"
 
 ARCHITECTURES = (
     *(f"EfficientNetB{size}" for size in range(8)),
@@ -36,17 +37,24 @@ ARCHITECTURES = (
     "Miniature",
 )
 
-# Keras divides by the square root of the stored variance, and the official EfficientNet files store the standard deviation there: a
-# second division by its square root is due. Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
+# Keras divides by the square root of the stored variance, but the official EfficientNet files store the standard
+# deviation there, so a second division by its square root is needed.
+# Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
 _IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
-# By which Keras says that a weight file is not the network's
-UNFIT = (ValueError, KeyError, OSError, TypeError, UserWarning)
+# What Keras raises, or warns of, when a weight file does not match the network.
+WEIGHT_FILE_ERRORS = (ValueError, KeyError, OSError, TypeError, UserWarning)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network without its classifier: [b, size, size, 3] in its native pixels -> [b, h, w, channels]."""
+    """A pretrained network without its classifier.
+
+    Attributes:
+        network: [b, size, size, 3] float32 in the pixel convention of pretraining -> [b, h, w, channels].
+        blocks: in order of computation.
+        fingerprint: architecture and a digest of the weights.
+    """
 
     network: "keras.Model"
     blocks: tuple[Block, ...]
@@ -55,7 +63,14 @@ class Backbone:
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Spec):
-    """Which backbone, at which size, with which weights."""
+    """Backbone architecture, input size and weights.
+
+    Attributes:
+        architecture: name in `keras.applications`, or `Miniature`.
+        image_size: pixels a side.
+        pixels: preprocessing mode that the weights were pretrained with.
+        weights: `imagenet`, `shipped`, the path of a weight file, or None for random weights.
+    """
 
     group = "model"
     architecture: str = one_of(*ARCHITECTURES)
@@ -64,14 +79,14 @@ class Model(Spec):
     weights: str | None = text(example="imagenet", optional=True)
 
     def weights_file(self) -> Path | None:
-        """The file to load; None for random weights and for those that Keras downloads.
+        """Return the weight file to load, or None for random weights and for weights that Keras downloads.
 
         Raises:
-            MissingFileError: where the file is not there.
+            MissingFileError: if the file does not exist.
         """
         if self.weights in (None, "imagenet"):
             return None
-        path = SHIPPED if self.weights == "shipped" else Path(self.weights).expanduser()
+        path = SHIPPED_WEIGHTS if self.weights == "shipped" else Path(self.weights).expanduser()
         if not path.is_file():
             raise MissingFileError(
                 f"model.weights={self.weights} is not a file. It must be imagenet, null for random weights, or a Keras"
@@ -80,35 +95,36 @@ class Model(Spec):
         return path
 
     def weights_digest(self) -> str:
-        """Of the weight file's content, or the name of weights that come from none."""
+        """Return a digest of the weight file's content, or the value of `weights` if there is no file."""
         file = self.weights_file()
         return str(self.weights) if file is None else digest(file.read_bytes())
 
     def build(self, seed: int) -> Backbone:
-        """Builds the backbone and loads its weights; in one process, the same one is built once.
+        """Build the backbone and load its weights. The most recent backbone is reused within a process.
 
         Args:
-            seed: of random weights.
+            seed: for random weights.
 
         Raises:
-            MissingFileError: where a weight file is not there, or cannot be downloaded.
-            UserError: where it does not fit.
+            MissingFileError: if a weight file does not exist, or cannot be downloaded.
+            UserError: if the weight file does not match the architecture.
         """
         return _build(self, seed if self.weights is None else 0)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        """The bare network.
+        """Build the network with the architecture's Keras builder.
 
         Args:
-            weights: what Keras' own builder takes, `imagenet` or None.
-            top: whether ImageNet's classifier is on it: [b, 1000] logits, and Keras' own image size, since it has those weights at no other.
+            weights: `imagenet` or None, as the Keras builder takes it.
+            top: whether to include the ImageNet classifier, [b, 1000] logits. The image size is then the architecture's
+                default, the only one for which Keras has these weights.
         """
         import keras
 
-        return getattr(keras.applications, self.architecture)(weights=weights, **self._end(top))
+        return getattr(keras.applications, self.architecture)(weights=weights, **self._builder_arguments(top))
 
-    def _end(self, top: bool) -> dict[str, object]:
-        """What Keras' builders are told of a network's end, and of its beginning, which they allow to be chosen without a top only."""
+    def _builder_arguments(self, top: bool) -> dict[str, object]:
+        """Return the Keras builder's arguments for top and input shape, which can be chosen only without a top."""
         if top:
             return {"include_top": True, "classifier_activation": None}
         return {"include_top": False, "input_shape": (self.image_size, self.image_size, 3)}
@@ -116,28 +132,32 @@ class Model(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNetV2(Model):
-    """MobileNetV2 comes in widths."""
+    """MobileNetV2, which has a width multiplier.
+
+    Attributes:
+        alpha: width multiplier.
+    """
 
     alpha: float = number(above=0, example=0.35)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         import keras
 
-        return keras.applications.MobileNetV2(alpha=self.alpha, weights=weights, **self._end(top))
+        return keras.applications.MobileNetV2(alpha=self.alpha, weights=weights, **self._builder_arguments(top))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Miniature(Model):
-    """EfficientNet at half the width and 0.6 of the depth of B0: 192 layers."""
+    """EfficientNet with half the width and 0.6 of the depth of B0: 192 layers."""
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        # Keras exports its named sizes only; the general builder under them is the published architecture.
+        # Keras exports the named sizes only. The general builder that they call is the published architecture.
         from keras.src.applications.efficientnet import EfficientNet
 
         if weights == "imagenet":
             raise UserError(
-                "model.weights=imagenet was asked of the miniature. It has its own shipped weights, or null for random"
-                " ones. Type model.weights=shipped."
+                "model.weights=imagenet does not exist for model=miniature. Its weights are shipped with the package,"
+                " or random (null). Type model.weights=shipped."
             )
         return EfficientNet(
             width_coefficient=0.5,
@@ -145,7 +165,7 @@ class Miniature(Model):
             default_size=self.image_size,
             name="miniature",
             weights=None,
-            **self._end(top),
+            **self._builder_arguments(top),
         )
 
 
@@ -155,51 +175,56 @@ def _build(model: Model, seed: int) -> Backbone:
 
     file = model.weights_file()
     keras.utils.set_random_seed(seed)
-    network = downloaded(model) if model.weights == "imagenet" else model.construct(None)
+    network = imagenet_network(model) if model.weights == "imagenet" else model.construct(None)
     if file is not None:
         network = _load(network, file, model)
     scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
-    return Backbone(network, find_blocks(network), f"{model.architecture}:{content([*network.get_weights(), *scales])}")
+    fingerprint = f"{model.architecture}:{arrays_digest([*network.get_weights(), *scales])}"
+    return Backbone(network, find_blocks(network), fingerprint)
 
 
-def content(arrays: Iterable[np.ndarray]) -> str:
-    """A digest of arrays, such as a network's weights, in their order."""
-    found = hashlib.blake2b(digest_size=16)
+def arrays_digest(arrays: Iterable[np.ndarray]) -> str:
+    """Return a digest of the content of arrays, such as a network's weights, in their order."""
+    state = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()
 
 
-def downloaded(model: Model, top: bool = False) -> "keras.Model":
-    """A network with the ImageNet weights that Keras downloads, once, and keeps.
+def imagenet_network(model: Model, top: bool = False) -> "keras.Model":
+    """Build a network with ImageNet weights, which Keras downloads once and caches on disk.
 
     Args:
-        model: which one.
-        top: as in `construct`.
+        model: architecture and image size.
+        top: as in `Model.construct`.
 
     Raises:
-        MissingFileError: where they cannot be downloaded.
+        MissingFileError: if the weights cannot be downloaded.
     """
     import keras
 
     try:
         return model.construct("imagenet", top)
     except Exception as error:
-        # Keras reports a failed download as a bare Exception; whatever has a type of its own is not that.
+        # Keras reports a failed download as a bare Exception. A subclass means another problem.
         if type(error) is not Exception:
             raise
         cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
         raise MissingFileError(
             f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded"
-            f" ({str(error)[:200]}). Without network, the file must be put there, or be named by its path. Type"
-            " model.weights=path/to/file.h5, or model=miniature, which needs nothing."
+            f" ({str(error)[:200]}). Without a network connection, put the file there or give its path. Type"
+            " model.weights=path/to/file.h5, or model=miniature, which needs no download."
         ) from error
 
 
-def load_all(network: "keras.Model", file: Path) -> None:
-    """Gives every layer its weights from a file; what is wrong with that is one of `UNFIT`."""
+def load_all_weights(network: "keras.Model", file: Path) -> None:
+    """Load the weights of every layer from a file.
+
+    Raises:
+        One of `WEIGHT_FILE_ERRORS`: if the file does not match the network, or lacks the weights of a layer.
+    """
     with warnings.catch_warnings():
-        # Keras only warns of layers that it leaves as they were
+        # Keras only warns about layers that it skips.
         warnings.simplefilter("error", UserWarning)
         network.load_weights(file)
 
@@ -208,23 +233,23 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     import keras
 
     try:
-        load_all(network, file)
-    except UNFIT as error:
+        load_all_weights(network, file)
+    except WEIGHT_FILE_ERRORS as error:
+        with_alpha = f", with alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
+        to_change = "model.alpha" if isinstance(model, MobileNetV2) else "model"
         raise UserError(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
-            f" of keras.applications.{model.architecture}(include_top=False) in the same"
-            f" size{f', with alpha={model.alpha:g}' if isinstance(model, MobileNetV2) else ''}. Type"
-            " model.weights=imagenet, or the right"
-            f" file{' or model.alpha' if isinstance(model, MobileNetV2) else ' or model'}."
+            f" of keras.applications.{model.architecture}(include_top=False) in the same size{with_alpha}. Type"
+            f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error
-    normalizations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
-    if normalizations and np.allclose(np.ravel(normalizations[0].variance), _IMAGENET_STDDEV, atol=1e-4):
-        return _with_second_rescaling(network, normalizations[0])
+    normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
+    if normalisations and np.allclose(np.ravel(normalisations[0].variance), _IMAGENET_STDDEV, atol=1e-4):
+        return _with_second_rescaling(network, normalisations[0])
     return network
 
 
 def _with_second_rescaling(network: "keras.Model", after: "keras.Layer") -> "keras.Model":
-    """The same network, layers shared, with the division that Keras inserts for `imagenet` only."""
+    """Return the network, sharing its layers, with the rescaling that Keras adds only for `weights="imagenet"`."""
     import keras
 
     def call(layer, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""The network of an attempt in three parts, prefix, suffix and head, and the whole of it as it is saved."""
+"""The network of a run: frozen prefix, trainable suffix and head; and the full model, as it is saved."""
 
 import os
 from collections.abc import Callable
@@ -22,42 +22,52 @@ if TYPE_CHECKING:
 ONE_DEVICE = OneDevice()
 
 
-def photos_at_once(size: int) -> int:
-    """Enough photos of `size` pixels a side to fill the cores, or the GPU, few enough that memory stays in bounds."""
+def inference_batch_size(image_size: int) -> int:
+    """Choose a batch size for inference that fills the CPU cores or the GPU within bounded memory.
+
+    Args:
+        image_size: pixels a side.
+
+    Returns:
+        Images per batch and device, from 4 to 256.
+    """
     import tensorflow as tf
 
     at_224 = 256 if tf.config.list_physical_devices("GPU") else 16 * min(8, os.cpu_count() or 1)
-    return int(np.clip(at_224 * (224 / size) ** 2, 4, 256))
+    return int(np.clip(at_224 * (224 / image_size) ** 2, 4, 256))
 
 
-def folded(graph: "keras.Model", device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from a batch of photos to a graph's output in inference mode, its weights folded in as constants: faster on a CPU.
+def compile_inference(graph: "keras.Model", device: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Compile a model for inference with its weights folded into the graph as constants, which is faster on a CPU.
 
     Args:
-        graph: of one input and one output.
-        device: where it runs; None leaves that to TensorFlow.
+        graph: model with one input and one output.
+        device: where it runs; None leaves the choice to TensorFlow.
+
+    Returns:
+        A function from a batch of images to the model's output in inference mode.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     signature = tf.TensorSpec(graph.input.shape, tf.float32)
-    concrete = tf.function(lambda photos: graph(photos, training=False)).get_concrete_function(signature)
+    concrete = tf.function(lambda images: graph(images, training=False)).get_concrete_function(signature)
     constant = convert_variables_to_constants_v2(concrete)
 
-    def run(photos: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> np.ndarray:
         with tf.device(device):
-            return constant(tf.cast(photos, tf.float32))[0].numpy()
+            return constant(tf.cast(images, tf.float32))[0].numpy()
 
     return run
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The frozen part: photos at the backbone's size -> what leaves the cut, pooled where nothing of the backbone trains.
+    """The frozen part of the network: preprocessing, the backbone up to the cut, and pooling if no block is trained.
 
     Attributes:
         graph: [b, size, size, 3] float32 in [0, 255] -> [b, *shape] float32.
-        fingerprint: of what it computes: weights, cut and pixels.
+        fingerprint: identity of its computation: weights, preprocessing mode and cut.
         devices: where it runs, as in `OneDevice`.
     """
 
@@ -67,22 +77,23 @@ class Prefix:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the output for one image."""
         return tuple(self.graph.output.shape[1:])
 
     def batch_size(self) -> int:
-        """Photos at a time that suit this machine."""
-        return len(self.devices) * photos_at_once(self.graph.input.shape[1])
+        """Choose the number of images per batch, for all devices together."""
+        return len(self.devices) * inference_batch_size(self.graph.input.shape[1])
 
     @cached_property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from a batch of photos to their outputs; each device has a part of the batch."""
-        runs = [folded(self.graph, device) for device in self.devices]
+        """A function from a batch of images to the prefix's output. Each device computes a part of the batch."""
+        runs = [compile_inference(self.graph, device) for device in self.devices]
         if len(runs) == 1:
             return runs[0]
         pool = ThreadPoolExecutor(len(runs), thread_name_prefix="device")
 
-        def run(photos: np.ndarray) -> np.ndarray:
-            parts = [part for part in np.array_split(photos, len(runs)) if len(part)]
+        def run(images: np.ndarray) -> np.ndarray:
+            parts = [part for part in np.array_split(images, len(runs)) if len(part)]
             return np.concatenate(list(pool.map(lambda infer, part: infer(part), runs, parts)))
 
         return run
@@ -90,14 +101,15 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Network:
-    """The parts of an attempt's network.
+    """The network of a run, as prefix, suffix and head.
 
     Attributes:
-        prefix: frozen, its output kept; where everything trains it is the pixels' convention alone, and nothing is kept.
-        suffix: what lies between the cut and the head, with weights of its own; None where only the head trains.
+        prefix: frozen part, whose output is cached. If the whole backbone trains, it is only the preprocessing, and
+            there are no cached features.
+        suffix: part of the backbone above the cut, with its own copy of the weights; None if only the head trains.
         head: [b, features] -> [b, classes] logits.
-        plan: what of the suffix trains, and how.
-        replicas: where suffix and head are.
+        plan: which layers of the suffix train, and how.
+        replicas: the devices that hold suffix and head.
     """
 
     prefix: Prefix
@@ -107,20 +119,26 @@ class Network:
     replicas: OneDevice = ONE_DEVICE
 
     @property
-    def keeps(self) -> bool:
-        """Whether there is something to keep: else the network is shown photos."""
+    def uses_cache(self) -> bool:
+        """Whether the network's inputs are cached features. If not, they are images."""
         return self.plan.cut > 0
 
     def forward(self, inputs, training: bool):
-        """What the prefix says, or photos where nothing is kept -> [b, classes] logits.
+        """Compute logits.
 
-        Frozen BatchNorm and silent dropout stay so in training, whatever Keras would do.
+        Args:
+            inputs: cached features [b, *prefix.shape] if `uses_cache`, else images [b, size, size, 3] in [0, 255].
+            training: enables dropout (in the backbone only with `drop_connect`). The backbone's BatchNorm uses running
+                statistics unless `batchnorm=trainable`.
+
+        Returns:
+            [b, classes] logits.
         """
-        if not self.keeps:
+        if not self.uses_cache:
             inputs = self.prefix.graph(inputs, training=False)
         if self.suffix is not None:
-            wakes = self.plan.drop_connect or self.plan.batchnorm == "trainable"
-            inputs = self.suffix(inputs, training=training and wakes)
+            has_training_mode = self.plan.drop_connect or self.plan.batchnorm == "trainable"
+            inputs = self.suffix(inputs, training=training and has_training_mode)
         return self.head(inputs, training=training)
 
     @cached_property
@@ -128,27 +146,34 @@ class Network:
         """`forward` in inference mode, compiled."""
         import tensorflow as tf
 
-        return self.replicas.mapped(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False))
+        return self.replicas.compile_rowwise(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False))
 
     @property
     def layers(self) -> "list[keras.Layer]":
-        """Those of suffix and head."""
+        """The layers of suffix and head."""
         return [*(self.suffix.layers if self.suffix is not None else []), *self.head.layers]
 
-    def trainable(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
-        """The variables that train where these layers of the suffix do: 0 is the head's depth, 1 the top block's, and so on."""
-        found: dict[int, list[keras.Variable]] = {0: list(self.head.trainable_variables)}
-        for layer in self.suffix.layers if self.suffix is not None else []:
-            if layer.name in layers:
-                found.setdefault(self.plan.depth[layer.name], []).extend(self._trained(layer))
-        return found
-
     @property
-    def learned(self) -> "list[keras.Variable]":
-        """All that an attempt may change: the weights and statistics of suffix and head."""
+    def variables(self) -> "list[keras.Variable]":
+        """The weights and statistics of suffix and head: all that training may change."""
         return [*(self.suffix.variables if self.suffix is not None else []), *self.head.variables]
 
-    def _trained(self, layer: "keras.Layer") -> "list[keras.Variable]":
+    def trainable_by_depth(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
+        """Group the variables to train by their depth below the network's output.
+
+        Args:
+            layers: names of the suffix's layers that train. The head always trains.
+
+        Returns:
+            Variables by depth: 0 is the head, 1 the top block, and so on.
+        """
+        groups: dict[int, list[keras.Variable]] = {0: list(self.head.trainable_variables)}
+        for layer in self.suffix.layers if self.suffix is not None else []:
+            if layer.name in layers:
+                groups.setdefault(self.plan.depth[layer.name], []).extend(self._variables_to_train(layer))
+        return groups
+
+    def _variables_to_train(self, layer: "keras.Layer") -> "list[keras.Variable]":
         import keras
 
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -156,8 +181,8 @@ class Network:
         return list(layer.trainable_variables)
 
     @property
-    def batchnorms(self) -> int:
-        """How many BatchNorm layers there are among the backbone's layers that train."""
+    def num_unfrozen_batchnorms(self) -> int:
+        """Number of BatchNorm layers among the backbone layers that train."""
         import keras
 
         layers = self.suffix.layers if self.suffix is not None else []
@@ -166,62 +191,63 @@ class Network:
             for layer in layers
         )
 
-    def parameters(self) -> dict[str, int]:
-        """Numbers of parameters: `total`, `trainable` in the end, and of the `backbone`."""
+    def parameter_counts(self) -> dict[str, int]:
+        """Count the parameters: `total`, `trainable` in the last stage, and those of the `backbone`."""
         parts = {"prefix": self.prefix.graph, "suffix": self.suffix, "head": self.head}
         counts = {name: part.count_params() if part is not None else 0 for name, part in parts.items()}
-        trained = sum(
+        trainable = sum(
             int(np.prod(variable.shape))
-            for group in self.trainable(self.plan.stages[-1]).values()
+            for group in self.trainable_by_depth(self.plan.stages[-1]).values()
             for variable in group
         )
-        return {"total": sum(counts.values()), "trainable": trained, "backbone": counts["prefix"] + counts["suffix"]}
+        return {"total": sum(counts.values()), "trainable": trainable, "backbone": counts["prefix"] + counts["suffix"]}
 
-    def whole(self, class_names: tuple[str, ...], resize: str) -> "keras.Model":
-        """The network as one Keras model of built-in layers, from photos to names.
+    def full_model(self, class_names: tuple[str, ...], resize: str) -> "keras.Model":
+        """Build a single Keras model of built-in layers, from images of any size to class names and probabilities.
 
         Args:
-            class_names: breeds, in the order of the scores.
-            resize: how photos become square, as in `resized`.
+            class_names: in the order of the logits.
+            resize: how images become square, as in `resize_images`.
 
         Returns:
-            A model from [b, h, w, 3] uint8 RGB of any size to `probabilities`, [b, classes] float32, and `breed`, [b] text.
+            A model from [b, h, w, 3] uint8 RGB to a dict of `probabilities`, [b, classes] float32, and `breed`, the
+            name of the most probable class, [b] strings.
         """
         import keras
 
-        from dogbreeds.data.resize import resized
+        from dogbreeds.data.resize import resize_images
 
-        photos = keras.Input((None, None, 3), dtype="uint8", name="photo")
-        outputs = self.prefix.graph(resized(photos, self.prefix.graph.input.shape[1], resize))
+        images = keras.Input((None, None, 3), dtype="uint8", name="photo")
+        outputs = self.prefix.graph(resize_images(images, self.prefix.graph.input.shape[1], resize))
         for part in (self.suffix, self.head) if self.suffix is not None else (self.head,):
             outputs = part(outputs)
         probabilities = keras.layers.Softmax(name="probabilities")(outputs)
-        names = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="breed")
-        breed = names(keras.ops.argmax(probabilities, axis=-1))
-        return keras.Model(photos, {"probabilities": probabilities, "breed": breed}, name="dogbreeds")
+        to_name = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="breed")
+        top_class = to_name(keras.ops.argmax(probabilities, axis=-1))
+        return keras.Model(images, {"probabilities": probabilities, "breed": top_class}, name="dogbreeds")
 
 
 def assemble(
     backbone: "Backbone",
     preprocessing: "Preprocessing",
     plan: "Plan",
-    head: "Callable[[int], keras.Sequential]",
+    build_head: "Callable[[int], keras.Sequential]",
     replicas: OneDevice = ONE_DEVICE,
 ) -> Network:
-    """Cuts a backbone as planned and puts a head on it.
+    """Cut a backbone as planned and add a head.
 
     Args:
-        backbone: left as it is; the suffix gets copies of its weights.
-        preprocessing: what the pixels go through first.
-        plan: where to cut.
-        head: builds the head for a number of features.
-        replicas: where they are to train.
+        backbone: is not modified. The suffix gets copies of its weights.
+        preprocessing: applied to images before the backbone.
+        plan: where to cut, and what trains.
+        build_head: builds the head for a number of features.
+        replicas: the devices to train on.
     """
     prefix = _prefix(backbone, preprocessing, plan.cut, replicas.devices)
     with replicas.scope():
         suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
-        features = (suffix or prefix.graph).output.shape[-1]
-        return Network(prefix, suffix, head(features), plan, replicas)
+        num_features = (suffix or prefix.graph).output.shape[-1]
+        return Network(prefix, suffix, build_head(num_features), plan, replicas)
 
 
 def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devices: tuple[str | None, ...]) -> Prefix:
@@ -235,9 +261,8 @@ def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devi
         outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
     if cut == len(backbone.blocks):
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
-    return Prefix(
-        keras.Model(pixels, outputs, name="frozen"), f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices
-    )
+    graph = keras.Model(pixels, outputs, name="frozen")
+    return Prefix(graph, f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices)
 
 
 def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
@@ -250,7 +275,7 @@ def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
     copy.set_weights(original.get_weights())
     for layer in copy.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # Else Keras uses the stored statistics
+            # In training mode Keras normalises with batch statistics, unless `trainable` is False.
             layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]
         if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
             layer.rate = 0.0

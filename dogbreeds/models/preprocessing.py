@@ -1,4 +1,4 @@
-"""What happens to pixels before the backbone sees them. The layer travels inside the saved model."""
+"""Pixel preprocessing in front of the backbone. It is part of the saved model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 MODES = ("raw", "torch", "caffe", "tf", "unit")
 
-# out = in * scale + offset, a number a channel; the channels are RGB in [0, 255], for `caffe` turned into BGR first.
+# output = input * scale + offset, one value per channel. Channels are RGB in [0, 255]; `caffe` flips them to BGR first.
 # Source: keras.applications.imagenet_utils.preprocess_input.
 _SCALE = {
     "raw": (1.0, 1.0, 1.0),
@@ -26,26 +26,37 @@ _OFFSET = {
     "tf": (-1.0, -1.0, -1.0),
     "unit": (0.0, 0.0, 0.0),
 }
-# Of values, for people
-RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}
+# The range of values after each mode, as text for messages.
+VALUE_RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151", "tf": "-1 to 1", "unit": "0 to 1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Spec):
-    """The pixel convention: `raw` 0–255, `torch` and `caffe` by ImageNet's mean, `tf` in [-1, 1], `unit` in [0, 1]."""
+    """Pixel convention of the backbone.
+
+    Attributes:
+        mode: `raw` (0 to 255), `torch` or `caffe` (normalised with ImageNet's mean), `tf` (-1 to 1), or `unit`
+            (0 to 1).
+    """
 
     group = "preprocessing"
     mode: str = one_of(*MODES)
 
     def apply(self, pixels: "keras.KerasTensor") -> "keras.KerasTensor":
-        """[b, h, w, 3] float32 RGB in [0, 255] -> the same shape in this convention. Built-in layers only: a saved model needs no code of ours."""
+        """Convert pixels to this mode with built-in Keras layers, so that a saved model needs no custom code.
+
+        Args:
+            pixels: [b, h, w, 3] float32 RGB in [0, 255].
+
+        Returns:
+            [b, h, w, 3] float32 in the range of the mode; BGR for `caffe`, else RGB.
+        """
         import keras
 
         if self.mode == "raw":
             return pixels
         if self.mode == "caffe":
-            # RGB -> BGR
+            # RGB to BGR.
             pixels = keras.ops.flip(pixels, axis=-1)
-        return keras.layers.Rescaling(list(_SCALE[self.mode]), list(_OFFSET[self.mode]), name=f"{self.mode}_pixels")(
-            pixels
-        )
+        rescale = keras.layers.Rescaling(list(_SCALE[self.mode]), list(_OFFSET[self.mode]), name=f"{self.mode}_pixels")
+        return rescale(pixels)

@@ -1,7 +1,7 @@
-"""Where a network trains: on one device, or on several of one machine, each with a part of every batch and the same weights.
+"""Devices that a network trains on: one device, or several of one machine that split each batch.
 
-Several devices give the numbers of one, but for rounding: losses are means over the whole batch, BatchNorm sees the whole batch, and dropout
-draws for the whole batch, of which each device takes its rows.
+Several devices compute what one device computes, up to rounding: losses are means over the whole batch, BatchNorm
+normalises over the whole batch, and each dropout mask is drawn for the whole batch, of which a device uses its rows.
 """
 
 import contextlib
@@ -20,35 +20,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The mean, or the sum, over a batch of which the tensor has all rows, or a part
-Over = Callable[["tf.Tensor"], "tf.Tensor"]
-# Inputs, labels, mean, sum -> what adds up over the parts of a batch
-Update = Callable[["tf.Tensor", "tf.Tensor", Over, Over], "tf.Tensor"]
+# The mean or the sum over a whole batch, from a tensor that holds all of its rows or one device's share of them.
+BatchReduction = Callable[["tf.Tensor"], "tf.Tensor"]
+# (inputs, labels, batch mean, batch sum) -> measurements that add up over the shares of a batch.
+Update = Callable[["tf.Tensor", "tf.Tensor", BatchReduction, BatchReduction], "tf.Tensor"]
 
 _HOST = "CPU:0"
 
 
 class OneDevice:
-    """All of a batch on TensorFlow's own choice of device.
+    """Computes whole batches on the device that TensorFlow chooses.
 
     Attributes:
         devices: their names; None leaves the choice to TensorFlow.
-        said: what a checkpoint notes of it; None for one device.
+        description: stored in checkpoints, so that only the same strategy resumes from them; None for one device.
     """
 
     devices: tuple[str | None, ...] = (None,)
-    said: str | None = None
+    description: str | None = None
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Within it variables are made that are to train."""
+        """Return a context in which variables to train must be created."""
         return contextlib.nullcontext()
 
-    def step(self, update: Update, layers: "Sequence[keras.Layer]") -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
-        """Compiles an update of the weights.
+    def compile_step(
+        self, update: Update, layers: "Sequence[keras.Layer]"
+    ) -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
+        """Compile an update of the weights.
 
         Args:
-            update: [b, *input shape], [b] int32, and functions that take the mean and the sum over the batch -> what it measured.
+            update: takes inputs [b, *input shape], labels [b] int32, and functions for the mean and the sum over the
+                whole batch. Returns its measurements.
             layers: those that the update calls.
+
+        Returns:
+            A function from inputs and labels of a whole batch to its measurements.
         """
         import tensorflow as tf
 
@@ -56,29 +62,30 @@ class OneDevice:
             lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum), reduce_retracing=True
         )
 
-    def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
-        """Compiles a function that treats each row by itself."""
+    def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
+        """Compile a function that computes each row of a batch independently."""
         import tensorflow as tf
 
         return tf.function(function, reduce_retracing=True)
 
 
 class Replicas(OneDevice):
-    """A batch's rows in as many parts as there are devices, in their order.
+    """Splits the rows of each batch over several devices, in order. Each device holds a copy of the weights.
 
-    A batch of fewer rows than devices goes to each of them whole, and counts by as much less: not all kernels can do with no rows.
+    If a batch has fewer rows than there are devices, each device computes the whole batch, with a weight of one over
+    the number of devices, because some kernels fail on empty inputs.
 
     Args:
-        devices: their names.
+        devices: their names, all of one kind.
     """
 
     def __init__(self, devices: Sequence[str]):
         import tensorflow as tf
 
         self.devices = tuple(devices)
-        self.said = f"mirrored over {len(devices)}"
-        # Named: the collective ops of MirroredStrategy's default break when a process has two of it, such as jobs of a sweep
-        # (tensorflow/tensorflow#62790).
+        self.description = f"mirrored over {len(devices)}"
+        # Set explicitly, because the collective ops that MirroredStrategy uses by default break if a process creates
+        # two of it, as jobs of a sweep do (tensorflow/tensorflow#62790).
         sums = tf.distribute.NcclAllReduce() if devices[0].startswith("GPU") else tf.distribute.ReductionToOneDevice()
         with quiet_stderr():
             self._mirrored = tf.distribute.MirroredStrategy(list(devices), cross_device_ops=sums)
@@ -87,56 +94,58 @@ class Replicas(OneDevice):
     def scope(self) -> AbstractContextManager[Any]:
         return self._mirrored.scope()
 
-    def step(self, update: Update, layers: "Sequence[keras.Layer]") -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
+    def compile_step(
+        self, update: Update, layers: "Sequence[keras.Layer]"
+    ) -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
         import tensorflow as tf
 
         @tf.function(reduce_retracing=True)
         def run(inputs, labels):
-            total = tf.shape(labels)[0]
-            share = tf.where(total < len(self.devices), 1 / len(self.devices), 1.0)
+            batch_size = tf.shape(labels)[0]
+            weight = tf.where(batch_size < len(self.devices), 1 / len(self.devices), 1.0)
 
-            def add(values):
-                return share * tf.reduce_sum(values)
+            def batch_sum(values):
+                return weight * tf.reduce_sum(values)
 
-            def mean(values):
-                return add(values) / tf.cast(total, values.dtype)
+            def batch_mean(values):
+                return batch_sum(values) / tf.cast(batch_size, values.dtype)
 
-            def part():
-                # Only the part travels
+            def update_share():
+                # Split on the host, so that only its own share is copied to each device.
                 with tf.device(_HOST):
-                    rows, theirs = self._part(inputs), self._part(labels)
-                return update(rows, theirs, mean, add)
+                    own_inputs, own_labels = self._share(inputs), self._share(labels)
+                return update(own_inputs, own_labels, batch_mean, batch_sum)
 
-            with _as_on_one(layers, functools.partial(_dropped, total=total, part=self._part)):
-                measured = self._mirrored.run(part)
+            with _whole_batch_layers(layers, functools.partial(_dropout, batch_size=batch_size, share=self._share)):
+                measured = self._mirrored.run(update_share)
             return self._mirrored.reduce(tf.distribute.ReduceOp.SUM, measured, axis=None)
 
         return lambda inputs, labels: run(_on_host(inputs), _on_host(labels))
 
-    def mapped(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
+    def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
         import tensorflow as tf
 
         @tf.function(reduce_retracing=True)
         def run(inputs):
-            def part():
+            def compute_share():
                 with tf.device(_HOST):
-                    rows = self._part(inputs)
+                    rows = self._share(inputs)
                 return function(rows)
 
-            return tf.concat(self._mirrored.experimental_local_results(self._mirrored.run(part)), axis=0)[
-                : tf.shape(inputs)[0]
-            ]
+            shares = self._mirrored.experimental_local_results(self._mirrored.run(compute_share))
+            # A batch of fewer rows than devices comes back once from each device.
+            return tf.concat(shares, axis=0)[: tf.shape(inputs)[0]]
 
         return lambda inputs: run(_on_host(inputs))
 
-    def _part(self, batch: "tf.Tensor") -> "tf.Tensor":
-        """The rows of a whole batch that are this replica's: one at least."""
+    def _share(self, batch: "tf.Tensor") -> "tf.Tensor":
+        """Select this replica's rows of a whole batch: at least one."""
         import tensorflow as tf
 
-        number, count = tf.distribute.get_replica_context().replica_id_in_sync_group, len(self.devices)
+        replica, count = tf.distribute.get_replica_context().replica_id_in_sync_group, len(self.devices)
         rows = tf.shape(batch)[0]
         few = rows < count
-        return batch[tf.where(few, 0, rows * number // count) : tf.where(few, rows, rows * (number + 1) // count)]
+        return batch[tf.where(few, 0, rows * replica // count) : tf.where(few, rows, rows * (replica + 1) // count)]
 
 
 def _on_host(batch: "np.ndarray") -> "tf.Tensor":
@@ -147,43 +156,44 @@ def _on_host(batch: "np.ndarray") -> "tf.Tensor":
 
 
 @contextlib.contextmanager
-def _as_on_one(layers: "Sequence[keras.Layer]", dropped: "Callable[..., tf.Tensor]") -> Iterator[None]:
-    """While an update is traced, layers that look beyond a row do as they would with the whole batch; afterwards they are Keras' own again, and
-    are saved as such."""
+def _whole_batch_layers(layers: "Sequence[keras.Layer]", dropout: "Callable[..., tf.Tensor]") -> Iterator[None]:
+    """Trace BatchNorm and dropout layers as if each replica had the whole batch.
+
+    Afterwards the layers are restored, so that they are saved as plain Keras layers.
+    """
     import keras
 
-    normalisations = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    batchnorms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
-    for layer in normalisations:
+    for layer in batchnorms:
         layer.synchronized = True
     for layer in dropouts:
-        layer.call = functools.partial(dropped, layer)
+        layer.call = functools.partial(dropout, layer)
     try:
         yield
     finally:
-        for layer in normalisations:
+        for layer in batchnorms:
             layer.synchronized = False
         for layer in dropouts:
             del layer.call
 
 
-def _dropped(
+def _dropout(
     layer: "keras.layers.Dropout",
     inputs: "tf.Tensor",
     training: bool = False,
     *,
-    total: "tf.Tensor",
-    part: "Callable[[tf.Tensor], tf.Tensor]",
+    batch_size: "tf.Tensor",
+    share: "Callable[[tf.Tensor], tf.Tensor]",
 ) -> "tf.Tensor":
-    """A replica's rows, dropped as one device would drop them: all replicas draw the same for the whole batch, and take their rows of it."""
+    """Apply dropout to a replica's rows: every replica draws the mask of the whole batch and uses its rows of it."""
     import keras
     import tensorflow as tf
 
     if not training or not layer.rate:
         return inputs
-    # None: drawn for each
+    # None means an own mask value for each element along that axis.
     sizes = layer.noise_shape or (None,) * len(inputs.shape)
-    everything = tf.ones(
-        [total, *(known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True))]
-    )
-    return inputs * part(keras.random.dropout(everything, layer.rate, seed=layer.seed_generator))
+    mask_shape = [known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True)]
+    ones = tf.ones([batch_size, *mask_shape])
+    return inputs * share(keras.random.dropout(ones, layer.rate, seed=layer.seed_generator))

@@ -1,7 +1,8 @@
-"""The strategy: one device, or several of one machine."""
+"""Device strategies: one device, or several devices of one machine."""
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,21 +10,21 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec
 from dogbreeds.models.replicas import OneDevice, Replicas
 
-_NAME = re.compile(r"(CPU|GPU):\d+")
-_DRY = "'strategy.devices=[CPU:0,CPU:1]'"
+_DEVICE_NAME = re.compile(r"(CPU|GPU):\d+")
+_DRY_RUN = "'strategy.devices=[CPU:0,CPU:1]'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy(Spec):
-    """What the ways to place a network have in common."""
+    """Base class of the device strategies."""
 
     group = "strategy"
 
     def build(self) -> OneDevice:
-        """Claims the devices.
+        """Claim the devices.
 
         Raises:
-            UserError: where they are not there.
+            UserError: if TensorFlow does not find them.
         """
         return OneDevice()
 
@@ -33,65 +34,70 @@ class Single(Strategy):
     """One device."""
 
 
-def _devices(key: str, value: Any) -> int | tuple[str, ...] | None:
-    """Null, a number, or different names of one kind."""
+def _check_devices(key: str, value: Any) -> int | tuple[str, ...] | None:
+    """Check that the value is null, a number of GPUs, or distinct device names of one kind."""
     if value is None or (type(value) is int and value >= 1):
         return value
     names = tuple(value) if isinstance(value, (list, tuple)) else ()
-    named = all(isinstance(name, str) and _NAME.fullmatch(name) for name in names)
-    if not names or not named or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
+    are_names = all(isinstance(name, str) and _DEVICE_NAME.fullmatch(name) for name in names)
+    if not names or not are_names or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
         raise UserError(
-            f"{key} was {value!r}. It must be null for all GPUs, their number, or different names of one kind, such as"
-            f" GPU:0. Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
+            f"{key} was {value!r}. It must be null for all GPUs, a number of GPUs, or distinct device names of one"
+            f" kind, such as GPU:0. Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
         )
     return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mirrored(Strategy):
-    """Several devices of this machine, each with a copy of the weights."""
+    """Several devices of this machine, each with a copy of the weights.
 
-    devices: int | tuple[str, ...] | None = dataclasses.field(metadata={"check": _devices})
+    Attributes:
+        devices: None for all GPUs, a number of GPUs, or device names of one kind.
+    """
+
+    devices: int | tuple[str, ...] | None = dataclasses.field(metadata={"check": _check_devices})
 
     def build(self) -> OneDevice:
         import tensorflow as tf
 
         if isinstance(self.devices, tuple) and self.devices[0].startswith("CPU"):
-            _divide_processor(1 + max(int(name[4:]) for name in self.devices))
+            _split_cpu(1 + max(int(name[4:]) for name in self.devices))
             return Replicas(self.devices)
-        there = [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
-        wanted = (
-            tuple(there[: self.devices])
-            if isinstance(self.devices, int)
-            else there
-            if self.devices is None
-            else self.devices
-        )
-        if not there:
+        gpus = [f"GPU:{number}" for number in range(len(tf.config.list_physical_devices("GPU")))]
+        if not gpus:
             raise UserError(
-                "strategy=mirrored was asked for, and TensorFlow finds no GPU here. It splits each batch over GPUs of"
-                f" this machine. Type strategy=single, or {_DRY} for a dry run on the processor."
+                "strategy=mirrored was given, but TensorFlow finds no GPU on this machine. It splits each batch over"
+                f" the GPUs of one machine. Type strategy=single, or {_DRY_RUN} for a dry run on the CPU."
             )
-        if (isinstance(self.devices, int) and self.devices > len(there)) or not set(wanted) <= set(there):
-            said = self.devices if isinstance(self.devices, int) else f"[{','.join(wanted)}]"
+        return Replicas(self._choose(gpus))
+
+    def _choose(self, gpus: list[str]) -> Sequence[str]:
+        """Choose among the GPUs that TensorFlow finds."""
+        if self.devices is None:
+            return gpus
+        too_many = isinstance(self.devices, int) and self.devices > len(gpus)
+        chosen = gpus[: self.devices] if isinstance(self.devices, int) else list(self.devices)
+        if too_many or not set(chosen) <= set(gpus):
+            received = self.devices if isinstance(self.devices, int) else f"[{','.join(chosen)}]"
             raise UserError(
-                f"strategy.devices was {said}. TensorFlow finds {', '.join(there)} here. "
-                f"Type strategy.devices={len(there)}, or {'strategy=single' if len(there) == 1 else 'fewer'}."
+                f"strategy.devices was {received}. TensorFlow finds {', '.join(gpus)} on this machine."
+                f" Type strategy.devices={len(gpus)}, or {'strategy=single' if len(gpus) == 1 else 'fewer'}."
             )
-        return Replicas(wanted)
+        return chosen
 
 
-def _divide_processor(count: int) -> None:
-    """Has TensorFlow show the processor as this many devices at least; it must not have begun to use it."""
+def _split_cpu(count: int) -> None:
+    """Make TensorFlow present the CPU as at least this many logical devices, before it has started to use the CPU."""
     import tensorflow as tf
 
-    (processor,) = tf.config.list_physical_devices("CPU")
-    if len(tf.config.get_logical_device_configuration(processor) or [None]) >= count:
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    if len(tf.config.get_logical_device_configuration(cpu) or [None]) >= count:
         return
     try:
-        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * count)
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     except RuntimeError as error:
         raise UserError(
-            f"strategy.devices names CPU:{count - 1}, and TensorFlow has begun with fewer devices. They must be made"
-            " before the first job of a process. Type a command of its own for this strategy."
+            f"strategy.devices names CPU:{count - 1}, but TensorFlow has already started with fewer CPU devices. They"
+            " must be created before the first job of a process. Type a separate command for this strategy."
         ) from error

@@ -1,4 +1,7 @@
-"""Unfreeze policies: which part of the backbone trains. A policy and a backbone's blocks make a plan, before anything is computed."""
+"""Unfreeze policies: which part of the backbone trains.
+
+A policy turns the blocks of a backbone into a plan, before anything is computed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +19,15 @@ class Plan:
     """What trains.
 
     Attributes:
-        cut: how many blocks, from the input, are computed once and kept; all of them where nothing but the head trains.
-        stages: names of the layers that train, one set a stage; later stages hold earlier ones.
-        every_epochs: epochs that each stage but the last takes.
+        cut: number of blocks, counted from the input, whose output is cached; all of them if only the head trains.
+        stages: names of the layers that train, one set per stage. Each stage contains the one before.
+        every_epochs: length of each stage but the last, in epochs.
         batchnorm: `frozen`, `affine` or `trainable`.
-        drop_connect: whether dropout within the backbone is on in training.
-        summary: a sentence for people.
-        asked: layers that the user asked for; as many as train, unless whole blocks came to fewer.
-        depth: blocks between each layer above the cut and the head, for rates that shrink with depth.
+        drop_connect: whether dropout within the backbone is active in training.
+        summary: description of the layers that train, for messages.
+        num_requested: number of layers that the user asked for; more than train if whole blocks hold fewer.
+        depth: for each layer above the cut, the number of blocks from it to the head; 1 is the top block. Learning
+            rates may shrink with it.
     """
 
     cut: int
@@ -32,31 +36,41 @@ class Plan:
     batchnorm: str
     drop_connect: bool
     summary: str
-    asked: int
+    num_requested: int
     depth: dict[str, int]
 
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
+        """Number of layers that train in the last stage."""
         return len(self.stages[-1])
 
-    def at(self, epoch: int) -> frozenset[str]:
-        """Names of the layers that train in an epoch, counted from 0."""
+    def layers_at(self, epoch: int) -> frozenset[str]:
+        """Return the names of the layers that train in an epoch, counted from 0."""
         return self.stages[min(epoch // self.every_epochs, len(self.stages) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unfreeze(Spec):
-    """Nothing of the backbone trains; also what all policies share."""
+    """Base class of the policies. By itself it trains no block.
+
+    Attributes:
+        batchnorm: in the blocks that train: `frozen`, `affine` (statistics fixed, gamma and beta train) or
+            `trainable`.
+        drop_connect: `on` or `off`: dropout within the backbone in training.
+    """
 
     group = "unfreeze"
     batchnorm: str = one_of("frozen", "affine", "trainable")
     drop_connect: str = one_of("off", "on")
 
     def plan(self, blocks: "Sequence[Block]") -> Plan:
-        """Which blocks train.
+        """Choose the layers that train.
+
+        Args:
+            blocks: of the backbone, in order of computation.
 
         Raises:
-            UserError: where the backbone has no such blocks or layers.
+            UserError: if the backbone does not have the requested blocks or layers.
         """
         return self._plan(blocks, len(blocks))
 
@@ -66,35 +80,35 @@ class Unfreeze(Spec):
         cut: int,
         stages: tuple[frozenset[str], ...] = (),
         summary: str = "",
-        asked: int = 0,
+        num_requested: int = 0,
         every_epochs: int = 1,
     ) -> Plan:
-        """The plan with this cut; all above it trains, unless `stages` say otherwise."""
-        stages = stages or (_names(blocks[cut:]),)
-        depth = {
-            layer.name: len(blocks) - index for index, block in enumerate(blocks[cut:], cut) for layer in block.layers
-        }
-        summary = summary or _said(blocks[cut:])
+        """Build a plan with this cut. All layers above it train, unless `stages` are given."""
+        stages = stages or (_layer_names(blocks[cut:]),)
         return Plan(
-            cut,
-            stages,
-            every_epochs,
-            self.batchnorm,
-            self.drop_connect == "on",
-            summary,
-            asked or len(stages[-1]),
-            depth,
+            cut=cut,
+            stages=stages,
+            every_epochs=every_epochs,
+            batchnorm=self.batchnorm,
+            drop_connect=self.drop_connect == "on",
+            summary=summary or _describe(blocks[cut:]),
+            num_requested=num_requested or len(stages[-1]),
+            depth={
+                layer.name: len(blocks) - index
+                for index, block in enumerate(blocks[cut:], cut)
+                for layer in block.layers
+            },
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing(Unfreeze):
-    """The backbone stays as it is; only the head trains."""
+    """The backbone is frozen; only the head trains."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class All(Unfreeze):
-    """Everything trains; nothing is kept but the decoded photos."""
+    """The whole backbone trains. Decoded images are cached, but no features."""
 
     def plan(self, blocks: "Sequence[Block]") -> Plan:
         return self._plan(blocks, 0)
@@ -102,7 +116,12 @@ class All(Unfreeze):
 
 @dataclass(frozen=True, kw_only=True)
 class LastN(Unfreeze):
-    """The last `layers` layers, as Keras counts them, snapped to whole blocks; never more than asked for."""
+    """The last `layers` layers train, as Keras counts them, rounded down to whole blocks.
+
+    Attributes:
+        layers: number of layers.
+        exact: whether to train exactly so many, even if that splits a block.
+    """
 
     layers: int = integer(at_least=1, example=20)
     exact: bool = boolean()
@@ -114,34 +133,44 @@ class LastN(Unfreeze):
                 f"unfreeze.layers was {self.layers}. The backbone has {total} layers. Type unfreeze.layers=20, or"
                 " unfreeze=all for all of them."
             )
-        cut, whole = len(blocks), 0
-        while cut and whole + len(blocks[cut - 1].layers) <= self.layers:
+        cut, in_whole_blocks = len(blocks), 0
+        while cut and in_whole_blocks + len(blocks[cut - 1].layers) <= self.layers:
             cut -= 1
-            whole += len(blocks[cut].layers)
-        if whole == self.layers:
+            in_whole_blocks += len(blocks[cut].layers)
+        if in_whole_blocks == self.layers:
             return self._plan(blocks, cut)
-        split = blocks[cut - 1]
         if self.exact:
-            part = split.layers[-(self.layers - whole) :]
-            names = _names(blocks[cut:]) | {layer.name for layer in part}
-            note = (
-                f"{self.layers} layers, from {part[0].name} within {split.name}; the kept prefix ends below"
-                f" {split.name}"
-            )
-            return self._plan(blocks, cut - 1, (names,), note)
+            return self._split_block(blocks, cut, self.layers - in_whole_blocks)
+        split = blocks[cut - 1]
         if cut == len(blocks):
             raise UserError(
-                f"unfreeze.layers was {self.layers}, and {split.name}, the last block, has {len(split.layers)}. Blocks"
-                f" train whole unless unfreeze.exact=true. Type unfreeze.layers={len(split.layers)} or"
-                " unfreeze.exact=true."
+                f"unfreeze.layers was {self.layers}, but {split.name}, the last block, has {len(split.layers)} layers."
+                " Only whole blocks are unfrozen unless unfreeze.exact=true. Type"
+                f" unfreeze.layers={len(split.layers)} or unfreeze.exact=true."
             )
-        note = f"{self.layers} layers would cut {split.name}; unfreezing {_said(blocks[cut:])}"
-        return self._plan(blocks, cut, summary=note, asked=self.layers)
+        summary = f"{self.layers} layers would split {split.name}; unfreezing {_describe(blocks[cut:])}"
+        return self._plan(blocks, cut, summary=summary, num_requested=self.layers)
+
+    def _split_block(self, blocks: "Sequence[Block]", cut: int, count: int) -> Plan:
+        """Unfreeze the blocks above the cut, and the last `count` layers of the block below it."""
+        split = blocks[cut - 1]
+        last_layers = split.layers[-count:]
+        names = _layer_names(blocks[cut:]) | {layer.name for layer in last_layers}
+        summary = (
+            f"{self.layers} layers, from {last_layers[0].name} within {split.name}; the cached prefix ends below"
+            f" {split.name}"
+        )
+        return self._plan(blocks, cut - 1, (names,), summary)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks(Unfreeze):
-    """Whole blocks: the top `top`, or those of `names`; the prefix is kept below the deepest of them."""
+    """Whole blocks train. The cached prefix ends below the deepest of them.
+
+    Attributes:
+        top: number of blocks, counted from the top; or None.
+        names: of the blocks; or empty.
+    """
 
     top: int | None = integer(at_least=1, example=2, optional=True)
     names: tuple[str, ...] = texts(example="[block7a,top]")
@@ -150,55 +179,60 @@ class Blocks(Unfreeze):
         known = [block.name for block in blocks]
         if (self.top is None) == (not self.names):
             raise UserError(
-                f"unfreeze.top was {self.top} and unfreeze.names {list(self.names)}. One of the two must be given. Type"
-                " unfreeze.top=2, for example."
+                f"unfreeze.top was {self.top} and unfreeze.names {list(self.names)}. Exactly one of the two must be"
+                " given. Type unfreeze.top=2, for example."
             )
-        strangers = [name for name in self.names if name not in known]
-        if strangers:
+        unknown = [name for name in self.names if name not in known]
+        if unknown:
             raise UserError(
-                f"unfreeze.names has {strangers[0]!r}. The backbone's blocks are {', '.join(known)}. "
-                f"Type 'unfreeze.names=[{known[-1]}]', for example."
+                f"unfreeze.names has {unknown[0]!r}. The backbone's blocks are {', '.join(known)}."
+                f" Type 'unfreeze.names=[{known[-1]}]', for example."
             )
         if self.top is not None:
-            if self.top > len(blocks):
-                raise UserError(
-                    f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type"
-                    f" unfreeze.top={len(blocks)} or less."
-                )
-            cut = len(blocks) - self.top
-            return self._plan(blocks, cut)
+            return self._plan(blocks, _cut_below_top(blocks, self.top))
         chosen = [block for block in blocks if block.name in self.names]
         cut = known.index(chosen[0].name)
-        return self._plan(blocks, cut, (_names(chosen),), _said(chosen))
+        return self._plan(blocks, cut, (_layer_names(chosen),), _describe(chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradual(Unfreeze):
-    """The top block first, one more every `every_epochs`, down to `top` blocks; the prefix is kept below the deepest of them.
+    """The top block trains first, and one more block every `every_epochs` epochs, down to `top` blocks.
+
+    The cached prefix ends below the deepest of them.
 
     Source: Howard and Ruder 2018, ULMFiT, section 3.3.
+
+    Attributes:
+        top: number of blocks that train in the last stage.
+        every_epochs: length of each stage but the last.
     """
 
     top: int = integer(at_least=1, example=3)
     every_epochs: int = integer(at_least=1, example=2)
 
     def plan(self, blocks: "Sequence[Block]") -> Plan:
-        if self.top > len(blocks):
-            raise UserError(
-                f"unfreeze.top was {self.top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)}"
-                " or less."
-            )
-        cut = len(blocks) - self.top
-        note = f"{_said(blocks[cut:])}, from the top, one more every {self.every_epochs} epochs"
-        stages = tuple(_names(blocks[first:]) for first in range(len(blocks) - 1, cut - 1, -1))
-        return self._plan(blocks, cut, stages, note, every_epochs=self.every_epochs)
+        cut = _cut_below_top(blocks, self.top)
+        summary = f"{_describe(blocks[cut:])}, from the top, one more block every {self.every_epochs} epochs"
+        stages = tuple(_layer_names(blocks[first:]) for first in range(len(blocks) - 1, cut - 1, -1))
+        return self._plan(blocks, cut, stages, summary, every_epochs=self.every_epochs)
 
 
-def _names(blocks: "Sequence[Block]") -> frozenset[str]:
+def _cut_below_top(blocks: "Sequence[Block]", top: int) -> int:
+    """Return the number of blocks below the top ones, after checking that there are so many."""
+    if top > len(blocks):
+        raise UserError(
+            f"unfreeze.top was {top}. The backbone has {len(blocks)} blocks. Type unfreeze.top={len(blocks)} or less."
+        )
+    return len(blocks) - top
+
+
+def _layer_names(blocks: "Sequence[Block]") -> frozenset[str]:
     return frozenset(layer.name for block in blocks for layer in block.layers)
 
 
-def _said(blocks: "Sequence[Block]") -> str:
+def _describe(blocks: "Sequence[Block]") -> str:
+    """List the blocks by name, or the first and last of many, with their number of layers."""
     if not blocks:
         return "no block"
     count = sum(len(block.layers) for block in blocks)

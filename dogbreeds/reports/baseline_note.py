@@ -1,54 +1,56 @@
-"""What reports say of the zero-shot baseline."""
+"""Sentences on the zero-shot baseline, for reports."""
 
 from collections.abc import Sequence
 
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.evaluation.results import _HOLDS, _MEASURED, _SPLITS
+from dogbreeds.evaluation.results import IMAGENET_OVERLAP, MEASURED_BASELINE_PREFIX, SPLIT_NAMES
 from dogbreeds.tracking.records import Record
 
-# --- of recorded attempts ---------------------------------------------------------------------------------------------
 
-
-def said(record: Record, split: str, n: int) -> str:
-    """What an attempt's result on a split must be held against, in a sentence or two.
+def describe(record: Record, split: str, n: int) -> str:
+    """Describe the zero-shot baseline to compare a run's result on a split with, in one or two sentences.
 
     Args:
-        record: the attempt.
-        split: `val` or `test`; for other photos nothing is recorded.
-        n: photos of the split.
+        record: the run.
+        split: `val` or `test`. No baseline is recorded for other images.
+        n: number of images in the split.
     """
-    holds = (
-        f" {_HOLDS}: weights pretrained on it have seen them, which flatters every result on them."
-        if is_descended(record)
+    overlap = (
+        f" {IMAGENET_OVERLAP}: pretrained weights have already seen them, so every result on them is optimistic."
+        if overlaps_imagenet(record)
         else ""
     )
-    name, why = f"baseline/{split}_accuracy", record.tags.get("baseline", "")
-    if name in record.metrics:
-        accuracy = Proportion(round(record.metrics[name] * n), n)
+    metric = f"baseline/{split}_accuracy"
+    if metric in record.metrics:
+        accuracy = Proportion(round(record.metrics[metric] * n), n)
         return (
-            f"Zero training: the backbone's own 1000-way top gets {accuracy} on {_SPLITS[split]}, by its outputs for"
-            f" these breeds.{holds}"
+            f"Zero-shot baseline: without training, the backbone's own 1000-class top reaches {accuracy} on"
+            f" {SPLIT_NAMES[split]}, with its outputs for these classes.{overlap}"
         )
-    if why.startswith(_MEASURED):
-        return f"The zero-training baseline was not measured on these photos.{holds}"
-    return f"No zero-training baseline: {why}.{holds}" if why else f"No zero-training baseline was recorded.{holds}"
+    status = record.tags.get("baseline", "")
+    if status.startswith(MEASURED_BASELINE_PREFIX):
+        return f"The zero-shot baseline was not measured on these images.{overlap}"
+    return f"No zero-shot baseline: {status}.{overlap}" if status else f"No zero-shot baseline was recorded.{overlap}"
 
 
-def is_descended(record: Record) -> bool:
-    """Whether its photos' classes are ImageNet's, as far as that was recorded."""
+def overlaps_imagenet(record: Record) -> bool:
+    """Tell whether the run's images may be among ImageNet's, as far as that was recorded."""
     return (
         record.params.get("data.name", "").startswith("stanford_dogs")
         or int(record.tags.get("data.imagenet_classes", 0)) > 0
     )
 
 
-def note(records: Sequence[Record]) -> list[str]:
-    """The baseline of attempts on the same model and photos, once, on validation; empty where there is no attempt.
+def notes(records: Sequence[Record]) -> list[str]:
+    """Describe the validation baseline of runs on the same model and images, once.
 
     Args:
-        records: of which one may lack what another has.
+        records: the runs. The baseline may be recorded for some of them only.
+
+    Returns:
+        One sentence or two in a list; empty if there are no runs.
     """
     ranked = sorted(
         records, key=lambda record: ("baseline/val_accuracy" not in record.metrics, "baseline" not in record.tags)
     )
-    return [said(record, "val", int(record.params["data.photos.val"])) for record in ranked[:1]]
+    return [describe(record, "val", int(record.params["data.photos.val"])) for record in ranked[:1]]

@@ -1,7 +1,8 @@
-"""What the guide says its attempts give, and whether a measurement agrees.
+"""The guide's claims, and the checks of measured results against them.
 
-Each attempt makes two claims: a verdict, which must hold on any model and photos, and a number, which is of the guide's own setup only.
-Source of both: the guide "EfficientNet Training Guide: From Failure to 93.7% Accuracy" (2025) and the training logs behind it.
+Each named attempt makes two claims: a verdict, which must hold on any model and data set, and an accuracy, which holds
+for the guide's own setup only. Source of both: the guide "EfficientNet Training Guide: From Failure to 93.7% Accuracy"
+(2025) and the training logs behind it.
 """
 
 import math
@@ -10,43 +11,46 @@ from dataclasses import dataclass
 
 REPRODUCED, REFUTED, NOT_TESTED = "reproduced", "refuted", "not tested here"
 
-# The guide's validation photos: a fifth of all 20,580, from which the best epoch was chosen too
-_N = 4_072
-_SETUP = {
+# A fifth of all 20,580 images. The guide chose the best epoch on them too.
+_GUIDE_VAL_IMAGES = 4_072
+# Recorded params of the guide's setup, other than the model's.
+_GUIDE_PARAMS = {
     "data.name": "stanford_dogs",
     "data.split": "guide",
     "augment": "Guide",
     "schedule": "Plateau",
 }
-_SETTINGS = "data.split=guide augment=guide augment.copies=20 schedule=plateau"
+# The overrides that give these params.
+_GUIDE_OVERRIDES = "data.split=guide augment=guide augment.copies=20 schedule=plateau"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the guide says of an attempt.
+    """The guide's result for one attempt.
 
     Attributes:
-        attempt: its name in `conf/attempt/`.
-        says: in the guide's table.
-        verdicts: one of which must come out on any setup.
-        value: best validation accuracy in the guide's own setup.
-        spread: how far from it a measurement may lie; the guide ran each attempt once, so that this is a judgement.
-        model: the architecture of that setup.
-        option: its name in `conf/model/`.
-        size: pixels a side there.
-        n: photos that the value was measured on.
-        source: where the value stands.
+        attempt: name of the attempt in `conf/attempt/`.
+        guide_result: the result as the guide's table prints it.
+        verdicts: allowed verdicts. A run on any setup must get one of them.
+        accuracy: best validation accuracy in the guide's own setup, in [0, 1].
+        tolerance: allowed distance of a measured accuracy from `accuracy`. The guide ran each attempt once, so the
+            width is a judgement.
+        model: architecture of the guide's setup.
+        model_option: name of that architecture in `conf/model/`.
+        image_size: side length in pixels in the guide's setup.
+        n: number of validation images behind `accuracy`.
+        source: where `accuracy` is published.
     """
 
     attempt: str
-    says: str
+    guide_result: str
     verdicts: tuple[str, ...]
-    value: float
-    spread: float
+    accuracy: float
+    tolerance: float
     model: str = "EfficientNetB4"
-    option: str = "effnetb4"
-    size: int = 380
-    n: int = _N
+    model_option: str = "effnetb4"
+    image_size: int = 380
+    n: int = _GUIDE_VAL_IMAGES
     source: str = "the guide's table"
 
 
@@ -72,68 +76,95 @@ CLAIMS = {
             0.015,
             source="the log; the guide left it open",
         ),
-        Claim("resnet50_frozen", "54.7 %", ("learned",), 0.5469, 0.03, "ResNet50", "resnet50", 224),
-        Claim("resnet50_finetune_50", "77.7 %", ("better_than_frozen",), 0.7768, 0.03, "ResNet50", "resnet50", 224),
+        Claim(
+            "resnet50_frozen",
+            "54.7 %",
+            ("learned",),
+            0.5469,
+            0.03,
+            model="ResNet50",
+            model_option="resnet50",
+            image_size=224,
+        ),
+        Claim(
+            "resnet50_finetune_50",
+            "77.7 %",
+            ("better_than_frozen",),
+            0.7768,
+            0.03,
+            model="ResNet50",
+            model_option="resnet50",
+            image_size=224,
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
-class Tested:
-    """What became of a claim, and why."""
+class ClaimCheck:
+    """The outcome of checking one claim.
+
+    Attributes:
+        status: `REPRODUCED`, `REFUTED` or `NOT_TESTED`.
+        reason: evidence for the status. Where the claim is not tested, the command that tests it.
+    """
 
     status: str
-    why: str
+    reason: str
 
 
-def verdict_claim(claim: Claim, verdicts: Sequence[str], changed: str = "", setup: str = "") -> Tested:
-    """Whether the attempt's verdict is the one claimed.
+def check_verdict(claim: Claim, verdicts: Sequence[str], changed: str = "", setup: str = "") -> ClaimCheck:
+    """Compare measured verdicts with the claimed ones.
 
     Args:
-        claim: the attempt's.
-        verdicts: of each seed; none where the attempt was not run.
-        changed: settings that make the run another attempt; empty where it is the one it is named after.
-        setup: the model and data that it would be run on, as one types them.
+        claim: the attempt's claim.
+        verdicts: measured verdict of each seed; empty if the attempt was not run.
+        changed: overrides that make the run differ from the named attempt; empty if there are none.
+        setup: overrides that choose the model and data set, for the command that tests the claim.
     """
-    wanted = " or ".join(name.replace("_", " ") for name in claim.verdicts)
     command = f"python -m dogbreeds.train attempt={claim.attempt}{f' {setup}' if setup else ''}"
     if changed:
-        return Tested(NOT_TESTED, f"it was run with {changed}. Type {command}")
+        return ClaimCheck(NOT_TESTED, f"it was run with {changed}. Type {command}")
     if not verdicts:
-        return Tested(NOT_TESTED, f"it was not run. Type {command}")
-    held = sum(verdict in claim.verdicts for verdict in verdicts)
-    seeds = f"{held} of {len(verdicts)} seeds" if len(verdicts) > 1 else "the one seed that was run"
-    if held == len(verdicts):
-        return Tested(REPRODUCED, f"{wanted} in {seeds}")
+        return ClaimCheck(NOT_TESTED, f"it was not run. Type {command}")
+    claimed = " or ".join(name.replace("_", " ") for name in claim.verdicts)
+    matches = sum(verdict in claim.verdicts for verdict in verdicts)
+    if matches == len(verdicts):
+        seeds = f"{matches} of {len(verdicts)} seeds" if len(verdicts) > 1 else "the only seed"
+        return ClaimCheck(REPRODUCED, f"{claimed} in {seeds}")
     others = sorted({verdict.replace("_", " ") for verdict in verdicts if verdict not in claim.verdicts})
-    return Tested(REFUTED, f"{wanted} in {held} of {len(verdicts)}, otherwise {', '.join(others)}")
+    seeds = f"{matches} of {len(verdicts)} seed{'s' if len(verdicts) > 1 else ''}"
+    return ClaimCheck(REFUTED, f"{claimed} in {seeds}, otherwise {', '.join(others)}")
 
 
-def number_claim(claim: Claim, params: Mapping[str, str], values: Sequence[float], changed: str = "") -> Tested:
-    """Whether the number is the guide's, where the setup is.
+def check_accuracy(
+    claim: Claim, params: Mapping[str, str], accuracies: Sequence[float], changed: str = ""
+) -> ClaimCheck:
+    """Compare the measured accuracy with the claimed one, if the run used the guide's setup.
 
     Args:
-        claim: the attempt's.
-        params: of the runs, by their dotted names.
-        values: best validation accuracy of each seed.
-        changed: as in `verdict_claim`.
+        claim: the attempt's claim.
+        params: recorded params of the runs, by dotted name.
+        accuracies: best validation accuracy of each seed, in [0, 1].
+        changed: as in `check_verdict`.
     """
     setup = {
         "model.architecture": claim.model,
         "model.weights": "imagenet",
-        "model.image_size": str(claim.size),
-        **_SETUP,
+        "model.image_size": str(claim.image_size),
+        **_GUIDE_PARAMS,
     }
     different = {key: params.get(key, "absent") for key, value in setup.items() if params.get(key) != value}
-    command = f"python -m dogbreeds.train attempt={claim.attempt} model={claim.option} {_SETTINGS}"
-    if not values or different or changed:
-        here = ", ".join(f"{key} is {value}" for key, value in different.items()) or changed or "it was not run"
-        return Tested(NOT_TESTED, f"{here}. Type {command}")
-    mean = sum(values) / len(values)
-    # Both sides were measured on photos: each has a sampling error.
-    error = 1.96 * math.sqrt(claim.value * (1 - claim.value) / claim.n * 2)
-    said = (
-        f"{100 * mean:.1f} % where the guide has {100 * claim.value:.1f} % (± {100 * max(claim.spread, error):.1f}"
-        f" allowed; {claim.source})"
+    if not accuracies or different or changed:
+        reason = ", ".join(f"{key} is {value}" for key, value in different.items()) or changed or "it was not run"
+        command = f"python -m dogbreeds.train attempt={claim.attempt} model={claim.model_option} {_GUIDE_OVERRIDES}"
+        return ClaimCheck(NOT_TESTED, f"{reason}. Type {command}")
+    mean = sum(accuracies) / len(accuracies)
+    # Both accuracies come from a sample of images, so the sampling error counts twice.
+    sampling_error = 1.96 * math.sqrt(claim.accuracy * (1 - claim.accuracy) / claim.n * 2)
+    tolerance = max(claim.tolerance, sampling_error)
+    evidence = (
+        f"measured {100 * mean:.1f} %, the guide reports {100 * claim.accuracy:.1f} %"
+        f" (tolerance ± {100 * tolerance:.1f} points; {claim.source})"
     )
-    return Tested(REPRODUCED if abs(mean - claim.value) <= max(claim.spread, error) else REFUTED, said)
+    return ClaimCheck(REPRODUCED if abs(mean - claim.accuracy) <= tolerance else REFUTED, evidence)

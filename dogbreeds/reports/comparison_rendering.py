@@ -1,4 +1,4 @@
-"""Two attempts beside each other as text, Markdown, CSV, and a page that needs nothing else."""
+"""Rendering of a run comparison as text, Markdown, CSV and a self-contained HTML page."""
 
 import csv
 import io
@@ -8,252 +8,275 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from dogbreeds.core import console
-from dogbreeds.data.class_names import spoken
+from dogbreeds.data.class_names import display_name
+from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
 from dogbreeds.reports import output
-from dogbreeds.reports.figures import literal
+from dogbreeds.reports.figures import escape_mathtext
 from dogbreeds.reports.html import cell, link, page, svg, table
-from dogbreeds.reports.run_comparison import Difference
+from dogbreeds.reports.run_comparison import RunComparison
 from dogbreeds.tracking.records import Record, short
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import RenderableType
-    from rich.text import Text
+    from rich.table import Table
 
-# Of a run's page in MLflow
-Address = Callable[[Record], str]
+# Returns the URL of a run's page in MLflow.
+RunUrl = Callable[[Record], str]
 
-_COLUMNS = ("breed", "n", "right", "gained", "lost", "p", "adjusted p")
-# Where the terminal is narrow
-_FEWER = ("breed", "n", "right", "gained", "lost", "adjusted p")
-# Columns of a terminal that can show all of them
-_NARROW = 80
-# Columns of a text that is not shown in a terminal
-_WIDE = 120
-_SETTINGS = ("setting", "first", "second")
-_BETTER, _WORSE, _SAME = "#1f5fa8", "#b3541e", "#8a8a8a"
+_CLASS_COLUMNS = ("class", "n", "correct", "gained", "lost", "p", "adjusted p")
+_NARROW_CLASS_COLUMNS = ("class", "n", "correct", "gained", "lost", "adjusted p")
+_SETTING_COLUMNS = ("setting", "first", "second")
+_CSV_COLUMNS = (
+    "first",
+    "second",
+    "split",
+    "breed",
+    "n",
+    "first_right",
+    "second_right",
+    "gained",
+    "lost",
+    "p",
+    "adjusted_p",
+)
+# A terminal of this width has room for all of `_CLASS_COLUMNS`.
+_MIN_WIDTH_ALL_COLUMNS = 80
+# Width of a text that is written elsewhere than to a terminal.
+_FILE_WIDTH = 120
+_BETTER_COLOUR, _WORSE_COLOUR, _EQUAL_COLOUR = "#1f5fa8", "#b3541e", "#8a8a8a"
+_SETTINGS_TITLE, _NO_SETTINGS = "Settings that differ", "No settings differ."
 
 
-def as_text(found: Difference, width: int | None, address: Address) -> str:
-    """For a terminal: wrapped to its width, and each run's id leads to its page where the terminal can do that.
+def as_text(comparison: RunComparison, width: int | None, run_url: RunUrl) -> str:
+    """Render the comparison as text, wrapped to the terminal. Run ids are hyperlinks where the terminal supports them.
 
     Args:
-        width: the terminal's columns; None for what is not shown in one.
+        comparison: the two runs.
+        width: the terminal's width in columns; None if the text goes elsewhere.
+        run_url: returns the URL of a run's page.
     """
+    settings = comparison.setting_differences
+    most_changed = comparison.most_changed
     with io.StringIO() as file:
-        laid_out = console.console(file, width, _WIDE)
+        terminal = console.make_console(file, width, _FILE_WIDTH)
 
-        def say(text: "RenderableType", style: str = "") -> None:
-            laid_out.print(text, style=style, markup=False, highlight=False)
+        def add(text: "RenderableType", style: str = "") -> None:
+            terminal.print(text, style=style, markup=False, highlight=False)
 
-        say(found.photos)
-        say(_runs(found, address))
-        say("")
-        say(found.conclusion, "bold")
-        for caution in found.cautions:
-            say(caution, "dim")
-        say("")
-        say(
-            _grid(_SETTINGS, found.settings, "What was set differently")
-            if found.settings
-            else "Nothing was set differently."
-        )
-        say(found.about_breeds)
-        if found.most_changed:
-            columns = _COLUMNS if (width or _WIDE) >= _NARROW else _FEWER
-            say("")
-            say(
-                _grid(
-                    columns,
-                    [[_said(change)[column] for column in columns] for change in found.most_changed],
-                    "The most changed breeds",
-                )
-            )
-        for line in found.confusions:
-            say(line)
+        add(comparison.images_note)
+        add(_runs_grid(comparison, run_url))
+        add("")
+        add(comparison.conclusion, "bold")
+        for caveat in comparison.caveats:
+            add(caveat, "dim")
+        add("")
+        add(_text_grid(_SETTING_COLUMNS, settings, _SETTINGS_TITLE) if settings else _NO_SETTINGS)
+        add(comparison.class_summary)
+        if most_changed:
+            columns = _CLASS_COLUMNS if (width or _FILE_WIDTH) >= _MIN_WIDTH_ALL_COLUMNS else _NARROW_CLASS_COLUMNS
+            add("")
+            add(_text_grid(columns, _class_rows(most_changed, columns), "Most changed classes"))
+        for note in comparison.confusion_notes:
+            add(note)
         return file.getvalue()
 
 
-def _runs(found: Difference, address: Address) -> "RenderableType":
+def _runs_grid(comparison: RunComparison, run_url: RunUrl) -> "Table":
     from rich.style import Style
-    from rich.table import Table as Grid
+    from rich.table import Table
     from rich.text import Text
 
-    grid = Grid.grid(padding=(0, 2, 0, 0))
-    for (word, record), accuracy in zip(_both(found), found.comparison.accuracies, strict=True):
-        run = (short(record.run_id), Style(link=address(record)))
-        grid.add_row(word, Text.assemble("run ", run, f": {accuracy}", (f"\n{record.name}", "dim"), overflow="fold"))
-    grid.add_row("change", str(found.comparison.pair))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for key, record, accuracy in _runs(comparison):
+        run_id = (short(record.run_id), Style(link=run_url(record)))
+        name = (f"\n{record.name}", "dim")
+        grid.add_row(key, Text.assemble("run ", run_id, f": {accuracy}", name, overflow="fold"))
+    grid.add_row("change", str(comparison.paired.pair))
     return grid
 
 
-def _both(found: Difference) -> list[tuple[str, Record]]:
-    return [("first", found.first), ("second", found.second)]
+def _runs(comparison: RunComparison) -> list[tuple[str, Record, Proportion]]:
+    """Each run with the command's setting that names it and its accuracy on the shared images."""
+    before, after = comparison.paired.accuracies
+    return [("first", comparison.first, before), ("second", comparison.second, after)]
 
 
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> "RenderableType":
+def _text_grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> "Table":
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Grid
+    from rich.table import Table
+    from rich.text import Text
 
-    grid = Grid(
+    grid = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for heading in headings:
-        number = heading in _COLUMNS[1:]
-        grid.add_column(heading, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        numeric = heading in _CLASS_COLUMNS[1:]
+        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
-        grid.add_row(*map(_text, row))
+        grid.add_row(*map(Text, row))
     return grid
 
 
-def _text(said: str) -> "Text":
-    from rich.text import Text
-
-    return Text(said)
+def _class_rows(changes: Sequence[Change], columns: Sequence[str] = _CLASS_COLUMNS) -> list[list[str]]:
+    return [[_class_cells(change)[column] for column in columns] for change in changes]
 
 
-def _said(change: Change) -> dict[str, str]:
-    """Text by column."""
-    pair = change.pair
-    counts = {
-        "n": str(pair.n),
-        "right": f"{change.before} → {change.after}",
-        "gained": str(pair.gained),
-        "lost": str(pair.lost),
+def _class_cells(change: Change) -> dict[str, str]:
+    """Text by column name."""
+    return {
+        "class": display_name(change.name),
+        "n": str(change.pair.n),
+        "correct": f"{change.before} → {change.after}",
+        "gained": str(change.pair.gained),
+        "lost": str(change.pair.lost),
+        "p": f"{change.pair.p_value:.2g}",
+        "adjusted p": f"{change.adjusted_p:.2g}",
     }
-    return (
-        {"breed": spoken(change.name)} | counts | {"p": f"{pair.p_value:.2g}", "adjusted p": f"{change.adjusted:.2g}"}
-    )
 
 
-def as_markdown(found: Difference, address: Address) -> str:
+def as_markdown(comparison: RunComparison, run_url: RunUrl) -> str:
+    """Render the comparison in Markdown, with linked run ids."""
+    settings = comparison.setting_differences
+    most_changed = comparison.most_changed
     runs = [
-        f"- {word}: run [{short(record.run_id)}]({address(record)}), `{record.name}`: {accuracy}"
-        for (word, record), accuracy in zip(_both(found), found.comparison.accuracies, strict=True)
+        f"- {key}: run [{short(record.run_id)}]({run_url(record)}), `{record.name}`: {accuracy}"
+        for key, record, accuracy in _runs(comparison)
     ]
     parts = [
-        f"**{found.conclusion}**",
-        found.photos,
-        "\n".join([*runs, f"- change: {found.comparison.pair}"]),
-        *found.cautions,
+        f"**{comparison.conclusion}**",
+        comparison.images_note,
+        "\n".join([*runs, f"- change: {comparison.paired.pair}"]),
+        *comparison.caveats,
+        _markdown_table(_SETTING_COLUMNS, settings) if settings else _NO_SETTINGS,
+        comparison.class_summary,
     ]
-    parts.append(_piped(_SETTINGS, found.settings) if found.settings else "Nothing was set differently.")
-    parts.append(found.about_breeds)
-    if found.most_changed:
-        parts.append(
-            _piped(_COLUMNS, [[_said(change)[column] for column in _COLUMNS] for change in found.most_changed])
-        )
-    return "\n\n".join([*parts, *found.confusions]) + "\n"
+    if most_changed:
+        parts.append(_markdown_table(_CLASS_COLUMNS, _class_rows(most_changed)))
+    return "\n\n".join([*parts, *comparison.confusion_notes]) + "\n"
 
 
-def _piped(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(map(output.piped, (headings, ["---"] * len(headings), *rows)))
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(map(output.markdown_row, (headings, ["---"] * len(headings), *rows)))
 
 
-def as_csv(found: Difference) -> str:
-    """Every breed, the most changed first."""
+def as_csv(comparison: RunComparison) -> str:
+    """Render the changes of all classes as CSV, most changed first."""
     with io.StringIO() as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "first",
-                "second",
-                "split",
-                "breed",
-                "n",
-                "first_right",
-                "second_right",
-                "gained",
-                "lost",
-                "p",
-                "adjusted_p",
-            ]
-        )
-        for change in found.comparison.changes:
-            pair, runs = change.pair, (found.first.run_id, found.second.run_id)
-            counts = pair.n, change.before, change.after, pair.gained, pair.lost
+        writer.writerow(_CSV_COLUMNS)
+        for change in comparison.paired.changes:
             writer.writerow(
                 [
-                    *runs,
-                    found.comparison.split,
-                    spoken(change.name),
-                    *counts,
-                    f"{pair.p_value:.6g}",
-                    f"{change.adjusted:.6g}",
+                    comparison.first.run_id,
+                    comparison.second.run_id,
+                    comparison.paired.split,
+                    display_name(change.name),
+                    change.pair.n,
+                    change.before,
+                    change.after,
+                    change.pair.gained,
+                    change.pair.lost,
+                    f"{change.pair.p_value:.6g}",
+                    f"{change.adjusted_p:.6g}",
                 ]
             )
         return file.getvalue()
 
 
-def as_html(found: Difference, address: Address) -> str:
-    """One page that needs nothing else: what is to be said, a picture, and every breed."""
+def as_html(comparison: RunComparison, run_url: RunUrl) -> str:
+    """Render the comparison as one self-contained page, with a figure and all classes."""
     runs = (
         [
-            cell(word),
-            cell(link(short(record.run_id), address(record)), "run"),
+            cell(key),
+            cell(link(short(record.run_id), run_url(record)), "run"),
             cell(escape(record.name), "attempt"),
             cell(escape(str(accuracy)), "result"),
         ]
-        for (word, record), accuracy in zip(_both(found), found.comparison.accuracies, strict=True)
+        for key, record, accuracy in _runs(comparison)
     )
-    kinds = ("", *["number"] * (len(_COLUMNS) - 1))
-    breeds = (
-        [cell(escape(_said(change)[column]), kind) for column, kind in zip(_COLUMNS, kinds, strict=True)]
-        for change in found.comparison.changes
-    )
-    settings = ([cell(escape(text)) for text in row] for row in found.settings)
     parts = [
-        f"<p><b>{escape(found.conclusion)}</b></p>",
-        _paragraph(found.photos),
+        f"<p><b>{escape(comparison.conclusion)}</b></p>",
+        _paragraph(comparison.images_note),
         table(("", "run", "attempt", "accuracy"), runs),
-        _paragraph(f"{found.comparison.pair}."),
-        *map(_paragraph, found.cautions),
-        "<h2>What was set differently</h2>",
-        table(_SETTINGS, settings) if found.settings else _paragraph("Nothing."),
-        "<h2>Breeds</h2>",
-        _paragraph(found.about_breeds),
-        f"<figure>{svg(draw(found), 'how many photos of each breed are right')}</figure>" if found.most_changed else "",
-        *map(_paragraph, found.confusions),
-        table(_COLUMNS, breeds),
+        _paragraph(f"{comparison.paired.pair}."),
+        *map(_paragraph, comparison.caveats),
+        f"<h2>{_SETTINGS_TITLE}</h2>",
+        _settings_html(comparison),
+        "<h2>Classes</h2>",
+        _paragraph(comparison.class_summary),
+        _figure_html(comparison),
+        *map(_paragraph, comparison.confusion_notes),
+        _classes_html(comparison),
     ]
-    return page(f"run {short(found.first.run_id)} beside run {short(found.second.run_id)}", "".join(parts))
+    title = f"run {short(comparison.second.run_id)} compared with run {short(comparison.first.run_id)}"
+    return page(title, "".join(parts))
 
 
-def _paragraph(said: str) -> str:
-    return f"<p>{escape(said)}</p>"
+def _settings_html(comparison: RunComparison) -> str:
+    differences = comparison.setting_differences
+    if not differences:
+        return _paragraph(_NO_SETTINGS)
+    return table(_SETTING_COLUMNS, ([cell(escape(text)) for text in row] for row in differences))
 
 
-def draw(found: Difference) -> "Figure":
-    """The most changed breeds, before and after, beside how many breeds changed by how much: the most changed of many always look striking."""
+def _figure_html(comparison: RunComparison) -> str:
+    if not comparison.most_changed:
+        return ""
+    return f"<figure>{svg(class_changes(comparison), 'correct images of each class before and after')}</figure>"
+
+
+def _classes_html(comparison: RunComparison) -> str:
+    css_classes = ("", *["number"] * (len(_CLASS_COLUMNS) - 1))
+    rows = (
+        [cell(escape(text), css_class) for text, css_class in zip(row, css_classes, strict=True)]
+        for row in _class_rows(comparison.paired.changes)
+    )
+    return table(_CLASS_COLUMNS, rows)
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def class_changes(comparison: RunComparison) -> "Figure":
+    """Draw the accuracy of the most changed classes in both runs, and a histogram of the changes of all classes.
+
+    The histogram puts them into proportion: out of many classes, the most changed ones always look striking.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    named = found.most_changed
-    figure = Figure(figsize=(9, 1.2 + 0.28 * max(len(named), 6)), layout="constrained")
-    breeds, all_of_them = figure.subplots(1, 2, width_ratios=(3, 2))
-    for row, change in enumerate(named):
-        before, after = 100 * change.before / change.pair.n, 100 * change.after / change.pair.n
-        colour = _colour(change.net)
-        breeds.plot([before, after], [row, row], color=colour, lw=2, solid_capstyle="round")
-        breeds.plot(before, row, "o", color="white", mec=colour, ms=6, label="first" if row == 0 else "_")
-        breeds.plot(after, row, "o", color=colour, ms=6, label="second" if row == 0 else "_")
-    breeds.set(
-        xlim=(-3, 103), xlabel=f"photos of {found.comparison.split} that are right (%)", ylim=(len(named) - 0.4, -0.6)
-    )
-    breeds.set_yticks(range(len(named)), [literal(spoken(change.name)) for change in named])
-    breeds.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    counts = Counter(change.net for change in found.comparison.changes)
-    all_of_them.bar(list(counts), list(counts.values()), color=[_colour(net) for net in counts])
-    all_of_them.set(xlabel="photos more that are right", ylabel="breeds")
-    for axis in (all_of_them.xaxis, all_of_them.yaxis):
+    most_changed = comparison.most_changed
+    figure = Figure(figsize=(9, 1.2 + 0.28 * max(len(most_changed), 6)), layout="constrained")
+    classes_axes, histogram_axes = figure.subplots(1, 2, width_ratios=(3, 2))
+    _draw_most_changed(classes_axes, most_changed, comparison.paired.split)
+    counts = Counter(change.net for change in comparison.paired.changes)
+    histogram_axes.bar(list(counts), list(counts.values()), color=[_colour(net) for net in counts])
+    histogram_axes.set(xlabel="change in correct images", ylabel="classes")
+    for axis in (histogram_axes.xaxis, histogram_axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    for axes in (breeds, all_of_them):
+    for axes in (classes_axes, histogram_axes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
     return figure
 
 
+def _draw_most_changed(axes: "Axes", changes: Sequence[Change], split: str) -> None:
+    for row, change in enumerate(changes):
+        before = 100 * change.before / change.pair.n
+        after = 100 * change.after / change.pair.n
+        colour = _colour(change.net)
+        axes.plot([before, after], [row, row], color=colour, lw=2, solid_capstyle="round")
+        axes.plot(before, row, "o", color="white", mec=colour, ms=6, label="first" if row == 0 else "_")
+        axes.plot(after, row, "o", color=colour, ms=6, label="second" if row == 0 else "_")
+    axes.set(xlim=(-3, 103), xlabel=f"correct images of {split} (%)", ylim=(len(changes) - 0.4, -0.6))
+    axes.set_yticks(range(len(changes)), [escape_mathtext(display_name(change.name)) for change in changes])
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
 def _colour(net: int) -> str:
-    return _BETTER if net > 0 else _WORSE if net < 0 else _SAME
+    return _BETTER_COLOUR if net > 0 else _WORSE_COLOUR if net < 0 else _EQUAL_COLOUR

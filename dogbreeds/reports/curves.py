@@ -1,9 +1,9 @@
-"""Learning curves, as pictures."""
+"""Figures of learning curves and of the learning rate range test."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds.reports.figures import literal
+from dogbreeds.reports.figures import escape_mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
     from dogbreeds.evaluation.results import Epoch, Range
 
-_TRAIN, _VAL = "#8a8a8a", "#1f5fa8"
-# Curves that can still be told apart by name
-_LEGEND = 12
-# Letters of a name that a legend has room for
-_NAME = 48
+_TRAIN_COLOUR, _VAL_COLOUR, _SUGGESTION_COLOUR = "#8a8a8a", "#1f5fa8", "#b3541e"
+# With more curves, their colours are too alike for a legend.
+_MAX_LEGEND_ENTRIES = 12
+# Longest name, in characters, that the legend has room for.
+_MAX_NAME_LENGTH = 48
 
 
-def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
-    """Validation accuracy by epoch of several attempts, in one picture.
+def accuracy_curves(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
+    """Draw the validation accuracy by epoch of several attempts.
 
     Args:
-        histories: accuracy in [0, 1] after each epoch, of each of an attempt's seeds, by the attempt's name.
-        title: said above; may be empty.
+        histories: by the attempt's name, one curve per seed: accuracy in [0, 1] after each epoch.
+        title: heading of the figure; may be empty.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -33,13 +33,13 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
     colours = colormaps["viridis"]
     for index, (name, seeds) in enumerate(histories.items()):
         colour = colours(0.85 * index / max(1, len(histories) - 1))
-        best = sum(max(values, default=0) for values in seeds) / len(seeds)
-        for number, values in enumerate(seeds):
-            # Matplotlib leaves _ out of the legend
-            label = "_" if number else f"{_shortened(name)}: best {100 * best:.1f} %"
+        best = sum(max(accuracies, default=0) for accuracies in seeds) / len(seeds)
+        for seed, accuracies in enumerate(seeds):
+            # Matplotlib leaves labels that begin with _ out of the legend.
+            label = "_" if seed else f"{_shortened(name)}: best {100 * best:.1f} %"
             axes.plot(
-                range(1, len(values) + 1),
-                [100 * value for value in values],
+                range(1, len(accuracies) + 1),
+                [100 * accuracy for accuracy in accuracies],
                 color=colour,
                 marker="o",
                 ms=3,
@@ -47,20 +47,22 @@ def compare(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) ->
                 label=label,
             )
     axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
-    _dress(axes)
-    if len(histories) <= _LEGEND:
+    _style_epoch_axis(axes)
+    if len(histories) <= _MAX_LEGEND_ENTRIES:
         axes.legend(loc="center right", frameon=False)
     if title:
-        figure.suptitle(literal(title), fontsize=11)
+        figure.suptitle(escape_mathtext(title), fontsize=11)
     return figure
 
 
 def _shortened(name: str) -> str:
-    """A name that a legend has room for: runs that are named by what was typed differ at its end, mostly."""
-    return name if len(name) <= _NAME else f"{name[: _NAME // 3].strip()} … {name[-2 * _NAME // 3 :].strip()}"
+    """Shorten a name in its middle: runs that are named by their overrides mostly differ at the end."""
+    if len(name) <= _MAX_NAME_LENGTH:
+        return name
+    return f"{name[: _MAX_NAME_LENGTH // 3].strip()} … {name[-2 * _MAX_NAME_LENGTH // 3 :].strip()}"
 
 
-def _dress(axes: "Axes") -> None:
+def _style_epoch_axis(axes: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
@@ -69,76 +71,86 @@ def _dress(axes: "Axes") -> None:
     axes.grid(alpha=0.25)
 
 
-def draw(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
-    """Accuracy and loss by epoch, training beside validation, with the validation interval and the best epoch marked.
+def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
+    """Draw training and validation accuracy and loss by epoch, with the validation interval and the best epoch marked.
 
     Args:
-        epochs: at least one.
-        best: number of the best epoch.
-        title: said above.
+        epochs: results of each epoch; at least one.
+        best: number of the best epoch, from 1.
+        title: heading of the figure.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+    accuracy_axes, loss_axes = figure.subplots(1, 2)
+    _draw_accuracy(accuracy_axes, epochs, best)
+    numbers = [epoch.number for epoch in epochs]
+    loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN_COLOUR)
+    loss_axes.plot(numbers, [epoch.val.loss for epoch in epochs], color=_VAL_COLOUR, marker="o", ms=3)
+    loss_axes.set(ylabel="cross-entropy (nats)")
+    loss_axes.set_ylim(bottom=0)
+    for axes in (accuracy_axes, loss_axes):
+        _style_epoch_axis(axes)
+    figure.suptitle(escape_mathtext(title), fontsize=11)
+    return figure
+
+
+def _draw_accuracy(axes: "Axes", epochs: "Sequence[Epoch]", best: int) -> None:
     numbers = [epoch.number for epoch in epochs]
     intervals = [epoch.val.accuracy.interval for epoch in epochs]
-    accuracy.fill_between(
+    axes.fill_between(
         numbers,
         [100 * low for low, _ in intervals],
         [100 * high for _, high in intervals],
-        color=_VAL,
+        color=_VAL_COLOUR,
         alpha=0.15,
         lw=0,
     )
-    accuracy.plot(numbers, [100 * epoch.train_accuracy for epoch in epochs], color=_TRAIN, label="train")
-    accuracy.plot(
+    axes.plot(numbers, [100 * epoch.train_accuracy for epoch in epochs], color=_TRAIN_COLOUR, label="train")
+    axes.plot(
         numbers,
         [100 * epoch.val.accuracy.value for epoch in epochs],
-        color=_VAL,
+        color=_VAL_COLOUR,
         marker="o",
         ms=3,
         label="validation, 95 % interval",
     )
-    top = 100 * epochs[best - 1].val.accuracy.value
-    accuracy.annotate(
-        f"{top:.1f} %",
-        (best, top),
+    best_accuracy = 100 * epochs[best - 1].val.accuracy.value
+    axes.annotate(
+        f"{best_accuracy:.1f} %",
+        (best, best_accuracy),
         xytext=(0, 7),
         textcoords="offset points",
         ha="center",
-        color=_VAL,
+        color=_VAL_COLOUR,
         fontweight="bold",
     )
-    accuracy.set(ylabel="accuracy (%)", ylim=(0, 105))
-    accuracy.legend(loc="best", frameon=False)
-    loss.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN)
-    loss.plot(numbers, [epoch.val.loss for epoch in epochs], color=_VAL, marker="o", ms=3)
-    loss.set(ylabel="cross-entropy (nats)")
-    loss.set_ylim(bottom=0)
-    for axes in (accuracy, loss):
-        _dress(axes)
-    figure.suptitle(literal(title), fontsize=11)
-    return figure
+    axes.set(ylabel="accuracy (%)", ylim=(0, 105))
+    axes.legend(loc="best", frameon=False)
 
 
-def lr_range(found: "Range", title: str) -> "Figure":
-    """The loss over the rate, on a logarithmic axis, with the suggestion marked."""
+def lr_range_curve(result: "Range", title: str) -> "Figure":
+    """Draw the training loss over the learning rate, on a logarithmic axis, with the suggested rate marked.
+
+    Args:
+        result: the result of the learning rate range test.
+        title: heading of the figure.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    smoothed = found.smoothed
-    axes.plot(
-        found.lrs[: len(smoothed)], found.losses[: len(smoothed)], color=_TRAIN, alpha=0.35, lw=1, label="each batch"
-    )
-    axes.plot(found.lrs[: len(smoothed)], smoothed, color=_VAL, label="running mean")
+    smoothed = result.smoothed
+    lrs = result.lrs[: len(smoothed)]
+    axes.plot(lrs, result.losses[: len(smoothed)], color=_TRAIN_COLOUR, alpha=0.35, lw=1, label="each batch")
+    axes.plot(lrs, smoothed, color=_VAL_COLOUR, label="running mean")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (nats)")
     axes.set_ylim(0, 1.3 * max(smoothed[: len(smoothed) // 2 + 1], default=1.0))
-    if found.suggestion is not None:
-        axes.axvline(found.suggestion, color="#b3541e", lw=1.2, ls="--", label=f"suggested: {found.suggestion:.1g}")
+    if result.suggestion is not None:
+        label = f"suggested: {result.suggestion:.1g}"
+        axes.axvline(result.suggestion, color=_SUGGESTION_COLOUR, lw=1.2, ls="--", label=label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.suptitle(literal(title), fontsize=11)
+    figure.suptitle(escape_mathtext(title), fontsize=11)
     return figure

@@ -1,20 +1,21 @@
-"""An evaluation as a page that needs nothing else, and as files."""
+"""Evaluation report: a self-contained HTML page, its figures, and tables as CSV and JSON."""
 
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dogbreeds.data.class_names import spoken
+from dogbreeds.data.class_names import display_name
+from dogbreeds.evaluation.class_scores import ClassScore, ConfusedClasses
 from dogbreeds.evaluation.metrics import Proportion, probabilities
 from dogbreeds.evaluation.results import Mistake
-from dogbreeds.evaluation.summary import Breed, Confusion, Evaluation, Measure
+from dogbreeds.evaluation.summary import Evaluation, Measure
 from dogbreeds.evaluation.verdict import PAIRED_LEVEL
 from dogbreeds.reports import figures, html
 
@@ -31,223 +32,271 @@ FILES = (
     "confusions.csv",
     "photos.csv",
 )
-# Of the most confused breeds
-_PAIRS = 15
+# Rows of the page's table of confused classes.
+_MAX_CONFUSIONS = 15
 _DPI = 130
 
 
 @dataclass(frozen=True)
-class Report:
-    """An evaluation and what it is of.
+class EvaluationReport:
+    """An evaluation, with what its report shows.
 
     Attributes:
-        title: for people.
-        about: sentences: which network on which photos, and what to keep in mind.
-        facts: by name, for the end of the page.
-        evaluation: the numbers.
-        names: of the classes.
-        ids: a name for each photo.
-        labels: [n] int.
-        logits: [n, classes].
-        mistakes: the most confident ones, the most confident first.
+        title: heading of the page.
+        about: sentences on top of the page: which network, which images, and the limits of the numbers.
+        facts: provenance at the end of the page, text by name.
+        evaluation: the scores.
+        class_names: in the order of the logits.
+        image_ids: name of each image.
+        labels: [n] int, true classes.
+        logits: [n, classes] float.
+        mistakes: the most confident ones, most confident first; may be empty.
     """
 
     title: str
     about: tuple[str, ...]
-    facts: dict[str, str]
+    facts: Mapping[str, str]
     evaluation: Evaluation
-    names: tuple[str, ...]
-    ids: Sequence[str]
+    class_names: tuple[str, ...]
+    image_ids: Sequence[str]
     labels: np.ndarray
     logits: np.ndarray
     mistakes: tuple[Mistake, ...]
 
     def write(self, folder: Path) -> None:
-        """Writes `report.html`, its pictures and its tables into a folder."""
-        found = self.evaluation
-        drawn: dict[str, Figure] = {
-            "reliability.png": figures.reliability(
-                found.calibration.bins_before, found.calibration.bins_after, found.calibration.temperature
+        """Write all `FILES` into a folder; `mistakes.jpg` only if there are mistakes."""
+        drawn = self._draw_figures()
+        for name, figure in drawn.items():
+            figure.savefig(folder / name, dpi=_DPI, pil_kwargs={"quality": 88} if name.endswith(".jpg") else {})
+        metrics = self.evaluation.metrics()
+        (folder / "scores.json").write_text(
+            json.dumps({name: metrics[name] for name in sorted(metrics)}, indent=1) + "\n"
+        )
+        _write_csv(folder / "breeds.csv", self._class_records())
+        _write_csv(
+            folder / "confusions.csv",
+            [asdict(confusion) for confusion in self.evaluation.confusions],
+            [field.name for field in fields(ConfusedClasses)],
+        )
+        _write_csv(folder / "photos.csv", self._image_records())
+        # The page embeds mistakes.jpg, which is written by now.
+        (folder / "report.html").write_text(self._page(folder, drawn), encoding="utf-8")
+
+    def _draw_figures(self) -> "dict[str, Figure]":
+        calibration = self.evaluation.calibration
+        drawn = {
+            "reliability.png": figures.reliability_diagram(
+                calibration.bins_before, calibration.bins_after, calibration.temperature
             ),
-            "confusion.png": figures.confusion(found.matrix, [spoken(name) for name in self.names]),
+            "confusion.png": figures.confusion_matrix(
+                self.evaluation.matrix, [display_name(name) for name in self.class_names]
+            ),
         }
         if self.mistakes:
             drawn["mistakes.jpg"] = figures.contact_sheet(self.mistakes)
-        for name, figure in drawn.items():
-            figure.savefig(folder / name, dpi=_DPI, pil_kwargs={"quality": 88} if name.endswith(".jpg") else {})
-        numbers = found.metrics()
-        (folder / "scores.json").write_text(
-            json.dumps({name: numbers[name] for name in sorted(numbers)}, indent=1) + "\n"
-        )
-        _write_csv(folder / "breeds.csv", self._breed_rows())
-        _write_csv(
-            folder / "confusions.csv",
-            [asdict(confusion) for confusion in found.confusions],
-            [field.name for field in fields(Confusion)],
-        )
-        _write_csv(folder / "photos.csv", self._photo_rows())
-        (folder / "report.html").write_text(self._page(folder, drawn), encoding="utf-8")
+        return drawn
 
-    def _breed_rows(self) -> list[dict[str, object]]:
-        rows = []
-        for breed in self.evaluation.breeds:
-            low, high = breed.right.interval
-            numbers = {
-                "recall": breed.right.value,
-                "recall_low": low,
-                "recall_high": high,
-                "precision": breed.precision,
-                "f1": breed.f1,
-            }
-            rows.append(
-                {"breed": breed.name, "n": breed.right.n, "right": breed.right.correct}
-                | numbers
-                | dict(zip(_MISTAKEN, breed.mistaken, strict=True))
+    def _class_records(self) -> list[dict[str, object]]:
+        records: list[dict[str, object]] = []
+        for score in self.evaluation.classes:
+            low, high = score.correct.interval
+            records.append(
+                {
+                    "breed": score.name,
+                    "n": score.correct.n,
+                    "right": score.correct.correct,
+                    "recall": score.correct.value,
+                    "recall_low": low,
+                    "recall_high": high,
+                    "precision": score.precision,
+                    "f1": score.f1,
+                    "mistaken_for": score.mistaken_for,
+                    "mistaken_n": score.mistaken_n,
+                }
             )
-        return rows
+        return records
 
-    def _photo_rows(self) -> list[dict[str, object]]:
-        shares, called = probabilities(self.logits), self.logits.argmax(axis=1)
+    def _image_records(self) -> list[dict[str, object]]:
+        predicted = self.logits.argmax(axis=1)
         return [
             {
-                "photo": name,
-                "breed": self.names[label],
-                "called": self.names[said],
-                "probability": f"{share[said]:.6f}",
-                "of_breed": f"{share[label]:.6f}",
+                "photo": image_id,
+                "breed": self.class_names[label],
+                "called": self.class_names[prediction],
+                "probability": f"{row[prediction]:.6f}",
+                "of_breed": f"{row[label]:.6f}",
             }
-            for name, label, said, share in zip(self.ids, self.labels, called, shares, strict=True)
+            for image_id, label, prediction, row in zip(
+                self.image_ids, self.labels, predicted, probabilities(self.logits), strict=True
+            )
         ]
 
-    def _page(self, folder: Path, drawn: "dict[str, Figure]") -> str:
-        found = self.evaluation
-        parts = [f"<p>{escape(sentence)}</p>" for sentence in self.about]
-        parts += ["<h2>Scores</h2>", html.table(("measure", "value", "95 % interval", "n"), self._score_rows())]
-        if found.augmented is not None:
-            parts += ["<h2>Test-time augmentation</h2>", f"<p>{escape(augmented_said(found))}</p>"]
-        parts += [
-            "<h2>Can its confidence be believed?</h2>",
-            f"<p>{escape(found.calibration.said)} {_HOW_CALIBRATED}</p>",
-        ]
-        parts.append(
-            f"<figure>{html.svg(drawn['reliability.png'], 'accuracy over confidence, before and after scaling')}</figure>"
-        )
-        parts += ["<h2>Which breeds are taken for each other?</h2>", self._pairs()]
-        parts.append(f"<figure>{html.svg(drawn['confusion.png'], 'confusion matrix')}</figure>")
-        if self.mistakes:
-            parts.append("<h2>The most confident mistakes</h2>")
-            alt = "; ".join(f"{mistake.breed} called {mistake.called}" for mistake in self.mistakes)
-            parts.append(
-                f"<p>{_HOW_MISTAKEN}</p><figure>{html.image((folder / 'mistakes.jpg').read_bytes(), 'jpeg', alt)}</figure>"
-            )
-        parts += [
-            "<h2>Breed by breed, the worst first</h2>",
-            html.table(_BREED_HEADINGS, map(_breed_cells, found.breeds)),
-        ]
-        parts += [
-            "<h2>What this is of</h2>",
+    def _page(self, folder: Path, drawn: "Mapping[str, Figure]") -> str:
+        sections = [
+            *(f"<p>{escape(sentence)}</p>" for sentence in self.about),
+            *self._scores_section(),
+            *self._calibration_section(drawn["reliability.png"]),
+            *self._confusions_section(drawn["confusion.png"]),
+            *self._mistakes_section(folder / "mistakes.jpg"),
+            "<h2>Results by class, worst first</h2>",
+            html.table(_CLASS_HEADINGS, map(_class_cells, self.evaluation.classes)),
+            "<h2>Provenance</h2>",
             html.table(
-                ("", ""), ((html.cell(escape(name)), html.cell(escape(said))) for name, said in self.facts.items())
+                ("", ""), ((html.cell(escape(name)), html.cell(escape(text))) for name, text in self.facts.items())
             ),
         ]
-        return html.page(self.title, "\n".join(parts))
+        return html.page(self.title, "\n".join(sections))
 
-    def _score_rows(self) -> list[list[str]]:
+    def _scores_section(self) -> list[str]:
+        rows = (
+            [html.cell(escape(row.name)), *(html.cell(text, "number") for text in (row.value, row.interval, row.n))]
+            for row in score_rows(self.evaluation)
+        )
+        section = ["<h2>Scores</h2>", html.table(("measure", "value", "95 % interval", "n"), rows)]
+        if self.evaluation.augmented is not None:
+            section += ["<h2>Test-time augmentation</h2>", f"<p>{escape(tta_summary(self.evaluation))}</p>"]
+        return section
+
+    def _calibration_section(self, diagram: "Figure") -> list[str]:
         return [
-            [html.cell(escape(name)), *(html.cell(said, "number") for said in cells)]
-            for name, *cells in score_lines(self.evaluation)
+            "<h2>Calibration</h2>",
+            f"<p>{escape(self.evaluation.calibration.description)} {_DIAGRAM_LEGEND}</p>",
+            f"<figure>{html.svg(diagram, 'accuracy over confidence, before and after scaling')}</figure>",
         ]
 
-    def _pairs(self) -> str:
-        pairs = self.evaluation.confusions[:_PAIRS]
-        if not pairs:
-            return "<p>None: every photo was called what it is.</p>"
+    def _confusions_section(self, matrix: "Figure") -> list[str]:
+        return [
+            "<h2>Confused classes</h2>",
+            self._confusions_table(),
+            f"<figure>{html.svg(matrix, 'confusion matrix')}</figure>",
+        ]
+
+    def _confusions_table(self) -> str:
+        confusions = self.evaluation.confusions[:_MAX_CONFUSIONS]
+        if not confusions:
+            return "<p>None: all images were classified correctly.</p>"
         rows = (
             [
-                html.cell(escape(spoken(pair.first))),
-                html.cell(escape(spoken(pair.second))),
-                html.cell(str(pair.there), "number"),
-                html.cell(str(pair.back), "number"),
+                html.cell(escape(display_name(confusion.first))),
+                html.cell(escape(display_name(confusion.second))),
+                html.cell(str(confusion.there), "number"),
+                html.cell(str(confusion.back), "number"),
             ]
-            for pair in pairs
+            for confusion in confusions
         )
-        return html.table(("breed", "taken for", "photos", "the other way round"), rows)
+        return html.table(("class", "predicted as", "images", "the reverse"), rows)
 
-
-_MISTAKEN = ("mistaken_for", "mistaken_n")
-_BREED_HEADINGS = ("breed", "right", "of them", "95 % interval", "precision", "F1", "most often called instead")
-_HOW_CALIBRATED = (
-    "Each dot is photos of about the same confidence; the line through it is the 95 % interval of their accuracy, the"
-    " red bar how far that is from the confidence. On the dashed line, a network is right as often as it thinks."
-)
-_HOW_MISTAKEN = (
-    "Red is what the network said and how sure it was, green what the photo is. Some of these are the labels' mistakes,"
-    " not the network's."
-)
-
-
-def score_lines(found: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Name, value, interval and n of each score, as people read them."""
-    lines = [_share("accuracy", found.scores.accuracy), _share("top-5 accuracy", found.scores.top5)]
-    lines.append(_measure("macro F1", found.macro_f1, 100, " %", 1))
-    lines.append(_measure("log loss", found.log_loss, 1, " nats", 3))
-    lines.append(_measure("calibration error", found.calibration.before, 100, " %", 1))
-    scaled = f", temperature {found.calibration.temperature:.2f}"
-    lines.append(_measure(f"calibration error{scaled}", found.calibration.after, 100, " %", 1))
-    lines.append(_measure(f"log loss{scaled}", found.calibration.log_loss_after, 1, " nats", 3))
-    if found.augmented is not None:
-        views = f", {found.augmented.views} views"
-        lines += [
-            _share(f"accuracy{views}", found.augmented.accuracy),
-            _measure(f"log loss{views}", found.augmented.log_loss, 1, " nats", 3),
+    def _mistakes_section(self, file: Path) -> list[str]:
+        if not self.mistakes:
+            return []
+        alt = "; ".join(f"{mistake.label} predicted as {mistake.predicted}" for mistake in self.mistakes)
+        return [
+            "<h2>Most confident mistakes</h2>",
+            f"<p>{_SHEET_LEGEND}</p><figure>{html.image(file.read_bytes(), 'jpeg', alt)}</figure>",
         ]
-    return lines
 
 
-def augmented_said(found: Evaluation) -> str:
-    """What test-time augmentation gains and costs, in two sentences; the evaluation must have one."""
-    if found.augmented is None:
+_CLASS_HEADINGS = ("class", "recall", "correct", "95 % interval", "precision", "F1", "most often mistaken for")
+_DIAGRAM_LEGEND = (
+    "Each dot stands for images of similar confidence. The line through it is the 95 % interval of their accuracy, the"
+    " red bar the gap between confidence and accuracy. A perfectly calibrated network follows the dashed line."
+)
+_SHEET_LEGEND = (
+    "Red: the predicted class and its probability. Green: the label. Some of these mistakes may be wrong labels."
+)
+
+
+class ScoreRow(NamedTuple):
+    """One score, formatted.
+
+    Attributes:
+        name: such as `accuracy`.
+        value: with its unit.
+        interval: the 95 % interval.
+        n: number of images.
+    """
+
+    name: str
+    value: str
+    interval: str
+    n: str
+
+
+def score_rows(evaluation: Evaluation) -> list[ScoreRow]:
+    """Format each score of an evaluation."""
+    calibration = evaluation.calibration
+    scaled = f", temperature {calibration.temperature:.2f}"
+    rows = [
+        _proportion_row("accuracy", evaluation.scores.accuracy),
+        _proportion_row("top-5 accuracy", evaluation.scores.top5),
+        _percent_row("macro F1", evaluation.macro_f1),
+        _nats_row("log loss", evaluation.log_loss),
+        _percent_row("calibration error", calibration.before),
+        _percent_row(f"calibration error{scaled}", calibration.after),
+        _nats_row(f"log loss{scaled}", calibration.log_loss_after),
+    ]
+    if evaluation.augmented is not None:
+        views = f", {evaluation.augmented.views} views"
+        rows += [
+            _proportion_row(f"accuracy{views}", evaluation.augmented.accuracy),
+            _nats_row(f"log loss{views}", evaluation.augmented.log_loss),
+        ]
+    return rows
+
+
+def _proportion_row(name: str, proportion: Proportion) -> ScoreRow:
+    return _percent_row(name, Measure(proportion.value, *proportion.interval, proportion.n))
+
+
+def _percent_row(name: str, measure: Measure) -> ScoreRow:
+    return ScoreRow(
+        name,
+        value=f"{100 * measure.value:.1f} %",
+        interval=f"{100 * measure.low:.1f}–{100 * measure.high:.1f}",
+        n=f"{measure.n:,}",
+    )
+
+
+def _nats_row(name: str, measure: Measure) -> ScoreRow:
+    return ScoreRow(
+        name,
+        value=f"{measure.value:.3f} nats",
+        interval=f"{measure.low:.3f}–{measure.high:.3f}",
+        n=f"{measure.n:,}",
+    )
+
+
+def tta_summary(evaluation: Evaluation) -> str:
+    """State the gain and the cost of test-time augmentation in two sentences; empty if the evaluation has none."""
+    if evaluation.augmented is None:
         return ""
-    pair, views = found.augmented.pair, found.augmented.views
-    shown = (
-        f"{'a' if pair.p_value < PAIRED_LEVEL else 'no'} difference that these photos show at the level of"
-        f" {PAIRED_LEVEL:g}"
-    )
+    augmented = evaluation.augmented
+    significance = "significant" if augmented.pair.p_value < PAIRED_LEVEL else "not significant"
     return (
-        f"{views} views of each photo change the accuracy by {pair}: {shown}. They take {found.augmented.cost:.1f}"
-        " times as long."
+        f"Averaging {augmented.views} views of each image changes the accuracy by {augmented.pair}: {significance} at"
+        f" level {PAIRED_LEVEL:g}. It takes {augmented.cost:.1f} times as long."
     )
 
 
-def _share(name: str, share: Proportion) -> tuple[str, str, str, str]:
-    return _measure(name, Measure(share.value, *share.interval, share.n), 100, " %", 1)
-
-
-def _measure(name: str, measure: Measure, times: float, unit: str, digits: int) -> tuple[str, str, str, str]:
-    value, low, high = (f"{times * number:.{digits}f}" for number in (measure.value, measure.low, measure.high))
-    return name, f"{value}{unit}", f"{low}–{high}", f"{measure.n:,}"
-
-
-def _breed_cells(breed: Breed) -> list[str]:
-    low, high = breed.right.interval
-    called = f"{spoken(breed.mistaken[0])} ({breed.mistaken[1]})" if breed.mistaken[1] else "–"
-    precision = f"{100 * breed.precision:.0f} %" if not math.isnan(breed.precision) else "–"
+def _class_cells(score: ClassScore) -> list[str]:
+    low, high = score.correct.interval
     numbers = (
-        f"{100 * breed.right.value:.0f} %",
-        f"{breed.right.correct} of {breed.right.n}",
+        f"{100 * score.correct.value:.0f} %",
+        f"{score.correct.correct} of {score.correct.n}",
         f"{100 * low:.0f}–{100 * high:.0f}",
-        precision,
+        f"{100 * score.precision:.0f} %" if not math.isnan(score.precision) else "–",
+        f"{100 * score.f1:.0f} %",
     )
-    cells = [*numbers, f"{100 * breed.f1:.0f} %"]
     return [
-        html.cell(escape(spoken(breed.name))),
-        *(html.cell(said, "number") for said in cells),
-        html.cell(escape(called)),
+        html.cell(escape(display_name(score.name))),
+        *(html.cell(number, "number") for number in numbers),
+        html.cell(escape(f"{display_name(score.mistaken_for)} ({score.mistaken_n})" if score.mistaken_n else "–")),
     ]
 
 
-def _write_csv(file: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] = ()) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.DictWriter(opened, columns or list(rows[0]), lineterminator="\n")
+def _write_csv(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] = ()) -> None:
+    """Write rows by column name; `columns` names the columns where there may be no row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""What goes with a network that is handed over: what it is, how good it is, what to be careful of, how to ask it."""
+"""Model card of an exported network: README.md with its inputs, outputs, accuracy, limits and usage."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,74 +7,79 @@ from dogbreeds.evaluation.results import Predictions
 from dogbreeds.reports import baseline_note
 from dogbreeds.tracking.records import Record
 
-_IMAGENET = (
-    "Weights that descend from ImageNet have seen photos of Stanford Dogs before, which is drawn from it: accuracies on"
-    " that data flatter them, and say little about photos from elsewhere."
+_IMAGENET_LIMIT = (
+    "Stanford Dogs is part of ImageNet, so weights pretrained on ImageNet have seen its images. Accuracy on that"
+    " data set is optimistic and predicts little about images from elsewhere."
 )
-_DRAWN = "The photos are drawn, and so were those that its backbone learned from: it knows no real dogs."
+_DRAWN_LIMIT = (
+    "The images are drawn by a program, and so are those that the backbone was pretrained on. The network has seen no"
+    " real dogs."
+)
 
 
-def card(
+def model_card(
     title: str,
     record: Record | None,
-    said: Mapping[str, Predictions],
+    predictions: Mapping[str, Predictions],
     class_names: Sequence[str],
-    size: int,
+    image_size: int,
     resize: str,
     usages: Mapping[str, str],
 ) -> str:
-    """A README in Markdown.
+    """Render the model card in Markdown.
 
     Args:
-        title: the network in a few words.
-        record: the attempt that trained it; None for a saved file.
-        said: the attempt's predictions, by split.
+        title: short name of the network.
+        record: the run that trained it; None for a network file of unknown origin.
+        predictions: the run's recorded predictions, by split.
         class_names: in the order of the probabilities.
-        size, resize: what it does with a photo first.
-        usages: Python that asks the network, for each format that is there.
+        image_size: side length in pixels that the network resizes images to.
+        resize: how the network resizes images.
+        usages: Python code that runs the network, by name of each exported format.
     """
     parts = [
         f"# {title}",
         (
-            "Takes photos as RGB, `[b, h, w, 3]` uint8 of any size, and gives `probabilities`, `[b, classes]` float32,"
-            f" and `breed`, the likeliest. It resizes to {size} x {size} pixels ({resize}) and normalises by itself:"
-            " hand it pixels as they were decoded, upright."
+            "Input: RGB images, `[b, h, w, 3]` uint8, of any size. Outputs: `probabilities`, `[b, classes]` float32,"
+            f" and `breed`, the most probable class. The network resizes images to {image_size} x {image_size} pixels"
+            f" ({resize}) and normalises them itself: pass decoded pixels, rotated upright."
         ),
         (
-            f"It knows {len(class_names)} breeds, in the order of `breeds.txt`, and answers with one of them whatever"
-            " the photo shows."
+            f"It distinguishes {len(class_names)} classes, listed in order in `breeds.txt`, and predicts one of them"
+            " whatever the image shows."
         ),
-        "## How good it is",
-        *_measured(record, said),
-        "## How to ask it",
-        "```python\n" + _PHOTOS + "\n```",
+        "## Accuracy",
+        *_accuracy(record, predictions),
+        "## Usage",
+        "```python\n" + _LOAD_IMAGES + "\n```",
         *(f"**{name}**\n\n```python\n{usage}\n```" for name, usage in usages.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-_PHOTOS = """import numpy as np
+# The exporter's usage examples read the variable `images`.
+_LOAD_IMAGES = """import numpy as np
 from PIL import Image, ImageOps
-photos = np.asarray(ImageOps.exif_transpose(Image.open("dog.jpg")).convert("RGB"))[None]"""
+images = np.asarray(ImageOps.exif_transpose(Image.open("dog.jpg")).convert("RGB"))[None]"""
 
 
-def _measured(record: Record | None, said: Mapping[str, Predictions]) -> list[str]:
+def _accuracy(record: Record | None, predictions: Mapping[str, Predictions]) -> list[str]:
     if record is None:
-        return ["That is not known: it was exported from a file, which does not say.", _IMAGENET]
-    splits = {"test": "test photos", "val": "validation photos, on which the best epoch was chosen"}
+        return ["Unknown: the network was exported from a file, which does not record its accuracy.", _IMAGENET_LIMIT]
+    splits = {"test": "test images", "val": "validation images, on which the best epoch was chosen"}
+    recorded = [split for split in splits if split in predictions]
     lines = [
-        f"- {score(said[split].logits, said[split].labels).accuracy} on {words}"
-        for split, words in splits.items()
-        if split in said
+        f"- {score(predictions[split].logits, predictions[split].labels).accuracy} on {splits[split]}"
+        for split in recorded
     ]
-    data = record.params["data.name"]
     origin = (
-        f"MLflow run `{record.run_id}`, {record.params['model.architecture']} trained on `{data}`"
-        f" ({record.params['data.photos.train']} photos)."
+        f"MLflow run `{record.run_id}`, {record.params['model.architecture']} trained on `{record.params['data.name']}`"
+        f" ({record.params['data.photos.train']} images)."
     )
-    zero = [
-        baseline_note.said(record, split, len(said[split].ids))
-        for split in splits
-        if split in said and baseline_note.is_descended(record)
-    ][:1]
-    return ["\n".join(lines), *zero, origin, _DRAWN if record.params["data"] == "Miniature" else _IMAGENET]
+    baseline = (
+        [baseline_note.describe(record, split, len(predictions[split].ids)) for split in recorded[:1]]
+        if baseline_note.overlaps_imagenet(record)
+        else []
+    )
+    limit = _DRAWN_LIMIT if record.params["data"] == "Miniature" else _IMAGENET_LIMIT
+    return ["\n".join(lines), *baseline, origin, limit]

@@ -1,48 +1,53 @@
-"""Where what a command has to say goes: to the terminal, or into a file."""
+"""Output of a command's result: to the terminal or into a file, in one of four formats."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dogbreeds.core.console import columns
-from dogbreeds.core.files import sink
+from dogbreeds.core.console import terminal_width
+from dogbreeds.core.files import output_stream
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, one_of, text
 
-_ENDINGS = {"text": "txt", "markdown": "md", "csv": "csv", "html": "html"}
+_EXTENSIONS = {"text": "txt", "markdown": "md", "csv": "csv", "html": "html"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Spec):
-    """How a command's result is shown."""
+    """Format and destination of a command's result.
+
+    Attributes:
+        format: `text`, `markdown`, `csv` or `html`.
+        output: path of the file to write; None prints, and puts HTML into `multirun/`.
+    """
 
     group = ""
     format: str = one_of("text", "markdown", "csv", "html")
     output: str | None = text(example="result.md", optional=True)
 
     @property
-    def width(self) -> int | None:
-        """Columns of the terminal that the result is shown in; None where it goes elsewhere."""
-        return columns(sys.stdout) if self.output is None else None
+    def terminal_width(self) -> int | None:
+        """Width in columns of the terminal that the result goes to; None if it goes elsewhere."""
+        return terminal_width(sys.stdout) if self.output is None else None
 
-    def deliver(self, shown: str, name: str) -> None:
-        """Prints a result, or writes it and prints where it lies; a page that was given no place goes into `multirun/`.
+    def write_result(self, result: str, command: str) -> None:
+        """Print the result, or write it into a file and print the file's path.
 
         Args:
-            shown: the result, whole.
-            name: the command's.
+            result: the rendered result.
+            command: name of the command, from which file names are made.
 
         Raises:
-            Refused: where the file cannot be written.
+            UserError: if the file cannot be written.
         """
-        place = self.output or (str(home() / f"multirun/{name}.html") if self.format == "html" else None)
-        with sink(place, f"{name}.{_ENDINGS[self.format]}") as stream:
-            stream.write(shown)
-        if place is not None:
-            print(Path(place).expanduser())
+        path = self.output or (str(home() / f"multirun/{command}.html") if self.format == "html" else None)
+        with output_stream(path, f"{command}.{_EXTENSIONS[self.format]}") as stream:
+            stream.write(result)
+        if path is not None:
+            print(Path(path).expanduser())
 
 
-def piped(cells: Sequence[str]) -> str:
-    """A row of a table in Markdown."""
+def markdown_row(cells: Sequence[str]) -> str:
+    """Format one row of a Markdown table."""
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"

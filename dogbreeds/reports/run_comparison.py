@@ -1,83 +1,89 @@
-"""What is to be said of two attempts: whether they differ, what their settings have to do with it, and on which breeds."""
+"""Comparison of two recorded runs: whether they differ, in which settings, and on which classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from dogbreeds.data.class_names import spoken
+from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.paired_comparison import Change, Comparison, Confusion
 from dogbreeds.reports import baseline_note
-from dogbreeds.tracking.records import ELSEWHERE, Record, short
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY, Record, short
 
-# Breeds or confusions in a sentence
-_NAMED = 5
-# By which the same files have another fingerprint
-_SPLIT = ("data.split", "data.split_seed", "data.val_fraction", "data.guide_seed")
-# Of what else is recorded: names of the same, and what follows from other settings.
-_FOLLOWS = ("key", "overrides", "parameters", "unfreeze.plan", "unfreeze.layers_asked")
+# Classes or confusions that a sentence lists.
+_MAX_LISTED = 5
+# Params that give the same files another fingerprint.
+_SPLIT_PARAMS = ("data.split", "data.split_seed", "data.val_fraction", "data.guide_seed")
+# Params that follow from other params.
+_DERIVED_PARAMS = ("key", "overrides", "parameters", "unfreeze.plan", "unfreeze.layers_asked")
+
+
+class SettingDifference(NamedTuple):
+    """A setting with different values in the two runs; `–` stands for a missing value."""
+
+    name: str
+    first: str
+    second: str
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Two attempts and their networks' calls.
+class RunComparison:
+    """Two recorded runs and the paired comparison of their predictions.
 
     Attributes:
-        first, second: as they were recorded.
-        comparison: of their calls.
-        alpha: the level of significance, in (0, 1).
-        breeds: how many of the most changed breeds are named.
+        first: the run to compare with.
+        second: the run that is compared with it.
+        paired: comparison of their predictions, image by image.
+        alpha: significance level, in (0, 1).
+        max_classes: how many of the most changed classes to list.
     """
 
     first: Record
     second: Record
-    comparison: Comparison
+    paired: Comparison
     alpha: float
-    breeds: int
+    max_classes: int
 
     @property
-    def photos(self) -> str:
-        """Which photos the two are compared on."""
-        n, (first, second) = len(self.comparison.labels), self.comparison.photos
-        if n == first == second:
-            return f"On the {n:,} photos of {self.comparison.split}."
-        return (
-            f"On the {n:,} photos of {self.comparison.split} that both have; the first has {first:,} there, the second"
-            f" {second:,}."
-        )
+    def images_note(self) -> str:
+        """Which images the runs are compared on."""
+        shared = len(self.paired.labels)
+        first, second = self.paired.images
+        if shared == first == second:
+            return f"On the {shared:,} images of {self.paired.split}."
+        return f"On the {shared:,} images of {self.paired.split} in both runs (first: {first:,}, second: {second:,})."
 
     @property
     def conclusion(self) -> str:
-        """Whether one is better, in a sentence."""
-        pair = self.comparison.pair
+        """Whether one run is significantly better, in a sentence or two."""
+        first, second = f"run {short(self.first.run_id)}", f"run {short(self.second.run_id)}"
         if self.first.run_id == self.second.run_id:
-            return "The first and the second are the same run: there is no difference."
+            return f"first and second are the same run ({short(self.first.run_id)}): there is no difference."
+        pair = self.paired.pair
         if pair.p_value <= self.alpha:
-            return (
-                f"The second is {'better' if pair.difference > 0 else 'worse'} than the first, at the level of"
-                f" {self.alpha:g}."
-            )
+            direction = "better" if pair.difference > 0 else "worse"
+            return f"Compared with {first}, {second} is {direction} at significance level {self.alpha:g}."
         low, high = (100 * end for end in pair.interval)
         return (
-            f"No difference is shown at the level of {self.alpha:g}. The second may be anything from {_points(low)} to"
-            f" {_points(high)} (95 % interval), and these photos do not tell which."
+            f"No significant difference at level {self.alpha:g}. Compared with {first}, {second} may be anything from"
+            f" {_points(low)} to {_points(high)} (95 % interval); these images cannot tell which."
         )
 
     @property
-    def cautions(self) -> list[str]:
-        """What to keep in mind of these numbers."""
+    def caveats(self) -> list[str]:
+        """Limits of these numbers, one sentence or two each."""
         found = []
-        if self.comparison.split == "val":
+        if self.paired.split == "val":
             found.append(
-                "Each network's best epoch was chosen on its val: on these photos both look a little better than they"
-                " are."
+                "Each network's best epoch was chosen on its val split, so these accuracies are slightly optimistic."
             )
-        if self._differs("data.fingerprint") and not any(map(self._differs, _SPLIT)):
-            found.append("The two had not quite the same files: photos of the same name are taken for the same.")
-        if baseline_note.is_descended(self.second):
-            found.append(baseline_note.said(self.second, self.comparison.split, self.comparison.photos[1]))
+        if self._differs("data.fingerprint") and not any(map(self._differs, _SPLIT_PARAMS)):
+            found.append("The runs' files are not identical. Images of the same name are treated as the same image.")
+        if baseline_note.overlaps_imagenet(self.second):
+            found.append(baseline_note.describe(self.second, self.paired.split, self.paired.images[1]))
         if self.first.run_id != self.second.run_id:
             found.append(
-                "The test is of these two networks: another seed moves an accuracy too. Compare several before a"
-                " setting is preferred."
+                "The test compares these two networks only, and accuracy also varies with the seed. Compare several"
+                " seeds before you prefer a setting."
             )
         return found
 
@@ -85,99 +91,100 @@ class Difference:
         return self.first.params.get(name) != self.second.params.get(name)
 
     @property
-    def about_breeds(self) -> str:
-        """Which breeds differ, in a sentence or two."""
-        found = self.comparison.different(self.alpha)
-        of = (
-            f"{len(self.comparison.changes)} breeds, after adjusting for that many tests (Benjamini and Hochberg,"
-            f" {self.alpha:g})"
+    def class_summary(self) -> str:
+        """Which classes differ significantly, in a sentence or two."""
+        different = self.paired.different(self.alpha)
+        tested = (
+            f"{len(self.paired.changes)} classes differ{'' if len(different) > 1 else 's'} significantly (p adjusted"
+            f" for that many tests by Benjamini and Hochberg, level {self.alpha:g})"
         )
-        if found:
-            return (
-                f"{len(found)} of {of}, differ{'s' if len(found) == 1 else ''}:"
-                f" {_listed([_net(change) for change in found])}."
-            )
-        sizes = sorted({change.pair.n for change in self.comparison.changes})
-        each = f"{sizes[0]} to {sizes[-1]} photos" if sizes[1:] else f"{sizes[0]} photo{'s' if sizes[0] > 1 else ''}"
-        needed = self.comparison.needed(self.alpha)
+        if different:
+            return f"{len(different)} of {tested}: {_listed([_net_change(change) for change in different])}."
+        sizes = sorted({change.pair.n for change in self.paired.changes})
+        size = f"{sizes[0]} to {sizes[-1]} images" if sizes[1:] else f"{sizes[0]} image{'s' if sizes[0] > 1 else ''}"
+        needed = self.paired.images_needed(self.alpha)
         return (
-            f"None of {of}, differs. With {each} of each, a single breed would have to gain or lose {needed}, with none"
-            f" the other way{': more than there are' if needed > sizes[-1] else ''}."
+            f"None of {tested}. With {size} per class, a single class would have to gain or lose {needed} images, with"
+            f" no change the other way{': more than there are' if needed > sizes[-1] else ''}."
         )
 
     @property
     def most_changed(self) -> tuple[Change, ...]:
-        """The breeds that are named: of those that changed, the first few."""
-        return tuple(change for change in self.comparison.changes if change.pair.gained or change.pair.lost)[
-            : self.breeds
-        ]
+        """The first `max_classes` of the classes that changed, most changed first."""
+        changed = [change for change in self.paired.changes if change.pair.gained or change.pair.lost]
+        return tuple(changed[: self.max_classes])
 
     @property
-    def confusions(self) -> list[str]:
-        """What the breeds that are named are taken for now, and are not any more."""
+    def confusion_notes(self) -> list[str]:
+        """Repeated confusions of the most changed classes that only one of the runs makes."""
         names = [change.name for change in self.most_changed]
-        made, mended = self.comparison.made(names), self.comparison.mended(names)
-        lines = [("Only the second takes", made), ("Only the first takes", mended)]
-        return [f"{who} {_listed([_confusion(confusion) for confusion in found])}." for who, found in lines if found]
+        made = [("second", self.paired.introduced(names)), ("first", self.paired.fixed(names))]
+        return [
+            f"Only the {run} confuses {_listed([_confusion(confusion) for confusion in confusions])}."
+            for run, confusions in made
+            if confusions
+        ]
 
     @property
-    def settings(self) -> list[tuple[str, str, str]]:
-        """What was set differently, as names with the first's and the second's value; what decides nothing is left out."""
-        params = [record.params for record in (self.first, self.second)]
-        found = [
-            (name, *(values.get(name, "–") for values in params))
-            for name in sorted(params[0].keys() | params[1].keys())
-            if _decides(name)
+    def setting_differences(self) -> list[SettingDifference]:
+        """Settings and versions that differ, without those that cannot change the result."""
+        first, second = self.first.params, self.second.params
+        values = [
+            SettingDifference(name, first.get(name, "–"), second.get(name, "–"))
+            for name in sorted(first.keys() | second.keys())
+            if _decides_result(name)
         ]
-        different = [(name, first, second) for name, first, second in found if first != second]
-        names = [name for name, _, _ in different]
-        # A fingerprint tells that photos or weights are others where no setting does.
-        told = [
-            line
-            for line in different
-            if not (line[0].endswith(".fingerprint") and any(_beside(name, line[0]) for name in names))
-        ]
-        return told + self._circumstances()
+        different = [value for value in values if value.first != value.second]
+        names = [difference.name for difference in different]
+        # A fingerprint is listed only if no setting of its group explains it.
+        explained = {
+            name
+            for name in names
+            if name.endswith(".fingerprint") and any(_same_group(other, name) for other in names if other != name)
+        }
+        return [difference for difference in different if difference.name not in explained] + self._tag_differences()
 
-    def _circumstances(self) -> list[tuple[str, str, str]]:
-        """What no setting says: which run a fine-tune goes on from, and versions."""
-        tags = [record.tags for record in (self.first, self.second)]
+    def _tag_differences(self) -> list[SettingDifference]:
+        """Tags that can change the result: the fine-tune's parent run, the commit and versions."""
+        first, second = self.first.tags, self.second.tags
         names = sorted(
             name
-            for name in tags[0].keys() | tags[1].keys()
+            for name in first.keys() | second.keys()
             if name in ("parent", "git.commit", "python") or name.startswith("version.")
         )
         values = [
-            (
-                name,
-                *(short(of.get(name, "–")) if name in ("parent", "git.commit") else of.get(name, "–") for of in tags),
-            )
+            SettingDifference(name, _tag_text(name, first.get(name, "–")), _tag_text(name, second.get(name, "–")))
             for name in names
         ]
-        return [(name, first, second) for name, first, second in values if first != second]
+        return [value for value in values if value.first != value.second]
 
 
-def _decides(name: str) -> bool:
-    return name == "features.dtype" or not (name.split(".")[0] in (*ELSEWHERE, *_FOLLOWS) or name in _FOLLOWS)
+def _decides_result(name: str) -> bool:
+    group = name.split(".")[0]
+    return name == "features.dtype" or not (group in (*NOT_IN_RUN_KEY, *_DERIVED_PARAMS) or name in _DERIVED_PARAMS)
 
 
-def _beside(name: str, fingerprint: str) -> bool:
-    """Whether a setting is of the same group as a fingerprint."""
-    return name != fingerprint and name.split(".")[0] == fingerprint.split(".")[0]
+def _same_group(name: str, other: str) -> bool:
+    return name.split(".")[0] == other.split(".")[0]
+
+
+def _tag_text(name: str, value: str) -> str:
+    """Tags that hold a long hash are shortened."""
+    return short(value) if name in ("parent", "git.commit") else value
 
 
 def _points(points: float) -> str:
     return f"{abs(points):.1f} points {'worse' if points < 0 else 'better'}" if round(points, 1) else "no difference"
 
 
-def _net(change: Change) -> str:
-    return f"{spoken(change.name)} ({change.net:+d} of {change.pair.n})"
+def _net_change(change: Change) -> str:
+    return f"{display_name(change.name)} ({change.net:+d} of {change.pair.n})"
 
 
 def _confusion(confusion: Confusion) -> str:
-    return f"{spoken(confusion.true)} for {spoken(confusion.called)} ({confusion.photos} photos)"
+    return f"{display_name(confusion.true)} with {display_name(confusion.predicted)} ({confusion.images} images)"
 
 
 def _listed(items: Sequence[str]) -> str:
-    more = f", and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more
+    more = f", and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return ", ".join(items[:_MAX_LISTED]) + more

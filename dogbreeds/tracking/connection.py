@@ -1,4 +1,4 @@
-"""MLflow's client: how a store is reached, and what happens while its server is away."""
+"""Connection to an MLflow store: the client, and how it handles errors and a tracking server that is away."""
 
 import collections
 import contextlib
@@ -16,28 +16,33 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.process import PROCESS
+from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.core.spec import number, text
-from dogbreeds.core.text import masked
+from dogbreeds.core.text import mask_passwords
 from dogbreeds.tracking.delivery import Call, DeliveryQueue, is_outage
+from dogbreeds.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import DatasetInput, Metric
     from mlflow.entities import Run as MlflowRun
 
-
-from dogbreeds.tracking.tracking import Tracking
-
-# MLflow's limit of one call
-_METRICS_AT_ONCE = 1000
-# MLflow then shows its pages for training, not those for language models
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
+# MLflow's limit of metrics in one call.
+_METRICS_PER_CALL = 1000
+# MLflow's UI then shows the pages for model training, not those for language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowStore(Tracking):
-    """An experiment in a store of MLflow: a local SQLite file, or any address."""
+    """An MLflow experiment in a local SQLite file or on a server.
+
+    Attributes:
+        uri: MLflow's tracking URI.
+        artifacts: folder of artifacts, for stores that have none of their own.
+        experiment: name of the experiment.
+        patience_minutes: how long a call that needs an answer waits for a server that is away.
+    """
 
     uri: str = text(example="http://127.0.0.1:5000")
     artifacts: str = text(example="mlruns/artifacts")
@@ -45,34 +50,38 @@ class MlflowStore(Tracking):
     patience_minutes: float = number(at_least=0, example=10)
 
     def connect(self) -> "tuple[mlflow.MlflowClient, str]":
-        """A client of the store, made ready, and the id of the experiment, made if it is not there.
+        """Open the store; create its database and the experiment if they do not exist.
+
+        Returns:
+            A client of the store, and the id of the experiment.
 
         Raises:
-            UserError: where the store cannot be reached or used.
+            UserError: the store cannot be reached or used.
         """
-        if self._server is not None:
-            # What records waits from the beginning
-            self._server.awaited, self._server.hurried = True, False
-        client, known = self._look()
-        if known is not None:
-            return client, known
-        # A server has a place of its own for artifacts
-        elsewhere = self._server is not None or self.uri.startswith("databricks")
-        place = None if elsewhere else Path(self.artifacts).expanduser().resolve().as_uri()
+        if self._queue is not None:
+            # A command that records waits for its server even if that has not answered before.
+            self._queue.wait_enabled = True
+            self._queue.shutting_down = False
+        client, experiment_id = self._find_experiment()
+        if experiment_id is not None:
+            return client, experiment_id
+        # A server decides itself where artifacts lie.
+        has_artifact_store = self._queue is not None or self.uri.startswith("databricks")
+        location = None if has_artifact_store else Path(self.artifacts).expanduser().resolve().as_uri()
         try:
-            return client, client.create_experiment(self.experiment, artifact_location=place, tags=_KIND)
+            return client, client.create_experiment(self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except UserError:
-            # By another job, meanwhile
-            made = self._look()[1]
-            if made is None:
+            # Another job may have created it meanwhile.
+            experiment_id = self._find_experiment()[1]
+            if experiment_id is None:
                 raise
-            return client, made
+            return client, experiment_id
 
-    def _look(self) -> "tuple[mlflow.MlflowClient, str | None]":
-        """A client, and the experiment's id if there is one."""
+    def _find_experiment(self) -> "tuple[mlflow.MlflowClient, str | None]":
+        """Return a client, and the experiment's id if it exists."""
         client = self._client()
-        known = client.get_experiment_by_name(self.experiment)
-        return client, known.experiment_id if known is not None else None
+        found = client.get_experiment_by_name(self.experiment)
+        return client, found.experiment_id if found is not None else None
 
     def _client(self) -> "mlflow.MlflowClient":
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -81,182 +90,196 @@ class MlflowStore(Tracking):
         logging.getLogger("alembic").setLevel(logging.WARNING)
         import mlflow
 
-        if self._server is not None:
-            # MLflow's go on for minutes without a word; `DeliveryQueue` has its own
+        if self._queue is not None:
+            # MLflow's own retries block for minutes without a log line. `DeliveryQueue` retries instead.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-            # Seconds; a machine that is off does not refuse, it says nothing
+            # In seconds. A machine that is switched off does not refuse connections, it never answers.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-            user = urlsplit(self.uri)
-            if user.password:
+            parts = urlsplit(self.uri)
+            if parts.password:
                 os.environ |= {
-                    "MLFLOW_TRACKING_USERNAME": unquote(user.username or ""),
-                    "MLFLOW_TRACKING_PASSWORD": unquote(user.password),
+                    "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
+                    "MLFLOW_TRACKING_PASSWORD": unquote(parts.password),
                 }
-        with self.reached():
+        with self.user_errors():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self._address)
-            return cast("mlflow.MlflowClient", _Client(mlflow.MlflowClient(self._address), self.reached, self._server))
+            client = _Client(mlflow.MlflowClient(self._address), self.user_errors, self._queue)
+            return cast("mlflow.MlflowClient", client)
 
     @property
     def _address(self) -> str:
-        """What MLflow is told: a server's address without name and password, which would stand in errors."""
+        """The tracking URI without name and password, which MLflow would print in its errors."""
         parts = urlsplit(self.uri)
         if parts.scheme not in ("http", "https") or not parts.password:
             return self.uri
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @property
-    def _server(self) -> DeliveryQueue | None:
-        """The server, if that is what records; it is one for all of a process."""
+    def _queue(self) -> DeliveryQueue | None:
+        """The server's delivery queue, one for all of a process; None for a store without a server."""
         if not self.uri.startswith(("http://", "https://")):
             return None
-        server = _server(self._address, os.getpid())
-        server.patience_seconds = 60 * self.patience_minutes
-        return server
+        delivery_queue = _delivery_queue(self._address, os.getpid())
+        delivery_queue.patience_seconds = 60 * self.patience_minutes
+        return delivery_queue
 
     @contextlib.contextmanager
-    def reached(self) -> Iterator[None]:
-        """Turns what goes wrong with the store in the body into `UserError`."""
+    def user_errors(self) -> Iterator[None]:
+        """Convert errors of the store that occur in the body to `UserError`."""
         from mlflow.exceptions import MlflowException
 
-        # Of a damaged database, which MLflow lets through
+        # MLflow lets the errors of a damaged database through.
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            why = masked(" ".join(str(error).split()))[:200]
+            why = mask_passwords(" ".join(str(error).split()))[:200]
             raise UserError(
-                f"tracking.uri={masked(self.uri)} cannot be used ({why}). It must be sqlite:///<file>, whole and on a"
-                " disk with room, the address of an MLflow server, or another database that MLflow knows. Type"
-                " tracking.uri=sqlite:///mlflow.db or tracking=none, or mend it and run the same command again."
+                f"tracking.uri={mask_passwords(self.uri)} cannot be used ({why}). It must be sqlite:///<file>,"
+                " undamaged and on a disk with free space, the address of an MLflow server, or another database that"
+                " MLflow supports."
+                " Type tracking.uri=sqlite:///mlflow.db or tracking=none, or repair the store and run the same command"
+                " again."
             ) from error
 
 
 @functools.cache
-def _server(address: str, _process: int) -> DeliveryQueue:
-    """A thread does not live on in a process that was forked."""
+def _delivery_queue(address: str, _process: int) -> DeliveryQueue:
+    """Return the queue of a server and a process: a forked process needs another, since its parent's thread is gone."""
     return DeliveryQueue(address)
 
 
-class _Calls:
-    """Methods of MLflow's, each called in the same way."""
+class _MethodProxy:
+    """Forwards the methods of an MLflow object, each called through the same function."""
 
-    def __init__(self, called: Any, way: Callable[[Call], Any]):
-        self._called, self._way = called, way
+    def __init__(self, target: Any, invoke: Callable[[Call], Any]):
+        self._target = target
+        self._invoke = invoke
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._called, name)
-        return lambda *arguments, **named: self._way(functools.partial(method, *arguments, **named))
+        method = getattr(self._target, name)
+        return lambda *arguments, **named: self._invoke(functools.partial(method, *arguments, **named))
 
 
-class _Client(_Calls):
-    """MLflow's client, whose failures become sentences, and which waits for a server that is away.
+class _Client(_MethodProxy):
+    """MLflow's client. Its errors become `UserError`, and its calls wait for a server that is away.
 
     Attributes:
-        kept: the same for what is not waited for; with a local store that is no other.
-        once: the same for what is tried at once, and once only.
+        background: the same client for calls that are not waited for. With a local store they are made at once.
+        without_retry: the same client for calls that are tried once, at once.
     """
 
     def __init__(
         self,
         client: "mlflow.MlflowClient",
-        reached: Callable[[], contextlib.AbstractContextManager[None]],
-        server: DeliveryQueue | None,
+        user_errors: Callable[[], contextlib.AbstractContextManager[None]],
+        delivery_queue: DeliveryQueue | None,
     ):
-        super().__init__(client, self._ask)
-        self._reached, self._server = reached, server
-        self._waiting: list[Future[Any]] = []
+        super().__init__(client, self._call_and_wait)
+        self._user_errors = user_errors
+        self._queue = delivery_queue
+        self._pending: list[Future[Any]] = []
         self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
-        # With a local store each thread sends for itself
-        self._sending = threading.Lock()
-        # System metrics come from a thread of their own
-        self._heeding = threading.Lock()
-        self.kept, self.once = _Calls(client, self._keep), _Calls(client, self._once)
+        # With a local store each thread sends its own metrics.
+        self._send_lock = threading.Lock()
+        # System metrics come from their own thread.
+        self._pending_lock = threading.Lock()
+        self.background = _MethodProxy(client, self._call_in_background)
+        self.without_retry = _MethodProxy(client, self._call_once)
 
-    def calls(self, other: Any) -> _Calls:
-        """Another of MLflow's objects, called as this one."""
-        return _Calls(other, self._ask)
+    def wrap(self, other: Any) -> _MethodProxy:
+        """Wrap another MLflow object, so that its calls wait and fail as this client's do."""
+        return _MethodProxy(other, self._call_and_wait)
 
     def create_run_once(self, experiment_id: str, tags: dict[str, str]) -> "MlflowRun":
-        """Makes one run, also where the server made it and went away before it said so."""
-        mine = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (*PROCESS, "heartbeat"))
+        """Create one run, even if the server created it and went away before it answered.
+
+        Args:
+            experiment_id: experiment of the run.
+            tags: its tags, which name this process and moment.
+        """
+        created_here = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (*PROCESS_TAGS, "heartbeat"))
         tries = itertools.count()
 
         def create() -> "MlflowRun":
-            before = self._called.search_runs([experiment_id], mine) if next(tries) else []
-            return before[0] if before else self._called.create_run(experiment_id, tags=tags)
+            found = self._target.search_runs([experiment_id], created_here) if next(tries) else []
+            return found[0] if found else self._target.create_run(experiment_id, tags=tags)
 
-        return self._ask(create)
+        return self._call_and_wait(create)
 
     def log_metric(self, run_id: str, name: str, value: float) -> None:
-        """Records a number once, however often it is sent: MLflow's takes the time anew each time."""
+        """Record a metric once, however often the call is sent: MLflow's own takes a new timestamp at each try."""
         from mlflow.entities import Metric
 
         self.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0)])
 
-    def keep_metrics(self, run_id: str, metrics: "Sequence[Metric]") -> None:
-        """Records numbers without waiting; what came together while the server was away goes together."""
+    def queue_metrics(self, run_id: str, metrics: "Sequence[Metric]") -> None:
+        """Record metrics without waiting. Those that pile up during an outage are sent in large batches."""
         self._unsent[run_id].extend(metrics)
-        self._keep(functools.partial(self._send, run_id))
+        self._call_in_background(functools.partial(self._send_metrics, run_id))
 
-    def keep_inputs(self, run_id: str, inputs: "Sequence[DatasetInput]") -> None:
-        """Records photos without waiting. Where another job records the same ones at the very same moment, MLflow refuses one of the two: once more,
-        and they are there."""
+    def queue_inputs(self, run_id: str, inputs: "Sequence[DatasetInput]") -> None:
+        """Record data sets without waiting.
+
+        MLflow refuses one of two jobs that record the same data set at the same moment. The second try succeeds, since
+        the data set exists by then.
+        """
 
         def record() -> None:
             try:
-                self._called.log_inputs(run_id, inputs)
+                self._target.log_inputs(run_id, inputs)
             except Exception as error:
                 if is_outage(error):
                     raise
-                self._called.log_inputs(run_id, inputs)
+                self._target.log_inputs(run_id, inputs)
 
-        self._keep(record)
+        self._call_in_background(record)
 
-    def _send(self, run_id: str) -> None:
+    def _send_metrics(self, run_id: str) -> None:
         unsent = self._unsent[run_id]
-        with self._sending:
+        with self._send_lock:
             while unsent:
-                now = unsent[:_METRICS_AT_ONCE]
-                self._called.log_batch(run_id, metrics=now)
-                # Only then: a call that got no answer is made again, and MLflow takes the same number once
-                del unsent[: len(now)]
+                batch = unsent[:_METRICS_PER_CALL]
+                self._target.log_batch(run_id, metrics=batch)
+                # After the call: one without an answer is repeated, and MLflow stores an identical metric once.
+                del unsent[: len(batch)]
 
-    def settle(self) -> None:
-        """Waits until all that was kept is delivered."""
-        if self._server is not None:
-            self._server.ask(lambda: None)
-        self._heed()
+    def flush(self) -> None:
+        """Wait until all background calls are delivered."""
+        if self._queue is not None:
+            self._queue.submit_and_wait(lambda: None)
+        self._raise_background_errors()
 
-    def hurry(self) -> None:
-        """From now on nobody waits long for a server: the command ends."""
-        if self._server is not None:
-            self._server.hurried = True
+    def begin_shutdown(self) -> None:
+        """Wait for a server for a few seconds only from now on, since the command is ending."""
+        if self._queue is not None:
+            self._queue.shutting_down = True
 
-    def _once(self, call: Call) -> Any:
-        with self._reached():
+    def _call_once(self, call: Call) -> Any:
+        with self._user_errors():
             return call()
 
-    def _ask(self, call: Call) -> Any:
-        with self._reached():
-            return self._server.ask(call) if self._server is not None else call()
+    def _call_and_wait(self, call: Call) -> Any:
+        with self._user_errors():
+            return self._queue.submit_and_wait(call) if self._queue is not None else call()
 
-    def _keep(self, call: Call) -> None:
-        if self._server is None:
-            self._once(call)
+    def _call_in_background(self, call: Call) -> None:
+        if self._queue is None:
+            self._call_once(call)
             return
-        self._heed()
-        with self._heeding:
-            self._waiting.append(self._server.keep(call))
+        self._raise_background_errors()
+        with self._pending_lock:
+            self._pending.append(self._queue.submit(call))
 
-    def _heed(self) -> None:
-        """Raises what was refused of that which was not waited for."""
-        with self._heeding:
-            self._waiting = [future for future in self._waiting if not future.done() or future.exception() is not None]
-            waiting = list(self._waiting)
-        for future in waiting:
+    def _raise_background_errors(self) -> None:
+        """Raise the error of a background call that the server refused."""
+        with self._pending_lock:
+            self._pending = [future for future in self._pending if not future.done() or future.exception() is not None]
+            pending = list(self._pending)
+        for future in pending:
             if future.done():
-                with self._reached():
+                with self._user_errors():
                     future.result()

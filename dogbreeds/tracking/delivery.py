@@ -1,4 +1,7 @@
-"""A tracking server that may be away for a while: what can be kept is delivered when it is back, and what cannot waits for it."""
+"""Delivery queue for a tracking server that may be away.
+
+Calls are queued and sent in order once the server answers. Callers that need an answer wait for it, up to a limit.
+"""
 
 import contextlib
 import logging
@@ -16,136 +19,161 @@ log = logging.getLogger(__name__)
 
 Call = Callable[[], Any]
 
-# Between two tries; what lasts no longer than one of them is not worth a line
-_PAUSE_SECONDS, _SAID_AFTER_SECONDS = 1.0, 1.0
-_LOOK_SECONDS = 0.2
-# How long a command that is ending anyway waits
-_BRIEFLY_SECONDS = 5.0
+# Between two tries of a call.
+_RETRY_SECONDS = 1.0
+# Shorter outages are not logged.
+_WARN_AFTER_SECONDS = 1.0
+# Between two looks at whether a wait is over.
+_POLL_SECONDS = 0.2
+# Longest wait of a command that is ending.
+_SHUTDOWN_WAIT_SECONDS = 5.0
 
 
 class DeliveryQueue:
-    """One server as one process sees it. A single thread talks to it, so that all arrives in the order in which it was said.
+    """Queue of calls to one server. A single thread makes the calls of a process, in the order of submission.
 
-    MLflow has a queue of its own (`synchronous=False`). It drops a batch whose retries are used up, with a line in the log, sends batches from ten
-    threads in any order, and its hook at exit waits for minutes: what is kept here stays until it is delivered or the process ends, and then the
-    attempt that goes on from the checkpoint records it.
+    MLflow's own queue (`synchronous=False`) does not serve: it drops a batch whose retries are used up with no more
+    than a log line, sends batches from ten threads in any order, and its exit hook blocks for minutes. Here a call
+    stays queued until it is delivered or the process ends; the run that resumes from the checkpoint then records it.
+
+    Attributes:
+        address: address of the server, without a password.
+        patience_seconds: how long a caller waits for an answer during an outage.
+        wait_enabled: whether callers wait at all. False until the server has answered or a run is to be recorded on
+            it: until then an address that does not answer is more likely wrong than away.
+        shutting_down: whether the command is ending, so that callers wait for a few seconds only.
     """
 
     def __init__(self, address: str):
         """
         Args:
-            address: without a password.
+            address: address of the server, without a password.
         """
         self.address = address
         self.patience_seconds = 0.0
-        # A server that never answered, and that nothing was to be recorded on, is a wrong address rather than one that
-        # is away
-        self.awaited = False
-        self.hurried = False
-        # Since when, by the monotonic clock
-        self._away: float | None = None
-        self._why = ""
-        self._said = self._lost = False
+        self.wait_enabled = False
+        self.shutting_down = False
+        # Start of the outage by the monotonic clock; None while the server answers.
+        self._outage_start: float | None = None
+        self._outage_reason = ""
+        self._outage_logged = False
+        # Whether a caller has given up during this outage.
+        self._gave_up = False
         self._calls: queue.SimpleQueue[tuple[Future[Any], Call]] = queue.SimpleQueue()
-        threading.Thread(target=self._talk, name="tracking server", daemon=True).start()
+        threading.Thread(target=self._deliver, name="tracking server", daemon=True).start()
 
-    def keep(self, call: Call) -> "Future[Any]":
-        """Makes a call when the server answers and what was said before is delivered; does not wait for that."""
+    def submit(self, call: Call) -> "Future[Any]":
+        """Queue a call without waiting for it.
+
+        Returns:
+            The call's result, once the server answers and earlier calls are delivered.
+        """
         future: Future[Any] = Future()
         self._calls.put((future, call))
         return future
 
-    def ask(self, call: Call) -> Any:
-        """Makes a call, as `keep` does, and waits for its answer, while the server is away as long as patience lasts.
+    def submit_and_wait(self, call: Call) -> Any:
+        """Queue a call and return its result. During an outage the wait lasts `patience_seconds`.
 
         Raises:
-            UserError: where that is over.
+            UserError: the server did not answer in time.
         """
-        asked, future = time.monotonic(), self.keep(call)
+        submitted = time.monotonic()
+        future = self.submit(call)
         try:
-            while not wait({future}, _LOOK_SECONDS).done:
-                signals.raise_arrived()
-                if self._is_over(asked):
-                    self._lost = True
-                    raise UserError(self._sentences())
+            while not wait({future}, _POLL_SECONDS).done:
+                signals.raise_pending()
+                if self._wait_is_over(submitted):
+                    self._gave_up = True
+                    raise UserError(self._outage_message())
             return future.result()
         finally:
-            # Who is in a hurry leaves what was asked behind, such as how a run ended: it arrives if there is still time
-            if not self.hurried:
+            # While shutting down the call stays queued, such as a run's final status: it is sent if time allows.
+            if not self.shutting_down:
                 future.cancel()
 
-    def _is_over(self, asked: float) -> bool:
-        """Whether somebody has waited long enough; after that nobody waits any more until the server has answered."""
-        now, away = time.monotonic(), self._away
-        if self.hurried and now - asked > _BRIEFLY_SECONDS:
+    def _wait_is_over(self, submitted: float) -> bool:
+        """Whether a call has waited long enough. After one has, no other waits until the server has answered again."""
+        now = time.monotonic()
+        # Read once: the delivery thread changes it.
+        outage_start = self._outage_start
+        if self.shutting_down and now - submitted > _SHUTDOWN_WAIT_SECONDS:
             return True
-        return away is not None and (self._lost or now - max(asked, away) >= self._patience())
+        if outage_start is None:
+            return False
+        return self._gave_up or now - max(submitted, outage_start) >= self._patience()
 
     def _patience(self) -> float:
-        return self.patience_seconds if self.awaited else 0.0
+        return self.patience_seconds if self.wait_enabled else 0.0
 
-    def _sentences(self) -> str:
-        waited = (
-            f", and was waited for {self._patience() / 60:.2g} minutes" if self._patience() and not self.hurried else ""
-        )
+    def _outage_message(self) -> str:
+        waited = f"; waited {self._patience() / 60:.2g} minutes" if self._patience() and not self.shutting_down else ""
         return (
-            f"The tracking server at {self.address} does not answer ({self._why or 'it is busy'}){waited}. tracking.uri"
-            " must be the address of an MLflow server that runs; nothing that was trained is lost. Start it and run"
-            " the same command again, which records what is missing, or type tracking=none."
+            f"The tracking server at {self.address} does not answer ({self._outage_reason or 'it is busy'}{waited})."
+            " tracking.uri must be the address of a running MLflow server; no training progress is lost. Start it and"
+            " run the same command again, which records what is missing, or type tracking=none."
         )
 
-    def _talk(self) -> None:
+    def _deliver(self) -> None:
         while True:
             future, call = self._calls.get()
             while not future.cancelled() and not self._try(future, call):
-                time.sleep(_PAUSE_SECONDS)
+                time.sleep(_RETRY_SECONDS)
 
     def _try(self, future: "Future[Any]", call: Call) -> bool:
-        """Makes a call; gives whether there was an answer, if only a refusal."""
-        began = time.monotonic()
+        """Make a call and return whether the server answered, be it with a refusal."""
+        start = time.monotonic()
         try:
             answer = call()
+        # Everything, including KeyboardInterrupt: the error belongs to the caller that waits for the answer.
         except BaseException as error:
-            # it belongs to whoever waits for the answer
             if is_outage(error):
-                self._missed(error, began)
+                self._on_outage(error, start)
                 return False
-            # Of a disk, and not the server's
+            # An OSError comes from a local disk and tells nothing about the server.
             if not isinstance(error, OSError):
-                self._answered()
-            # Nobody waits any more
+                self._on_answer()
+            # The caller may have cancelled the call meanwhile.
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)
             return True
-        self._answered()
+        self._on_answer()
         with contextlib.suppress(InvalidStateError):
             future.set_result(answer)
         return True
 
-    def _missed(self, error: BaseException, began: float) -> None:
+    def _on_outage(self, error: BaseException, start: float) -> None:
         now = time.monotonic()
-        self._why = " ".join(str(list(_causes(error))[-1]).split())[:100]
-        self._away = began if self._away is None else self._away
-        if not self._said and now - self._away >= _SAID_AFTER_SECONDS and self._patience():
-            self._said = True
+        self._outage_reason = " ".join(str(list(_causes(error))[-1]).split())[:100]
+        self._outage_start = start if self._outage_start is None else self._outage_start
+        if not self._outage_logged and now - self._outage_start >= _WARN_AFTER_SECONDS and self._patience():
+            self._outage_logged = True
             log.warning(
-                "the tracking server at %s does not answer (%s): metrics are kept until it does, what cannot go on"
-                " without it waits %.2g minutes",
+                "the tracking server at %s does not answer (%s): metrics are queued until it does; calls that need an"
+                " answer wait up to %.2g minutes",
                 self.address,
-                self._why,
+                self._outage_reason,
                 self._patience() / 60,
             )
 
-    def _answered(self) -> None:
-        if self._said and self._away is not None:
+    def _on_answer(self) -> None:
+        if self._outage_logged and self._outage_start is not None:
             log.warning(
-                "the tracking server at %s answers again, after %.0f s", self.address, time.monotonic() - self._away
+                "the tracking server at %s answers again, after %.0f s",
+                self.address,
+                time.monotonic() - self._outage_start,
             )
-        self._away, self._said, self._lost, self.awaited = None, False, False, True
+        self._outage_start = None
+        self._outage_logged = False
+        self._gave_up = False
+        self.wait_enabled = True
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether a call failed because the server, or what it stands on, is away; a refusal is none, and neither is a certificate that is no good."""
+    """Whether a call failed because the server, or what it depends on, is away.
+
+    A refusal is no outage, and neither is an invalid certificate.
+    """
     from requests import exceptions as http
 
     for cause in _causes(error):
@@ -155,7 +183,7 @@ def is_outage(error: BaseException) -> bool:
             return True
         if isinstance(cause, http.HTTPError) and cause.response is not None:
             return cause.response.status_code >= 500
-    # Of a download MLflow hands on the text alone
+    # A failed download reaches us as MLflow's text alone, without its cause.
     return "failed with exception" in str(error)
 
 

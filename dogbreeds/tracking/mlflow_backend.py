@@ -1,84 +1,100 @@
-"""MLflow as the way to record: a run begun or resumed, what is known of an attempt, and the results that a sweep takes over."""
+"""The option `tracking=mlflow`: record runs, find prior runs, and reuse finished results."""
 
 import contextlib
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dogbreeds.core.spec import number, one_of
-from dogbreeds.tracking.lifecycle import begin, choices, close_orphaned_runs, ended, go_on, system_metrics
-from dogbreeds.tracking.records import REUSED, SWEEP, PriorRuns, Record, RunOrigin, short
-
-if TYPE_CHECKING:
-    pass
-
-
+from dogbreeds.tracking.lifecycle import (
+    choice_tags,
+    close_orphaned_runs,
+    end_run_on_exit,
+    resume_run,
+    start_run,
+    system_metrics,
+)
 from dogbreeds.tracking.reader import MlflowReader
-from dogbreeds.tracking.records import record_of
+from dogbreeds.tracking.records import REUSED_TAG_PREFIX, SWEEP_RUN_ENV, PriorRuns, Record, RunOrigin, record_of, short
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.tracking.writer import MlflowTracker, add_files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mlflow(MlflowReader):
-    """MLflow: a local SQLite store, or any address."""
+    """Record in MLflow: a local SQLite file, or a server.
+
+    Attributes:
+        model: which trained networks are saved: of a sweep the best, all, or none.
+        system_metrics_seconds: seconds between samples of processor and memory use; 0 turns them off.
+    """
 
     model: str = one_of("best", "all", "none")
     system_metrics_seconds: float = number(at_least=0, example=10)
 
     @contextlib.contextmanager
-    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
+    def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
-        above = os.environ.get(SWEEP)
+        sweep_run_id = os.environ.get(SWEEP_RUN_ENV)
+        resumed = unfinished is not None
         run = (
-            begin(client, experiment_id, composition, above)
+            start_run(client, experiment_id, origin, sweep_run_id)
             if unfinished is None
-            else go_on(client, unfinished.run_id, composition, above)
+            else resume_run(client, unfinished.run_id, origin, sweep_run_id)
         )
-        sampled = system_metrics(
-            client, run.info.run_id, self._address, self.system_metrics_seconds, unfinished is not None
-        )
-        with ended(client, run.info.run_id), sampled:
+        sampling = system_metrics(client, run.info.run_id, self._address, self.system_metrics_seconds, resumed)
+        with end_run_on_exit(client, run.info.run_id), sampling:
             yield MlflowTracker(client, run, self.experiment, self.model)
 
-    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> PriorRuns:
+    def prior_runs(self, key: str, identity: str, dead_processes: Collection[str] = ()) -> PriorRuns:
         client, experiment_id = self.connect()
-        close_orphaned_runs(client, experiment_id, gone)
-        same = [record_of(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)]
-        finished = [
-            record
-            for record in same
-            if record.status == "FINISHED" and record.tags["identity"] == identity and not self._lacks(record)
+        close_orphaned_runs(client, experiment_id, dead_processes)
+        # The newest first.
+        same_key = [
+            record_of(run) for run in client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)
         ]
-        unfinished = [
-            record for record in same if record.status in ("KILLED", "FAILED") and record.tags["identity"] == identity
-        ]
-        others = tuple(short(record.run_id) for record in same if record.tags["identity"] != identity)
+        same = [record for record in same_key if record.tags["identity"] == identity]
+        finished = [record for record in same if record.status == "FINISHED" and not self._lacks_head(record)]
+        unfinished = [record for record in same if record.status in ("KILLED", "FAILED")]
+        others = tuple(short(record.run_id) for record in same_key if record.tags["identity"] != identity)
         return PriorRuns(next(iter(finished), None), next(iter(unfinished), None), others)
 
-    def _lacks(self, record: Record) -> bool:
-        """Whether a frozen attempt did not keep the head that a fine-tune would go on from, and should have."""
+    def _lacks_head(self, record: Record) -> bool:
+        """Whether a frozen run saved no head for fine-tunes to start from, though this config asks for one."""
         frozen = (record.params.get("phase"), record.params.get("unfreeze")) == ("Frozen", "Nothing")
         return self.model != "none" and frozen and record.tags.get("head") != "kept"
 
-    def reuse(self, record: Record, composition: RunOrigin) -> None:
-        for name, value in choices(composition).items():
-            # It may have been run under no attempt's name
+    def reuse(self, record: Record, origin: RunOrigin) -> None:
+        for name, value in choice_tags(origin).items():
+            # The recorded run may have been started without naming an attempt.
             if name not in record.tags:
                 self._client().set_tag(record.run_id, name, value)
-        above = os.environ.get(SWEEP)
-        if above is not None and record.tags.get("mlflow.parentRunId") != above:
-            self._client().set_tag(above, f"{REUSED}{record.run_id}", record.name)
+        sweep_run_id = os.environ.get(SWEEP_RUN_ENV)
+        if sweep_run_id is not None and record.tags.get("mlflow.parentRunId") != sweep_run_id:
+            self._client().set_tag(sweep_run_id, f"{REUSED_TAG_PREFIX}{record.run_id}", record.name)
 
-    def add(self, run_id: str, folder: Path, place: str, metrics: dict[str, float]) -> None:
-        """Adds a folder's files and numbers to a run that has finished, in the place of those of an earlier folder."""
-        add_files(self._client(), run_id, folder, place, metrics)
+    def add_files(self, run_id: str, folder: Path, artifact_path: str, metrics: dict[str, float]) -> None:
+        """Add files and metrics to a finished run. Files of an earlier call with the same path are replaced.
 
-    def note(self, run_id: str, name: str, text: str, metrics: dict[str, float]) -> None:
-        """Adds a text and numbers to a run."""
+        Args:
+            run_id: the run.
+            folder: folder with the files.
+            artifact_path: folder among the run's artifacts.
+            metrics: values by name.
+        """
+        add_files(self._client(), run_id, folder, artifact_path, metrics)
+
+    def add_text(self, run_id: str, artifact_path: str, text: str, metrics: dict[str, float]) -> None:
+        """Add a text file and metrics to a run.
+
+        Args:
+            run_id: the run.
+            artifact_path: file among the run's artifacts.
+            text: content of the file.
+            metrics: values by name.
+        """
         client = self._client()
-        client.log_text(run_id, text, name)
-        for metric, value in metrics.items():
-            client.log_metric(run_id, metric, value)
+        client.log_text(run_id, text, artifact_path)
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)

@@ -1,7 +1,7 @@
-"""What a network must pass before an alias points to it.
+"""Gate that a run must pass before a registered model's alias points to it.
 
-It must have learned; and where the alias points to another network already, it must beat that one: on the same test photos, one by one, by more than
-chance would give. A better number alone is not better: of two equal networks one has the better number.
+The run's verdict must be good. Where the alias points to another run already, the new one must beat it: on the same
+test images, by a paired test. A higher accuracy alone does not suffice: of two equal networks one has it by chance.
 """
 
 from dogbreeds.core.errors import UserError
@@ -9,76 +9,96 @@ from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.records import Record, short
 
-# Validation chose the best epoch, so that it is no fair judge
-SPLIT = "test"
-WORTHY = ("learned", "better_than_frozen", "no_better_than_frozen")
+# Validation chose the best epoch, so only test is unbiased.
+TEST_SPLIT = "test"
+PROMOTABLE_VERDICTS = ("learned", "better_than_frozen", "no_better_than_frozen")
 
 
 def check_verdict(record: Record, target: str) -> None:
-    """Raises `UserError` for an attempt in which something went wrong, even if an epoch before that was good.
+    """Check that a run ended well.
 
     Args:
-        record: the attempt.
-        target: what it is to be registered as, such as `dogs@champion`.
-    """
-    verdict = record.tags["verdict"]
-    if verdict not in WORTHY:
-        allowed = ", ".join(WORTHY[:-1]).replace("_", " ") + f" or {WORTHY[-1].replace('_', ' ')}"
-        raise UserError(
-            f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It"
-            f" must be {allowed}. Type run=<another run's id>, or train one that ends better; the export itself stays."
-        )
-
-
-def beside(
-    record: Record, other: Record, mine: dict[str, Predictions], theirs: dict[str, Predictions], target: str
-) -> PairedOutcome:
-    """An attempt beside the one that the alias points to, photo by photo.
-
-    Args:
-        record, other: the two.
-        mine, theirs: what they said, by split.
-        target: as in `check_verdict`.
+        record: the run.
+        target: model and alias that it is to be registered as, such as `dogs@champion`.
 
     Raises:
-        UserError: where they were not measured on the same test photos.
+        UserError: its verdict is none of `PROMOTABLE_VERDICTS`, however good an earlier epoch was.
     """
-    if SPLIT not in mine or SPLIT not in theirs:
-        without = record if SPLIT not in mine else other
-        raise _not_comparable(record, other, target, f"run {short(without.run_id)} has none")
-    ours, others = mine[SPLIT], theirs[SPLIT]
-    known = dict(zip(others.ids, others.labels.tolist(), strict=True))
-    if dict(zip(ours.ids, ours.labels.tolist(), strict=True)) != known:
-        shared = len(set(ours.ids) & set(others.ids))
-        counts = (
-            f"they share {shared:,} of {len(ours.ids):,} and {len(others.ids):,}"
-            if shared < max(len(ours.ids), len(known))
-            else "some are of other breeds"
+    verdict = record.tags["verdict"]
+    if verdict not in PROMOTABLE_VERDICTS:
+        *first, last = (name.replace("_", " ") for name in PROMOTABLE_VERDICTS)
+        raise UserError(
+            f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It"
+            f" must be {', '.join(first)} or {last}. Type run=<another run's id>, or train a run that ends better; the"
+            " exported files stay."
         )
-        raise _not_comparable(record, other, target, counts)
-    return ours.beside(others, SPLIT)
 
 
-def _not_comparable(record: Record, other: Record, target: str, why: str) -> UserError:
+def compare_on_test(
+    record: Record,
+    current: Record,
+    predictions: dict[str, Predictions],
+    current_predictions: dict[str, Predictions],
+    target: str,
+) -> PairedOutcome:
+    """Compare a run with the one that the alias points to, image by image on the test split.
+
+    Args:
+        record: the run.
+        current: the run that the alias points to.
+        predictions: the run's predictions, by split.
+        current_predictions: the current run's predictions, by split.
+        target: model and alias, such as `dogs@champion`.
+
+    Returns:
+        The paired outcome, in which gained images are those that only `record` has right.
+
+    Raises:
+        UserError: the two were not tested on the same images and labels.
+    """
+    for tested, by_split in ((record, predictions), (current, current_predictions)):
+        if TEST_SPLIT not in by_split:
+            raise _not_comparable(record, current, target, f"run {short(tested.run_id)} has none")
+    ours = predictions[TEST_SPLIT]
+    theirs = current_predictions[TEST_SPLIT]
+    labels = dict(zip(ours.ids, ours.labels.tolist(), strict=True))
+    current_labels = dict(zip(theirs.ids, theirs.labels.tolist(), strict=True))
+    if labels != current_labels:
+        shared = len(labels.keys() & current_labels.keys())
+        difference = (
+            f"they share {shared:,} of {len(ours.ids):,} and {len(theirs.ids):,}"
+            if shared < max(len(ours.ids), len(current_labels))
+            else "some have other classes"
+        )
+        raise _not_comparable(record, current, target, difference)
+    return ours.compare_with(theirs, TEST_SPLIT)
+
+
+def _not_comparable(record: Record, current: Record, target: str, why: str) -> UserError:
     return UserError(
-        f"Run {short(record.run_id)} was not registered: {target} is run {short(other.run_id)}, and they have no test"
-        f" photos in common to be compared on ({why}). They must have been tested on the same. Train both on the same"
-        " data, or type another name, such as register=other."
+        f"Run {short(record.run_id)} was not registered: {target} is run {short(current.run_id)}, and the two have no"
+        f" test images in common ({why}). Both must have been tested on the same images. Train both on the same data,"
+        " or type another name, such as register=other."
     )
 
 
-def check_better(record: Record, other: Record, pair: PairedOutcome, alpha: float, target: str) -> None:
-    """Raises `UserError` where an attempt does not beat the one that the alias points to.
+def check_improvement(record: Record, current: Record, pair: PairedOutcome, alpha: float, target: str) -> None:
+    """Check that a run beats the one that the alias points to.
 
     Args:
-        record, other: the two.
-        pair: the first beside the second.
-        alpha: the exact paired test's p must be below.
-        target: as in `check_verdict`.
+        record: the run.
+        current: the run that the alias points to.
+        pair: outcome of `compare_on_test`.
+        alpha: level that the exact paired test's p-value must be below.
+        target: model and alias, such as `dogs@champion`.
+
+    Raises:
+        UserError: it does not have more images right, or the p-value is not below `alpha`.
     """
     if pair.difference > 0 and pair.p_value < alpha:
         return
     raise UserError(
-        f"Run {short(record.run_id)} was not registered: beside {target}, run {short(other.run_id)}, it has {pair}. It"
-        f" must have more photos right, with p below {alpha:g}. Type run=<a better run's id>; the export itself stays."
+        f"Run {short(record.run_id)} was not registered: compared with {target}, run {short(current.run_id)}, it has"
+        f" {pair}. It must have more images right, with p below {alpha:g}. Type run=<a better run's id>; the exported"
+        " files stay."
     )

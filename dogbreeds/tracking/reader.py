@@ -1,4 +1,4 @@
-"""Reads what MLflow has recorded."""
+"""Reads recorded runs from MLflow: parameters, metrics, predictions, networks; and finds the parent of a fine-tune."""
 
 import math
 import tempfile
@@ -11,34 +11,44 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.tracking.lifecycle import CONFIG
-from dogbreeds.tracking.records import RANKING, Parent, Record, short
+from dogbreeds.tracking.connection import MlflowStore
+from dogbreeds.tracking.lifecycle import CONFIG_FILE
+from dogbreeds.tracking.records import (
+    HEAD_WEIGHTS,
+    MODEL_FILE,
+    MODEL_FOLDER,
+    PREDICTIONS_FOLDER,
+    RANKING_METRIC,
+    Parent,
+    Record,
+    param_text,
+    record_of,
+    short,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-
-from dogbreeds.tracking.connection import MlflowStore
-from dogbreeds.tracking.records import HEAD, MODEL_FILE, MODEL_FOLDER, PREDICTIONS, plain, record_of
-
-_FROZEN = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
+_FINISHED_FROZEN_RUNS = "params.phase = 'Frozen' and params.unfreeze = 'Nothing' and attributes.status = 'FINISHED'"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MlflowReader(MlflowStore):
-    """An experiment's runs."""
+    """Reads the runs of an MLflow experiment."""
 
-    def records(self, where: str = "") -> list[Record]:
-        """The finished attempts of the experiment that have a verdict, the newest first.
+    def records(self, condition: str = "") -> list[Record]:
+        """Return the experiment's finished runs that have a verdict, the newest first.
 
         Args:
-            where: a condition more, as MLflow's search takes it.
+            condition: further condition in MLflow's search syntax.
         """
-        return self._search(f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {where}' if where else ''}")
+        return self._search(
+            f"attributes.status = 'FINISHED' and tags.verdict != ''{f' and {condition}' if condition else ''}"
+        )
 
     def _search(self, condition: str) -> list[Record]:
-        """The experiment's runs for which a condition of MLflow's holds, the newest first; however many there are."""
-        client, experiment_id = self._look()
+        """Return all of the experiment's runs that fulfil a condition in MLflow's syntax, the newest first."""
+        client, experiment_id = self._find_experiment()
         if experiment_id is None:
             return []
         found: list[Record] = []
@@ -51,29 +61,29 @@ class MlflowReader(MlflowStore):
                 return found
 
     def record(self, run_id: str) -> Record:
-        """What is recorded under an id."""
+        """Return the run with this id."""
         return record_of(self._client().get_run(run_id))
 
-    def named(self, beginning: str) -> list[Record]:
-        """The experiment's runs whose ids begin so, whatever became of them."""
-        return [record for record in self._search("") if record.run_id.startswith(beginning)]
+    def runs_with_prefix(self, prefix: str) -> list[Record]:
+        """Return the experiment's runs whose ids start with a prefix, whatever their status."""
+        return [record for record in self._search("") if record.run_id.startswith(prefix)]
 
-    def page(self, record: Record, ui: str) -> str:
-        """The address of MLflow's page of a run: of the server that records it, or, of a local store, of the one that shows it.
+    def run_url(self, record: Record, ui: str) -> str:
+        """Return the URL of a run's page in MLflow's UI.
 
         Args:
             record: the run.
-            ui: where `make ui` or another server shows a local store.
+            ui: address of the UI of a local store, as `make ui` prints it. A server's own address is used instead.
 
         Raises:
-            UserError: where that is no address.
+            UserError: `ui` is no address.
         """
         parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
-        # A name and password that stand in the address are for nobody else's eyes
+        # Without name and password: URLs are shared.
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme not in ("http", "https") or not host:
             raise UserError(
-                f"ui was {ui!r}. It must be the address where MLflow shows runs, with http:// or https://. Type"
+                f"ui was {ui!r}. It must be the address of MLflow's UI, with http:// or https://. Type"
                 " ui=http://127.0.0.1:5000."
             )
         return (
@@ -81,107 +91,119 @@ class MlflowReader(MlflowStore):
         )
 
     def config(self, run_id: str) -> str:
-        """The composed config of a run, as YAML."""
+        """Return the composed config of a run, as YAML."""
         with tempfile.TemporaryDirectory() as folder:
-            return self._downloaded(run_id, CONFIG, Path(folder), "config").read_text()
+            return self._download(run_id, CONFIG_FILE, Path(folder), "config").read_text()
 
-    def network(self, run_id: str, folder: Path) -> Path:
-        """The file of a run's trained network, put into a folder; the run must have kept one."""
-        return self._downloaded(run_id, f"{MODEL_FOLDER}/{MODEL_FILE}", folder, "network")
+    def download_network(self, run_id: str, folder: Path) -> Path:
+        """Download a run's trained network, which must have been saved.
 
-    def _downloaded(self, run_id: str, place: str, folder: Path, what: str) -> Path:
+        Args:
+            run_id: the run.
+            folder: folder that it is downloaded to.
+
+        Returns:
+            Its `.keras` file.
+        """
+        return self._download(run_id, f"{MODEL_FOLDER}/{MODEL_FILE}", folder, "network")
+
+    def _download(self, run_id: str, artifact_path: str, folder: Path, what: str) -> Path:
         try:
-            return Path(self._client().download_artifacts(run_id, place, str(folder)))
+            return Path(self._client().download_artifacts(run_id, artifact_path, str(folder)))
         except UserError as error:
-            # A server that is away says nothing of what it has
+            # During an outage nobody knows whether the artifact exists.
             if error.__cause__ is None:
                 raise
             raise UserError(
-                f"The {what} of run {short(run_id)} cannot be fetched ({' '.join(str(error.__cause__).split())[:160]})."
-                f" It must lie among the run's artifacts, as {place}. Put it back, or name another run."
+                f"The {what} of run {short(run_id)} cannot be downloaded"
+                f" ({' '.join(str(error.__cause__).split())[:160]}). It must be among the run's artifacts, as"
+                f" {artifact_path}. Restore the file, or name another run."
             ) from error
 
     def history(self, run_id: str, metric: str) -> list[float]:
-        client = self._client()
-        return [
-            point.value for point in sorted(client.get_metric_history(run_id, metric), key=lambda point: point.step)
-        ]
+        points = self._client().get_metric_history(run_id, metric)
+        return [point.value for point in sorted(points, key=lambda point: point.step)]
 
-    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
+    def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
         client, experiment_id = self.connect()
-        frozen = client.search_runs([experiment_id], _FROZEN, max_results=5000)
-        expected = {name: plain(value) for name, value in alike.items()}
-        if wanted is not None:
-            named = [record for record in frozen if record.info.run_id.startswith(wanted)]
-            if len(named) != 1:
-                raise UserError(
-                    f"phase.parent={wanted} names {len(named)} finished frozen attempts of experiment"
-                    f" '{self.experiment}'. It must name one, by its run's id or the beginning of it. Type"
-                    " phase.parent=null to have the best one that matches found."
-                )
-            _refuse_differences(named[0], expected)
-            matching = named
+        frozen = client.search_runs([experiment_id], _FINISHED_FROZEN_RUNS, max_results=5000)
+        expected = {name: param_text(value) for name, value in must_match.items()}
+        if run_id is not None:
+            matching = [self._named_parent(frozen, run_id, expected)]
         else:
-            matching = [record for record in frozen if not _differences(record, expected)]
-        kept = [record for record in matching if record.data.tags.get("head") == "kept"]
-        if not kept:
-            lacking = "kept its head" if matching else f"matches in {', '.join(sorted(expected))}"
+            matching = [run for run in frozen if not _differences(run, expected)]
+        best = self._best_parent(matching, expected, seed)
+        head = client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder))
+        predictions = self.predictions(best.info.run_id)
+        return Parent(
+            run_id=best.info.run_id,
+            head=Path(head),
+            accuracy=best.data.metrics[RANKING_METRIC],
+            predictions=predictions,
+            baseline={name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")},
+            baseline_description=best.data.tags.get("baseline", ""),
+        )
+
+    def _named_parent(self, frozen: "list[MlflowRun]", prefix: str, expected: dict[str, str]) -> "MlflowRun":
+        """Return the frozen run whose id starts with a prefix; refuse it if its parameters differ."""
+        named = [run for run in frozen if run.info.run_id.startswith(prefix)]
+        if len(named) != 1:
             raise UserError(
-                f"No finished frozen attempt of experiment '{self.experiment}' {lacking}. phase=finetune goes on from"
-                " the best weights of one with the same model, pixels, head and data. Type the same command with"
+                f"phase.parent={prefix} matches {len(named)} finished frozen runs of experiment '{self.experiment}'. It"
+                " must match one: by its run id, or a prefix of it. Type phase.parent=null to use the best run that"
+                " matches."
+            )
+        (run,) = named
+        differences = _differences(run, expected)
+        if differences:
+            values = "; ".join(
+                f"{name} is {run.data.params.get(name)} there and {expected[name]} here" for name in differences
+            )
+            raise UserError(
+                f"phase.parent={short(run.info.run_id)} cannot be the parent: {values}. A fine-tune needs the weights,"
+                " pixels, head and data of its frozen run. Type phase.parent=null to use the best run that matches, or"
+                " make the settings the same."
+            )
+        return run
+
+    def _best_parent(self, matching: "list[MlflowRun]", expected: dict[str, str], seed: int) -> "MlflowRun":
+        """Return the most accurate run that saved its head, of the same seed if possible.
+
+        Ties go to the lower loss: which run started last is chance where jobs run in parallel.
+        """
+        with_head = [run for run in matching if run.data.tags.get("head") == "kept"]
+        if not with_head:
+            lacking = "has saved its head" if matching else f"matches in {', '.join(sorted(expected))}"
+            raise UserError(
+                f"No finished frozen run of experiment '{self.experiment}' {lacking}. phase=finetune starts from the"
+                " best weights of one with the same model, pixels, head and data. Type the same command with"
                 " phase=frozen first, without tracking.model=none."
             )
 
-        def rank(record: "MlflowRun") -> tuple[bool, float, float]:
-            """Of those that do as well, the one with the lower loss: which began last is chance where they ran side by side."""
-            measured = record.data.metrics
-            return (
-                record.data.params.get("seed") == str(seed),
-                measured[RANKING],
-                -measured.get("best/val_loss", math.inf),
-            )
+        def rank(run: "MlflowRun") -> tuple[bool, float, float]:
+            metrics = run.data.metrics
+            same_seed = run.data.params.get("seed") == str(seed)
+            return same_seed, metrics[RANKING_METRIC], -metrics.get("best/val_loss", math.inf)
 
-        best = max(kept, key=rank)
-        head = client.download_artifacts(best.info.run_id, HEAD, str(folder))
-        baseline = {name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")}
-        predictions = self.predictions(best.info.run_id)
-        return Parent(
-            best.info.run_id,
-            Path(head),
-            best.data.metrics[RANKING],
-            predictions,
-            baseline,
-            best.data.tags.get("baseline", ""),
-        )
+        return max(with_head, key=rank)
 
     def predictions(self, run_id: str) -> "dict[str, Predictions]":
-        """What a run's best weights said of each photo, by split; empty where it finished no epoch."""
+        """Return the predictions of a run's best weights, by split; empty if it finished no epoch."""
         client = self._client()
         with tempfile.TemporaryDirectory() as folder:
-            if not client.list_artifacts(run_id, PREDICTIONS):
+            if not client.list_artifacts(run_id, PREDICTIONS_FOLDER):
                 return {}
-            said = Path(client.download_artifacts(run_id, PREDICTIONS, folder))
-            return {file.stem: _read(file) for file in said.glob("*.npz")}
+            downloaded = Path(client.download_artifacts(run_id, PREDICTIONS_FOLDER, folder))
+            return {file.stem: _read_predictions(file) for file in downloaded.glob("*.npz")}
 
 
-def _read(file: Path) -> Predictions:
+def _read_predictions(file: Path) -> Predictions:
     with np.load(file) as stored:
-        names = stored["class_names"].tolist() if "class_names" in stored.files else ()
-        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(names))
+        # Earlier versions recorded no class names.
+        class_names = stored["class_names"].tolist() if "class_names" in stored.files else ()
+        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(class_names))
 
 
-def _differences(record: "MlflowRun", expected: dict[str, str]) -> list[str]:
-    return [name for name, value in expected.items() if record.data.params.get(name) != value]
-
-
-def _refuse_differences(record: "MlflowRun", expected: dict[str, str]) -> None:
-    different = _differences(record, expected)
-    if different:
-        said = "; ".join(
-            f"{name} is {record.data.params.get(name)} there and {expected[name]} here" for name in different
-        )
-        raise UserError(
-            f"phase.parent={short(record.info.run_id)} does not fit: {said}. A fine-tune needs the weights, pixels,"
-            " head and data of its frozen attempt. Type phase.parent=null to have one that matches found, or make the"
-            " settings the same."
-        )
+def _differences(run: "MlflowRun", expected: dict[str, str]) -> list[str]:
+    """Return the names of a run's parameters that are not as expected."""
+    return [name for name, value in expected.items() if run.data.params.get(name) != value]

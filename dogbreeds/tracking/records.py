@@ -1,4 +1,4 @@
-"""What is known of attempts: how each came about, what was recorded of it, and what its network said."""
+"""Plain data about recorded runs: where a run comes from, what MLflow has of it, and the names of its artifacts."""
 
 import re
 from collections.abc import Mapping
@@ -11,17 +11,39 @@ if TYPE_CHECKING:
 
     from dogbreeds.evaluation.results import Predictions
 
-# Artifacts of a run.
-MODEL_FOLDER, MODEL_FILE, PREDICTIONS, HEAD = "model", "model.keras", "predictions", "head/head.weights.h5"
-RANKING = "best/val_accuracy"
-# The sweep's parent run, for the processes that run its jobs
-SWEEP = "DOGBREEDS_SWEEP_RUN"
-# And the id of a run whose result a sweep took over: a tag of the sweep's run
-REUSED = "reused."
+# Artifact paths of a run.
+MODEL_FOLDER = "model"
+MODEL_FILE = "model.keras"
+PREDICTIONS_FOLDER = "predictions"
+HEAD_WEIGHTS = "head/head.weights.h5"
+# The metric that runs are ranked by.
+RANKING_METRIC = "best/val_accuracy"
+# Environment variable with the id of the sweep's run. The processes of the sweep's jobs read it.
+SWEEP_RUN_ENV = "DOGBREEDS_SWEEP_RUN"
+# A sweep's run has a tag `reused.<run id>` for each finished run whose result it took over.
+REUSED_TAG_PREFIX = "reused."
+# Settings outside a run's key, by the first part of their names: they do not change its result. `features.dtype` does,
+# and the key adds it.
+NOT_IN_RUN_KEY = (
+    "tracking",
+    "features",
+    "preflight",
+    "baseline",
+    "strategy",
+    "checkpoint_steps",
+    "checkpoint_dir",
+    "rerun",
+)
+# Fewest characters of a run id in messages.
+_SHORT_ID_LENGTH = 8
 
 
 class Pruned(Exception):
-    """A search has given up an attempt, whose run stays unfinished. `best` is its best validation accuracy, in [0, 1]."""
+    """A search pruned the run, which stays unfinished.
+
+    Attributes:
+        best: best validation accuracy so far, in [0, 1].
+    """
 
     def __init__(self, best: float):
         super().__init__()
@@ -30,17 +52,17 @@ class Pruned(Exception):
 
 @dataclass(frozen=True)
 class RunOrigin:
-    """How Hydra came to a run.
+    """What a run was composed from.
 
     Attributes:
-        yaml: the config.
-        overrides: what was typed.
-        name: for people.
-        folder: where Hydra's own files are.
-        choices: the option chosen of groups that are looked for by it: attempt, model, data.
-        changed: what differs from the attempt that was named, such as `optimizer.lr=0.1`; empty where nothing does.
-        key: of the settings.
-        identity: of settings, photos and weights.
+        yaml: the composed config.
+        overrides: the overrides that were typed.
+        name: display name.
+        folder: folder of Hydra's own files.
+        choices: chosen option of each group that runs are searched by: attempt, model, data.
+        changed: overrides that differ from the named attempt, such as `optimizer.lr=0.1`; empty without a difference.
+        key: digest of the settings.
+        identity: digest of settings, images and weights.
     """
 
     yaml: str
@@ -55,12 +77,12 @@ class RunOrigin:
 
 @dataclass(frozen=True)
 class PriorRuns:
-    """What is recorded of attempts with the same settings as one that is about to run.
+    """Recorded runs with the same settings as a run that is about to start.
 
     Attributes:
-        finished: the newest that ended with the same identity.
-        unfinished: the newest with the same identity that was cut off.
-        others: short ids of those with the same settings on other photos or weights.
+        finished: newest finished run with the same identity.
+        unfinished: newest interrupted run with the same identity.
+        others: short ids of runs with the same settings on other images or weights.
     """
 
     finished: "Record | None" = None
@@ -70,15 +92,16 @@ class PriorRuns:
 
 @dataclass(frozen=True)
 class Parent:
-    """The frozen attempt that a fine-tune goes on from.
+    """The frozen run that a fine-tune starts from.
 
     Attributes:
         run_id: its MLflow run.
-        head: file of its head's best weights.
-        accuracy: its best validation accuracy.
-        predictions: what it said of each photo, by split.
-        baseline: the metrics of its zero-training baseline; empty where it has none.
-        baseline_said: what that is, or why there is none; empty where it was not recorded, as by earlier versions.
+        head: file with its head's best weights.
+        accuracy: its best validation accuracy, in [0, 1].
+        predictions: its predictions, by split.
+        baseline: metrics of its zero-shot baseline, by name; empty without one.
+        baseline_description: what the baseline is, or why there is none; empty in runs of versions that did not
+            record it.
     """
 
     run_id: str
@@ -86,20 +109,20 @@ class Parent:
     accuracy: float
     predictions: "dict[str, Predictions]"
     baseline: dict[str, float] = field(default_factory=dict)
-    baseline_said: str = ""
+    baseline_description: str = ""
 
 
 @dataclass(frozen=True)
 class Record:
-    """An attempt, as it was recorded.
+    """A recorded run.
 
     Attributes:
         run_id: its MLflow run.
-        name: for people.
-        started: seconds since 1970.
-        status: as MLflow has it.
+        name: display name.
+        started: start time in seconds since 1970.
+        status: MLflow's status, such as FINISHED.
         params, metrics, tags: by name.
-        experiment_id: of the experiment that it belongs to.
+        experiment_id: MLflow experiment of the run.
     """
 
     run_id: str
@@ -113,42 +136,37 @@ class Record:
 
 
 def short(run_id: str) -> str:
-    """The beginning of a run's id, for people: at least 8 digits, and more where Hydra would read them as a number when they are typed."""
-    length = 8
+    """Shorten a run id for display.
+
+    Returns:
+        The first 8 characters, or more where Hydra would parse them as a number when they are typed in an override.
+    """
+    length = _SHORT_ID_LENGTH
     while length < len(run_id) and re.fullmatch(r"\d+(e\d+)?", run_id[:length]):
         length += 1
     return run_id[:length]
 
 
-# What does not decide a result, but for the features' precision.
-ELSEWHERE = ("tracking", "features", "preflight", "baseline", "strategy", "checkpoint_steps", "checkpoint_dir", "rerun")
-
-
 def record_of(run: "MlflowRun") -> Record:
-    """What MLflow has of a run."""
-    info, data = run.info, run.data
+    """Convert MLflow's run to a `Record`."""
     return Record(
-        info.run_id,
-        info.run_name,
-        info.start_time / 1000,
-        info.status,
-        data.params,
-        data.metrics,
-        data.tags,
-        info.experiment_id,
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        started=run.info.start_time / 1000,
+        status=run.info.status,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+        experiment_id=run.info.experiment_id,
     )
 
 
-def plain(value: Any) -> str:
-    """A hyper-parameter as it is recorded."""
-    return (
-        "null"
-        if value is None
-        else (
-            str(list(value))
-            if isinstance(value, tuple)
-            else str(value).lower()
-            if isinstance(value, bool)
-            else str(value)
-        )
-    )
+def param_text(value: Any) -> str:
+    """Format a hyper-parameter as it is recorded: None as `null`, booleans in lower case, tuples as lists."""
+    if value is None:
+        return "null"
+    if isinstance(value, tuple):
+        return str(list(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

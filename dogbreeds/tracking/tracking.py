@@ -1,4 +1,4 @@
-"""How experiments are recorded: what every way of it offers, and the way that records nothing."""
+"""Base classes of experiment tracking, and the option `tracking=none`."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,97 +17,119 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Records nothing; what records something overrides this."""
+    """Tracker of one run. This one records nothing; subclasses override what they record.
+
+    Attributes:
+        name: display name of the run.
+        run_id: id of the recorded run; empty without one.
+    """
 
     def __init__(self, name: str, run_id: str = ""):
-        self.name, self.run_id = name, run_id
+        self.name = name
+        self.run_id = run_id
 
     def parameters(self, values: dict[str, Any]) -> None:
-        """Records hyper-parameters and facts that hold for the whole run."""
+        """Record hyper-parameters and other facts that hold for the whole run."""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Records numbers; what is not a number is left out."""
+        """Record metrics of a step. Infinite values and NaN are skipped."""
 
     def series(self, values: dict[str, Sequence[float]]) -> None:
-        """Records numbers of every step, counted from 1."""
+        """Record metrics of consecutive steps, counted from 1."""
 
     def tags(self, values: dict[str, str]) -> None:
-        """Records words to search by."""
+        """Record tags, by which runs are searched."""
 
     def describe(self, text: str) -> None:
-        """Says what happened, where a person looks first."""
+        """Record the run's description, which the UI displays first."""
 
     def dataset(self, name: str, fingerprint: str, sizes: dict[str, int]) -> None:
-        """Records which photos were used, and how many in each split."""
+        """Record the data set.
 
-    def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
-        """Records a picture, which is drawn if it is wanted."""
+        Args:
+            name: name of the data set.
+            fingerprint: digest of its images.
+            sizes: number of images, by split.
+        """
 
-    def predictions(self, split: str, said: Predictions) -> None:
-        """Records what was said of each photo, for paired comparisons."""
+    def figure(self, draw: "Callable[[], Figure]", name: str) -> None:
+        """Record a figure.
 
-    def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
-        """Records the trained network, which is built if it is wanted."""
+        Args:
+            draw: draws it; called only if the figure is recorded.
+            name: file name among the run's artifacts.
+        """
+
+    def predictions(self, split: str, predictions: Predictions) -> None:
+        """Record a split's predictions, for paired comparisons."""
+
+    def model(self, build: "Callable[[], keras.Model]", accuracy: float) -> None:
+        """Record the trained network.
+
+        Args:
+            build: builds the network to save; called only if it is saved.
+            accuracy: its validation accuracy, in [0, 1].
+        """
 
     def head(self, head: "keras.Model") -> None:
-        """Records the head by itself, for fine-tunes that go on from it."""
+        """Record the head's weights, for fine-tunes that start from them."""
 
-    def where(self) -> str:
-        """Where a person finds it."""
+    def location(self) -> str:
+        """Describe where the run is recorded."""
         return "not recorded (tracking=none)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Spec):
-    """What the ways of recording share."""
+    """Base of the options of the config group `tracking`."""
 
     group = "tracking"
 
     @contextlib.contextmanager
-    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
-        """A tracker for one attempt, closed with how it ended.
+    def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
+        """Open a tracker for one run. The run ends with the status that the body's outcome gives.
 
         Args:
-            composition: how the attempt came about.
-            unfinished: the recorded attempt that is gone on with; None begins another record.
+            origin: what the run was composed from.
+            unfinished: recorded run to resume; None starts a new one.
         """
-        yield Tracker(composition.name)
+        yield Tracker(origin.name)
 
-    def known(self, key: str, identity: str, gone: Collection[str] = ()) -> PriorRuns:
-        """What is recorded of the same attempt; attempts whose process is gone are closed first.
+    def prior_runs(self, key: str, identity: str, dead_processes: Collection[str] = ()) -> PriorRuns:
+        """Find recorded runs with the same settings. Runs whose process is gone are closed first.
 
         Args:
-            key: of the settings.
-            identity: of settings, photos and weights.
-            gone: processes that worked on it and are known to be no more.
+            key: digest of the settings.
+            identity: digest of settings, images and weights.
+            dead_processes: processes that worked on the run and are known to be gone.
         """
         return PriorRuns()
 
-    def reuse(self, record: Record, composition: RunOrigin) -> None:
-        """Takes over a recorded attempt as the result of another command, and tells the sweep, if there is one."""
+    def reuse(self, record: Record, origin: RunOrigin) -> None:
+        """Take over a finished run as the result of this command, and record it in the sweep's run, if any."""
 
     def history(self, run_id: str, metric: str) -> list[float]:
-        """A metric's values in the order of their steps."""
+        """Return a metric's values, in the order of their steps."""
         return []
 
-    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
-        """Finds the frozen attempt that a fine-tune goes on from.
+    def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
+        """Find the frozen run that a fine-tune starts from.
 
         Args:
-            wanted: its run's id or the beginning of it; None for the best of those that are alike, of the same seed if there is one.
-            alike: parameters that must be the same in both.
-            seed: the fine-tune's.
-            folder: where its files are put.
+            run_id: its run id or a prefix of it; None selects the best run that matches, of the same seed if possible.
+            must_match: parameters that must be the same in both runs.
+            seed: seed of the fine-tune.
+            folder: folder that the parent's files are downloaded to.
 
         Raises:
-            UserError: where there is none, or where something differs.
+            UserError: there is no such run, or a parameter differs.
         """
         raise UserError(
-            "phase=finetune was asked for with tracking=none. A fine-tune goes on from a frozen attempt that MLflow"
-            " keeps. Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
+            "phase=finetune was set with tracking=none. A fine-tune starts from a frozen run that MLflow has recorded."
+            " Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing(Tracking):
-    """Nothing is recorded."""
+    """Record nothing."""

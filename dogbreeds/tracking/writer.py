@@ -1,4 +1,4 @@
-"""Records a run in MLflow."""
+"""Writes a run to MLflow: parameters, metrics, tags, predictions, figures, and the trained network."""
 
 import json
 import tempfile
@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.text import masked
+from dogbreeds.core.text import mask_passwords
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.tracking.records import RANKING, short
+from dogbreeds.tracking.records import (
+    HEAD_WEIGHTS,
+    MODEL_FILE,
+    MODEL_FOLDER,
+    PREDICTIONS_FOLDER,
+    RANKING_METRIC,
+    param_text,
+    short,
+)
+from dogbreeds.tracking.tracking import Tracker
 
 if TYPE_CHECKING:
     import keras
@@ -19,28 +28,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow.entities import Run as MlflowRun
 
-
-from dogbreeds.tracking.records import HEAD, MODEL_FILE, MODEL_FOLDER, PREDICTIONS, plain
-from dogbreeds.tracking.tracking import Tracker
-
-# MLflow's limit of one call
-_PARAMETERS_AT_ONCE = 100
+# MLflow's limit of parameters in one call.
+_PARAMS_PER_CALL = 100
 
 
 class MlflowTracker(Tracker):
-    """Records one run in MLflow.
+    """Records one run in MLflow. What an earlier process recorded of the run is not recorded again.
 
     Args:
-        client: of the store.
-        run: as it is recorded so far.
-        experiment: its experiment's name.
-        keep: which trained networks are kept, as `tracking.model` has it.
+        client: client of the store.
+        run: the run, as recorded so far.
+        experiment: name of its experiment.
+        save_models: which trained networks are saved: "best" of the sweep, "all" or "none".
     """
 
-    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, keep: str):
+    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str):
         super().__init__(run.info.run_name, run.info.run_id)
-        self._client, self._run, self._experiment, self._keep = client, run, experiment, keep
-        # What an earlier process has recorded of this run is not recorded twice.
+        self._client = client
+        self._run = run
+        self._experiment = experiment
+        self._save_models = save_models
         names = [name for name in run.data.metrics if not name.startswith("system/")]
         self._logged = {(name, point.step) for name in names for point in client.get_metric_history(self.run_id, name)}
 
@@ -48,18 +55,23 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         params = [
-            Param(name, masked(plain(value))) for name, value in values.items() if name not in self._run.data.params
+            Param(name, mask_passwords(param_text(value)))
+            for name, value in values.items()
+            if name not in self._run.data.params
         ]
-        for start in range(0, len(params), _PARAMETERS_AT_ONCE):
-            self._client.kept.log_batch(self.run_id, params=params[start : start + _PARAMETERS_AT_ONCE])
+        for start in range(0, len(params), _PARAMS_PER_CALL):
+            self._client.background.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL])
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self._log((name, value, step) for name, value in values.items())
+        self._log_metrics((name, value, step) for name, value in values.items())
 
     def series(self, values: dict[str, Sequence[float]]) -> None:
-        self._log((name, value, step) for name, those in values.items() for step, value in enumerate(those, 1))
+        self._log_metrics(
+            (name, value, step) for name, points in values.items() for step, value in enumerate(points, 1)
+        )
 
-    def _log(self, values: Iterable[tuple[str, float, int]]) -> None:
+    def _log_metrics(self, values: Iterable[tuple[str, float, int]]) -> None:
+        """Record triples of name, value and step, except those that are recorded already."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -69,98 +81,111 @@ class MlflowTracker(Tracker):
             if np.isfinite(value) and (name, step) not in self._logged
         ]
         self._logged |= {(name, step) for name, _, step in new}
-        self._client.keep_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
+        self._client.queue_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
         if values:
-            self._client.kept.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+            self._client.background.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
 
     def describe(self, text: str) -> None:
-        self._client.kept.set_tag(self.run_id, "mlflow.note.content", text)
+        self._client.background.set_tag(self.run_id, "mlflow.note.content", text)
 
     def dataset(self, name: str, fingerprint: str, sizes: dict[str, int]) -> None:
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput
 
-        about = MlflowDataset(name, fingerprint[:36], "local", json.dumps({"name": name}), profile=json.dumps(sizes))
-        self._client.keep_inputs(self.run_id, [DatasetInput(about, [])])
+        dataset = MlflowDataset(name, fingerprint[:36], "local", json.dumps({"name": name}), profile=json.dumps(sizes))
+        self._client.queue_inputs(self.run_id, [DatasetInput(dataset, [])])
 
-    def picture(self, draw: "Callable[[], Figure]", name: str) -> None:
+    def figure(self, draw: "Callable[[], Figure]", name: str) -> None:
         self._client.log_figure(self.run_id, draw(), name)
 
-    def predictions(self, split: str, said: Predictions) -> None:
+    def predictions(self, split: str, predictions: Predictions) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{split}.npz"
-            names = np.asarray(said.class_names, dtype=np.str_)
             np.savez_compressed(
-                path, ids=np.asarray(said.ids), labels=said.labels, logits=said.logits, class_names=names
+                path,
+                ids=np.asarray(predictions.ids),
+                labels=predictions.labels,
+                logits=predictions.logits,
+                class_names=np.asarray(predictions.class_names, dtype=np.str_),
             )
-            self._client.log_artifact(self.run_id, str(path), PREDICTIONS)
+            self._client.log_artifact(self.run_id, str(path), PREDICTIONS_FOLDER)
 
-    def model(self, whole: "Callable[[], keras.Model]", accuracy: float) -> None:
-        if self._keep == "none":
+    def model(self, build: "Callable[[], keras.Model]", accuracy: float) -> None:
+        if self._save_models == "none":
             return
-        if self._keep == "best" and not self._beats_its_sweep(accuracy):
+        if self._save_models == "best" and not self._is_best_of_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
-            whole().save(Path(folder) / MODEL_FILE)
+            build().save(Path(folder) / MODEL_FILE)
             self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
         self.tags({"model": "kept"})
 
     def head(self, head: "keras.Model") -> None:
-        if self._keep == "none":
+        if self._save_models == "none":
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / Path(HEAD).name
+            path = Path(folder) / Path(HEAD_WEIGHTS).name
             head.save_weights(path)
-            self._client.log_artifact(self.run_id, str(path), str(Path(HEAD).parent))
+            self._client.log_artifact(self.run_id, str(path), str(Path(HEAD_WEIGHTS).parent))
         self.tags({"head": "kept"})
 
-    def _beats_its_sweep(self, accuracy: float) -> bool:
-        """Whether no other job of the sweep has done as well; the models of those that did worse are removed."""
-        parent = self._run.data.tags.get("mlflow.parentRunId")
-        if parent is None:
+    def _is_best_of_sweep(self, accuracy: float) -> bool:
+        """Whether this run is more accurate than all other jobs of its sweep. If it is, their networks are removed."""
+        sweep_run_id = self._run.data.tags.get("mlflow.parentRunId")
+        if sweep_run_id is None:
             return True
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         jobs = self._client.search_runs(
             [self._run.info.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent}' and tags.model = 'kept'",
+            f"tags.`mlflow.parentRunId` = '{sweep_run_id}' and tags.model = 'kept'",
             max_results=1000,
         )
-        # This one may have been cut off right after keeping its own
+        # This run may be among them: resumed after it was interrupted right after saving its network.
         others = [job for job in jobs if job.info.run_id != self.run_id]
-        if any(other.data.metrics.get(RANKING, 0.0) >= accuracy for other in others):
+        if any(other.data.metrics.get(RANKING_METRIC, 0.0) >= accuracy for other in others):
             return False
         for other in others:
-            self._client.calls(get_artifact_repository(other.info.artifact_uri)).delete_artifacts(MODEL_FOLDER)
+            self._client.wrap(get_artifact_repository(other.info.artifact_uri)).delete_artifacts(MODEL_FOLDER)
             self._client.set_tag(other.info.run_id, "model", "removed: another job of the sweep did better")
         return True
 
-    def where(self) -> str:
+    def location(self) -> str:
         return f"MLflow experiment '{self._experiment}', run {short(self.run_id)} '{self._run.info.run_name}'"
 
 
-def add_files(client: "mlflow.MlflowClient", run_id: str, folder: Path, place: str, metrics: dict[str, float]) -> None:
-    """Adds a folder's files and numbers to a run that has finished, in the place of those of an earlier folder."""
-    client.log_artifacts(run_id, str(folder), place)
-    _remove_left_over(client, run_id, folder, place)
+def add_files(
+    client: "mlflow.MlflowClient", run_id: str, folder: Path, artifact_path: str, metrics: dict[str, float]
+) -> None:
+    """Add a folder's files and metrics to a finished run. Files of an earlier call with the same path are replaced.
+
+    Args:
+        client: client of the store.
+        run_id: the run.
+        folder: folder with the files.
+        artifact_path: folder among the run's artifacts.
+        metrics: values by name; those that are not finite are skipped.
+    """
+    client.log_artifacts(run_id, str(folder), artifact_path)
+    _remove_stale_artifacts(client, run_id, folder, artifact_path)
     for name, value in metrics.items():
         if np.isfinite(value):
             client.log_metric(run_id, name, value)
 
 
-def _remove_left_over(client: "mlflow.MlflowClient", run_id: str, folder: Path, place: str) -> None:
-    """Removes artifacts that an earlier folder had and this one has not; after the new ones are there, whatever cuts this off."""
+def _remove_stale_artifacts(client: "mlflow.MlflowClient", run_id: str, folder: Path, artifact_path: str) -> None:
+    """Remove artifacts that are not in the folder. Called after the upload, so that an interruption loses none."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    repository = client.calls(get_artifact_repository(client.get_run(run_id).info.artifact_uri))
-    left = [place]
-    while left:
-        for item in repository.list_artifacts(left.pop()):
-            if not (folder / Path(item.path).relative_to(place)).exists():
+    repository = client.wrap(get_artifact_repository(client.get_run(run_id).info.artifact_uri))
+    folders = [artifact_path]
+    while folders:
+        for item in repository.list_artifacts(folders.pop()):
+            if not (folder / Path(item.path).relative_to(artifact_path)).exists():
                 repository.delete_artifacts(item.path)
             elif item.is_dir:
-                left.append(item.path)
+                folders.append(item.path)

@@ -1,7 +1,8 @@
-"""The zero-training baseline: what the backbone's own ImageNet classifier says of the photos.
+"""Zero-shot baseline: the accuracy of the backbone's own ImageNet classifier, without any training.
 
-ImageNet holds Stanford Dogs' photos: weights pretrained on it have seen the test photos too, with their breeds. What such weights get
-without any training is what a result must be held against. A frozen attempt has the pooled features already, and the classifier is a matrix.
+ImageNet contains the images of Stanford Dogs, so weights pretrained on it have seen the test images with their labels.
+A result must be compared with what such weights reach untrained. A run with a frozen backbone has the pooled features
+already, so the baseline costs one matrix product.
 """
 
 import functools
@@ -14,39 +15,47 @@ import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import Spec, text
-from dogbreeds.data.class_names import is_numbered, outputs
+from dogbreeds.data.class_names import has_wordnet_id, imagenet_outputs
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.evaluation.results import _MEASURED, _SPLITS, ZeroShotBaseline
-from dogbreeds.models.blocks import in_order
-from dogbreeds.models.model import UNFIT, Backbone, MobileNetV2, Model, content, downloaded, load_all
+from dogbreeds.evaluation.results import MEASURED_BASELINE_PREFIX, SPLIT_NAMES, ZeroShotBaseline
+from dogbreeds.models.blocks import nodes_in_order
+from dogbreeds.models.model import (
+    WEIGHT_FILE_ERRORS,
+    Backbone,
+    MobileNetV2,
+    Model,
+    arrays_digest,
+    imagenet_network,
+    load_all_weights,
+)
 from dogbreeds.models.network import Network, Prefix
 from dogbreeds.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import keras
 
-_NOT_ASKED, _NO_TOP, _NO_NUMBERS = (
-    "not asked for",
-    "the weights have no 1000-way top",
-    "the classes have no ImageNet numbers",
-)
+# Reasons for no baseline, as the run is tagged.
+_NOT_REQUESTED = "not requested"
+_NO_TOP = "the weights have no 1000-way top"
+_NO_WORDNET_IDS = "the class names have no WordNet IDs"
 
 
-def _dogs(class_names: Sequence[str]) -> int:
-    return sum(output is not None for output in outputs(class_names))
+def _count_dogs(class_names: Sequence[str]) -> int:
+    """Count the classes that are among ImageNet's dogs."""
+    return sum(output is not None for output in imagenet_outputs(class_names))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Spec):
-    """What the ways to a baseline share."""
+    """Base class of baselines; it measures nothing."""
 
     group = "baseline"
 
     def weights_file(self) -> Path | None:
-        """The file that holds the top; None where no file is named.
+        """Return the weight file with the 1000-way top; None if no file is named.
 
         Raises:
-            MissingFileError: where it is not there.
+            MissingFileError: if the named file does not exist.
         """
         return None
 
@@ -58,28 +67,37 @@ class Baseline(Spec):
         network: Network,
         class_names: Sequence[str],
     ) -> tuple[ZeroShotBaseline, Network | None]:
-        """The baseline of an attempt that goes on from no other, yet to be measured.
-
-        Returns:
-            What is known of it, and the attempt's network with the weights' own top in place of its head; None where there is nothing to measure.
-
-        Raises:
-            MissingFileError, UserError: where a file of the top is not there, does not fit, or belongs to other weights.
-        """
-        return ZeroShotBaseline(_NOT_ASKED, _dogs(class_names)), None
-
-    def inherit(
-        self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
-    ) -> ZeroShotBaseline:
-        """The baseline of a fine-tune: that of its frozen attempt, which had the same backbone and photos.
+        """Build the baseline of a run without a parent, to be measured later.
 
         Args:
-            said: how that attempt's run was tagged; empty where it recorded none.
-            measured: its metrics.
-            sizes: photos by split.
-            class_names: of the data.
+            model: spec of the backbone.
+            backbone: the backbone that it built.
+            preprocessing: the run's pixel convention.
+            network: the run's network, whose prefix is shared.
+            class_names: in the order of the labels.
+
+        Returns:
+            The baseline without accuracies, and the network to measure: the run's own with the weights' 1000-way top in
+            place of its head. The network is None if there is nothing to measure; the baseline then holds the reason.
+
+        Raises:
+            MissingFileError: if the weight file of the top does not exist.
+            UserError: if it does not fit the model, or belongs to other backbone weights.
         """
-        return ZeroShotBaseline(_NOT_ASKED, _dogs(class_names))
+        return ZeroShotBaseline(_NOT_REQUESTED, _count_dogs(class_names)), None
+
+    def inherit(
+        self, description: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
+    ) -> ZeroShotBaseline:
+        """Return the baseline of a fine-tune: that of its parent, which had the same backbone and images.
+
+        Args:
+            description: the parent's `baseline` tag; empty if it recorded none.
+            measured: the parent's metrics, by name.
+            sizes: number of images, by split.
+            class_names: in the order of the labels.
+        """
+        return ZeroShotBaseline(_NOT_REQUESTED, _count_dogs(class_names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +107,11 @@ class Nothing(Baseline):
 
 @dataclass(frozen=True, kw_only=True)
 class Top(Baseline):
-    """The 1000-way classifier that belongs to the backbone's weights: of a file, or Keras' own where the backbone's weights are."""
+    """The 1000-way ImageNet classifier of the backbone's weights.
+
+    Attributes:
+        weights: Keras weight file of the model with its top; None for Keras' own, if the backbone's weights are Keras'.
+    """
 
     weights: str | None = text(example="path/to/file.weights.h5", optional=True)
 
@@ -100,7 +122,7 @@ class Top(Baseline):
         if not path.is_file():
             raise MissingFileError(
                 f"baseline.weights={self.weights} is not a file. It must be a Keras weight file of the model with its"
-                " 1000-way top, or null. Type baseline.weights=path/to/file.weights.h5, or baseline.weights=null."
+                " 1000-way top, or null. Set baseline.weights=path/to/file.weights.h5, or baseline.weights=null."
             )
         return path
 
@@ -112,113 +134,127 @@ class Top(Baseline):
         network: Network,
         class_names: Sequence[str],
     ) -> tuple[ZeroShotBaseline, Network | None]:
-        dogs, reason = _dogs(class_names), self._lacking(model, preprocessing, network, class_names)
+        dogs = _count_dogs(class_names)
+        reason = self._reason_for_none(model, preprocessing, network, class_names)
         if reason:
             return ZeroShotBaseline(reason, dogs), None
         file = self.weights_file()
         try:
-            top, stands_on = _opened(model, file)
+            top, top_digest = _load_top(model, file)
         except MissingFileError:
-            # what was asked for is the attempt: it can do without
+            # The run can do without its baseline.
             return ZeroShotBaseline("the weights with the 1000-way top could not be downloaded", dogs), None
-        pooled = _before_pooling(backbone)
-        if file is not None and stands_on != _content(backbone.network.input, pooled):
+        maps = _maps_to_pool(backbone)
+        if file is not None and top_digest != _weights_digest(backbone.network.input, maps):
             raise UserError(
                 f"baseline.weights={self.weights} holds other backbone weights than"
-                f" model.weights={model.weights or 'null'}. A 1000-way top can be used on the very features that it was"
-                " trained on. Type baseline.weights=<the file that these weights come from>, or null."
+                f" model.weights={model.weights or 'null'}. A 1000-way top is valid only for the features that it was"
+                " trained on. Set baseline.weights=<the file that these weights come from>, or baseline.weights=null."
             )
-        zero = replace(
-            network, prefix=_prefix(network, backbone, preprocessing, pooled), head=_chosen(top, outputs(class_names))
+        zero_shot = replace(
+            network,
+            prefix=_prefix(network, backbone, preprocessing, maps),
+            head=_select_outputs(top, imagenet_outputs(class_names)),
         )
-        return ZeroShotBaseline(f"{_MEASURED} {dogs} outputs", dogs), zero
+        return ZeroShotBaseline(f"{MEASURED_BASELINE_PREFIX} {dogs} outputs", dogs), zero_shot
 
-    def _lacking(self, model: Model, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]) -> str:
-        """Why there is no baseline, as far as settings and names tell; empty where there may be one."""
-        found = outputs(class_names)
-        strangers = found.count(None)
-        if strangers and not any(map(is_numbered, class_names)):
-            return _NO_NUMBERS
-        if strangers:
-            return f"{strangers} of {len(found)} classes are none of ImageNet's dogs"
+    def _reason_for_none(
+        self, model: Model, preprocessing: Preprocessing, network: Network, class_names: Sequence[str]
+    ) -> str:
+        """Return why settings or class names rule out a baseline; empty if they do not."""
+        found = imagenet_outputs(class_names)
+        others = found.count(None)
+        if others and not any(map(has_wordnet_id, class_names)):
+            return _NO_WORDNET_IDS
+        if others:
+            return f"{others} of {len(found)} classes are not among ImageNet's dogs"
         if len(set(found)) < len(found):
-            return "two classes have the same ImageNet number"
+            return "two classes have the same WordNet ID"
         if self.weights is None and model.weights != "imagenet":
             return _NO_TOP
         if network.suffix is not None:
             return "part of the backbone trains"
-        return "" if preprocessing.mode == model.pixels else f"{preprocessing.mode} pixels are not the backbone's own"
+        if preprocessing.mode != model.pixels:
+            return f"{preprocessing.mode} pixels are not those of pretraining"
+        return ""
 
     def inherit(
-        self, said: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
+        self, description: str, measured: Mapping[str, float], sizes: Mapping[str, int], class_names: Sequence[str]
     ) -> ZeroShotBaseline:
-        values = {split: measured.get(f"baseline/{split}_accuracy") for split in _SPLITS if split in sizes}
+        values = {split: measured.get(f"baseline/{split}_accuracy") for split in SPLIT_NAMES if split in sizes}
         accuracies = {
             split: Proportion(round(value * sizes[split]), sizes[split])
             for split, value in values.items()
             if value is not None
         }
-        return ZeroShotBaseline(said or "its frozen attempt recorded none", _dogs(class_names), accuracies)
+        return ZeroShotBaseline(description or "the parent run recorded none", _count_dogs(class_names), accuracies)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(model: Model, file: Path | None) -> "tuple[keras.Model, str]":
-    """The top, [b, channels] -> [b, 1000] logits, and a digest of the weights below it; in one process, the same one is opened once."""
+def _load_top(model: Model, file: Path | None) -> "tuple[keras.Model, str]":
+    """Return the top, [b, channels] -> [b, 1000] logits, and a digest of the weights below it.
+
+    The jobs of a sweep share a process and load the top once.
+    """
     import keras
 
-    whole = downloaded(model, top=True) if file is None else _read(model, file)
-    nodes = [node for node in in_order(whole) if node.input_tensors]
-    # Others are within blocks
+    full_model = imagenet_network(model, top=True) if file is None else _read_full_model(model, file)
+    nodes = [node for node in nodes_in_order(full_model) if node.input_tensors]
+    # The last pooling layer: others are within blocks.
     *_, pool = [node for node in nodes if isinstance(node.operation, keras.layers.GlobalAveragePooling2D)]
-    original = keras.Model(pool.output_tensors[0], whole.output)
-    # So that the rest need not stay in memory
+    original = keras.Model(pool.output_tensors[0], full_model.output)
+    # A copy, so that the full model does not stay in memory.
     top = keras.models.clone_model(original)
     top.set_weights(original.get_weights())
-    return top, _content(whole.input, pool.input_tensors[0])
+    return top, _weights_digest(full_model.input, pool.input_tensors[0])
 
 
-def _read(model: Model, file: Path) -> "keras.Model":
-    whole = model.construct(None, top=True)
+def _read_full_model(model: Model, file: Path) -> "keras.Model":
+    """Build the model with its top, and load all of its weights from a file."""
+    full_model = model.construct(None, top=True)
     try:
-        load_all(whole, file)
-    except UNFIT as error:
+        load_all_weights(full_model, file)
+    except WEIGHT_FILE_ERRORS as error:
         width = f", alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         raise UserError(
             f"baseline.weights={file} does not fit {model.architecture} with its top"
             f" ({' '.join(str(error).split())[:160]}). It must hold the weights of"
-            f" keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. Type"
-            " baseline.weights=null, or the right file."
+            f" keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. Set"
+            " baseline.weights=<the right file>, or baseline.weights=null."
         ) from error
-    return whole
+    return full_model
 
 
-def _content(begin: "keras.KerasTensor", end: "keras.KerasTensor") -> str:
-    """A digest of the weights between two tensors."""
+def _weights_digest(begin: "keras.KerasTensor", end: "keras.KerasTensor") -> str:
+    """Hash the weights between two tensors."""
     import keras
 
-    return content(keras.Model(begin, end).get_weights())
+    return arrays_digest(keras.Model(begin, end).get_weights())
 
 
-def _before_pooling(backbone: Backbone) -> "keras.KerasTensor":
-    """What the top pools: the backbone's output, but where that is normalised (ConvNeXt), since its top normalises after pooling."""
+def _maps_to_pool(backbone: Backbone) -> "keras.KerasTensor":
+    """Return the feature maps that the top pools.
+
+    They are the backbone's output, except if its last layer normalises (ConvNeXt): the top normalises after pooling.
+    """
     import keras
 
-    last = in_order(backbone.network)[-1]
+    last = nodes_in_order(backbone.network)[-1]
     return (
         last.input_tensors[0] if isinstance(last.operation, keras.layers.LayerNormalization) else last.output_tensors[0]
     )
 
 
-def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, pooled: "keras.KerasTensor") -> Prefix:
-    """The attempt's own frozen part, whose output is kept already, or where its top needs another, that one."""
+def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, maps: "keras.KerasTensor") -> Prefix:
+    """Return the run's own frozen part, whose features are cached already, or one that ends at other feature maps."""
     import keras
 
-    if pooled is backbone.network.outputs[0]:
+    if maps is backbone.network.outputs[0]:
         return network.prefix
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
     # [b, h, w, channels]
-    maps = keras.Model(backbone.network.input, pooled, name="unnormalised")(preprocessing.apply(pixels))
-    features = keras.layers.GlobalAveragePooling2D(name="pool")(maps)
+    outputs = keras.Model(backbone.network.input, maps, name="unnormalised")(preprocessing.apply(pixels))
+    features = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
     return replace(
         network.prefix,
         graph=keras.Model(pixels, features, name="frozen"),
@@ -226,8 +262,8 @@ def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, 
     )
 
 
-def _chosen(top: "keras.Model", chosen: Sequence[int | None]) -> "keras.Model":
-    """[b, channels] -> [b, classes]: of the 1000 logits those of the classes, in their order."""
+def _select_outputs(top: "keras.Model", outputs: Sequence[int | None]) -> "keras.Model":
+    """Reduce the 1000 logits to those of the classes, in their order: [b, channels] -> [b, classes]."""
     import keras
 
-    return keras.Model(top.input, keras.ops.take(top.output, np.array(chosen, dtype=np.int32), axis=-1), name="head")
+    return keras.Model(top.input, keras.ops.take(top.output, np.array(outputs, dtype=np.int32), axis=-1), name="head")

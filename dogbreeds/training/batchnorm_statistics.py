@@ -1,7 +1,7 @@
-"""What a backbone's BatchNorm layers remember of their input, beside what the photos at hand give.
+"""Compare the running statistics of a backbone's BatchNorm layers with the statistics of images.
 
-Every BatchNorm layer keeps the mean and the variance of what it was fed in pretraining. Photos in the right convention reproduce them;
-photos in another one do not, and no label is needed to see it.
+Every BatchNorm layer stores the mean and the variance of its inputs in pretraining. Images in the pixel convention of
+pretraining reproduce them, images in another convention do not, and no labels are needed to see the difference.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from dogbreeds.models.preprocessing import MODES, Preprocessing
 if TYPE_CHECKING:
     import keras
 
-# BatchNorm layers that are compared: the first ones, which see the pixels before much has been done to them
+# Number of BatchNorm layers to compare: the first ones, whose inputs still depend directly on the pixels.
 LAYERS = 10
-# Photos at a time
-_BATCH = 16
+# Images at a time.
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -26,65 +26,75 @@ class PixelFit:
     """How well each pixel convention fits a backbone.
 
     Attributes:
-        remembers: whether there are BatchNorm layers that have seen training, so that `distances` are nats.
-        distances: by convention. Where the backbone remembers: Kullback-Leibler divergence of what its first BatchNorm layers are fed
-            from what they remember, in nats, the median over channels, the mean over layers. Where it does not: the share that is lost of
-            the variance between photos at the backbone's output, beside the convention that keeps most.
+        has_statistics: whether the backbone has trained BatchNorm layers, which `distances` then refers to.
+        distances: by convention, lower is better. With trained BatchNorm layers: KL divergence in nats of their inputs
+            from their running statistics, the median over channels and the mean over layers. Without: fraction of the
+            variance between images, at the backbone's output, that is lost relative to the best convention.
     """
 
-    remembers: bool
+    has_statistics: bool
     distances: dict[str, float]
 
     @property
     def best(self) -> str:
+        """The convention with the smallest distance."""
         return min(self.distances, key=lambda mode: self.distances[mode])
 
     def __str__(self) -> str:
         ranked = sorted(self.distances.items(), key=lambda item: item[1])
-        return ", ".join(f"{mode} {amount(distance)}" for mode, distance in ranked)
+        return ", ".join(f"{mode} {format_distance(distance)}" for mode, distance in ranked)
 
 
-def amount(distance: float) -> str:
-    """A distance with the digits that matter."""
+def format_distance(distance: float) -> str:
+    """Format a distance with its significant digits."""
     return f"{distance:.3f}" if distance < 0.1 else f"{distance:.2f}" if distance < 10 else f"{distance:,.0f}"
 
 
-def batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]":
-    """The first BatchNorm layers in the order of computation, and what goes into them."""
+def first_batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]":
+    """Return the first `LAYERS` BatchNorm layers, in the order of computation, each with its input tensor."""
     import keras
 
-    from dogbreeds.models.blocks import in_order
+    from dogbreeds.models.blocks import nodes_in_order
 
     found = [
         (node.operation, node.input_tensors[0])
-        for node in in_order(network)
+        for node in nodes_in_order(network)
         if isinstance(node.operation, keras.layers.BatchNormalization)
     ]
     return found[:LAYERS]
 
 
-def has_seen_training(layer: "keras.layers.BatchNormalization") -> bool:
-    """Whether its statistics are others than those that it is born with."""
+def has_trained_statistics(layer: "keras.layers.BatchNormalization") -> bool:
+    """Return whether the running statistics differ from their initial values, mean 0 and variance 1."""
     return bool(np.any(np.asarray(layer.moving_mean)) or np.any(np.asarray(layer.moving_variance) != 1))
 
 
-def divergence(mean: np.ndarray, variance: np.ndarray, stored_mean: np.ndarray, stored_variance: np.ndarray) -> float:
-    """How far what a layer is fed lies from what it remembers: Gaussian Kullback-Leibler divergence in nats, the median over channels.
+def gaussian_kl(
+    mean: np.ndarray, variance: np.ndarray, running_mean: np.ndarray, running_variance: np.ndarray
+) -> float:
+    """Compute the KL divergence of Gaussian inputs from the running statistics, in nats, the median over channels.
 
     Args:
-        mean, variance: [channels] of what it is fed; variances above 0.
-        stored_mean, stored_variance: [channels] of what it remembers.
+        mean, variance: [channels] of the layer's inputs; variances above 0.
+        running_mean, running_variance: [channels] of the layer.
     """
-    nats = 0.5 * (np.log(stored_variance / variance) + (variance + (mean - stored_mean) ** 2) / stored_variance - 1)
+    log_ratio = np.log(running_variance / variance)
+    nats = 0.5 * (log_ratio + (variance + (mean - running_mean) ** 2) / running_variance - 1)
     return float(np.median(nats))
 
 
-def divergences(
+def batchnorm_divergences(
     network: "keras.Model",
     layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]",
-    photos: np.ndarray,
+    images: np.ndarray,
 ) -> list[float]:
-    """Of each convention, the mean over layers."""
+    """Compute for each convention in `MODES` the KL divergence from the running statistics, the mean over layers.
+
+    Args:
+        network: the backbone.
+        layers: from `first_batchnorms`.
+        images: [n, size, size, 3] RGB in [0, 255].
+    """
     import keras
     import tensorflow as tf
 
@@ -95,47 +105,56 @@ def divergences(
     )
     found = []
     for mode in MODES:
-        measured = [moments(pixels) for pixels in _in_convention(photos, mode)]
+        batches = [moments(pixels) for pixels in _in_convention(images, mode)]
         distances = []
         for index, (layer, _) in enumerate(layers):
             means, variances = (
-                np.stack([batch[index][which].numpy() for batch in measured]).astype(np.float64) for which in (0, 1)
+                np.stack([batch[index][which].numpy() for batch in batches]).astype(np.float64) for which in (0, 1)
             )
             distances.append(
-                divergence(
-                    means.mean(axis=0),
-                    # Within batches, and between them
-                    variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,
-                    np.asarray(layer.moving_mean, dtype=np.float64),
-                    np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
+                gaussian_kl(
+                    mean=means.mean(axis=0),
+                    # Total variance: within batches plus between them.
+                    variance=variances.mean(axis=0) + means.var(axis=0) + layer.epsilon,
+                    running_mean=np.asarray(layer.moving_mean, dtype=np.float64),
+                    running_variance=np.asarray(layer.moving_variance, dtype=np.float64) + layer.epsilon,
                 )
             )
         found.append(float(np.nan_to_num(np.mean(distances), nan=np.inf)))
     return found
 
 
-def lost_spread(network: "keras.Model", photos: np.ndarray) -> list[float]:
-    """Of each convention, the share lost of the variance between photos, relative to the size of the output, beside the best."""
+def lost_variance(network: "keras.Model", images: np.ndarray) -> list[float]:
+    """Compute for each convention in `MODES` the fraction of the output's variance between images that is lost.
+
+    The variance is relative to the mean square of the output, and the fraction relative to the best convention.
+
+    Args:
+        network: the backbone.
+        images: [n, size, size, 3] RGB in [0, 255].
+    """
     import tensorflow as tf
 
     pooled = tf.function(
         lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True
     )
-    spreads = []
+    variances = []
     for mode in MODES:
-        outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(photos, mode)]).astype(np.float64)
-        spreads.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
-    most = max(spreads)
-    return [1 - spread / most if most > 0 else 0.0 for spread in spreads]
+        outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(images, mode)]).astype(np.float64)
+        variances.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
+    largest = max(variances)
+    return [1 - variance / largest if largest > 0 else 0.0 for variance in variances]
 
 
-def _in_convention(photos: np.ndarray, mode: str) -> "Iterator[Any]":
+def _in_convention(images: np.ndarray, mode: str) -> "Iterator[Any]":
+    """Yield batches of images in a pixel convention."""
     import tensorflow as tf
 
-    # Whole batches: their variances are averaged
-    for start in range(0, len(photos) - len(photos) % _BATCH or len(photos), _BATCH):
-        yield Preprocessing(mode=mode).apply(tf.cast(photos[start : start + _BATCH], tf.float32))
+    # Only whole batches, because their variances are averaged; fewer images than a batch are one batch.
+    for start in range(0, len(images) - len(images) % _BATCH_SIZE or len(images), _BATCH_SIZE):
+        yield Preprocessing(mode=mode).apply(tf.cast(images[start : start + _BATCH_SIZE], tf.float32))
 
 
 def _listed(outputs: Any) -> list[Any]:
+    """Return the outputs of a model as a list, also where it has one output."""
     return outputs if isinstance(outputs, list) else [outputs]

@@ -1,6 +1,7 @@
-"""Checkpoints of a run that goes on: written beside their place and renamed, two of them kept, removed when the run has ended.
+"""Checkpoints of an unfinished run.
 
-They lie in a folder that is named after what decides the run's result, so that the same command finds them again. A lock keeps two
+A checkpoint is written to a temporary file and renamed. The two newest are retained, and all are removed once the run
+has finished. Their folder is named after the run's identity, so the same command finds them again. A lock keeps two
 processes from working on the same run.
 """
 
@@ -19,131 +20,147 @@ from typing import IO, Any
 import numpy as np
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.process import owner, spelled
+from dogbreeds.core.process import format_process, process_tags
 
 log = logging.getLogger(__name__)
 
-# The newest, and the one before it should that be damaged
-_KEPT = 2
-_ABOUT = "about"
+# The newest checkpoint, and the one before it in case the newest is damaged.
+_MAX_CHECKPOINTS = 2
+# Name of the metadata among a checkpoint's arrays.
+_METADATA = "about"
 
 
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run.
 
-    Args:
-        folder: theirs alone; made when there is something to keep.
+    Attributes:
+        folder: holds nothing else; created by the first save.
     """
 
     folder: Path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[list[str]]:
-        """Waits while another process works on the same run. Gives the processes that held the lock and are gone, killed or with their machine, as
-        `spelled` has them; who gets them clears the list once something was made of it, for else the next one gets them again.
+        """Hold the run's lock, after waiting for a process that holds it.
+
+        Yields:
+            Processes that were killed, or whose machine was lost, while they held the lock, as `format_process` spells
+            them. Clear the list once they have been dealt with; otherwise the next owner of the lock gets it too.
+
+        Raises:
+            UserError: if the lock file cannot be created.
         """
-        with self._written("locked"):
+        with self._write_errors("locked"):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            file = self._acquired()
+            file = self._acquire_lock()
             file.seek(0)
             gone = file.read().decode(errors="replace").splitlines()
-            before = file.tell()
-            file.write(f"{spelled(owner())}\n".encode())
+            end_of_gone = file.tell()
+            file.write(f"{format_process(process_tags())}\n".encode())
             file.flush()
         try:
             yield gone
         finally:
             if gone:
-                file.truncate(before)
+                file.truncate(end_of_gone)
             else:
                 Path(file.name).unlink(missing_ok=True)
             file.close()
 
-    def _acquired(self) -> IO[bytes]:
-        """The lock's file, locked; one that its last owner has removed in the meantime does not count."""
+    def _acquire_lock(self) -> IO[bytes]:
+        """Open and lock the lock file; try again if its last owner has removed it in the meantime."""
         path = Path(f"{self.folder}.lock")
         while True:
             file = path.open("a+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("another process is at work on this very run: waiting for it")
+                log.info("waiting for another process that is working on the same run")
                 fcntl.flock(file, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     return file
             file.close()
 
-    def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps a state.
+    def save(self, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a checkpoint, then remove all but the two newest.
 
         Args:
-            about: plain values, as JSON takes them; floats come back as they are.
+            metadata: JSON-compatible values; floats are restored exactly.
             arrays: by name.
 
         Raises:
-            UserError: where it cannot be written; the checkpoints that are there stay as they are.
+            UserError: if it cannot be written; the existing checkpoints stay as they are.
         """
         files = self._files()
         number = int(files[-1].stem) + 1 if files else 1
-        aside = self.folder / "aside"
-        said = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
-        with self._written("written"):
+        temporary = self.folder / "aside"
+        encoded = np.frombuffer(json.dumps(metadata).encode(), dtype=np.uint8)
+        with self._write_errors("written"):
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                with aside.open("wb") as file:
-                    np.savez(file, **{_ABOUT: said, **arrays})  # type: ignore[arg-type]
+                with temporary.open("wb") as file:
+                    np.savez(file, **{_METADATA: encoded, **arrays})  # type: ignore[arg-type]
                     file.flush()
                     os.fsync(file.fileno())
-                aside.replace(self.folder / f"{number:08d}.npz")
+                temporary.replace(self.folder / f"{number:08d}.npz")
             finally:
-                aside.unlink(missing_ok=True)
-        for old in files[: len(files) + 1 - _KEPT]:
+                temporary.unlink(missing_ok=True)
+        for old in files[: len(files) + 1 - _MAX_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """The newest state that is whole; None where there is none."""
+        """Return metadata and arrays of the newest undamaged checkpoint; None if there is none."""
         for file in reversed(self._files()):
             try:
-                # A zip file: each array is compared with its checksum
+                # An .npz is a zip file, so reading an array verifies its checksum.
                 with np.load(file) as stored:
                     arrays = {name: stored[name] for name in stored.files}
-                return json.loads(arrays.pop(_ABOUT).tobytes()), arrays
+                return json.loads(arrays.pop(_METADATA).tobytes()), arrays
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                log.warning("the checkpoint %s is damaged and is passed over", file)
+                log.warning("checkpoint %s is damaged and is skipped", file)
         return None
 
-    def set_aside(self, name: str) -> Path | None:
-        """Takes the newest out of the folder, where nothing goes on from it, and forgets the others; None where there is none."""
+    def archive_newest(self, name: str) -> Path | None:
+        """Move the newest checkpoint next to the folder, where no run resumes from it, and remove the others.
+
+        Args:
+            name: file name of the archived checkpoint.
+
+        Returns:
+            Its path; None if there is no checkpoint.
+        """
         newest = self.newest
         if newest is None:
             return None
-        place = self.folder.with_name(name)
-        newest.replace(place)
+        archived = self.folder.with_name(name)
+        newest.replace(archived)
         self.remove()
-        return place
+        return archived
 
     @property
     def newest(self) -> Path | None:
-        """The file that was written last."""
+        """The checkpoint file that was written last; None if there is none."""
         files = self._files()
         return files[-1] if files else None
 
     def remove(self) -> None:
-        """Forgets them."""
+        """Remove all checkpoints of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
+        """List the checkpoint files, the oldest first."""
         return sorted(self.folder.glob("*.npz"))
 
     @contextlib.contextmanager
-    def _written(self, what: str) -> Iterator[None]:
+    def _write_errors(self, what: str) -> Iterator[None]:
+        """Turn an `OSError` into a `UserError` that names the folder and what failed."""
         try:
             yield
         except OSError as error:
             raise UserError(
-                f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). It needs a folder that can be"
-                " written, on a disk with room. Make room and run the same command again, which goes on from the last"
-                " one, or type checkpoint_dir=<folder>."
+                f"The checkpoint in {self.folder} cannot be {what} ({error.strerror}). Checkpoints need a writable"
+                " folder, on a disk with free space. Free some space and run the same command again, which resumes from"
+                " the last checkpoint, or set checkpoint_dir=<folder>."
             ) from error

@@ -1,14 +1,15 @@
 """The training loop.
 
-Keras' own `fit` is not used: it overrides the inference mode of a frozen part (keras-team/keras#20285), its shuffling cannot be resumed,
-and it does not say at which step a loss stopped being a number. Here the order of each epoch follows from (seed, epoch) alone.
+Keras' own `fit` is not used: it overrides the inference mode of a frozen part (keras-team/keras#20285), its shuffling
+cannot be resumed, and it does not report the step at which a loss stopped being finite. Here the order of the images in
+an epoch follows from (seed, epoch) alone.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,58 +26,80 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-# Keeps the draws of the order apart from others with the same seed
-_ORDER = 0x0DE7
-# Of features at a time
+# Separates these random draws from others with the same seed.
+_ORDER_STREAM = 0x0DE7
+# Size of the feature batches of an evaluation.
 _EVALUATION_BYTES = 64 << 20
+
+# Given the finished epochs, returns the reason to stop training, or None to continue.
+Stop = Callable[[Sequence[Epoch]], str | None]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of an array, and their labels.
+    """Labelled rows of an array.
 
     Attributes:
-        array: kept features, or photos.
-        rows: [n] which of them.
-        labels: [n] int32.
-        shown: what becomes of a batch of them, given their rows, such as augmentation; None where they are shown as they are.
+        array: [m, ...] cached features, or images.
+        indices: [n] rows of `array` in use.
+        labels: [n] int32 class of each of them.
+        transform: maps a batch of rows and their indices to inputs, such as augmentation; None for the rows themselves.
     """
 
     array: np.ndarray
-    rows: np.ndarray
+    indices: np.ndarray
     labels: np.ndarray
-    shown: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.rows[positions]
-        return self.array[rows] if self.shown is None else self.shown(self.array[rows], rows), self.labels[positions]
+        """Return inputs and labels of a batch, given positions in `indices`."""
+        indices = self.indices[positions]
+        inputs = self.array[indices]
+        return inputs if self.transform is None else self.transform(inputs, indices), self.labels[positions]
 
 
-def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of n photos in an epoch, counted from 0."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _ORDER])).permutation(n)
+class StepMetrics(NamedTuple):
+    """Metrics of one batch, measured before the weights are updated.
+
+    Attributes:
+        loss: mean cross-entropy in nats.
+        correct: number of images whose highest logit is that of their label.
+        top5_correct: number of images whose label is among the five highest logits.
+        grad_sum: sum over all elements of the gradient; not finite if any of them is not.
+    """
+
+    loss: float
+    correct: float
+    top5_correct: float
+    grad_sum: float
 
 
-def predict(network: Network, data: Rows) -> np.ndarray:
-    """[n, classes] float32 logits, in inference mode."""
-    batch = int(np.clip(_EVALUATION_BYTES // max(1, data.array[:1].nbytes), 16, 2048))
-    spans = [np.arange(start, min(start + batch, len(data))) for start in range(0, len(data), batch)]
-    return np.concatenate([network.infer(data[span][0]).numpy() for span in spans])
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Return the shuffled order, a permutation of n rows, of an epoch counted from 0."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _ORDER_STREAM])).permutation(n)
+
+
+def predict(network: Network, rows: Rows) -> np.ndarray:
+    """Compute [n, classes] float32 logits in inference mode."""
+    batch_size = int(np.clip(_EVALUATION_BYTES // max(1, rows.array[:1].nbytes), 16, 2048))
+    batches = [np.arange(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    return np.concatenate([network.infer(rows[batch][0]).numpy() for batch in batches])
 
 
 class Step:
-    """One update of the weights, compiled once for each set of layers that train.
+    """One weight update, compiled once for each set of trainable layers.
 
     Args:
-        network: what trains.
-        optimizer: built once for each depth, where the learning rate shrinks with depth, and else once.
+        network: the network to train.
+        optimizer: built once for each depth if `layer_decay` is not 1, else once.
     """
 
     def __init__(self, network: Network, optimizer: Optimizer):
-        self._network, self._decay = network, optimizer.layer_decay
+        self._network = network
+        self._decay = optimizer.layer_decay
         self._optimizers: dict[int, keras.Optimizer] = {}
         with network.replicas.scope():
             for depth, variables in self._groups(network.plan.stages[-1]).items():
@@ -85,17 +108,14 @@ class Step:
         self._compiled: dict[frozenset[str], Callable[..., tf.Tensor]] = {}
         self._lr = -1.0
 
-    def __call__(self, layers: frozenset[str], lr: float, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Trains on one batch.
+    def __call__(self, layers: frozenset[str], lr: float, inputs: np.ndarray, labels: np.ndarray) -> StepMetrics:
+        """Train on one batch.
 
         Args:
             layers: names of the suffix's layers that train.
-            lr: the head's learning rate.
+            lr: learning rate of the head; a layer at depth d gets `lr * layer_decay**d`.
             inputs: [b, *input shape].
             labels: [b] int32.
-
-        Returns:
-            [4]: mean cross-entropy before the update, photos right, photos right among the first five, and the sum of the gradient's numbers.
         """
         if lr != self._lr:
             for depth, optimizer in self._optimizers.items():
@@ -103,18 +123,20 @@ class Step:
             self._lr = lr
         if layers not in self._compiled:
             self._compiled[layers] = self._compile(layers)
-        return self._compiled[layers](inputs, labels).numpy()
+        return StepMetrics(*self._compiled[layers](inputs, labels).numpy().tolist())
 
     @property
     def variables(self) -> "list[keras.Variable]":
-        """The optimizers' own, such as momenta."""
+        """Variables of the optimizers, such as momenta."""
         return [variable for optimizer in self._optimizers.values() for variable in optimizer.variables]
 
     def _groups(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
-        groups = self._network.trainable(layers)
+        """Group the trainable variables by depth; without `layer_decay` they are one group."""
+        groups = self._network.trainable_by_depth(layers)
         return groups if self._decay != 1 else {0: [variable for group in groups.values() for variable in group]}
 
     def _compile(self, layers: frozenset[str]) -> "Callable[..., tf.Tensor]":
+        """Compile the step; it returns the fields of `StepMetrics` as a [4] float32 tensor."""
         import tensorflow as tf
 
         groups = self._groups(layers)
@@ -126,20 +148,21 @@ class Step:
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
                 loss = mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             gradient = tape.gradient(loss, watched)
-            # Asking each number whether it is finite took a tenth of a step
-            checked = tf.add_n([tf.reduce_sum(part) for part in gradient])
+            # One sum, because testing every element with `is_finite` took a tenth of a step.
+            grad_sum = tf.add_n([tf.reduce_sum(part) for part in gradient])
             gradients = iter(gradient)
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
-            right = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            among_five = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
-            return tf.stack([loss, right, among_five, checked])
+            correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
+            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
+            return tf.stack([loss, correct, top5_correct, grad_sum])
 
-        return self._network.replicas.step(update, self._network.layers)
+        return self._network.replicas.compile_step(update, self._network.layers)
 
 
 def fit(
     network: Network,
+    *,
     train: Callable[[int], Rows],
     val: Rows,
     phase: Training,
@@ -147,113 +170,180 @@ def fit(
     schedule: Schedule,
     seed: int,
     on_epoch: Callable[[Epoch], None],
-    stop: Callable[[Sequence[Epoch]], str | None] = lambda epochs: None,
-    before: TrainingState | None = None,
-    save: Callable[[TrainingState], None] = lambda progress: None,
+    stop: Stop = lambda epochs: None,
+    resume_from: TrainingState | None = None,
+    save: Callable[[TrainingState], None] = lambda state: None,
     save_steps: int | None = None,
 ) -> History:
-    """Trains a network's suffix and head, and leaves it with the weights of its best epoch.
+    """Train a network's suffix and head, then restore the weights of the best epoch.
 
     Args:
-        network: what trains.
-        train: the training rows of an epoch, counted from 0.
+        network: the network to train, in place.
+        train: returns the training rows of an epoch, counted from 0.
         val: validation rows; the best epoch is the first with the highest accuracy on them.
         phase: epochs, batch size and patience.
-        optimizer: its learning rate is the schedule's peak.
-        schedule: the learning rate of each step.
-        seed: of the order.
+        optimizer: its learning rate is the peak of the schedule.
+        schedule: gives the learning rate of each step.
+        seed: of the order of the training rows.
         on_epoch: called after each epoch.
-        stop: a text that it gives for the epochs so far says why training ends there.
-        before: where an earlier process came to; training goes on from there, to the same weights, bit for bit.
-        save: called after each epoch, each `save_steps` steps, and before an interruption is let through; not once a number is not finite.
+        stop: given the finished epochs, returns the reason to stop training, or None to continue.
+        resume_from: state of an earlier process; training resumes from it to the same weights, bit for bit.
+        save: writes a checkpoint. Called after each epoch, every `save_steps` steps, and before an interruption is
+            raised; never after a loss or a gradient was not finite.
         save_steps: None for after each epoch only.
     """
-    step = Step(network, optimizer)
-    progress = before or TrainingState()
-    outcome = progress.outcome
-    _assign(network.learned, progress.weights)
-    _assign(step.variables, progress.optimizers)
-
-    def keep() -> None:
-        with signals.deferred():
-            progress.weights = [variable.numpy() for variable in network.learned]
-            progress.optimizers = [variable.numpy() for variable in step.variables]
-            save(progress)
-
+    run = _TrainingRun(
+        network=network,
+        phase=phase,
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=seed,
+        state=resume_from or TrainingState(),
+        save=save,
+        save_steps=save_steps,
+    )
+    state, history = run.state, run.state.history
     try:
-        while progress.epoch < phase.epochs and not outcome.ended:
-            started = time.perf_counter() - progress.seconds
-            data, index, val_losses = (
-                train(progress.epoch),
-                progress.epoch,
-                [epoch.val.loss for epoch in outcome.epochs],
-            )
-            shuffled = order(seed, index, len(data))
-            steps = math.ceil(len(data) / phase.batch_size)
-            for number in range(progress.step, steps):
-                inputs, labels = data[shuffled[number * phase.batch_size : (number + 1) * phase.batch_size]]
-                lr = schedule.lr(optimizer.lr, index + number / steps, phase.epochs, val_losses)
-                with signals.deferred():
-                    measured = step(network.plan.at(index), lr, inputs, labels)
-                    fault = _fault(measured)
-                    if fault:
-                        outcome.ended, outcome.diverged = (
-                            f"{fault} at step {index * steps + number + 1} (epoch {index + 1}), lr {lr:g}",
-                            True,
-                        )
-                        break
-                    progress.sums = progress.sums + measured[:3] * [len(labels), 1, 1]
-                    progress.step, progress.seconds = number + 1, time.perf_counter() - started
-                if save_steps and (index * steps + number + 1) % save_steps == 0:
-                    keep()
-            if outcome.diverged:
+        while state.epoch < phase.epochs and not history.stop_reason:
+            started = time.perf_counter() - state.seconds
+            rows = train(state.epoch)
+            run.take_steps(rows, started)
+            if history.diverged:
                 break
-            logits = predict(network, val)
-            lr = schedule.lr(optimizer.lr, index + (steps - 1) / steps, phase.epochs, val_losses)
-            loss, accuracy, top5 = (progress.sums / len(data)).tolist()
-            epoch = Epoch(index + 1, lr, loss, accuracy, top5, score(logits, val.labels), time.perf_counter() - started)
-            with signals.deferred():
-                outcome.epochs.append(epoch)
-                if not math.isfinite(epoch.val.loss):
-                    outcome.ended = (
-                        f"the validation loss was {epoch.val.loss} after step {(index + 1) * steps} (epoch"
-                        f" {index + 1}), lr {lr:g}"
-                    )
-                    outcome.diverged = True
-                elif outcome.best is None or epoch.val.accuracy.correct > outcome.best.val.accuracy.correct:
-                    outcome.best, outcome.best_logits = epoch, logits
-                    outcome.best_weights = [variable.numpy() for variable in network.learned]
-                outcome.ended = outcome.ended or _reason(outcome, phase, stop)
-                progress.epoch, progress.step, progress.sums, progress.seconds = index + 1, 0, np.zeros(3), 0.0
-            if not outcome.diverged:
-                keep()
-            on_epoch(epoch)
+            on_epoch(run.finish_epoch(rows, val, started, stop))
     except KeyboardInterrupt:
-        if not outcome.diverged:
-            keep()
+        if not history.diverged:
+            run.checkpoint()
         raise
-    _assign(network.learned, outcome.best_weights)
-    return outcome
+    _assign(network.variables, history.best_weights)
+    return history
+
+
+class _TrainingRun:
+    """One call of `fit`: its settings, the compiled step, and the state so far."""
+
+    def __init__(
+        self,
+        network: Network,
+        phase: Training,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        seed: int,
+        state: TrainingState,
+        save: Callable[[TrainingState], None],
+        save_steps: int | None,
+    ):
+        self._network = network
+        self._phase = phase
+        self._schedule = schedule
+        self._peak_lr = optimizer.lr
+        self._seed = seed
+        self.state = state
+        self._save = save
+        self._save_steps = save_steps
+        self._step = Step(network, optimizer)
+        _assign(network.variables, state.weights)
+        _assign(self._step.variables, state.optimizer_variables)
+
+    def take_steps(self, rows: Rows, started: float) -> None:
+        """Take the remaining steps of the current epoch, up to the first that diverges."""
+        state, history = self.state, self.state.history
+        batch_size = self._phase.batch_size
+        shuffled = epoch_order(self._seed, state.epoch, len(rows))
+        steps = self._steps(rows)
+        for index in range(state.step, steps):
+            inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
+            lr = self._lr(index, steps)
+            total_steps = state.epoch * steps + index + 1
+            # A signal is raised after the step is counted, never between the update and the count.
+            with signals.deferred():
+                metrics = self._step(self._network.plan.layers_at(state.epoch), lr, inputs, labels)
+                fault = _fault(metrics)
+                if fault:
+                    history.stop_reason = f"{fault} at step {total_steps} (epoch {state.epoch + 1}), lr {lr:g}"
+                    history.diverged = True
+                    return
+                sums = np.array([metrics.loss * len(labels), metrics.correct, metrics.top5_correct])
+                state.metric_sums = state.metric_sums + sums
+                state.step = index + 1
+                state.seconds = time.perf_counter() - started
+            if self._save_steps and total_steps % self._save_steps == 0:
+                self.checkpoint()
+
+    def finish_epoch(self, rows: Rows, val: Rows, started: float, stop: Stop) -> Epoch:
+        """Evaluate on the validation rows, record the epoch, and write a checkpoint unless it diverged."""
+        state, history = self.state, self.state.history
+        steps = self._steps(rows)
+        logits = predict(self._network, val)
+        loss, accuracy, top5 = (state.metric_sums / len(rows)).tolist()
+        epoch = Epoch(
+            number=state.epoch + 1,
+            lr=self._lr(steps - 1, steps),
+            train_loss=loss,
+            train_accuracy=accuracy,
+            train_top5=top5,
+            val=score(logits, val.labels),
+            seconds=time.perf_counter() - started,
+        )
+        with signals.deferred():
+            self._record(epoch, logits, steps)
+            history.stop_reason = history.stop_reason or _stop_reason(history, self._phase, stop)
+            state.epoch += 1
+            state.step = 0
+            state.metric_sums = np.zeros(3)
+            state.seconds = 0.0
+        if not history.diverged:
+            self.checkpoint()
+        return epoch
+
+    def checkpoint(self) -> None:
+        """Save the state with the current weights and optimizer variables."""
+        with signals.deferred():
+            self.state.weights = [variable.numpy() for variable in self._network.variables]
+            self.state.optimizer_variables = [variable.numpy() for variable in self._step.variables]
+            self._save(self.state)
+
+    def _record(self, epoch: Epoch, logits: np.ndarray, steps: int) -> None:
+        """Append an epoch to the history, as the best one if it is."""
+        history = self.state.history
+        history.epochs.append(epoch)
+        if not math.isfinite(epoch.val.loss):
+            history.stop_reason = (
+                f"the validation loss was {epoch.val.loss} after step {epoch.number * steps} (epoch {epoch.number}), lr"
+                f" {epoch.lr:g}"
+            )
+            history.diverged = True
+        elif history.best is None or epoch.val.accuracy.correct > history.best.val.accuracy.correct:
+            history.best, history.best_logits = epoch, logits
+            history.best_weights = [variable.numpy() for variable in self._network.variables]
+
+    def _steps(self, rows: Rows) -> int:
+        return math.ceil(len(rows) / self._phase.batch_size)
+
+    def _lr(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step of the current epoch, counted from 0."""
+        val_losses = [epoch.val.loss for epoch in self.state.history.epochs]
+        return self._schedule.lr(self._peak_lr, self.state.epoch + step / steps, self._phase.epochs, val_losses)
 
 
 def _assign(variables: "list[keras.Variable]", values: list[np.ndarray]) -> None:
+    """Set variables to values; without values, leave them as they are."""
     if values:
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
 
-def _fault(measured: np.ndarray) -> str:
-    """What of a step is not a number; nothing where all is well."""
-    if not math.isfinite(measured[0]):
-        return f"the loss was {measured[0]}"
-    return "" if math.isfinite(measured[3]) else "the gradient was not finite"
+def _fault(metrics: StepMetrics) -> str:
+    """Describe a loss or a gradient that is not finite; empty if both are finite."""
+    if not math.isfinite(metrics.loss):
+        return f"the loss was {metrics.loss}"
+    return "" if math.isfinite(metrics.grad_sum) else "the gradient was not finite"
 
 
-def _reason(outcome: History, phase: Training, stop: Callable[[Sequence[Epoch]], str | None]) -> str:
-    """Why training ends after an epoch; nothing where it goes on."""
-    waited = len(outcome.epochs) - outcome.best.number if outcome.best else 0
-    impatient = phase.patience_epochs is not None and waited >= phase.patience_epochs
-    # Patience first: what ends anyway is not for a search to prune.
-    return (
-        f"no better validation accuracy for {phase.patience_epochs} epochs" if impatient else stop(outcome.epochs) or ""
-    )
+def _stop_reason(history: History, phase: Training, stop: Stop) -> str:
+    """Return why training stops after an epoch; empty if it continues."""
+    waited = len(history.epochs) - history.best.number if history.best else 0
+    # Patience is tested first: a search must not prune a run that ends anyway.
+    if phase.patience_epochs is not None and waited >= phase.patience_epochs:
+        return f"no better validation accuracy for {phase.patience_epochs} epochs"
+    return stop(history.epochs) or ""

@@ -1,39 +1,47 @@
-"""The learning-rate range test: how far the rate can grow before the loss stops falling. Source: Smith 2017, Cyclical Learning Rates, section 3.3."""
+"""Learning-rate range test: how far the learning rate can grow before the loss stops falling.
+
+Source: Smith 2017, Cyclical Learning Rates, section 3.3.
+"""
 
 import math
 
 from dogbreeds.evaluation.results import Range
 from dogbreeds.models.network import Network
-from dogbreeds.training.loop import Rows, Step, order
+from dogbreeds.training.loop import Rows, Step, epoch_order
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange
 
-# Times the lowest smoothed loss: the test ends
-_BLOWN_UP = 2.0
+# The test ends once the smoothed loss exceeds its minimum by this factor.
+_DIVERGENCE_FACTOR = 2.0
 
 
 def range_test(network: Network, rows: Rows, phase: LrRange, optimizer: Optimizer, seed: int) -> Range:
-    """Trains while the rate grows by the same factor each step, until the loss blows up.
+    """Train while the learning rate grows by the same factor each step, until the loss diverges.
 
     Args:
-        network: what trains; it is spent afterwards.
-        rows: to train on, gone through as often as it takes.
-        phase: how many steps, and the rates at both ends.
-        optimizer: its own rate is not used.
-        seed: of the order.
+        network: the network to train; it is of no use afterwards.
+        rows: training rows, repeated as often as needed.
+        phase: number of steps, batch size, and the first and the last learning rate.
+        optimizer: its own learning rate is not used.
+        seed: of the order of the rows.
+
+    Returns:
+        Learning rate and loss of each step.
     """
-    step, a_batch = Step(network, optimizer), min(phase.batch_size, len(rows))
-    batches = len(rows) // a_batch
-    lrs, losses = list[float](), list[float]()
-    shuffled = order(seed, 0, len(rows))
+    step = Step(network, optimizer)
+    batch_size = min(phase.batch_size, len(rows))
+    batches = len(rows) // batch_size
+    lrs = list[float]()
+    losses = list[float]()
+    shuffled = epoch_order(seed, 0, len(rows))
     for number in range(phase.steps):
         epoch, index = divmod(number, batches)
         if epoch and not index:
-            shuffled = order(seed, epoch, len(rows))
-        inputs, labels = rows[shuffled[index * a_batch : (index + 1) * a_batch]]
+            shuffled = epoch_order(seed, epoch, len(rows))
+        inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
         lrs.append(phase.min_lr * (phase.max_lr / phase.min_lr) ** (number / (phase.steps - 1)))
-        losses.append(float(step(network.plan.stages[-1], lrs[-1], inputs, labels)[0]))
+        losses.append(step(network.plan.stages[-1], lrs[-1], inputs, labels).loss)
         smoothed = Range(tuple(lrs), tuple(losses)).smoothed
-        if not math.isfinite(losses[-1]) or smoothed[-1] > _BLOWN_UP * min(smoothed):
+        if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGENCE_FACTOR * min(smoothed):
             break
     return Range(tuple(lrs), tuple(losses))

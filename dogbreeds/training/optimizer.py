@@ -1,4 +1,4 @@
-"""Optimizers, by name."""
+"""Optimizers, built as Keras' own."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,18 +11,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Spec):
-    """What all optimizers share: a learning rate, the schedule's highest, that may shrink by `layer_decay` a block below the head."""
+    """Base class of optimizers.
+
+    Attributes:
+        lr: peak learning rate of the schedule, for the head.
+        layer_decay: factor of the learning rate for each block below the head, in (0, 1]; at 1 all have the same rate.
+    """
 
     group = "optimizer"
     lr: float = number(above=0, example=1e-3)
     layer_decay: float = number(above=0, at_most=1, example=0.9)
 
     def build(self) -> "keras.Optimizer":
+        """Build the Keras optimizer, at its peak learning rate."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
+    """`keras.optimizers.Adam`."""
+
     beta_1: float = number(at_least=0, below=1, example=0.9)
     beta_2: float = number(at_least=0, below=1, example=0.999)
     epsilon: float = number(above=0, example=1e-7)
@@ -35,6 +43,8 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
+    """`keras.optimizers.AdamW`, Adam with decoupled weight decay."""
+
     weight_decay: float = number(at_least=0, example=0.004)
 
     def build(self) -> "keras.Optimizer":
@@ -47,6 +57,8 @@ class AdamW(Adam):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
+    """`keras.optimizers.SGD`."""
+
     momentum: float = number(at_least=0, below=1, example=0.9)
 
     def build(self) -> "keras.Optimizer":
@@ -57,6 +69,8 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop(Optimizer):
+    """`keras.optimizers.RMSprop`."""
+
     rho: float = number(at_least=0, below=1, example=0.9)
     momentum: float = number(at_least=0, below=1, example=0.9)
 

@@ -1,4 +1,4 @@
-"""Phases of transfer learning: how long an attempt trains, on how many photos at a time, and from where it starts."""
+"""Phases of transfer learning: what a run starts from, how long it trains, and its batch size."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,11 @@ from dogbreeds.core.spec import Spec, integer, number, text
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Spec):
-    """What the phases share."""
+    """Base class of phases.
+
+    Attributes:
+        batch_size: images in a training step.
+    """
 
     group = "phase"
     batch_size: int = integer(at_least=1, example=32)
@@ -16,7 +20,12 @@ class Phase(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Phase):
-    """Epochs of training, the best of which is kept."""
+    """Base class of phases that train for epochs and end with the weights of the best one.
+
+    Attributes:
+        epochs: maximum number of epochs.
+        patience_epochs: epochs without a better validation accuracy before training stops; None never stops early.
+    """
 
     epochs: int = integer(at_least=1, example=20)
     patience_epochs: int | None = integer(at_least=1, example=5, optional=True)
@@ -24,19 +33,29 @@ class Training(Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen(Training):
-    """The head alone trains, from new weights."""
+    """Train a new head on the frozen backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Training):
-    """Part of the backbone trains too, from a frozen attempt's best weights; `parent` names its MLflow run, null finds it."""
+    """Train the head and part of the backbone, starting from the best weights of a frozen run.
+
+    Attributes:
+        parent: MLflow id of that run, or its beginning; None selects the best frozen run that matches.
+    """
 
     parent: str | None = text(example="3f2a9c", optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LrRange(Phase):
-    """The learning-rate range test: a new head trains for `steps` batches while the rate grows from `min_lr` to `max_lr`."""
+    """Learning-rate range test: train a new head while the learning rate grows.
+
+    Attributes:
+        steps: number of batches.
+        min_lr: learning rate of the first step.
+        max_lr: learning rate of the last step.
+    """
 
     steps: int = integer(at_least=20, example=200)
     min_lr: float = number(above=0, example=1e-6)
@@ -46,6 +65,6 @@ class LrRange(Phase):
         super().__post_init__()
         if self.max_lr <= self.min_lr:
             raise UserError(
-                f"phase.max_lr was {self.max_lr:g} and phase.min_lr {self.min_lr:g}. The rate grows from the one to the"
-                " other. Type phase.min_lr=1e-6 phase.max_lr=1, for example."
+                f"phase.max_lr={self.max_lr:g} is not above phase.min_lr={self.min_lr:g}. The learning rate grows from"
+                " min_lr to max_lr. Set phase.min_lr=1e-6 phase.max_lr=1, for example."
             )

@@ -1,6 +1,6 @@
-"""What can be known before anything is spent: whether the pixels are those that the backbone remembers, and whether the data can be trusted.
+"""Preflight: checks of the pixel convention, the data and the initial loss, before time is spent on training.
 
-Error rates of the check of the pixels: `make faults`.
+`make faults` measures the error rates of the pixel check.
 """
 
 import logging
@@ -14,17 +14,17 @@ import numpy as np
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, number, one_of
 from dogbreeds.data.dataset import Data, Dataset, Source
-from dogbreeds.data.image import Unreadable
+from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.models.preprocessing import MODES, RANGES
+from dogbreeds.models.preprocessing import MODES, VALUE_RANGES
 from dogbreeds.training.batchnorm_statistics import (
     LAYERS,
     PixelFit,
-    amount,
-    batchnorms,
-    divergences,
-    has_seen_training,
-    lost_spread,
+    batchnorm_divergences,
+    first_batchnorms,
+    format_distance,
+    has_trained_statistics,
+    lost_variance,
 )
 
 if TYPE_CHECKING:
@@ -32,37 +32,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Chosen on one half of the seeds of `make faults`; its report is of the other half.
-# Below this a convention fits, whichever fits best
+# The thresholds were chosen on one half of the seeds of `make faults`, which reports on the other half.
+# KL divergence up to which a convention fits, even if another fits better.
 _MISMATCH_NATS = 0.05
-# A clear mismatch is this many times as far from memory as the convention that fits best
+# A certain mismatch has at least this many times the divergence of the best convention.
 _MISMATCH_RATIO = 3.0
-# Farther than this, not even the best convention fits
-_STRANGE_NATS = 2.0
-# A clear mismatch, where there is no BatchNorm, leaves this much of the variance between photos
-_SPREAD_RATIO = 0.1
-# Of ln(classes), for a new head
+# KL divergence beyond which a convention does not fit, even if it is the best.
+_NO_FIT_NATS = 2.0
+# Without BatchNorm, a certain mismatch leaves at most this fraction of the variance between images.
+_VARIANCE_RATIO = 0.1
+# Range of a new head's initial loss, as multiples of ln(classes).
 _INITIAL_LOSS = (0.5, 1.5)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a check found.
+    """A problem found by a check.
 
     Attributes:
         check: `pixels`, `duplicates`, `labels` or `initial_loss`.
-        clear: whether there is no doubt, so that training on would waste time.
-        said: what was received, what is allowed, what to type.
+        certain: whether there is no doubt, so that training would waste time.
+        message: what was received, what is allowed, what to type.
     """
 
     check: str
-    clear: bool
-    said: str
+    certain: bool
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight(Spec):
-    """What happens on a clear mismatch: `stop` refuses, `warn` trains on and tags the run, `none` checks nothing."""
+    """The checks before training.
+
+    Attributes:
+        action: on a certain finding, `stop` raises an error, and `warn` trains and tags the run; `none` checks nothing.
+        photos: number of training images whose statistics are compared with BatchNorm's running statistics.
+        max_duplicate_fraction: fraction of a split's images that may also be in another split, in [0, 1].
+    """
 
     group = "preflight"
     action: str = one_of("stop", "warn", "none")
@@ -70,38 +76,46 @@ class Preflight(Spec):
     max_duplicate_fraction: float = number(at_least=0, at_most=1, example=0.01)
 
     def report(self, findings: Sequence[Finding]) -> None:
-        """Says what was found.
+        """Log the findings as warnings.
 
         Raises:
-            UserError: on a clear finding, with `stop`.
+            UserError: at the first certain finding, if `action` is `stop`.
         """
         for finding in findings:
-            if finding.clear and self.action == "stop":
-                raise UserError(finding.said)
-            log.warning("preflight: %s", finding.said)
+            if finding.certain and self.action == "stop":
+                raise UserError(finding.message)
+            log.warning("preflight: %s", finding.message)
 
     def check_data(self, dataset: Dataset) -> list[Finding]:
-        """Labels in range, every class to train on, and no photo of train among those that are measured on.
+        """Check that labels are in range, that every class has training images, and that no image is in two splits.
 
-        The head's width is the number of class names by construction, and so the number of labels once these are in range.
+        The number of logits needs no check: a head is built with one for each class name.
         """
         if self.action == "none":
             return []
-        return [*_labels(dataset), *_duplicates(dataset, self.max_duplicate_fraction)]
+        return [*_check_labels(dataset), *_check_duplicates(dataset, self.max_duplicate_fraction)]
 
-    def fit(self, backbone: "Backbone", dataset: Dataset, data: Data, store: FeatureCache) -> PixelFit | None:
-        """How well each pixel convention fits the backbone, measured on training photos; kept, since it depends on nothing else.
+    def measure_pixel_fit(
+        self, backbone: "Backbone", dataset: Dataset, data: Data, cache: FeatureCache
+    ) -> PixelFit | None:
+        """Measure how well each pixel convention fits the backbone on a sample of training images. The fit is cached.
+
+        Args:
+            backbone: whose weights are pretrained, or new.
+            dataset: the sample is spread evenly over its training split.
+            data: how images are resized, and what happens to unreadable ones.
+            cache: where the distances are cached.
 
         Returns:
-            None with `preflight=none`.
+            The fit; None if `action` is `none`.
 
         Raises:
-            UserError: where no photo can be read.
+            UserError: if no sampled image can be read.
         """
         if self.action == "none":
             return None
-        layers = batchnorms(backbone.network)
-        remembers = any(has_seen_training(layer) for layer, _ in layers)
+        layers = first_batchnorms(backbone.network)
+        has_statistics = any(has_trained_statistics(layer) for layer, _ in layers)
         split = dataset.train
         rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.photos).astype(int))]
         size = backbone.network.input.shape[1]
@@ -114,68 +128,68 @@ class Preflight(Spec):
             "layers": LAYERS,
         }
 
-        def produce(kept: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
-            decoded = list(_decoded(split.source, rows, size, data))
+        def compute(distances: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
+            decoded = list(_decode(split.source, rows, size, data))
             if not decoded:
                 raise UserError(
-                    f"None of {len(rows)} photos of train can be read. The preflight looks at some. Mend the files, or"
-                    " name another data.root."
+                    f"None of {len(rows)} sampled training images can be read. The preflight needs some of them. Repair"
+                    " the files, or set data.root to another folder."
                 )
-            photos = np.stack(decoded)
-            kept[:] = (
-                divergences(backbone.network, layers, photos) if remembers else lost_spread(backbone.network, photos)
+            images = np.stack(decoded)
+            distances[:] = (
+                batchnorm_divergences(backbone.network, layers, images)
+                if has_statistics
+                else lost_variance(backbone.network, images)
             )
-            yield len(kept)
+            yield len(distances)
 
-        found = store.array("preflight", identity, (len(MODES),), "float64", produce).rows
-        return PixelFit(remembers, dict(zip(MODES, found.tolist(), strict=True)))
+        found = cache.get_or_compute("preflight", identity, (len(MODES),), "float64", compute).rows
+        return PixelFit(has_statistics, dict(zip(MODES, found.tolist(), strict=True)))
 
 
-def judge(fit: PixelFit, mode: str, native: str) -> list[Finding]:
-    """What the fit says of the chosen convention.
+# --- pixel convention ---------------------------------------------------------
+
+
+def check_pixels(fit: PixelFit, mode: str, native: str) -> list[Finding]:
+    """Check the chosen pixel convention against the backbone.
 
     Args:
-        fit: measured.
-        mode: the convention that was chosen.
-        native: the one that the model's config names.
+        fit: from `Preflight.measure_pixel_fit`.
+        mode: the chosen convention.
+        native: the convention that the model's config names.
     """
-    if not fit.remembers:
-        return _judge_spread(fit, mode, native)
-    best, chosen = fit.best, fit.distances[mode]
-    if chosen > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
+    if not fit.has_statistics:
+        return _check_variance(fit, mode, native)
+    best, distance = fit.best, fit.distances[mode]
+    if distance > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
         return _mismatch(
-            f"preprocessing.mode was {mode}, and the backbone's BatchNorm layers remember {best} pixels: {mode} is"
-            f" {amount(chosen)} nats from what they were trained on, {best} {amount(fit.distances[best])}. The"
-            " convention must be the one of pretraining.",
+            f"preprocessing.mode={mode} does not match the pretrained weights. BatchNorm's running statistics fit"
+            f" {best} pixels (KL divergence {format_distance(fit.distances[best])} nats; {mode}:"
+            f" {format_distance(distance)}).",
             fit,
             native,
         )
-    if chosen > _STRANGE_NATS:
+    if distance > _NO_FIT_NATS:
         return [
             Finding(
                 "pixels",
                 False,
-                f"No pixel convention fits what the backbone's BatchNorm layers remember ({fit}, in nats). The photos"
-                " are unlike those of pretraining, or the weights are not those of this backbone. Look at some photos,"
-                " and at model.weights.",
+                f"No pixel convention fits BatchNorm's running statistics (KL divergence in nats: {fit}). Either the"
+                " images differ strongly from those of pretraining, or the weights belong to another backbone. Check"
+                " some images, and model.weights.",
             )
         ]
     return []
 
 
-def _mismatch(why: str, fit: PixelFit, native: str) -> list[Finding]:
-    """A clear finding about pixels: why, and the convention to type."""
-    fix = "native" if fit.best == native else fit.best
-    return [Finding("pixels", True, f"{why} Type preprocessing={fix}, or preflight=warn to train on all the same.")]
-
-
-def _judge_spread(fit: PixelFit, mode: str, native: str) -> list[Finding]:
+def _check_variance(fit: PixelFit, mode: str, native: str) -> list[Finding]:
+    """Check the convention of a backbone without trained BatchNorm layers."""
     lost = fit.distances[mode]
-    if mode != native and lost > 1 - _SPREAD_RATIO:
+    if mode != native and lost > 1 - _VARIANCE_RATIO:
         return _mismatch(
-            f"preprocessing.mode was {mode}, and with it the backbone's output hardly differs from photo to photo"
-            f" ({100 * (1 - lost):.1f} % of the variance that {fit.best} pixels give). There is no BatchNorm that"
-            " remembers its pixels, but this cannot be learned from.",
+            f"preprocessing.mode={mode} makes the backbone's output nearly the same for all images"
+            f" ({100 * (1 - lost):.1f} % of the variance with {fit.best} pixels). No trained BatchNorm layer tells the"
+            " convention of pretraining, but nothing can be learned from such an output.",
             fit,
             native,
         )
@@ -184,31 +198,41 @@ def _judge_spread(fit: PixelFit, mode: str, native: str) -> list[Finding]:
             Finding(
                 "pixels",
                 False,
-                f"preprocessing.mode was {mode}, {RANGES[mode]}, and the model's config names {native} pixels,"
-                f" {RANGES[native]}. The backbone has no BatchNorm that remembers its pixels, so that it cannot tell"
-                " which is right. Type preprocessing=native, unless you know better.",
+                f"preprocessing.mode={mode} ({VALUE_RANGES[mode]}) differs from the model's config, which names"
+                f" {native} pixels ({VALUE_RANGES[native]}). The backbone has no trained BatchNorm layer that tells"
+                " which is right. Set preprocessing=native, unless the other convention is intended.",
             )
         ]
     return []
 
 
-def said(fit: PixelFit, mode: str) -> str:
-    """The fit in a line, for people."""
-    if fit.remembers:
-        return f"pixels: {mode} is {amount(fit.distances[mode])} nats from what BatchNorm remembers ({fit})"
-    kept = ", ".join(
+def _mismatch(problem: str, fit: PixelFit, native: str) -> list[Finding]:
+    """Return a certain finding about pixels: the problem, and the convention to set."""
+    fix = "native" if fit.best == native else fit.best
+    return [Finding("pixels", True, f"{problem} Set preprocessing={fix}, or preflight=warn to train anyway.")]
+
+
+def pixel_fit_line(fit: PixelFit, mode: str) -> str:
+    """Format the fit as a log line."""
+    if fit.has_statistics:
+        distance = format_distance(fit.distances[mode])
+        return f"pixels: KL divergence of {mode} from BatchNorm's running statistics is {distance} nats ({fit})"
+    variances = ", ".join(
         f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1])
     )
-    return f"pixels: no trained BatchNorm that could tell; variance between photos that each convention keeps: {kept}"
+    return f"pixels: no trained BatchNorm to check; relative variance between images by convention: {variances}"
 
 
-def initial_loss(loss: float, classes: int, new_head: bool) -> list[Finding]:
-    """Whether the loss before the first step is what an unbiased guess gives, or less where the head has learned already.
+# --- initial loss -------------------------------------------------------------
+
+
+def check_initial_loss(loss: float, classes: int, new_head: bool) -> list[Finding]:
+    """Check that the loss before the first step is about ln(classes), or lower if the head is already trained.
 
     Args:
         loss: mean cross-entropy in nats.
-        classes: how many.
-        new_head: whether the head's weights are new.
+        classes: number of classes.
+        new_head: whether the head has new weights.
     """
     chance = math.log(classes)
     low, high = _INITIAL_LOSS
@@ -217,79 +241,79 @@ def initial_loss(loss: float, classes: int, new_head: bool) -> list[Finding]:
     expected = (
         f"about ln({classes}) = {chance:.2f} with a new head"
         if new_head
-        else f"below ln({classes}) = {chance:.2f}, since its head has learned"
+        else f"below ln({classes}) = {chance:.2f}, because the head is trained"
     )
     return [
         Finding(
             "initial_loss",
             False,
-            f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large or"
-            " labels that leak give such a loss: look at preprocessing and data.",
+            f"The loss before the first step is {loss:.2f}. It should be {expected}. Features that are far too large,"
+            " or leaked labels, cause such a loss: check preprocessing and data.",
         )
     ]
 
 
-# --- the data ---------------------------------------------------------------------------------------------------------
+# --- data ---------------------------------------------------------------------
 
 
-def _labels(dataset: Dataset) -> list[Finding]:
+def _check_labels(dataset: Dataset) -> list[Finding]:
+    """Check that labels are in range, and that every class has training images."""
     classes = len(dataset.class_names)
     for name, split in dataset.splits.items():
         labels = split.labels
         if len(labels) and (labels.min() < 0 or labels.max() >= classes):
             bad = labels[(labels < 0) | (labels >= classes)][0]
             text = (
-                f"{name} has a photo with the label {bad}. Labels must be 0 to {classes - 1}, one for each class name."
-                " Mend the data set."
+                f"{name} has an image with label {bad}. Labels must be 0 to {classes - 1}, one for each class name."
+                " Correct the labels of the data set."
             )
             return [Finding("labels", True, text)]
     absent = np.setdiff1d(np.arange(classes), dataset.train.labels)
     if len(absent):
         names = ", ".join(dataset.class_names[label] for label in absent[:3])
         text = (
-            f"{len(absent)} of {classes} classes have no photo to train on ({names}). Every class needs one. Add"
-            " photos, or remove the class."
+            f"{len(absent)} of {classes} classes have no training images ({names}). Every class needs at least one. Add"
+            " images, or remove the class."
         )
         return [Finding("labels", True, text)]
     return []
 
 
-def _duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
-    """Photos with the very same bytes in two splits."""
+def _check_duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
+    """Find images with identical bytes in two splits."""
     findings = []
-    contents = {name: [split.source.digests[row] for row in split.rows] for name, split in dataset.splits.items()}
+    digests = {name: [split.source.digests[row] for row in split.rows] for name, split in dataset.splits.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        before = {content: index for index, content in enumerate(contents.get(first, []))}
-        shared = [
-            (index, before[content]) for index, content in enumerate(contents.get(second, [])) if content in before
+        positions = {digest: index for index, digest in enumerate(digests.get(first, []))}
+        duplicates = [
+            (index, positions[digest]) for index, digest in enumerate(digests.get(second, [])) if digest in positions
         ]
-        if not shared:
+        if not duplicates:
             continue
-        one, other = (
+        image, other = (
             dataset.splits[name].source.ids[dataset.splits[name].rows[index]]
-            for name, index in zip((second, first), shared[0], strict=True)
+            for name, index in zip((second, first), duplicates[0], strict=True)
         )
-        share = len(shared) / len(dataset.splits[second].rows)
-        findings.append(
-            Finding(
-                "duplicates",
-                share > allowed,
-                f"{len(shared)} of {len(dataset.splits[second].rows):,} photos of {second} are in {first} too, such as"
-                f" {one} = {other}. preflight.max_duplicate_fraction allows {allowed:g} of them, since they flatter the"
-                " result. Remove them from one of the two, or type preflight=warn.",
-            )
+        total = len(dataset.splits[second].rows)
+        text = (
+            f"{len(duplicates)} of {total:,} images of {second} are also in {first}, such as {image} = {other}."
+            f" preflight.max_duplicate_fraction allows {allowed:g} of them, because duplicates inflate the result."
+            " Remove them from one of the two splits, or set preflight=warn."
         )
+        findings.append(Finding("duplicates", len(duplicates) / total > allowed, text))
     return findings
 
 
-def _decoded(source: Source, rows: np.ndarray, size: int, data: Data) -> Iterator[np.ndarray]:
+def _decode(source: Source, rows: np.ndarray, size: int, data: Data) -> Iterator[np.ndarray]:
+    """Yield the resized images of some rows, without those that `data.on_corrupt=skip` skips."""
     from dogbreeds.data.resize import resizer
 
-    resize, wanted = resizer(size, data.resize), set(rows.tolist())
-    for row, photo in enumerate(source.read()):
-        if row in wanted:
+    resize = resizer(size, data.resize)
+    sampled = set(rows.tolist())
+    for row, load in enumerate(source.loaders()):
+        if row in sampled:
             try:
-                yield resize(photo())
-            except Unreadable:
+                yield resize(load())
+            except UnreadableImageError:
                 if data.on_corrupt == "stop":
                     raise

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure arithmetic on epochs, so that any step's rate can be told, and tested, without training."""
+"""Learning-rate schedules: pure arithmetic on epochs, so each step's rate can be computed without training."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from dogbreeds.core.spec import Spec, integer, number
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Spec):
-    """The learning rate stays as it is."""
+    """Base class of schedules; it keeps the learning rate constant."""
 
     group = "schedule"
 
     def lr(self, peak: float, progress: float, epochs: int, val_losses: Sequence[float]) -> float:
-        """The rate of one training step.
+        """Compute the learning rate of one training step.
 
         Args:
             peak: `optimizer.lr`.
-            progress: epochs done so far, with the fraction of the running one.
-            epochs: epochs that the run may take.
+            progress: epochs done so far, including the fraction of the current one.
+            epochs: maximum number of epochs of the run.
             val_losses: validation loss of each finished epoch.
         """
         return peak
@@ -27,14 +27,20 @@ class Schedule(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The learning rate stays as it is."""
+    """Constant learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Schedule):
-    """The rate is cut when the validation loss has not fallen for a while, as Keras' ReduceLROnPlateau does.
+    """Reduce the learning rate when the validation loss stops falling, as Keras' ReduceLROnPlateau does.
 
-    It is worked out from the losses alone, so that a resumed run needs no state of its own.
+    It is computed from the losses alone, so a resumed run needs no state of its own.
+
+    Attributes:
+        factor: multiplies the learning rate, in (0, 1).
+        patience_epochs: epochs without a lower loss before a reduction.
+        min_delta: smallest decrease, in nats, that counts as a lower loss.
+        min_lr: lower bound of the learning rate.
     """
 
     factor: float = number(above=0, below=1, example=0.5)
@@ -43,14 +49,18 @@ class Plateau(Schedule):
     min_lr: float = number(at_least=0, example=1e-7)
 
     def lr(self, peak: float, progress: float, epochs: int, val_losses: Sequence[float]) -> float:
-        rate, best, waited = peak, math.inf, 0
+        rate = peak
+        best = math.inf
+        waited = 0
         for loss in val_losses:
             if loss < best - self.min_delta:
-                best, waited = loss, 0
+                best = loss
+                waited = 0
             else:
                 waited += 1
             if waited >= self.patience_epochs:
-                rate, waited = max(rate * self.factor, min(self.min_lr, peak)), 0
+                rate = max(rate * self.factor, min(self.min_lr, peak))
+                waited = 0
         return rate
 
 
@@ -59,6 +69,10 @@ class Cosine(Schedule):
     """A linear warm-up, then half a cosine down to a fraction of the peak.
 
     Source: Loshchilov and Hutter 2017, SGDR, without restarts.
+
+    Attributes:
+        warmup_epochs: length of the warm-up.
+        final_fraction: learning rate at the end, as a fraction of the peak, in [0, 1].
     """
 
     warmup_epochs: float = number(at_least=0, example=1)

@@ -1,4 +1,4 @@
-"""What training has come to, and all that another process needs to resume it."""
+"""Training state: the history of finished epochs, and everything a checkpoint stores to resume training."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -6,15 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.evaluation.results import Epoch, _scores
+from dogbreeds.evaluation.results import Epoch, scores_from_dict
 
 
 @dataclass
 class History:
-    """What training gave: its epochs, why it ended, and the best epoch's weights and predictions."""
+    """Result of training.
+
+    Attributes:
+        epochs: finished epochs, in order.
+        stop_reason: why training ended before its last epoch; empty if it did not.
+        best: first epoch with the highest validation accuracy; None before any has finished.
+        best_weights: weights of suffix and head after that epoch.
+        best_logits: [n, classes] float32, validation logits of that epoch.
+        diverged: whether a loss or a gradient was not finite.
+    """
 
     epochs: list[Epoch] = field(default_factory=list)
-    ended: str = ""
+    stop_reason: str = ""
     best: Epoch | None = None
     best_weights: list[np.ndarray] = field(default_factory=list)
     best_logits: np.ndarray | None = None
@@ -23,62 +32,72 @@ class History:
 
 @dataclass
 class TrainingState:
-    """How far training has come: all that another process needs to go on as if it were this one.
+    """Everything needed to resume training bit for bit.
 
-    Orders, rates and augmentation follow from the seed and from what is here; dropout's generators are among the weights.
+    The order of the images, the learning rates and the augmentation follow from the seed and from this state. The
+    states of dropout's random generators are among the weights.
 
     Attributes:
-        outcome: of the epochs that are done.
-        epoch: the one that is running, counted from 0.
-        step: how many of its steps are done.
-        sums: [3] float64 over those steps: losses, photos right, photos right among the first five.
-        seconds: that the running epoch has taken.
-        weights: of suffix and head, when it was written down.
-        optimizers: their variables, then too.
+        history: result of the finished epochs.
+        epoch: index of the current epoch, from 0.
+        step: completed steps in it.
+        metric_sums: [3] float64 over these steps: loss × images, correct, top-5 correct.
+        seconds: time spent in the current epoch.
+        weights: of suffix and head, as of the last checkpoint.
+        optimizer_variables: such as momenta, as of the last checkpoint.
     """
 
-    outcome: History = field(default_factory=History)
+    history: History = field(default_factory=History)
     epoch: int = 0
     step: int = 0
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    metric_sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
     seconds: float = 0.0
     weights: list[np.ndarray] = field(default_factory=list)
-    optimizers: list[np.ndarray] = field(default_factory=list)
+    optimizer_variables: list[np.ndarray] = field(default_factory=list)
 
-    def packed(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Plain values and arrays, to be kept."""
-        outcome = self.outcome
-        about = {
+    def to_checkpoint(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return the state as JSON-compatible metadata and named arrays."""
+        history = self.history
+        metadata = {
             "epoch": self.epoch,
             "step": self.step,
-            "sums": self.sums.tolist(),
+            "sums": self.metric_sums.tolist(),
             "seconds": self.seconds,
-            "ended": outcome.ended,
+            "ended": history.stop_reason,
+            "epochs": [asdict(epoch) for epoch in history.epochs],
+            "best": history.best.number if history.best else None,
         }
-        about |= {
-            "epochs": [asdict(epoch) for epoch in outcome.epochs],
-            "best": outcome.best.number if outcome.best else None,
+        lists = {
+            "weights": self.weights,
+            "optimizers": self.optimizer_variables,
+            "best_weights": history.best_weights,
         }
-        lists = {"weights": self.weights, "optimizers": self.optimizers, "best_weights": outcome.best_weights}
-        arrays = {f"{name}.{index}": array for name, those in lists.items() for index, array in enumerate(those)}
-        return about, arrays if outcome.best_logits is None else arrays | {"best_logits": outcome.best_logits}
+        arrays = {f"{name}.{index}": array for name, values in lists.items() for index, array in enumerate(values)}
+        if history.best_logits is not None:
+            arrays["best_logits"] = history.best_logits
+        return metadata, arrays
 
     @classmethod
-    def unpacked(cls, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "TrainingState":
-        """What `packed` gave."""
+    def from_checkpoint(cls, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "TrainingState":
+        """Restore the state from what `to_checkpoint` returned."""
 
         def listed(name: str) -> list[np.ndarray]:
             return [arrays[f"{name}.{index}"] for index in range(sum(key.startswith(f"{name}.") for key in arrays))]
 
-        epochs = [Epoch(**{**epoch, "val": _scores(epoch["val"])}) for epoch in about["epochs"]]
-        best = epochs[about["best"] - 1] if about["best"] else None
-        outcome = History(epochs, about["ended"], best, listed("best_weights"), arrays.get("best_logits"))
+        epochs = [Epoch(**{**epoch, "val": scores_from_dict(epoch["val"])}) for epoch in metadata["epochs"]]
+        history = History(
+            epochs=epochs,
+            stop_reason=metadata["ended"],
+            best=epochs[metadata["best"] - 1] if metadata["best"] else None,
+            best_weights=listed("best_weights"),
+            best_logits=arrays.get("best_logits"),
+        )
         return cls(
-            outcome,
-            about["epoch"],
-            about["step"],
-            np.array(about["sums"]),
-            about["seconds"],
-            listed("weights"),
-            listed("optimizers"),
+            history=history,
+            epoch=metadata["epoch"],
+            step=metadata["step"],
+            metric_sums=np.array(metadata["sums"]),
+            seconds=metadata["seconds"],
+            weights=listed("weights"),
+            optimizer_variables=listed("optimizers"),
         )

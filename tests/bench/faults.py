@@ -1,10 +1,10 @@
-"""How often the diagnosis is right: seeded healthy and faulty attempts on drawn dogs, and the verdict on each. `make faults` runs it.
+"""Benchmark of the verdicts and the preflight: how often they are right on seeded healthy and faulty attempts.
 
-Half of the seeds is for choosing thresholds, the other half for the report, which nothing was chosen on.
-What is wrong with an attempt is known because it was put there; the verdict that it must get follows from its kind alone.
+The faults are injected, so the right verdict on an attempt follows from its kind alone. The images are synthetic dogs.
+The thresholds were chosen on half of the seeds; the report is on the other half. `make faults` runs it.
 
 python tests/bench/faults.py               # the report, 20 attempts of each kind
-python tests/bench/faults.py choose        # the same on the seeds that thresholds are chosen on
+python tests/bench/faults.py choose        # the same on the seeds on which thresholds are chosen
 python tests/bench/faults.py report 1      # one attempt of each kind
 """
 
@@ -32,9 +32,8 @@ from dogbreeds.core.spec import text
 from dogbreeds.data import dataset, drawn_dogs, miniature
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import Predictions
-from dogbreeds.experiments import compose
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.compose import compose_config, from_config
 from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
 from dogbreeds.models import head
@@ -44,44 +43,47 @@ from dogbreeds.tracking.tracking import Tracker, Tracking
 from dogbreeds.training import preflight
 
 HALVES = ("choose", "report")
-COMPOSITION = RunOrigin("", (), "fault", Path())
+ORIGIN = RunOrigin("", (), "fault", Path())
 SMALL = ("data.breeds=60", "phase.epochs=8", "phase.patience_epochs=null")
 TUNED = ("data.breeds=40", "data.train_per_breed=12", "data.test_per_breed=25")
 
 
-# --- what is put wrong --------------------------------------------------------------------------------------------------
+# --- injected faults ----------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dead(head.MLP):
-    """A head whose ReLUs never answer."""
+class DeadHead(head.MLP):
+    """A head whose ReLUs are all dead: their inputs are always negative."""
 
-    def build(self, features: int, classes: int, seed: int):
-        built = super().build(features, classes, seed)
+    def build(self, num_features: int, num_classes: int, seed: int):
+        built = super().build(num_features, num_classes, seed)
         built.layers[0].bias.assign(built.layers[0].bias - 1e6)
         return built
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shuffled(miniature.Miniature):
-    """Photos of which a share has the training labels of others."""
+class ShuffledLabels(miniature.Miniature):
+    """Synthetic dogs with a fraction of the training labels permuted.
+
+    Attributes:
+        share: fraction of the labels.
+        shuffle: seed of the permutation.
+    """
 
     share: float = 1.0
     shuffle: int = 0
 
     def __post_init__(self) -> None:
-        # Made of one that was checked
+        # The fields come from a spec that was checked already.
         pass
 
     def open(self) -> dataset.Dataset:
         opened = super().open()
         source = opened.train.source
         rng = np.random.default_rng(self.shuffle)
-        labels, moved = (
-            source.labels.copy(),
-            rng.permutation(len(source.labels))[: round(self.share * len(source.labels))],
-        )
-        labels[moved] = labels[rng.permutation(moved)]
+        labels = source.labels.copy()
+        permuted = rng.permutation(len(labels))[: round(self.share * len(labels))]
+        labels[permuted] = labels[rng.permutation(permuted)]
         return dataclasses.replace(
             opened, train=dataset.Split(dataclasses.replace(source, labels=labels), opened.train.rows)
         )
@@ -92,10 +94,10 @@ class Kind:
     """A kind of attempt.
 
     Attributes:
-        verdicts: those that are right.
-        settings: overrides, from a source of random numbers.
-        change: what no override can do.
-        parent: overrides of the frozen attempt that a fine-tune goes on from; None for a frozen attempt.
+        verdicts: the right verdicts.
+        settings: draws overrides from a random generator.
+        change: changes the run where no override can, given its seed.
+        parent: overrides of the frozen attempt that a fine-tune starts from; None for a frozen attempt.
     """
 
     verdicts: tuple[str, ...]
@@ -109,11 +111,12 @@ def _unchanged(run: Run) -> Run:
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> str:
+    """Draw a number log-uniformly, as text for an override."""
     return f"{np.exp(rng.uniform(np.log(low), np.log(high))):.3g}"
 
 
 def _odd(rng: np.random.Generator) -> tuple[str, ...]:
-    """Settings that are unusual, and fine."""
+    """Draw settings that are unusual, but fine."""
     return [
         ("head=linear", f"optimizer.lr={_between(rng, 3e-3, 1e-2)}"),
         ("head=batchnorm", f"optimizer.lr={_between(rng, 3e-3, 1e-2)}"),
@@ -139,14 +142,14 @@ KINDS: dict[str, Kind] = {
     ),
     "rate far too high": Kind(("never_learned",), lambda rng: (f"optimizer.lr={_between(rng, 1e-1, 1)}",)),
     "dead head": Kind(
-        ("never_learned",), lambda rng: (), lambda run, seed: dataclasses.replace(run, head=_as(Dead, run.head))
+        ("never_learned",), lambda rng: (), lambda run, seed: dataclasses.replace(run, head=_as(DeadHead, run.head))
     ),
     "shuffled labels": Kind(
         ("never_learned",),
         lambda rng: ("head.dropout=0", f"phase.epochs={rng.integers(8, 20)}"),
-        lambda run, seed: dataclasses.replace(run, data=_as(Shuffled, run.data, shuffle=seed)),
+        lambda run, seed: dataclasses.replace(run, data=_as(ShuffledLabels, run.data, shuffle=seed)),
     ),
-    "learned by heart": Kind(
+    "memorised labels": Kind(
         ("overfitting",),
         lambda rng: (
             f"data.train_per_breed={rng.integers(10, 21)}",
@@ -154,7 +157,7 @@ KINDS: dict[str, Kind] = {
             "phase.epochs=25",
             f"optimizer.lr={_between(rng, 1e-3, 2e-3)}",
         ),
-        lambda run, seed: dataclasses.replace(run, data=_as(Shuffled, run.data, share=0.4, shuffle=seed)),
+        lambda run, seed: dataclasses.replace(run, data=_as(ShuffledLabels, run.data, share=0.4, shuffle=seed)),
     ),
     "not a number": Kind(("diverged",), lambda rng: ("optimizer=sgd", f"optimizer.lr={_between(rng, 1e6, 1e30)}")),
     "fine-tune, tiny batches, BatchNorm trainable": Kind(
@@ -173,7 +176,7 @@ KINDS: dict[str, Kind] = {
         lambda rng: (f"optimizer.lr={_between(rng, 1e-8, 1e-6)}", "phase.epochs=2"),
         parent=("phase.epochs=10",),
     ),
-    "fine-tune of a head that was not done": Kind(
+    "fine-tune of an undertrained head": Kind(
         ("better_than_frozen",),
         lambda rng: (f"optimizer.lr={_between(rng, 3e-4, 1e-3)}", "phase.epochs=3"),
         parent=("phase.epochs=2", "optimizer.lr=3e-4"),
@@ -181,46 +184,48 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def _as(kind: type, spec: Any, **more: Any) -> Any:
-    return kind(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}, **more)
+def _as(cls: type, spec: Any, **fields: Any) -> Any:
+    """Copy a spec to a subclass, with further fields."""
+    return cls(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}, **fields)
 
 
-# --- one attempt --------------------------------------------------------------------------------------------------------
+# --- attempts -----------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Remembered(Tracking):
-    """Keep what a fine-tune needs of a frozen attempt in a folder."""
+class _FolderTracking(Tracking):
+    """Tracking in a folder: a frozen attempt's predictions and head, which a fine-tune needs."""
 
     folder: str = text(example="path/to/folder")
 
     @contextlib.contextmanager
-    def open(self, composition: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
-        yield _Remembering(Path(self.folder))
+    def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
+        yield _FolderTracker(Path(self.folder))
 
-    def parent(self, wanted: str | None, alike: dict[str, Any], seed: int, folder: Path) -> Parent:
-        with np.load(Path(self.folder) / "said.npz") as stored:
-            said = {
-                split: Predictions(*(stored[f"{split}_{what}"] for what in ("ids", "labels", "logits")))
+    def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
+        with np.load(Path(self.folder) / "predictions.npz") as stored:
+            predictions = {
+                split: Predictions(*(stored[f"{split}_{array}"] for array in ("ids", "labels", "logits")))
                 for split in ("val", "test")
             }
-        return Parent("parent", Path(self.folder) / "head.weights.h5", 0.0, said)
+        return Parent("parent", Path(self.folder) / "head.weights.h5", 0.0, predictions)
 
 
-class _Remembering(Tracker):
+class _FolderTracker(Tracker):
     def __init__(self, folder: Path):
         super().__init__("fault")
-        self._folder, self._said = folder, dict[str, np.ndarray]()
+        self._folder = folder
+        self._arrays: dict[str, np.ndarray] = {}
 
-    def predictions(self, split: str, said: Predictions) -> None:
-        self._said |= {
-            f"{split}_ids": np.asarray(said.ids),
-            f"{split}_labels": said.labels,
-            f"{split}_logits": said.logits,
+    def predictions(self, split: str, predictions: Predictions) -> None:
+        self._arrays |= {
+            f"{split}_ids": np.asarray(predictions.ids),
+            f"{split}_labels": predictions.labels,
+            f"{split}_logits": predictions.logits,
         }
 
     def head(self, head) -> None:
-        np.savez(self._folder / "said.npz", **self._said)  # type: ignore[arg-type]
+        np.savez(self._folder / "predictions.npz", **self._arrays)  # type: ignore[arg-type]
         head.save_weights(self._folder / "head.weights.h5")
 
 
@@ -231,9 +236,9 @@ def attempt(
 
     Args:
         name: key of `KINDS`.
-        seed: of the attempt, and of the settings that its kind draws.
-        overrides: settings that win over those of the kind, for the attempt and for the frozen attempt below it.
-        change: what is changed in both that no setting can change.
+        seed: seed of the attempt, and of the settings that its kind draws.
+        overrides: settings that win over those of the kind, for the attempt and for its parent.
+        change: changes both runs where no override can.
     """
     kind = KINDS[name]
     rng = np.random.default_rng([seed, list(KINDS).index(name)])
@@ -244,7 +249,7 @@ def attempt(
         else:
             settings = (*SMALL, *kind.settings(rng), *overrides)
         result = _run(settings, seed, folder, lambda run: kind.change(change(run), seed))
-    curves = [dict(epoch.metrics(), n=epoch.val.accuracy.n) for epoch in result.outcome.epochs]
+    curves = [dict(epoch.metrics(), n=epoch.val.accuracy.n) for epoch in result.history.epochs]
     return {
         "kind": name,
         "seed": seed,
@@ -257,30 +262,29 @@ def attempt(
 
 
 def _run(settings: tuple[str, ...], seed: int, folder: str, change: Callable[[Run], Run]) -> Result:
-    """Run an attempt from its first epoch: its checkpoints lie in `folder`, where no earlier benchmark has left any."""
+    """Run an attempt from its first epoch: its checkpoints are in `folder`, which has none of an earlier benchmark."""
     run = _composed("tracking=none", f"seed={seed}", f"checkpoint_dir={folder}/checkpoints", *settings)
-    result = execute(dataclasses.replace(change(run), tracking=_Remembered(folder=folder)), COMPOSITION)
+    result = execute(dataclasses.replace(change(run), tracking=_FolderTracking(folder=folder)), ORIGIN)
     assert isinstance(result, Result)
     return result
 
 
 def _composed(*settings: str) -> Run:
-    """Compose a run, the last setting of each key; Hydra refuses two options of a group."""
-    return from_config(
-        compose.composed("train", list({setting.split("=")[0]: setting for setting in settings}.values()))
-    )
+    """Compose a run from the last setting of each key, since Hydra refuses two options of a group."""
+    last = {setting.split("=")[0]: setting for setting in settings}
+    return from_config(compose_config("train", list(last.values())))
 
 
-# --- the preflight ------------------------------------------------------------------------------------------------------
+# --- preflight ----------------------------------------------------------------
 
 
 BACKBONES = ("miniature", "mobilenetv2", "resnet50")
 
 
 def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple[str, ...]]:
-    """Return the settings of backbones that remember drawn dogs in three conventions.
+    """Return the settings of backbones whose BatchNorm layers fit synthetic dogs, each in another pixel convention.
 
-    All but the miniature have random weights, which are saved in `folder`; only their BatchNorm statistics are real.
+    All but the miniature have random weights, which are saved in `folder`; only their running statistics are measured.
     """
     import keras
 
@@ -292,14 +296,14 @@ def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple
     ):
         if name not in names:
             continue
-        photos = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
+        images = np.stack([drawn_dogs.draw("pretrain", breed, 0) for breed in range(192)]).astype(np.float32)
         network = getattr(keras.applications, architecture)(
             include_top=False, weights=None, input_shape=(64, 64, 3), **more
         )
         for layer in network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.0
-        network(keras.applications.imagenet_utils.preprocess_input(photos, mode=mode), training=True)
+        network(keras.applications.imagenet_utils.preprocess_input(images, mode=mode), training=True)
         network.save_weights(folder / f"{name}.weights.h5")
         width = (f"model.{key}={value}" for key, value in more.items())
         found[name] = (f"model={name}", *width, "model.image_size=64", f"model.weights={folder}/{name}.weights.h5")
@@ -309,47 +313,50 @@ def backbones(folder: Path, names: Sequence[str] = BACKBONES) -> dict[str, tuple
 def preflights(
     seeds: Sequence[int], names: Sequence[str] = BACKBONES, overrides: tuple[str, ...] = ()
 ) -> list[dict[str, Any]]:
-    """Of each backbone, each sample of photos and each convention: whether the preflight took it for a mismatch."""
+    """Return, for each backbone, sample of images and pixel convention, whether the preflight reports a mismatch."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for (name, settings), seed in itertools.product(backbones(Path(folder), names).items(), seeds):
             rng = np.random.default_rng([seed, 99])
             sample = (f"data.breeds={rng.integers(20, 121)}", f"data.train_per_breed={rng.integers(2, 21)}")
             run = _composed("tracking=none", *settings, "data=miniature", *sample, *overrides)
-            fit = run.preflight.fit(run.model.build(0), run.data.open(), run.data, run.features.store())
+            fit = run.preflight.measure_pixel_fit(
+                run.model.build(0), run.data.open(), run.data, run.features.open_cache()
+            )
             assert fit is not None
             for mode in MODES:
-                clear = any(finding.clear for finding in preflight.judge(fit, mode, run.model.pixels))
+                mismatch = any(finding.certain for finding in preflight.check_pixels(fit, mode, run.model.pixels))
                 found.append(
                     {
                         "backbone": name,
                         "seed": seed,
                         "mode": mode,
                         "right": mode == run.model.pixels,
-                        "mismatch": clear,
+                        "mismatch": mismatch,
                         **fit.distances,
                     }
                 )
     return found
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------
+# --- report -------------------------------------------------------------------
 
 
 def report(results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> str:
-    """Recall and precision of each verdict and of the preflight, with intervals, and what was wrong."""
+    """Format recall and precision of each verdict and of the preflight, with intervals, and every misjudged case."""
     kinds = {result["kind"] for result in results}
     lines = [f"{len(results)} attempts of {len(kinds)} kinds; {len(checks)} preflights", ""]
     lines += ["| verdict | recall | precision |", "| --- | --- | --- |"]
     for verdict in dict.fromkeys(KINDS[result["kind"]].verdicts[0] for result in results):
-        those = [result for result in results if verdict in KINDS[result["kind"]].verdicts]
-        said = [result for result in results if result["verdict"] == verdict]
-        right = sum(result["verdict"] == verdict for result in those)
-        lines.append(f"| {verdict.replace('_', ' ')} | {_share(right, len(those))} | {_share(right, len(said))} |")
+        relevant = [result for result in results if verdict in KINDS[result["kind"]].verdicts]
+        num_given = sum(result["verdict"] == verdict for result in results)
+        correct = sum(result["verdict"] == verdict for result in relevant)
+        recall, precision = _fraction(correct, len(relevant)), _fraction(correct, num_given)
+        lines.append(f"| {verdict.replace('_', ' ')} | {recall} | {precision} |")
     wrong = [check for check in checks if not check["right"]]
     caught = sum(check["mismatch"] for check in wrong)
-    refused = sum(check["mismatch"] for check in checks)
-    lines.append(f"| preflight: wrong pixels | {_share(caught, len(wrong))} | {_share(caught, refused)} |")
+    reported = sum(check["mismatch"] for check in checks)
+    lines.append(f"| preflight: wrong pixels | {_fraction(caught, len(wrong))} | {_fraction(caught, reported)} |")
     misjudged = [result for result in results if result["verdict"] not in KINDS[result["kind"]].verdicts]
     lines += [
         "",
@@ -364,33 +371,33 @@ def report(results: list[dict[str, Any]], checks: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _share(right: int, n: int) -> str:
+def _fraction(correct: int, n: int) -> str:
     if not n:
         return "–"
-    low, high = Proportion(right, n).interval
-    return f"{right / n:.2f} ({low:.2f}–{high:.2f}), {right} of {n}"
+    low, high = Proportion(correct, n).interval
+    return f"{correct / n:.2f} ({low:.2f}–{high:.2f}), {correct} of {n}"
 
 
-def _prepare() -> None:
+def _initialise_process() -> None:
     logging.disable(logging.WARNING)
     import tensorflow as tf
 
-    # As many processes as cores
+    # One thread each: there are as many processes as cores.
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """How much is run; the defaults are what `make faults` reports.
+    """How much is run. `make faults` uses the defaults.
 
     Attributes:
-        each: attempts of each kind, and preflights of each backbone.
+        each: number of attempts of each kind, and of samples for each backbone.
         kinds: keys of `KINDS`.
-        backbones: of `BACKBONES`.
+        backbones: items of `BACKBONES`.
         overrides: settings that win over all others, in attempts and preflights.
-        change: what is changed in every attempt that no setting can change.
-        processes: how many work at a time; 0 runs everything in this process.
+        change: changes every attempt where no override can.
+        processes: number of worker processes; 0 runs everything in this process.
     """
 
     each: int = 20
@@ -412,7 +419,7 @@ def measure(seeds: Sequence[int], workload: Workload) -> tuple[list[dict[str, An
             seeds, workload.backbones, workload.overrides
         )
     started = time.perf_counter()
-    with ProcessPoolExecutor(workload.processes, get_context("spawn"), _prepare) as pool:
+    with ProcessPoolExecutor(workload.processes, get_context("spawn"), _initialise_process) as pool:
         checking = pool.submit(preflights, seeds, workload.backbones, workload.overrides)
         futures = [pool.submit(attempt, name, seed, workload.overrides, workload.change) for name, seed in todo]
         results = []
@@ -427,9 +434,9 @@ def main(half: str = "report", workload: Workload = FULL, out: Path | None = Non
     """Print the report on one half of the seeds, and write down every attempt and preflight.
 
     Args:
-        half: of the seeds; the even ones choose thresholds, the odd ones report.
+        half: half of the seeds: `choose` for the even ones, `report` for the odd ones.
         workload: how much is run.
-        out: file to write; None stands for one in `multirun/`.
+        out: file to write; None for one in `multirun/`.
     """
     started = time.perf_counter()
     found = dict(

@@ -1,9 +1,10 @@
-"""What becomes of 10,000 files that are no photos, or no longer: seeded damage to drawn dogs, and what only has a photo's name. `make fuzz` runs it.
+"""Fuzz test of the image decoder on 10,000 damaged or malicious files, made from drawn dogs. `make fuzz` runs it.
 
-Each file must end in pixels or in a sentence. A process of its own decodes them, so that a hang or a crash of the libraries below is counted and
-named (`python tests/bench/fuzz.py 10000 0` makes the same files again), and an audit hook in it sees every file that it would open to write.
+Each file must end in pixels or in an error message. A subprocess decodes them, so that a hang or a crash of the image
+libraries is counted and named. An audit hook in it records every file that it would open for writing. The same number
+of files and the same seed make the same files again.
 
-python tests/bench/fuzz.py 1000 7        # so many files, from this seed
+python tests/bench/fuzz.py 1000 7        # number of files, seed
 """
 
 import functools
@@ -18,7 +19,7 @@ import traceback
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -31,24 +32,26 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.files import decode_file, examine_below
-from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, Unreadable, decode
+from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, UnreadableImageError, decode
 
 FILES, SEED = 10_000, 0
-# Seconds that a file may take before it counts as a hang
-PATIENCE = 30
-# Every so many files goes through the disk
-ON_DISK = 10
+# Seconds after which a file counts as a hang.
+TIMEOUT_SECONDS = 30
+# One of this many files of each kind is read from disk.
+DISK_INTERVAL = 10
 CHANGED = "changed"
-# Of a file: what each is called, and what is in it
+# Tag and body of each chunk or segment of a file.
 Pieces = list[tuple[bytes, bytes]]
 
 
-# --- real photos ----------------------------------------------------------------------------------------------------------
+# --- undamaged images ------------------------------------------------------
 
 
-def _tags() -> bytes:
+def _exif() -> bytes:
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F], exif[0x8769] = 6, "a camera", {0x9003: "2024:01:01 10:00:00", 0x829A: (1, 125)}
+    exif[0x0112] = 6
+    exif[0x010F] = "a camera"
+    exif[0x8769] = {0x9003: "2024:01:01 10:00:00", 0x829A: (1, 125)}
     exif[0x8825] = {1: "N", 2: (52.0, 31.0, 0.0)}
     return exif.tobytes()
 
@@ -60,60 +63,61 @@ def _text() -> PngImagePlugin.PngInfo:
     return text
 
 
-# name: suffix, mode, options of Pillow's save
+# Suffix, mode, and options of Pillow's `save`, by name. Options that are functions are called.
 ENCODINGS: dict[str, tuple[str, str, dict]] = {
     "JPEG": (".jpg", "RGB", {"quality": 90}),
     "JPEG, grey": (".jpg", "L", {}),
     "JPEG, CMYK": (".jpg", "CMYK", {}),
     "JPEG, progressive": (".jpeg", "RGB", {"progressive": True, "subsampling": 0}),
     "JPEG, restarts": (".jpg", "RGB", {"restart_marker_blocks": 3, "comment": "a dog"}),
-    "JPEG, EXIF": (".jpg", "RGB", {"exif": _tags, "icc_profile": b"\0" * 300}),
+    "JPEG, EXIF": (".jpg", "RGB", {"exif": _exif, "icc_profile": b"\0" * 300}),
     "PNG": (".png", "RGB", {}),
     "PNG, palette": (".png", "P", {"transparency": 3}),
     "PNG, bits": (".png", "1", {}),
     "PNG, alpha": (".png", "RGBA", {}),
     "PNG, grey and alpha": (".png", "LA", {}),
     "PNG, 16 bits": (".png", "I;16", {}),
-    "PNG, text": (".png", "RGB", {"pnginfo": _text, "exif": _tags, "icc_profile": b"\0" * 300}),
+    "PNG, text": (".png", "RGB", {"pnginfo": _text, "exif": _exif, "icc_profile": b"\0" * 300}),
     "PNG, moving": (".png", "RGB", {"save_all": True, "append_images": 2}),
     "WebP": (".webp", "RGB", {"quality": 80}),
     "WebP, lossless": (".webp", "RGB", {"lossless": True}),
     "WebP, alpha": (".webp", "RGBA", {}),
-    "WebP, EXIF": (".webp", "RGB", {"exif": _tags, "icc_profile": b"\0" * 300}),
+    "WebP, EXIF": (".webp", "RGB", {"exif": _exif, "icc_profile": b"\0" * 300}),
     "WebP, moving": (".webp", "RGB", {"save_all": True, "append_images": 2}),
 }
 
 
-def _dog(breed: int, photo: int, mode: str) -> Image.Image:
-    picture = Image.fromarray(drawn_dogs.draw("train", breed, photo)).resize((48 + 16 * (photo % 5), 64))
-    return (
-        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
-        if mode == "I;16"
-        else picture.convert(mode)
-    )
+def _dog(breed: int, number: int, mode: str) -> Image.Image:
+    image = Image.fromarray(drawn_dogs.draw("train", breed, number)).resize((48 + 16 * (number % 5), 64))
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return image.convert(mode)
 
 
-def _encoded(name: str, breed: int, photo: int, **more: object) -> bytes:
+def _encode(name: str, breed: int, number: int, **more: object) -> bytes:
     suffix, mode, options = ENCODINGS[name]
-    made = {key: value() if callable(value) else value for key, value in options.items()} | more
-    if "append_images" in made:
-        made["append_images"] = [_dog(breed, photo + 5 * (1 + number), mode) for number in range(made["append_images"])]
+    chosen = {key: value() if callable(value) else value for key, value in options.items()} | more
+    if "append_images" in chosen:
+        frames = range(1, 1 + chosen["append_images"])
+        chosen["append_images"] = [_dog(breed, number + 5 * frame, mode) for frame in frames]
     file = io.BytesIO()
-    _dog(breed, photo, mode).save(file, {".png": "PNG", ".webp": "WEBP"}.get(suffix, "JPEG"), **made)
+    _dog(breed, number, mode).save(file, {".png": "PNG", ".webp": "WEBP"}.get(suffix, "JPEG"), **chosen)
     return file.getvalue()
 
 
 @functools.cache
-def _photos(name: str) -> tuple[bytes, ...]:
-    return tuple(_encoded(name, breed, breed) for breed in range(4))
+def _images(name: str) -> tuple[bytes, ...]:
+    """Four undamaged images in one of the encodings."""
+    return tuple(_encode(name, breed, breed) for breed in range(4))
 
 
-# --- taking files apart ---------------------------------------------------------------------------------------------------
+# --- parsing files -----------------------------------------------
 
 _PNG, _JPEG, _SOS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xda"
 
 
-def _apart(encoded: bytes) -> Pieces:
+def _split(encoded: bytes) -> Pieces:
+    """Split a file into its chunks or segments."""
     if encoded.startswith(_PNG):
         return list(_chunks(encoded, 8, ">I4s", lambda length, tag: (length, tag, 12)))
     if encoded.startswith(_JPEG):
@@ -121,11 +125,11 @@ def _apart(encoded: bytes) -> Pieces:
     return list(_chunks(encoded, 12, "<4sI", lambda tag, length: (length, tag, 8 + length % 2)))
 
 
-def _chunks(encoded: bytes, at: int, header: str, meaning: Callable) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(encoded: bytes, at: int, header: str, parse: Callable) -> Iterator[tuple[bytes, bytes]]:
     while at + 8 <= len(encoded):
-        length, tag, around = meaning(*struct.unpack_from(header, encoded, at))
+        length, tag, overhead = parse(*struct.unpack_from(header, encoded, at))
         yield tag, encoded[at + 8 : at + 8 + length]
-        at += length + around
+        at += length + overhead
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -134,12 +138,12 @@ def _segments(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = int.from_bytes(encoded[at + 2 : at + 4], "big")
         yield tag, encoded[at + 4 : at + 2 + length]
         at += 2 + length
-    # With its length, and all that follows
+    # The last piece has its own length field and the rest of the file.
     yield _SOS, encoded[at + 2 :]
 
 
-def _together(like: bytes, pieces: Pieces) -> bytes:
-    """The pieces as a file of the same format, with right lengths and checksums."""
+def _join(like: bytes, pieces: Pieces) -> bytes:
+    """Join the pieces to a file of the same format, with correct lengths and checksums."""
     if like.startswith(_PNG):
         return _PNG + b"".join(
             struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
@@ -149,18 +153,18 @@ def _together(like: bytes, pieces: Pieces) -> bytes:
         return _JPEG + b"".join(
             tag + (b"" if tag == _SOS else struct.pack(">H", min(65535, len(body) + 2))) + body for tag, body in pieces
         )
-    whole = b"WEBP" + b"".join(
+    content = b"WEBP" + b"".join(
         tag + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2) for tag, body in pieces
     )
-    return b"RIFF" + struct.pack("<I", len(whole)) + whole
+    return b"RIFF" + struct.pack("<I", len(content)) + content
 
 
-def _sized(encoded: bytes, width: int, height: int) -> bytes:
-    """The same file, declaring another size."""
-    return _together(encoded, [(tag, _resized(tag, body, width, height)) for tag, body in _apart(encoded)])
+def declare_size(encoded: bytes, width: int, height: int) -> bytes:
+    """Return the same file with another width and height in its header."""
+    return _join(encoded, [(tag, _replace_size(tag, body, width, height)) for tag, body in _split(encoded)])
 
 
-def _resized(tag: bytes, body: bytes, width: int, height: int) -> bytes:
+def _replace_size(tag: bytes, body: bytes, width: int, height: int) -> bytes:
     if tag == b"IHDR":
         return struct.pack(">II", width % 2**31, height % 2**31) + body[8:]
     if tag[:1] == b"\xff" and 0xC0 <= tag[1] <= 0xC2:
@@ -174,147 +178,145 @@ def _resized(tag: bytes, body: bytes, width: int, height: int) -> bytes:
     return body
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------
 
 
-def _any(rng: np.random.Generator, names: Iterable[str] = ENCODINGS) -> bytes:
-    listed = list(names)
-    return _photos(listed[rng.integers(len(listed))])[rng.integers(4)]
+def _random_image(rng: np.random.Generator) -> bytes:
+    names = list(ENCODINGS)
+    return _images(names[rng.integers(len(names))])[rng.integers(4)]
 
 
-def _flipped(rng: np.random.Generator, encoded: bytes) -> bytes:
+def _flip_bits(rng: np.random.Generator, encoded: bytes) -> bytes:
     damaged = np.frombuffer(encoded, np.uint8).copy()
     where = rng.integers(len(damaged), size=rng.integers(1, 20))
     damaged[where] ^= (1 << rng.integers(8, size=len(where))).astype(np.uint8)
     return damaged.tobytes()
 
 
-def _zeroed(rng: np.random.Generator, encoded: bytes) -> bytes:
+def _overwrite(rng: np.random.Generator, encoded: bytes) -> bytes:
     start = int(rng.integers(len(encoded)))
     length = min(int(rng.integers(1, 200)), len(encoded) - start)
     return encoded[:start] + bytes([rng.choice([0, 255])]) * length + encoded[start + length :]
 
 
-def _cut(rng: np.random.Generator, encoded: bytes) -> bytes:
+def _truncate(rng: np.random.Generator, encoded: bytes) -> bytes:
     return encoded[: rng.integers(len(encoded))]
 
 
-def _spliced(rng: np.random.Generator, encoded: bytes) -> bytes:
-    return _cut(rng, encoded) + (other := _any(rng))[rng.integers(len(other)) :]
+def _splice(rng: np.random.Generator, encoded: bytes) -> bytes:
+    return _truncate(rng, encoded) + (other := _random_image(rng))[rng.integers(len(other)) :]
 
 
-def _declaring(rng: np.random.Generator, encoded: bytes) -> bytes:
-    return _sized(encoded, *(int(rng.choice([0, 1, 17, 63, 65, 300, 4000, 16383])) for _ in range(2)))
+def _declare_random_size(rng: np.random.Generator, encoded: bytes) -> bytes:
+    return declare_size(encoded, *(int(rng.choice([0, 1, 17, 63, 65, 300, 4000, 16383])) for _ in range(2)))
 
 
-def _shuffled(rng: np.random.Generator, encoded: bytes) -> bytes:
-    pieces = _apart(encoded)
+def _shuffle_chunks(rng: np.random.Generator, encoded: bytes) -> bytes:
+    pieces = _split(encoded)
     if rng.random() < 0.5:
         pieces = [pieces[index] for index in rng.permutation(len(pieces))]
     at = int(rng.integers(len(pieces)))
-    return _together(encoded, [pieces[:at] + pieces[at + 1 :], pieces[: at + 1] + pieces[at:], pieces][rng.integers(3)])
+    return _join(encoded, [pieces[:at] + pieces[at + 1 :], pieces[: at + 1] + pieces[at:], pieces][rng.integers(3)])
 
 
-def _noisy(rng: np.random.Generator, encoded: bytes) -> bytes:
-    """A file of which one piece, with right length and checksum, is damaged within."""
-    pieces = _apart(encoded)
+def _damage_chunk(rng: np.random.Generator, encoded: bytes) -> bytes:
+    """Damage the body of one chunk, with correct length and checksum."""
+    pieces = _split(encoded)
     at = int(rng.integers(len(pieces)))
     tag, body = pieces[at]
     damage: list[Callable[[np.random.Generator, bytes], bytes]] = [
-        _flipped,
-        _zeroed,
-        _cut,
+        _flip_bits,
+        _overwrite,
+        _truncate,
         lambda rng, body: rng.bytes(len(body)),
     ]
     pieces[at] = tag, damage[rng.integers(4)](rng, body or b"\0")
-    return _together(encoded, pieces)
+    return _join(encoded, pieces)
 
 
-def _badly_tagged(rng: np.random.Generator, _: bytes) -> bytes:
-    tags = [_flipped, _zeroed, _cut, _turned][rng.integers(4)](rng, _tags())
-    return _encoded(["JPEG", "PNG", "WebP"][rng.integers(3)], 0, 0, exif=tags)
+def _damage_exif(rng: np.random.Generator, _: bytes) -> bytes:
+    exif = [_flip_bits, _overwrite, _truncate, _damage_orientation][rng.integers(4)](rng, _exif())
+    return _encode(["JPEG", "PNG", "WebP"][rng.integers(3)], 0, 0, exif=exif)
 
 
-def _turned(rng: np.random.Generator, tags: bytes) -> bytes:
-    """An orientation that is none: of another type, or counted or valued at random."""
-    at = tags.index(b"\x01\x12\x00\x03")
-    return tags[: at + 2] + bytes([0, rng.integers(14)]) + rng.bytes(8) + tags[at + 12 :]
+def _damage_orientation(rng: np.random.Generator, exif: bytes) -> bytes:
+    """Give the orientation tag a random type, count and value."""
+    at = exif.index(b"\x01\x12\x00\x03")
+    return exif[: at + 2] + bytes([0, rng.integers(14)]) + rng.bytes(8) + exif[at + 12 :]
 
 
 def _bomb(rng: np.random.Generator, encoded: bytes) -> bytes:
     kind = rng.random()
     if kind < 0.6:
-        return _sized(encoded, *(int(side) for side in np.exp(rng.uniform(np.log(3000), np.log(2**24), size=2))))
+        return declare_size(encoded, *(int(side) for side in np.exp(rng.uniform(np.log(3000), np.log(2**24), size=2))))
     if kind < 0.75:
-        scans = _photos("JPEG, progressive")[rng.integers(4)]
-        return scans[:-2] + scans[scans.rfind(_SOS) : -2] * int(rng.integers(1, 3000)) + scans[-2:]
+        jpeg = _images("JPEG, progressive")[rng.integers(4)]
+        return jpeg[:-2] + jpeg[jpeg.rfind(_SOS) : -2] * int(rng.integers(1, 3000)) + jpeg[-2:]
     if kind < 0.99:
-        return _swollen([b"zTXt", b"iTXt", b"iCCP"][rng.integers(3)])
-    return _flat(10_000)
+        return huge_chunk([b"zTXt", b"iTXt", b"iCCP"][rng.integers(3)])
+    return _largest_png(10_000)
 
 
 @functools.cache
-def _swollen(tag: bytes) -> bytes:
-    """A PNG with 80 MB in a chunk beside its pixels."""
+def huge_chunk(tag: bytes) -> bytes:
+    """Return a PNG with a metadata chunk that decompresses to 80 MB."""
     start = {b"zTXt": b"dog\0\0", b"iTXt": b"dog\0\1\0\0\0", b"iCCP": b"dog\0\0"}[tag]
-    png = _photos("PNG")[0]
-    header, *others = _apart(png)
-    return _together(png, [header, (tag, start + zlib.compress(bytes(80_000_000))), *others])
+    png = _images("PNG")[0]
+    header, *others = _split(png)
+    return _join(png, [header, (tag, start + zlib.compress(bytes(80_000_000))), *others])
 
 
 @functools.cache
-def _flat(side: int) -> bytes:
-    """As many pixels as are allowed, in as few bytes as PNG needs."""
+def _largest_png(side: int) -> bytes:
+    """Return a PNG of side x side pixels in as few bytes as possible."""
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
-    return _together(
-        _PNG, [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
-    )
+    return _join(_PNG, [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")])
 
 
-def _as_it_is(_: np.random.Generator, encoded: bytes) -> bytes:
+def _undamaged(_: np.random.Generator, encoded: bytes) -> bytes:
     return encoded
 
 
-# What is done to a photo that one of the 19 encodings gave.
+# Damage to an image in one of the 19 encodings, by kind.
 DAMAGE: dict[str, Callable[[np.random.Generator, bytes], bytes]] = {
-    "as it is": _as_it_is,
-    "wrong suffix": _as_it_is,
-    "garbage behind": lambda rng, encoded: encoded + rng.bytes(int(rng.integers(1, 3000))),
+    "undamaged": _undamaged,
+    "wrong suffix": _undamaged,
+    "trailing garbage": lambda rng, encoded: encoded + rng.bytes(int(rng.integers(1, 3000))),
     "random bytes": lambda rng, _: rng.bytes(int(rng.integers(3000))),
-    "random bytes behind a beginning": (
+    "random bytes after a header": (
         lambda rng, encoded: encoded[: rng.integers(2, 60)] + rng.bytes(int(rng.integers(3000)))
     ),
-    "bits flipped": _flipped,
-    "bytes overwritten": _zeroed,
-    "cut off": _cut,
-    "spliced": _spliced,
-    "another width and height": _declaring,
-    "chunks shuffled": _shuffled,
-    "a chunk of noise": _noisy,
-    "EXIF damaged": _badly_tagged,
-    "bomb": _bomb,
+    "bits flipped": _flip_bits,
+    "bytes overwritten": _overwrite,
+    "truncated": _truncate,
+    "spliced": _splice,
+    "wrong width and height": _declare_random_size,
+    "chunks shuffled": _shuffle_chunks,
+    "chunk damaged": _damage_chunk,
+    "EXIF damaged": _damage_exif,
+    "decompression bomb": _bomb,
 }
-# What is no file, or not what it was; these are on disk only.
-PLACES = (
+# Kinds that exist on disk only: no regular files, or files that changed.
+DISK_KINDS = (
     "pipe, socket, folder",
-    "link that leads nowhere",
-    "link out of the root",
+    "broken link",
+    "link outside the root",
     "too many bytes",
-    "changed since it was examined",
+    "changed after examination",
 )
-KINDS = (*DAMAGE, *PLACES)
+KINDS = (*DAMAGE, *DISK_KINDS)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A file.
+    """A file for the decoder.
 
     Attributes:
-        number: of how many.
+        number: number of the file, from 0.
         kind: one of `KINDS`.
-        content: what is in it.
-        suffix: of its name.
-        on_disk: whether it must be read from there.
+        content: its bytes.
+        suffix: suffix of its name.
+        on_disk: whether it is read from disk or decoded from memory.
     """
 
     number: int
@@ -324,94 +326,95 @@ class Case:
     on_disk: bool
 
 
-def case(seed: int, number: int) -> Case:
-    """The same file for the same numbers."""
+def make_case(seed: int, number: int) -> Case:
+    """Make a file that depends on seed and number alone."""
     rng = np.random.default_rng([seed, number])
     kind = KINDS[number % len(KINDS)]
     name = list(ENCODINGS)[rng.integers(len(ENCODINGS))]
     suffix = ENCODINGS[name][0]
     if kind == "wrong suffix":
         suffix = {".png": ".jpg", ".webp": ".png"}.get(suffix, ".webp")
-    content = DAMAGE.get(kind, _as_it_is)(rng, _photos(name)[rng.integers(4)])
-    return Case(
-        number, kind, content, suffix, kind in PLACES or kind == "wrong suffix" or number // len(KINDS) % ON_DISK == 0
-    )
+    content = DAMAGE.get(kind, _undamaged)(rng, _images(name)[rng.integers(4)])
+    on_disk = kind in DISK_KINDS or kind == "wrong suffix" or number // len(KINDS) % DISK_INTERVAL == 0
+    return Case(number, kind, content, suffix, on_disk)
 
 
-# --- on disk --------------------------------------------------------------------------------------------------------------
+# --- on disk ----------------------------------------------------------
 
 
-def lay(root: Path, this: Case) -> None:
-    """Puts a file where it can be read, alone in a folder of the root."""
-    folder = root / str(this.number)
+def write_case(root: Path, case: Case) -> None:
+    """Write a file to a folder of its own below the root."""
+    folder = root / str(case.number)
     folder.mkdir()
-    path = folder / f"photo{this.suffix}"
-    if this.kind == "pipe, socket, folder":
-        (os.mkfifo, _listening, os.mkdir)[this.number // len(KINDS) % 3](path)
-    elif this.kind == "link that leads nowhere":
-        path.symlink_to(("gone.jpg", path.name)[this.number // len(KINDS) % 2])
-    elif this.kind == "link out of the root":
-        (root.parent / "outside.jpg").write_bytes(this.content)
-        path.symlink_to(("../../outside.jpg", root.parent / "outside.jpg")[this.number // len(KINDS) % 2])
+    path = folder / f"photo{case.suffix}"
+    if case.kind == "pipe, socket, folder":
+        (os.mkfifo, _make_socket, os.mkdir)[case.number // len(KINDS) % 3](path)
+    elif case.kind == "broken link":
+        path.symlink_to(("gone.jpg", path.name)[case.number // len(KINDS) % 2])
+    elif case.kind == "link outside the root":
+        (root.parent / "outside.jpg").write_bytes(case.content)
+        path.symlink_to(("../../outside.jpg", root.parent / "outside.jpg")[case.number // len(KINDS) % 2])
     else:
-        path.write_bytes(this.content)
-        if this.kind == "too many bytes":
-            os.truncate(path, MAX_BYTES + 1 + this.number)
+        path.write_bytes(case.content)
+        if case.kind == "too many bytes":
+            os.truncate(path, MAX_BYTES + 1 + case.number)
 
 
-def _listening(path: Path) -> None:
+def _make_socket(path: Path) -> None:
     os.mknod(path, stat.S_IFSOCK | 0o600)
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------
 
 
-def outcome(root: Path, this: Case) -> str:
-    """`read`, the reason why not, or what escaped."""
+def read_case(root: Path, case: Case) -> str:
+    """Decode a file. Return `read`, the reason of the error, or `escaped: ...` for anything unexpected."""
     try:
-        pixels = _from_disk(root, this) if this.on_disk else decode(this.content, f"photo {this.number}")
-    except Unreadable as error:
-        said = str(error)
-        fine = (
+        pixels = _from_disk(root, case) if case.on_disk else decode(case.content, f"image {case.number}")
+    except UnreadableImageError as error:
+        message = str(error)
+        is_expected = (
             error.reason in REASONS
-            and said.isprintable()
-            and said.endswith(" data.on_corrupt=skip.")
-            and " object at 0x" not in said
+            and message.isprintable()
+            and message.endswith(" data.on_corrupt=skip.")
+            and " object at 0x" not in message
         )
-        return error.reason if fine else f"escaped: {said!r}"
+        return error.reason if is_expected else f"escaped: {message!r}"
     except UserError as error:
         return CHANGED if "changed while it was being read" in str(error) else f"escaped: {error}"
+    # Exceptions of any other kind are what the fuzz test looks for.
     except Exception as error:
-        # what this is there to find
         return f"escaped: {type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
     height, width, channels = pixels.shape
-    fine = pixels.dtype == np.uint8 and channels == 3 and 0 < height * width <= MAX_PIXELS
-    return "read" if fine else f"escaped: {pixels.shape} {pixels.dtype}"
+    is_expected = pixels.dtype == np.uint8 and channels == 3 and 0 < height * width <= MAX_PIXELS
+    return "read" if is_expected else f"escaped: {pixels.shape} {pixels.dtype}"
 
 
-Reading = Callable[[Path, Case], str]
+# Reads a case below a root and returns its outcome, as `read_case` does.
+Reader = Callable[[Path, Case], str]
 
 
-def _from_disk(root: Path, this: Case) -> np.ndarray:
-    with os.scandir(root / str(this.number)) as entries:
+def _from_disk(root: Path, case: Case) -> np.ndarray:
+    with os.scandir(root / str(case.number)) as entries:
         files = list(entries)
-    [found] = examine_below(root, files)
-    if isinstance(found, Unreadable):
-        raise found
-    return decode_file(files[0].path, digest(b"before") if this.kind == "changed since it was examined" else found)
+    [result] = examine_below(root, files)
+    if isinstance(result, UnreadableImageError):
+        raise result
+    expected = digest(b"before") if case.kind == "changed after examination" else result
+    return decode_file(files[0].path, expected)
 
 
 @dataclass
 class Report:
-    """What became of the files.
+    """Outcomes of the files.
 
     Attributes:
-        outcomes: of each kind, how many files had each outcome.
-        crashes: what escaped, and what ended the process, each with its number.
-        hangs: numbers of files that took longer than `PATIENCE`.
-        writes: what was written or removed, or tried to be.
-        slowest: milliseconds, and the number of the file.
-        peak: MiB.
+        outcomes: number of files by kind and outcome.
+        crashes: unexpected exceptions and ends of the process, each with the number of its file.
+        hangs: numbers of files that took longer than the timeout.
+        writes: attempts to write or remove something, each with the number of its file.
+        slowest: milliseconds and number of the slowest file.
+        peak: peak memory of the process in MiB.
     """
 
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: {kind: Counter() for kind in KINDS})
@@ -421,9 +424,9 @@ class Report:
     slowest: tuple[float, int] = (0.0, 0)
     peak: int = 0
 
-    def add(self, number: int, said: str, milliseconds: float, peak: int, writes: list[str]) -> None:
-        self.outcomes[KINDS[number % len(KINDS)]][said.split(":")[0]] += 1
-        self.crashes += [f"file {number}: {said}"] if said.startswith("escaped") else []
+    def add(self, number: int, outcome: str, milliseconds: float, peak: int, writes: list[str]) -> None:
+        self.outcomes[KINDS[number % len(KINDS)]][outcome.split(":")[0]] += 1
+        self.crashes += [f"file {number}: {outcome}"] if outcome.startswith("escaped") else []
         self.slowest = max(self.slowest, (milliseconds, number))
         self.peak = max(self.peak, peak)
         self.writes += [f"file {number}: {write}" for write in writes]
@@ -442,14 +445,14 @@ class Report:
 
     def __str__(self) -> str:
         names = ["read", *REASONS, CHANGED]
-        lines = [f"| what was done to it | {' | '.join(names)} |", f"| --- {'| ---: ' * len(names)}|"]
+        lines = [f"| damage | {' | '.join(names)} |", f"| --- {'| ---: ' * len(names)}|"]
         for kind, counts in [*self.outcomes.items(), ("all", self.total)]:
             lines.append(f"| {kind} | {' | '.join(f'{counts[name]:,}' if counts[name] else '' for name in names)} |")
         lines += ["", f"{self.read + self.refused:,} files: {self.read:,} read, {self.refused:,} refused"]
         lines += [f"crashes {len(self.crashes)}, hangs {len(self.hangs)}, writes {len(self.writes)}"]
         lines += [
             *self.crashes[:20],
-            *(f"file {number}: more than {PATIENCE} s" for number in self.hangs),
+            *(f"file {number}: more than {TIMEOUT_SECONDS} s" for number in self.hangs),
             *self.writes[:20],
         ]
         return "\n".join(
@@ -457,34 +460,37 @@ class Report:
         )
 
 
-def here(count: int, seed: int, root: Path) -> Report:
-    """What becomes of the files, in this very process; writes are not watched."""
+def run_in_process(count: int, seed: int, root: Path) -> Report:
+    """Read the files in this process, without watching for writes."""
     report = Report()
-    for this in (case(seed, number) for number in range(count)):
-        if this.on_disk:
-            lay(root, this)
+    for case in (make_case(seed, number) for number in range(count)):
+        if case.on_disk:
+            write_case(root, case)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             started = time.perf_counter()
-            said = outcome(root, this)
-        report.add(this.number, said, 1000 * (time.perf_counter() - started), 0, [])
+            outcome = read_case(root, case)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        report.add(case.number, outcome, milliseconds, peak=0, writes=[])
     return report
 
 
-# --- in a process of its own ----------------------------------------------------------------------------------------------
+# --- in a subprocess ------------------------------------------
 
-_CHANGING = (
-    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime", "os.setxattr",
-    "shutil.move", "shutil.rmtree", "shutil.copyfile", "subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "socket.connect",
+# Audit events of calls with side effects.
+_EVENTS = (
+    "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
+    "os.utime", "os.setxattr", "shutil.move", "shutil.rmtree", "shutil.copyfile", "subprocess.Popen", "os.system",
+    "os.exec", "os.fork", "os.posix_spawn", "socket.connect",
 )  # fmt: skip
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _read_all(connection: Connection, reading: Reading, seed: int, numbers: range, root: Path) -> None:
+def _read_all(connection: Connection, reader: Reader, seed: int, numbers: range, root: Path) -> None:
     writes: list[str] = []
 
     def watch(event: str, arguments: tuple) -> None:
-        if event in _CHANGING or (event == "open" and arguments[2] & _WRITING):
+        if event in _EVENTS or (event == "open" and arguments[2] & _WRITE_FLAGS):
             writes.append(f"{event} {arguments}")
 
     sys.dont_write_bytecode = True
@@ -492,47 +498,58 @@ def _read_all(connection: Connection, reading: Reading, seed: int, numbers: rang
     sys.addaudithook(watch)
     connection.send("ready")
     for number in numbers:
-        this = case(seed, number)
-        # Of making it
+        case = make_case(seed, number)
+        # Making the file may have written something, which does not count.
         writes.clear()
         started = time.perf_counter()
-        said = reading(root, this)
+        outcome = reader(root, case)
         milliseconds = 1000 * (time.perf_counter() - started)
-        connection.send((number, said, milliseconds, _peak(), [*writes]))
+        connection.send((number, outcome, milliseconds, _peak(), [*writes]))
 
 
 def _peak() -> int:
-    """Return the most MiB that this process has taken.
+    """Return the peak memory of this process in MiB.
 
-    It is not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
+    Not ru_maxrss, which a process inherits: it starts at the peak of the parent process.
     """
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM"))
 
 
-def watched(count: int, seed: int, root: Path, reading: Reading = outcome, patience: float = PATIENCE) -> Report:
-    """What becomes of the files, in a process that may crash or hang; the next file then gets another."""
+def run_in_subprocess(
+    count: int, seed: int, root: Path, reader: Reader = read_case, timeout: float = TIMEOUT_SECONDS
+) -> Report:
+    """Read the files in a subprocess. After a crash or a hang, another one continues with the next file.
+
+    Args:
+        count: number of files.
+        seed: seed of the files.
+        root: empty folder for files on disk.
+        reader: reads one file; a function of a module, since it is pickled.
+        timeout: seconds after which a file counts as a hang.
+    """
     report = Report()
-    for this in (case(seed, number) for number in range(count)):
-        if this.on_disk:
-            lay(root, this)
-    left = range(count)
-    while left:
-        left = left[_watch(report, reading, seed, left, root, patience) :]
+    for case in (make_case(seed, number) for number in range(count)):
+        if case.on_disk:
+            write_case(root, case)
+    remaining = range(count)
+    while remaining:
+        done = _read_until_crash(report, reader, seed, remaining, root, timeout)
+        remaining = remaining[done:]
     return report
 
 
-def _watch(report: Report, reading: Reading, seed: int, numbers: range, root: Path, patience: float) -> int:
-    """Reads files until one ends or stops the process, or there are no more; returns how many are done with."""
+def _read_until_crash(report: Report, reader: Reader, seed: int, numbers: range, root: Path, timeout: float) -> int:
+    """Read files in one subprocess until it crashes or hangs. Return the number of files done, that one included."""
     receiving, sending = get_context("spawn").Pipe(duplex=False)
-    process = get_context("spawn").Process(target=_read_all, args=(sending, reading, seed, numbers, root), daemon=True)
+    process = get_context("spawn").Process(target=_read_all, args=(sending, reader, seed, numbers, root), daemon=True)
     process.start()
     sending.close()
     try:
-        # The patience is with files, not with a process that starts
+        # The start of the process does not count towards the timeout.
         receiving.recv()
         for done, number in enumerate(numbers, 1):
-            if not receiving.poll(patience):
+            if not receiving.poll(timeout):
                 report.hangs.append(number)
                 return done
             try:
@@ -548,16 +565,16 @@ def _watch(report: Report, reading: Reading, seed: int, numbers: range, root: Pa
 
 
 def main(count: int = FILES, seed: int = SEED) -> Report:
-    """Print and return what became of so many files, from this seed."""
+    """Run the fuzz test, print its report and return it."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder).resolve() / "root"
         root.mkdir()
-        report = watched(count, seed, root)
+        report = run_in_subprocess(count, seed, root)
     print(f"{report}\n{time.perf_counter() - started:.0f} s")
     return report
 
 
 if __name__ == "__main__":
-    done = main(*(int(argument) for argument in sys.argv[1:3]))
-    sys.exit(bool(done.crashes or done.hangs or done.writes))
+    finished = main(*(int(argument) for argument in sys.argv[1:3]))
+    sys.exit(bool(finished.crashes or finished.hangs or finished.writes))

@@ -1,9 +1,12 @@
-"""What a grid of attempts with EfficientNet-B4 at 380 px costs, on paper. `make bench-grid` runs it.
+"""Estimated cost of a grid of runs with EfficientNet-B4 at 380 px.
 
-The guide gives one time: 49 minutes for 20 epochs of the frozen attempt on its GPU, each a pass over 16,508 training and 4,072 validation photos.
-What of such a pass lies above the cut of a fine-tune, and what a head costs, is measured here, on random weights, which cost the same: medians of
-rounds beside each other. From these follow passes, bytes and hours. A training step is taken for three forward ones, as is usual: one forward, two
-backward. Heads are counted as they run on this machine's cores.
+Run: make bench-grid.
+
+The guide states one time: 49 minutes for 20 epochs of the frozen run on its GPU, each a pass over 16,508 training and
+4,072 validation images. This script measures which share of a forward pass lies above the cut of a fine-tune, and what
+a step of the head costs, on random weights, which cost the same; both are medians over rounds. Passes, bytes and hours
+follow from these. A training step counts as three forward passes: one forward, two backward. Heads are timed on this
+machine's cores.
 """
 
 import os
@@ -22,17 +25,23 @@ from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.network import Network, assemble
 
-# The guide's
+# Time and size of the guide's frozen run.
 MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072
-# A pass of one photo, decoding and all, on its GPU
-PHOTO_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)
-ATTEMPTS = (1, 10, 100, 1000)
-HEAD_BATCH, BREEDS = 32, 120
+# Seconds of one image's forward pass on its GPU, decoding included.
+IMAGE_SECONDS = MINUTES * 60 / FROZEN_EPOCHS / (TRAIN + VAL)
+NUM_RUNS = (1, 10, 100, 1000)
+HEAD_BATCH, NUM_CLASSES = 32, 120
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of attempt, with the epochs that the guide's own ran for."""
+    """A kind of run.
+
+    Attributes:
+        name: for the printed table.
+        settings: overrides that choose it.
+        epochs: epochs of the guide's own run.
+    """
 
     name: str
     settings: tuple[str, ...]
@@ -48,15 +57,15 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed, and how often; the defaults are what `make bench-grid` reports.
+    """What is timed, and how often. The defaults are what `make bench-grid` reports.
 
     Attributes:
-        model: settings of the backbone.
-        change: what is changed in every run that no setting can change.
-        kinds: of attempts; the head's step is that of the first.
-        batch: photos of a forward pass.
-        rounds: of which the median counts.
-        head_photos: that the head trains on in a round.
+        model: overrides that choose the backbone.
+        change: change to every run that no override can make.
+        kinds: kinds of runs; the head of the first one is timed.
+        batch: images of a forward pass.
+        rounds: timed rounds, of which the median counts.
+        head_images: images that the head trains on in a round.
     """
 
     model: tuple[str, ...] = ("model=effnetb4", "model.weights=null")
@@ -64,107 +73,113 @@ class Workload:
     kinds: tuple[Kind, ...] = KINDS
     batch: int = 8
     rounds: int = 5
-    head_photos: int = 4096
+    head_images: int = 4096
 
 
 FULL = Workload()
 
 
 def main(workload: Workload = FULL) -> None:
-    """Print what attempts cost, a table a kind."""
+    """Print a table of costs for each kind of run."""
     with quiet_stderr():
         import tensorflow  # noqa: F401
     print(
-        f"a pass of one photo on the guide's GPU: {1000 * PHOTO_SECONDS:.1f} ms; of all {TRAIN + VAL:,}:"
-        f" {PHOTO_SECONDS * (TRAIN + VAL) / 60:.1f} min"
+        f"a pass of one image on the guide's GPU: {1000 * IMAGE_SECONDS:.1f} ms; of all {TRAIN + VAL:,}:"
+        f" {IMAGE_SECONDS * (TRAIN + VAL) / 60:.1f} min"
     )
-    head = head_seconds(*built(workload.kinds[0], workload), workload)
-    print(f"a head's step on this machine, a photo: {1000 * head:.2f} ms\n")
+    head = head_seconds(*build_network(workload.kinds[0], workload), workload)
+    print(f"a head's step on this machine, per image: {1000 * head:.2f} ms\n")
     for kind in workload.kinds:
-        _, network = built(kind, workload)
-        above, size = share(network, workload), kept_bytes(network)
+        _, network = build_network(kind, workload)
+        above = suffix_share(network, workload)
+        size = feature_bytes(network)
         print(
             f"{kind.name}, {kind.epochs} epochs: {100 * above:.1f} % of the backbone's time lies above the cut; "
-            f"in float16 {size / 1024:.1f} KiB are kept a photo, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
+            f"in float16 {size / 1024:.1f} KiB are cached per image, {size * (TRAIN + VAL) / 1e9:.2f} GB in all"
         )
         print(
-            f"{'attempts':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10}"
+            f"{'runs':>8} {'whole passes':>14} {'GPU hours':>10} | {'whole passes':>14} {'GPU hours':>10}"
             f" {'head hours':>10} | {'ratio':>6}"
         )
-        for attempts in ATTEMPTS:
-            print(row(kind, above, head, attempts))
+        for runs in NUM_RUNS:
+            print(format_row(kind, above, head, runs))
         print()
 
 
-def row(kind: Kind, above: float, head: float, attempts: int) -> str:
-    """Passes of single photos through the backbone and hours: without and with what is frozen kept.
+def format_row(kind: Kind, above: float, head: float, runs: int) -> str:
+    """Format image passes through the backbone and hours, without and with the feature cache.
 
     Args:
-        kind: of attempt.
-        above: the share of a pass that lies above the cut.
-        head: seconds of its step, a photo.
-        attempts: how many.
+        kind: kind of the runs.
+        above: share of a forward pass that lies above the cut.
+        head: seconds of a training step of the head, per image.
+        runs: number of runs.
     """
-    shown = TRAIN + VAL
-    without = attempts * kind.epochs * (shown + 2 * TRAIN * above)
-    kept = shown * (1 - above) + attempts * kind.epochs * (shown + 2 * TRAIN) * above
-    heads = attempts * kind.epochs * TRAIN * head / 3600
-    before, after = (passes * PHOTO_SECONDS / 3600 for passes in (without, kept))
+    images = TRAIN + VAL
+    uncached = runs * kind.epochs * (images + 2 * TRAIN * above)
+    cached = images * (1 - above) + runs * kind.epochs * (images + 2 * TRAIN) * above
+    head_hours = runs * kind.epochs * TRAIN * head / 3600
+    uncached_hours, cached_hours = (passes * IMAGE_SECONDS / 3600 for passes in (uncached, cached))
     return (
-        f"{attempts:8,} {without:14,.0f} {before:10,.2f} | {kept:14,.0f} {after:10,.2f} {heads:10,.2f} |"
-        f" {(before + heads) / (after + heads):6.1f}"
+        f"{runs:8,} {uncached:14,.0f} {uncached_hours:10,.2f} | {cached:14,.0f} {cached_hours:10,.2f}"
+        f" {head_hours:10,.2f} | {(uncached_hours + head_hours) / (cached_hours + head_hours):6.1f}"
     )
 
 
-def built(kind: Kind, workload: Workload) -> tuple[Run, Network]:
+def build_network(kind: Kind, workload: Workload) -> tuple[Run, Network]:
+    """Compose a run of this kind and build its network."""
     run = workload.change(
-        from_config(compose.composed("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings]))
+        from_config(
+            compose.compose_config("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])
+        )
     )
     backbone = run.model.build(0)
     return run, assemble(
         backbone,
         run.preprocessing,
         run.unfreeze.plan(backbone.blocks),
-        lambda features: run.head.build(features, BREEDS, 0),
+        lambda features: run.head.build(features, NUM_CLASSES, 0),
     )
 
 
-def kept_bytes(network: Network) -> int:
-    """A photo, in float16."""
+def feature_bytes(network: Network) -> int:
+    """Return the bytes of one image's features in float16."""
     return int(np.prod(network.prefix.shape)) * 2
 
 
-def share(network: Network, workload: Workload) -> float:
-    """The suffix' part of a forward pass: both in inference mode, compiled, side by side."""
+def suffix_share(network: Network, workload: Workload) -> float:
+    """Measure the suffix's share of a forward pass: prefix and suffix compiled, in inference mode, timed in turns."""
     if network.suffix is None:
         return 0.0
     import tensorflow as tf
 
     rng = np.random.default_rng(0)
-    photos = tf.constant(rng.uniform(0, 255, (workload.batch, *network.prefix.graph.input.shape[1:])), tf.float32)
-    kept = tf.constant(rng.normal(size=(workload.batch, *network.prefix.shape)), tf.float32)
-    below = tf.function(lambda shown: network.prefix.graph(shown, training=False))
-    above = tf.function(lambda shown: network.suffix(shown, training=False))
-    seconds = [(timed(lambda: below(photos)), timed(lambda: above(kept))) for _ in range(workload.rounds + 1)][1:]
-    return statistics.median(high / (low + high) for low, high in seconds)
+    images = tf.constant(rng.uniform(0, 255, (workload.batch, *network.prefix.graph.input.shape[1:])), tf.float32)
+    cached = tf.constant(rng.normal(size=(workload.batch, *network.prefix.shape)), tf.float32)
+    prefix = tf.function(lambda inputs: network.prefix.graph(inputs, training=False))
+    suffix = tf.function(lambda inputs: network.suffix(inputs, training=False))
+    # The first round traces the functions and does not count.
+    seconds = [(timed(lambda: prefix(images)), timed(lambda: suffix(cached))) for _ in range(workload.rounds + 1)][1:]
+    return statistics.median(above / (below + above) for below, above in seconds)
 
 
 def head_seconds(run: Run, network: Network, workload: Workload) -> float:
-    """Of a training step of the head, a photo: kept features in, weights moved."""
+    """Measure the seconds of a training step of the head on cached features, per image."""
     from dogbreeds.training.loop import Step
 
     step, rng = Step(network, run.optimizer), np.random.default_rng(0)
     inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)
-    labels = rng.integers(0, BREEDS, HEAD_BATCH).astype(np.int32)
-    steps = workload.head_photos // HEAD_BATCH
+    labels = rng.integers(0, NUM_CLASSES, HEAD_BATCH).astype(np.int32)
+    steps = workload.head_images // HEAD_BATCH
     rounds = [
-        timed(lambda: [step(network.plan.at(0), 1e-3, inputs, labels) for _ in range(steps)])
+        timed(lambda: [step(network.plan.layers_at(0), 1e-3, inputs, labels) for _ in range(steps)])
         for _ in range(workload.rounds + 1)
     ][1:]
     return statistics.median(rounds) / (steps * HEAD_BATCH)
 
 
 def timed(work: Callable[[], object]) -> float:
+    """Measure the seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

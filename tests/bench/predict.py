@@ -1,12 +1,13 @@
-"""What `predict` costs beside the bare network: photos a second from files, and peak memory. `make bench-predict` runs it.
+"""Benchmark of the command `predict`: images per second from files compared with the network alone, and peak memory.
 
-python tests/bench/predict.py                  # EfficientNet-B0 with random weights, which cost the same, on drawn photos of 224 px
-python tests/bench/predict.py model.keras      # a network that an attempt kept
-python tests/bench/predict.py miniature        # 64 px, and so fast that decoding a photo is a good part of the work
+python tests/bench/predict.py                  # EfficientNet-B0 at 224 px with random weights, as fast as trained ones
+python tests/bench/predict.py model.keras      # a saved network
+python tests/bench/predict.py miniature        # 64 px; so fast that decoding is a large part of the work
 
-Photos are real ones where DOGBREEDS_REAL_DATA names them. The bare network is the saved one, compiled, on batches that are decoded and in memory
-already; its core alone is what it does after the resize, with its weights folded in. All take the same batches, and turns in one process, so
-that what else the machine does falls on all.
+`make bench-predict` runs the first. Images are drawn, or come from DOGBREEDS_REAL_DATA if it is set. Three ways are
+timed: the saved network, compiled, on decoded batches in memory; the network without its resize and with folded
+weights, on resized batches; and the pipeline of `predict`, from files. All use the same batches and take turns in one
+process, so that other load on the machine affects them equally.
 """
 
 import os
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,173 +35,189 @@ from dogbreeds.data import drawn_dogs
 from dogbreeds.experiments import compose
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
-from dogbreeds.inference import image_sources
 from dogbreeds.inference.classifier import Classifier, load
-from dogbreeds.inference.predictor import answers, network
+from dogbreeds.inference.image_sources import NamedImage, find_images
+from dogbreeds.inference.predictor import inference_function, predict_images
 from dogbreeds.models.network import assemble
 
-TOP, BREEDS = 3, 120
-# VmHWM and not ru_maxrss, which a process inherits: it begins with the peak of the one that started it.
-_PEAK = (
-    "from dogbreeds import command, predict\ncommand.main(predict.task, 'predict')\nprint('peak',"
+TOP = 3
+NUM_CLASSES = 120
+NETWORK = "saved network"
+CORE = "network without resize"
+PREDICT = "predict from files"
+# Runs the command and prints its peak memory in MiB. VmHWM, because ru_maxrss starts at the parent's peak.
+_MEASURE_PEAK = (
+    "from dogbreeds import cli, predict\ncli.main(predict.task, 'predict')\nprint('peak',"
     " next(int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 )
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How many photos are predicted, and how often; the defaults are what `make bench-predict` reports.
+    """Size of the benchmark; the defaults are what `make bench-predict` runs.
 
     Attributes:
-        photos: that rates are measured on.
-        rounds: of which the median counts.
-        peaks: how many of the photos each command goes through whose peak memory is measured.
-        change: what is changed in the run of an untrained network that no setting can change.
+        images: number of images that rates are measured on.
+        rounds: of which the median is reported.
+        peaks: numbers of images to measure the command's peak memory on.
+        change: changes the run of an untrained network where no setting can.
     """
 
-    photos: int = 1_000
+    images: int = 1_000
     rounds: int = 5
     peaks: tuple[int, ...] = (250, 1_000)
     change: Callable[[Run], Run] = lambda run: run
 
 
+class Times(NamedTuple):
+    """Seconds by the clock, and of processor time, which other processes do not lengthen."""
+
+    clock: float
+    processor: float
+
+
 FULL = Workload()
 
 
-def main(wanted: str = "effnetb0", workload: Workload = FULL) -> dict[int, int]:
-    """Print rates and peaks, and return the MiB of each number of photos.
+def main(model: str = "effnetb0", workload: Workload = FULL) -> dict[int, int]:
+    """Print rates and peaks of memory.
 
     Args:
-        wanted: a model with untrained weights, or a saved network's file.
-        workload: how many photos, and how often.
+        model: option of `conf/model/`, with untrained weights, or a saved network's file.
+        workload: size of the benchmark.
+
+    Returns:
+        Peak memory in MiB by number of images.
     """
     with quiet_stderr():
         import tensorflow  # noqa: F401
     peaks: dict[int, int] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        file = Path(wanted) if wanted.endswith(".keras") else saved(place, wanted, workload)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        file = Path(model) if model.endswith(".keras") else save_untrained(folder, model, workload)
         classifier = load(file)
-        root = photos(place, classifier.size, workload.photos)
-        measure(classifier, root, workload)
+        root = write_images(folder, classifier.image_size, workload.images)
+        measure_rates(classifier, root, workload)
         for count in workload.peaks:
-            peaks[count] = peak(file, root, count)
-            print(f"{count:6,} photos: peak {peaks[count]:,} MiB", flush=True)
+            peaks[count] = peak_memory(file, root, count)
+            print(f"{count:6,} images: peak {peaks[count]:,} MiB", flush=True)
     return peaks
 
 
-def photos(place: Path, side: int, total: int) -> Path:
-    """A folder with so many photos as JPEG: real ones, evenly over their classes, or drawn ones with so many pixels a side."""
-    root, real = place / "photos", os.environ.get("DOGBREEDS_REAL_DATA")
+def write_images(folder: Path, size: int, total: int) -> Path:
+    """Write JPEG images: real ones, spread over their classes, or drawn ones with `size` pixels a side."""
+    root = folder / "photos"
     root.mkdir()
-    if real:
-        there = sorted((Path(real) / "stanford_dogs_224/test").glob("*/*.jpg"))
-        for number, row in enumerate(np.linspace(0, len(there) - 1, total).astype(int)):
-            shutil.copy(there[row], root / f"{number:04}.jpg")
+    real_data = os.environ.get("DOGBREEDS_REAL_DATA")
+    if real_data:
+        files = sorted((Path(real_data) / "stanford_dogs_224/test").glob("*/*.jpg"))
+        for number, row in enumerate(np.linspace(0, len(files) - 1, total).astype(int)):
+            shutil.copy(files[row], root / f"{number:04}.jpg")
         return root
     for number in range(total):
-        drawn = Image.fromarray(drawn_dogs.draw("test", number % drawn_dogs.BREEDS, number // drawn_dogs.BREEDS))
-        drawn.resize((side, side)).save(root / f"{number:04}.jpg", quality=90)
+        index, label = divmod(number, drawn_dogs.NUM_BREEDS)
+        image = Image.fromarray(drawn_dogs.draw("test", label, index))
+        image.resize((size, size)).save(root / f"{number:04}.jpg", quality=90)
     return root
 
 
-def saved(place: Path, model: str, workload: Workload) -> Path:
-    """A network as an attempt keeps it, but untrained."""
+def save_untrained(folder: Path, model: str, workload: Workload) -> Path:
+    """Save an untrained network as a training run saves a trained one."""
     weights = [] if model == "miniature" else ["model.weights=null"]
-    run = workload.change(
-        from_config(compose.composed("train", [f"model={model}", *weights, "data=folder", f"data.root={place}"]))
-    )
+    overrides = [f"model={model}", *weights, "data=folder", f"data.root={folder}"]
+    run = workload.change(from_config(compose.compose_config("train", overrides)))
     backbone = run.model.build(0)
     plan = run.unfreeze.plan(backbone.blocks)
-    built = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, BREEDS, 0))
-    built.whole(tuple(f"breed {number}" for number in range(BREEDS)), "stretch").save(place / "model.keras")
-    return place / "model.keras"
+    network = assemble(backbone, run.preprocessing, plan, lambda features: run.head.build(features, NUM_CLASSES, 0))
+    file = folder / "model.keras"
+    network.full_model(tuple(f"breed {number}" for number in range(NUM_CLASSES)), "stretch").save(file)
+    return file
 
 
-def measure(classifier: Classifier, root: Path, workload: Workload) -> None:
-    """Prints the rates of each round, and the median ratios."""
+def measure_rates(classifier: Classifier, root: Path, workload: Workload) -> None:
+    """Print the images per second of each way, and the ratios of `predict` to the others."""
     import tensorflow as tf
 
-    batch, total = classifier.batch_size(), workload.photos
-    # [n, h, w, 3] uint8
-    ready = np.stack([photo.pixels() for photo in image_sources.found([str(root)], sys.stdin.buffer).photos])
-    small = np.stack([classifier.resizer(photo) for photo in ready])
-    whole = tf.function(lambda shown: classifier.whole(shown, training=False), reduce_retracing=True)
-    run = network(classifier, explained=False)
+    batch_size = classifier.batch_size()
+    total = workload.images
 
-    def bare() -> None:
-        for start in range(0, total, batch):
-            whole(tf.constant(ready[start : start + batch]))["probabilities"].numpy()
+    def images() -> Iterator[NamedImage]:
+        return find_images([str(root)], sys.stdin.buffer).images
 
-    def core() -> None:
-        for start in range(0, total, batch):
-            classifier.logits(small[start : start + batch])
+    # [n, h, w, 3] uint8, as decoded, and at the network's size.
+    decoded = np.stack([image.pixels() for image in images()])
+    resized = np.stack([classifier.resizer(image) for image in decoded])
+    saved_network = tf.function(lambda batch: classifier.model(batch, training=False), reduce_retracing=True)
+    infer = inference_function(classifier, explain=False)
 
-    def ours() -> None:
-        read = sum(
-            not answer.error
-            for answer in answers(
-                classifier, run, image_sources.found([str(root)], sys.stdin.buffer).photos, batch, TOP
-            )
-        )
-        assert read == total
+    def run_network() -> None:
+        for start in range(0, total, batch_size):
+            saved_network(tf.constant(decoded[start : start + batch_size]))["probabilities"].numpy()
 
-    ways: dict[str, Callable[[], None]] = {
-        "the bare network": bare,
-        "its core alone": core,
-        "predict, from files": ours,
-    }
+    def run_core() -> None:
+        for start in range(0, total, batch_size):
+            classifier.logits(resized[start : start + batch_size])
+
+    def run_predict() -> None:
+        predictions = predict_images(classifier, infer, images(), batch_size=batch_size, top=TOP)
+        assert sum(not prediction.error for prediction in predictions) == total
+
+    ways: dict[str, Callable[[], None]] = {NETWORK: run_network, CORE: run_core, PREDICT: run_predict}
+    # An untimed round compiles, and brings the files into the page cache.
     for way in ways.values():
-        # Compiled, and files in the page cache
         way()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    times: dict[str, list[Times]] = {name: [] for name in ways}
     for _ in range(workload.rounds):
         for name, way in ways.items():
-            seconds[name].append(timed(way))
+            times[name].append(timed(way))
     print(
-        f"{total:,} photos of {ready.shape[1]} px, network of {classifier.size} px, {batch} at a time, {os.cpu_count()}"
-        " cores, images/s:"
+        f"{total:,} images of {decoded.shape[1]} px, network of {classifier.image_size} px, batches of {batch_size},"
+        f" {os.cpu_count()} cores, images/s:"
     )
-    for name, values in seconds.items():
-        rates = [total / wall for wall, _ in values]
+    for name, rounds in times.items():
+        rates = [total / seconds.clock for seconds in rounds]
         print(f"{name:22} {statistics.median(rates):8.1f}   ({', '.join(f'{rate:.1f}' for rate in rates)})")
-    print(
-        "predict's rate, as a part of what it is beside; by the clock, and by the processor's time, which other"
-        " processes do not lengthen:"
-    )
-    for name in ("the bare network", "its core alone"):
-        for kind, what in enumerate(("clock", "processor")):
-            ratios = [
-                other[kind] / mine[kind]
-                for mine, other in zip(seconds["predict, from files"], seconds[name], strict=True)
-            ]
-            print(
-                f"{name:18} {what:10} {statistics.median(ratios):6.3f}  "
-                f" ({', '.join(f'{ratio:.3f}' for ratio in ratios)})",
-                flush=True,
-            )
+    _print_ratios(times)
 
 
-def timed(way: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of the clock, and of the processor."""
-    started, used = time.perf_counter(), time.process_time()
+def _print_ratios(times: dict[str, list[Times]]) -> None:
+    """Print how fast `predict` is relative to the other ways, by the clock and by processor time."""
+    print("rate of predict relative to the others, by the clock and by processor time:")
+    for name in (NETWORK, CORE):
+        pairs = list(zip(times[PREDICT], times[name], strict=True))
+        for clock, ratios in (
+            ("clock", [other.clock / ours.clock for ours, other in pairs]),
+            ("processor", [other.processor / ours.processor for ours, other in pairs]),
+        ):
+            rounds = ", ".join(f"{ratio:.3f}" for ratio in ratios)
+            print(f"{name:22} {clock:10} {statistics.median(ratios):6.3f}   ({rounds})", flush=True)
+
+
+def timed(way: Callable[[], None]) -> Times:
+    """Run a way once and return the time it took."""
+    started = time.perf_counter()
+    processor_started = time.process_time()
     way()
-    return time.perf_counter() - started, time.process_time() - used
+    return Times(time.perf_counter() - started, time.process_time() - processor_started)
 
 
-def peak(file: Path, root: Path, count: int) -> int:
-    """MiB at most, while the command goes through so many photos."""
-    listed = "".join(f"{photo}\n" for photo in sorted(root.iterdir())[:count])
+def peak_memory(file: Path, root: Path, count: int) -> int:
+    """Return the peak memory, in MiB, of the command on `count` images."""
+    paths = "".join(f"{path}\n" for path in sorted(root.iterdir())[:count])
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "conf").symlink_to(home() / "conf")
         settings = (f"run={file}", "images=-", "format=csv", f"output={folder}/breeds.csv")
         environment = os.environ | {"DOGBREEDS_HOME": folder, "PYTHONPATH": str(home())}
         done = subprocess.run(
-            [sys.executable, "-c", _PEAK, *settings], input=listed, capture_output=True, text=True, env=environment
+            [sys.executable, "-c", _MEASURE_PEAK, *settings],
+            input=paths,
+            capture_output=True,
+            text=True,
+            env=environment,
         )
     found = re.search(r"peak (\d+)", done.stdout)
     if done.returncode or found is None:
-        raise RuntimeError(f"the command ended with {done.returncode}: {done.stderr}")
+        raise RuntimeError(f"the command ended with exit code {done.returncode}: {done.stderr}")
     return int(found[1])
 
 

@@ -1,7 +1,10 @@
-"""What keeping the frozen prefix saves, beside plain Keras done well, in one process on the same photos. `make bench` runs it.
+"""Speed of a sweep and of a fine-tune with the feature cache, compared with plain Keras in the same process.
 
-Plain Keras is the way of its own transfer-learning example: `trainable=False`, `fit` on a tf.data pipeline whose decoded photos are cached and
-prefetched. Both start from files and an empty cache and take the same batches and epochs; neither the import of TensorFlow nor tracking counts.
+Run: make bench.
+
+Plain Keras follows its own transfer-learning example: `trainable=False`, and `fit` on a tf.data pipeline whose decoded
+images are cached and prefetched. Both start from files and an empty cache and take the same batches and epochs. Neither
+the import of TensorFlow nor tracking counts.
 """
 
 import json
@@ -31,7 +34,7 @@ from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.features.extraction import Photos
+from dogbreeds.features.extraction import DecodedImages
 from dogbreeds.models.network import assemble
 from dogbreeds.tracking.records import RunOrigin
 
@@ -40,12 +43,12 @@ FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
 
 @dataclass(frozen=True)
 class Setup:
-    """Photos and backbone.
+    """Images and backbone.
 
     Attributes:
-        name: for people.
-        root: folder of the photos, `root/{train,test}/<class>/…`.
-        model: settings of the backbone.
+        name: for the printed report.
+        root: folder of the images, `root/{train,test}/<class>/…`.
+        model: overrides that choose the backbone.
         workload: how much is trained on them.
     """
 
@@ -57,18 +60,20 @@ class Setup:
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is trained on, and how often; the defaults are what `make bench` reports.
+    """How much is trained on, and how often. The defaults are what `make bench` reports.
 
     Attributes:
         breeds: classes of drawn dogs.
-        train, test: photos of a drawn breed.
-        each: photos of a class beside plain Keras, which would take hours for all.
+        train: training images per drawn class.
+        test: test images per drawn class.
+        each: images per class for the comparison with plain Keras, which would take hours on all images.
         rates: learning rates of the sweep.
-        epochs: of every attempt.
-        attempts: how many attempts on all photos are summed up, two numbers or more that ascend; the last but one is held against a bare pass.
-        few: photos of a class in the smaller folders that an attempt is timed on.
+        epochs: epochs of every run.
+        attempts: ascending numbers of runs on all images whose times are summed, at least two; the last but one is
+            compared with a bare pass.
+        few: images per class of the smaller folders that one run is timed on.
         passes: bare passes, of which the median counts.
-        change: what is changed in every run that no setting can change.
+        change: change to every run that no override can make.
     """
 
     breeds: int = 120
@@ -87,11 +92,14 @@ FULL = Workload()
 
 
 def main(workload: Workload = FULL, out: Path | None = None) -> dict[str, float]:
-    """Print, write down and return ratios and the seconds they come from.
+    """Print ratios and the seconds that they come from, and write them to a JSON file.
 
     Args:
         workload: how much is trained on, and how often.
-        out: file to write; None stands for one in `multirun/`.
+        out: file to write; None for `multirun/bench.json`.
+
+    Returns:
+        Seconds and ratios by name.
     """
     started = time.perf_counter()
     with quiet_stderr():
@@ -111,13 +119,13 @@ def main(workload: Workload = FULL, out: Path | None = None) -> dict[str, float]
 
 
 def _real(workload: Workload) -> Setup | None:
-    """Real photos and EfficientNet-B0, where DOGBREEDS_REAL_DATA names them."""
+    """Set up real images and EfficientNet-B0, if DOGBREEDS_REAL_DATA names their folder."""
     place = os.environ.get("DOGBREEDS_REAL_DATA")
     if not place:
         return None
     weights = Path(place) / "weights/efficientnetb0_notop.weights.h5"
     return Setup(
-        "EfficientNet-B0 on real photos",
+        "EfficientNet-B0 on real images",
         Path(place) / "stanford_dogs_224",
         ("model=effnetb0", f"model.weights={weights}"),
         workload,
@@ -125,28 +133,29 @@ def _real(workload: Workload) -> Setup | None:
 
 
 def _drawn(folder: Path, workload: Workload) -> Setup:
+    """Write drawn dogs to a folder, and set them up with the miniature."""
     root = folder / "drawn"
-    for part, count in (("train", workload.train), ("test", workload.test)):
+    for split, count in (("train", workload.train), ("test", workload.test)):
         for breed in range(workload.breeds):
-            place = root / part / drawn_dogs.breed_name(breed)
-            place.mkdir(parents=True)
-            for photo in range(count):
-                Image.fromarray(drawn_dogs.draw(part, breed, photo)).save(place / f"{photo}.png")
+            class_folder = root / split / drawn_dogs.breed_name(breed)
+            class_folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(drawn_dogs.draw(split, breed, number)).save(class_folder / f"{number}.png")
     return Setup("the miniature on drawn dogs", root, ("model=miniature",), workload)
 
 
 def subset(setup: Setup, folder: Path, each: int) -> Path:
-    """A folder with the first training photos of each class."""
+    """Copy the first training images of each class to a folder, and return it."""
     root = folder / f"{each}_each"
     for source in sorted((setup.root / "train").iterdir()):
         (root / source.name).mkdir(parents=True)
-        for photo in sorted(source.iterdir())[:each]:
-            shutil.copy(photo, root / source.name / photo.name)
+        for image in sorted(source.iterdir())[:each]:
+            shutil.copy(image, root / source.name / image.name)
     return root
 
 
 def measure(setup: Setup, folder: Path) -> dict[str, float]:
-    """Ratios and the seconds they come from."""
+    """Measure ratios and the seconds that they come from."""
     workload = setup.workload
     root = subset(setup, folder, workload.each)
     results: dict[str, float] = {"photos": sum(1 for _ in root.glob("*/*"))}
@@ -156,35 +165,37 @@ def measure(setup: Setup, folder: Path) -> dict[str, float]:
         "optimizer.lr=1e-5",
         f"phase.batch_size={FINETUNE_BATCH}",
     )
-    # The first use of TensorFlow's kernels counts for nobody.
-    ours(setup, root, folder / "warm", "phase.epochs=1")
+    # Warm-up: the first use of TensorFlow's kernels does not count.
+    run_cached(setup, root, folder / "warm", "phase.epochs=1")
 
     bare = statistics.median(bare_pass(setup, root, folder) for _ in range(workload.passes))
     results["seconds/one bare pass of the prefix"] = bare
-    kept = sum(timed(partial(ours, setup, root, folder / "sweep", f"optimizer.lr={lr}")) for lr in workload.rates)
+    cached = sum(
+        timed(partial(run_cached, setup, root, folder / "sweep", f"optimizer.lr={lr}")) for lr in workload.rates
+    )
     sweep = f"sweep of {len(workload.rates)} rates"
-    results[f"seconds/{sweep}, kept"] = kept
-    kept_finetune = timed(partial(ours, setup, root, folder / "finetune", *finetune))
-    results["seconds/fine-tune of the top 20, kept"] = kept_finetune
-    keras_sweep = sum(timed(partial(plain, setup, root, lr, FROZEN_BATCH, ())) for lr in workload.rates)
+    results[f"seconds/{sweep}, kept"] = cached
+    cached_finetune = timed(partial(run_cached, setup, root, folder / "finetune", *finetune))
+    results["seconds/fine-tune of the top 20, kept"] = cached_finetune
+    keras_sweep = sum(timed(partial(fit_plain_keras, setup, root, lr, FROZEN_BATCH, ())) for lr in workload.rates)
     results[f"seconds/{sweep}, plain Keras"] = keras_sweep
     trained = trained_layers(setup, root, finetune)
-    keras_finetune = timed(partial(plain, setup, root, 1e-5, FINETUNE_BATCH, trained))
+    keras_finetune = timed(partial(fit_plain_keras, setup, root, 1e-5, FINETUNE_BATCH, trained))
     results["seconds/fine-tune of the top 20, plain Keras"] = keras_finetune
 
     rates = np.geomspace(1e-4, 1e-2, workload.attempts[-1]).tolist()
-    costs = [timed(partial(ours, setup, setup.root, folder / "attempts", f"optimizer.lr={lr}")) for lr in rates]
+    costs = [timed(partial(run_cached, setup, setup.root, folder / "attempts", f"optimizer.lr={lr}")) for lr in rates]
     for count in workload.attempts:
         results[f"seconds/{count} attempts on {len(list(setup.root.glob('*/*/*'))):,} photos"] = sum(costs[:count])
     for each in workload.few:
         few = subset(setup, folder, each)
         results[f"seconds/1 attempt on {len(list(few.glob('*/*'))):,} photos"] = timed(
-            partial(ours, setup, few, folder / f"images{each}")
+            partial(run_cached, setup, few, folder / f"images{each}")
         )
 
-    results["ratio/sweep: plain Keras to kept"] = keras_sweep / kept
-    results["ratio/fine-tune: plain Keras to kept"] = keras_finetune / kept_finetune
-    results["ratio/sweep, kept, to one bare pass"] = kept / bare
+    results["ratio/sweep: plain Keras to kept"] = keras_sweep / cached
+    results["ratio/fine-tune: plain Keras to kept"] = keras_finetune / cached_finetune
+    results["ratio/sweep, kept, to one bare pass"] = cached / bare
     results["ratio/a further attempt to the first, all photos"] = statistics.median(costs[1:]) / costs[0]
     several = workload.attempts[-2]
     results[f"ratio/{several} attempts to one bare pass, all photos"] = sum(costs[:several]) / bare_pass(
@@ -194,6 +205,7 @@ def measure(setup: Setup, folder: Path) -> dict[str, float]:
 
 
 def timed(work: Callable[[], object]) -> float:
+    """Measure the seconds that a call takes, and print them."""
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
@@ -201,7 +213,8 @@ def timed(work: Callable[[], object]) -> float:
     return seconds
 
 
-def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
+def compose_run(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
+    """Compose a run on a folder of images, with its feature cache and checkpoints in a place of its own."""
     fixed = (
         f"phase.epochs={setup.workload.epochs}",
         "phase.patience_epochs=null",
@@ -209,26 +222,26 @@ def composed(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
         f"phase.batch_size={FROZEN_BATCH}",
     )
     places = (f"data.root={root}", f"features.dir={cache}", f"checkpoint_dir={cache}_checkpoints")
-    asked = [*setup.model, "data=folder", *places, *fixed, *overrides]
+    requested = [*setup.model, "data=folder", *places, *fixed, *overrides]
     return setup.workload.change(
-        from_config(compose.composed("train", list({item.split("=")[0]: item for item in asked}.values())))
+        from_config(compose.compose_config("train", list({item.split("=")[0]: item for item in requested}.values())))
     )
 
 
-def ours(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
-    """An attempt of ours, from files to the best epoch."""
-    result = execute(composed(setup, root, cache, *overrides), RunOrigin("", (), "bench", cache))
+def run_cached(setup: Setup, root: Path, cache: Path, *overrides: str) -> Result:
+    """Execute a run with the feature cache, from files to the best epoch."""
+    result = execute(compose_run(setup, root, cache, *overrides), RunOrigin("", (), "bench", cache))
     assert isinstance(result, Result)
     return result
 
 
 def bare_pass(setup: Setup, root: Path, folder: Path) -> float:
-    """Seconds for the compiled prefix over all photos, decoded and in memory: the limit of what can be saved."""
-    run = composed(setup, root, folder / "bare")
+    """Measure the compiled prefix over all images, decoded and in memory: the lower bound of a first run."""
+    run = compose_run(setup, root, folder / "bare")
     sources = {split.source.name: split.source for split in run.data.open().splits.values()}
-    store = run.features.store()
-    photos = np.concatenate(
-        [Photos(source, run.data, run.model.image_size, store).rows() for source in sources.values()]
+    cache = run.features.open_cache()
+    images = np.concatenate(
+        [DecodedImages(source, run.data, run.model.image_size, cache).rows() for source in sources.values()]
     )
     FeatureCache.release()
     backbone = run.model.build(0)
@@ -236,38 +249,39 @@ def bare_pass(setup: Setup, root: Path, folder: Path) -> float:
         backbone, run.preprocessing, run.unfreeze.plan(backbone.blocks), lambda features: run.head.build(features, 2, 0)
     ).prefix
     batch = prefix.batch_size()
-    prefix.compiled(photos[:batch])
+    prefix.compiled(images[:batch])
     started = time.perf_counter()
-    for start in range(0, len(photos), batch):
-        prefix.compiled(photos[start : start + batch])
+    for start in range(0, len(images), batch):
+        prefix.compiled(images[start : start + batch])
     return time.perf_counter() - started
 
 
 def trained_layers(setup: Setup, root: Path, finetune: tuple[str, ...]) -> tuple[str, ...]:
-    run = composed(setup, root, root, *finetune)
+    """Return the names of the backbone's layers that a fine-tune trains."""
+    run = compose_run(setup, root, root, *finetune)
     return tuple(run.unfreeze.plan(run.model.build(0).blocks).stages[-1])
 
 
-def plain(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, ...]) -> None:
-    """The same training in plain Keras: the whole network at every step."""
+def fit_plain_keras(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, ...]) -> None:
+    """Train the same in plain Keras: the whole network runs at every step."""
     import keras
     import tensorflow as tf
 
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
-    run = composed(setup, root, root)
+    run = compose_run(setup, root, root)
     dataset, size = run.data.open(), run.model.image_size
 
     def pipeline(split) -> tf.data.Dataset:
         paths = [str(root / split.source.ids[row]) for row in split.rows]
-        decode = lambda path, label: (
-            tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False),
-            label,
-        )
-        resize = lambda photo, label: (
-            tf.ensure_shape(tf.cast(tf.round(tf.image.resize(photo, (size, size))), tf.uint8), (size, size, 3)),
-            label,
-        )
+
+        def decode(path, label):
+            return tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False), label
+
+        def resize(image, label):
+            resized = tf.cast(tf.round(tf.image.resize(image, (size, size))), tf.uint8)
+            return tf.ensure_shape(resized, (size, size, 3)), label
+
         return (
             tf.data.Dataset.from_tensor_slices((paths, split.labels))
             .map(decode, tf.data.AUTOTUNE)
@@ -283,11 +297,11 @@ def plain(setup: Setup, root: Path, lr: float, batch: int, trained: tuple[str, .
     base.load_weights(weights)
     for layer in base.layers:
         layer.trainable = layer.name in trained and not isinstance(layer, keras.layers.BatchNormalization)
-    photos = keras.Input((size, size, 3))
-    outputs = keras.layers.GlobalAveragePooling2D()(base(photos, training=False))
+    images = keras.Input((size, size, 3))
+    outputs = keras.layers.GlobalAveragePooling2D()(base(images, training=False))
     for width in (512, 256):
         outputs = keras.layers.Dropout(0.5)(keras.layers.Dense(width, activation="relu")(outputs))
-    network = keras.Model(photos, keras.layers.Dense(len(dataset.class_names), activation="softmax")(outputs))
+    network = keras.Model(images, keras.layers.Dense(len(dataset.class_names), activation="softmax")(outputs))
     metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)]
     network.compile(optimizer=keras.optimizers.Adam(lr), loss="sparse_categorical_crossentropy", metrics=metrics)
     network.fit(train, validation_data=val, epochs=setup.workload.epochs, verbose=0)

@@ -1,0 +1,82 @@
+"""Notes of an evaluation report: sentences on the limits of its numbers, and the provenance of the network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dogbreeds.evaluation.metrics import probabilities
+from dogbreeds.evaluation.results import Predictions
+from dogbreeds.reports import baseline_note
+from dogbreeds.tracking.records import Record
+
+_PARAMETERS = (
+    "model.architecture",
+    "model.weights",
+    "model.image_size",
+    "preprocessing.mode",
+    "head",
+    "phase",
+    "unfreeze.plan",
+    "optimizer.lr",
+    "seed",
+)
+_VERSION_TAGS = ("git.commit", "version.keras", "version.tensorflow")
+
+
+def about(
+    record: Record | None,
+    network: str,
+    split: str,
+    images: str,
+    image_ids: Sequence[str],
+    logits: np.ndarray,
+    run_predictions: Mapping[str, Predictions],
+) -> tuple[str, ...]:
+    """State which network was evaluated on which images, and how optimistic the numbers are.
+
+    Args:
+        record: the run; None for a network file of unknown origin.
+        network: the network in a few words.
+        split: name of the evaluation set; `train`, `val` and `test` are the run's own splits.
+        images: number of images and classes, in words.
+        image_ids: name of each image.
+        logits: [n, classes] of the images.
+        run_predictions: the run's recorded predictions, by split.
+
+    Returns:
+        Sentences. The first names network and images.
+    """
+    subject = f"{network[0].upper() if record else network[0]}{network[1:]}, evaluated on {images} ({split})."
+    if record is None:
+        return subject, "Its training images are unknown: if any of these are among them, the results are optimistic."
+    reason = record.tags.get("verdict.reason", "").rstrip(".")
+    sentences = [subject, f"Verdict {record.tags['verdict'].replace('_', ' ')}: {reason}."]
+    if split == "train":
+        sentences.append("It was trained on these images: the results are optimistic and say nothing about others.")
+    if split == "val":
+        sentences.append("Its best epoch was chosen on these images: the results are slightly optimistic.")
+    recorded = run_predictions.get(split)
+    if recorded is not None and list(recorded.ids) == list(image_ids):
+        difference = np.abs(probabilities(recorded.logits) - probabilities(logits)).max()
+        sentences.append(
+            f"The saved network reproduces the probabilities recorded during training to within {difference:.0e}."
+        )
+    return (*sentences, baseline_note.describe(record, split, len(image_ids)))
+
+
+def provenance(record: Record | None, network_file: Path, split: str, images: str) -> dict[str, str]:
+    """List where the network and the images come from, as text by name.
+
+    Args:
+        record: the run; None for a network file of unknown origin.
+        network_file: the saved network.
+        split: name of the evaluation set.
+        images: number of images and classes, in words.
+    """
+    facts = {"images": f"{images}, {split}"}
+    if record is None:
+        return facts | {"network": str(network_file)}
+    facts |= {"run": record.run_id, "name": record.name, "data": record.params["data.name"]}
+    facts |= {key: record.params[key] for key in _PARAMETERS if key in record.params}
+    return facts | {key: record.tags[key] for key in _VERSION_TAGS if key in record.tags}
