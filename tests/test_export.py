@@ -111,14 +111,21 @@ def artifacts(home: Path, run: str) -> Path:
     return found
 
 
+def trained(command, *overrides: str) -> str:
+    """The run of an attempt."""
+    ran = command("train", *overrides, *BREEDS)
+    assert ran.returncode == 0, ran.stderr
+    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
+    return run
+
+
 @pytest.mark.slow
 def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photos) -> None:
     home = tmp_path / "home"
     nothing = command("export")
     assert nothing.returncode == 1
     assert "has no finished attempt that kept its network. run=latest is one of those. Type python -m dogbreeds.train first" in nothing.stderr
-    ran = command("train", "phase.epochs=3", *BREEDS)
-    assert ran.returncode == 0, ran.stderr
+    trained(command, "phase.epochs=3")
 
     exported = command("export", "photos=20")
     assert exported.returncode == 0, exported.stderr
@@ -156,7 +163,7 @@ def test_every_format_is_written_checked_and_kept(command, tmp_path: Path, photo
 
 @pytest.mark.long
 def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) -> None:
-    assert command("train", "phase.epochs=1", *BREEDS).returncode == 0
+    trained(command, "phase.epochs=1")
     root, first, again = photos(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
     assert command("export", "formats=[keras]", "photos=5", f"output={first}").returncode == 0
     by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
@@ -175,14 +182,6 @@ def test_what_cannot_be_exported_is_a_sentence(command, tmp_path: Path, photos) 
         refused = command("export", *arguments)
         assert refused.returncode == 1, arguments
         assert said in refused.stderr, refused.stderr
-
-
-def trained(command, *overrides: str) -> str:
-    """The run of an attempt."""
-    ran = command("train", *overrides, *BREEDS)
-    assert ran.returncode == 0, ran.stderr
-    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
-    return run
 
 
 def register(command, run: str, *more: str) -> tuple[int, str]:

@@ -324,7 +324,7 @@ def test_a_job_of_no_search_is_no_trial(monkeypatch) -> None:
     assert (type(trial), trial.tags) == (Trial, {})
 
 
-def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: int, *settings: str) -> optuna.Study:
+def killed_and_searched_again(begun, command, tmp_path: Path, *settings: str, trials: int, at: int) -> optuna.Study:
     """A search of so many trials by the command, killed when one is begun and run again; what is promised of any."""
     sweep = (
         "--multirun",
@@ -358,7 +358,7 @@ def killed_and_searched_again(begun, command, tmp_path: Path, trials: int, at: i
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_with_the_same_command(begun, command, tmp_path: Path) -> None:
-    killed_and_searched_again(begun, command, tmp_path, 6, 2, "data.breeds=6", "phase.epochs=5")
+    killed_and_searched_again(begun, command, tmp_path, "data.breeds=6", "phase.epochs=5", trials=6, at=2)
 
 
 @pytest.mark.long
@@ -367,7 +367,7 @@ def test_forty_trials_killed_in_between_find_what_is_as_good_as_the_guides_best(
     assert guide.returncode == 0, guide.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
     best_of_guide = max(run.data.metrics["best/val_accuracy"] for run in client.search_runs(["1"], "tags.verdict != ''"))
-    kept = killed_and_searched_again(begun, command, tmp_path, 40, 13)
+    kept = killed_and_searched_again(begun, command, tmp_path, trials=40, at=13)
     full, pruned = ([trial.user_attrs["epochs"] for trial in kept.trials if trial.state.name == state] for state in ("COMPLETE", "PRUNED"))
     assert kept.best_value >= best_of_guide
     assert statistics.mean(pruned) < statistics.mean(full) / 3
