@@ -43,7 +43,7 @@ table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA
 test: setup ## the tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about 25 minutes more
+test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about 23 minutes more
 	$(BIN)/python -m pytest -n 2 -m 'slow and not long'
 
 test-long: setup ## once in a while: every case of all that, and the first tier on the oldest and the newest Python

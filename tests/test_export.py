@@ -141,6 +141,14 @@ def artifacts(home: Path, run: str) -> Path:
     return found
 
 
+def trained(command, *overrides: str) -> str:
+    """Train, and return the run's id."""
+    ran = command("train", *overrides, *DATA)
+    assert ran.returncode == 0, ran.stderr
+    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
+    return run
+
+
 @pytest.mark.slow
 def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, tmp_path: Path, write_images) -> None:
     home = tmp_path / "home"
@@ -150,8 +158,7 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
         "has no finished run with a saved network. run=latest needs one. Type python -m dogbreeds.train"
         " first" in nothing.stderr
     )
-    ran = command("train", "phase.epochs=3", *DATA)
-    assert ran.returncode == 0, ran.stderr
+    trained(command, "phase.epochs=3")
 
     exported = command("export", "photos=20")
     assert exported.returncode == 0, exported.stderr
@@ -206,7 +213,7 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
 
 @pytest.mark.long
 def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: Path, write_images) -> None:
-    assert command("train", "phase.epochs=1", *DATA).returncode == 0
+    trained(command, "phase.epochs=1")
     root, first, again = write_images(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
     assert command("export", "formats=[keras]", "photos=5", f"output={first}").returncode == 0
     by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
@@ -234,14 +241,6 @@ def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: 
         refused = command("export", *arguments)
         assert refused.returncode == 1, arguments
         assert message in refused.stderr, refused.stderr
-
-
-def trained(command, *overrides: str) -> str:
-    """Train, and return the run's id."""
-    ran = command("train", *overrides, *DATA)
-    assert ran.returncode == 0, ran.stderr
-    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
-    return run
 
 
 def register(command, run: str, *more: str) -> tuple[int, str]:

@@ -370,12 +370,13 @@ def test_job_outside_a_search_has_an_empty_trial(monkeypatch) -> None:
     assert (type(trial), trial.tags) == (Trial, {})
 
 
-def killed_and_searched_again(start_command, command, tmp_path: Path, trials: int, at: int) -> optuna.Study:
+def killed_and_searched_again(start_command, command, tmp_path: Path, *settings: str, trials: int, at: int) -> optuna.Study:
     """Kill the command of a search while a trial runs, run it again, and check the study and its runs.
 
     Args:
         start_command, command: the fixtures.
         tmp_path: of the test.
+        settings: further overrides.
         trials: number of trials of the search.
         at: number of the trial during which the command is killed.
     """
@@ -386,6 +387,7 @@ def killed_and_searched_again(start_command, command, tmp_path: Path, trials: in
         "head=choice(linear,mlp,batchnorm)",
         "tracking.model=none",
         f"hydra.sweeper.n_trials={trials}",
+        *settings,
     )
     with start_command("train", *sweep) as process:
         read_until(process, f"\t#{at} : ")
@@ -412,7 +414,7 @@ def killed_and_searched_again(start_command, command, tmp_path: Path, trials: in
 
 @pytest.mark.slow
 def test_killed_search_resumes_with_the_same_command(start_command, command, tmp_path: Path) -> None:
-    killed_and_searched_again(start_command, command, tmp_path, trials=6, at=2)
+    killed_and_searched_again(start_command, command, tmp_path, "data.breeds=6", "phase.epochs=5", trials=6, at=2)
 
 
 @pytest.mark.long
