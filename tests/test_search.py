@@ -370,7 +370,9 @@ def test_job_outside_a_search_has_an_empty_trial(monkeypatch) -> None:
     assert (type(trial), trial.tags) == (Trial, {})
 
 
-def killed_and_searched_again(start_command, command, tmp_path: Path, *settings: str, trials: int, at: int) -> optuna.Study:
+def killed_and_searched_again(
+    start_command, command, tmp_path: Path, *settings: str, trials: int, at: int
+) -> optuna.Study:
     """Kill the command of a search while a trial runs, run it again, and check the study and its runs.
 
     Args:
