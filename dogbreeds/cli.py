@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core import signals
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import compose_config
 from dogbreeds.experiments.sweep import Sweep
@@ -24,8 +24,6 @@ from dogbreeds.experiments.sweep import Sweep
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
 def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
@@ -42,6 +40,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    _take_former_names()
     status = "FAILED"
     signals.install_handlers()
     try:
@@ -78,6 +77,15 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
         # The error that ended the command has been reported already.
         with signals.deferred(), contextlib.suppress(UserError, OSError):
             Sweep.close(status)
+
+
+def _take_former_names() -> None:
+    """Replace overrides of earlier versions among the process's arguments by the present ones, and say so."""
+    present = with_new_overrides(sys.argv[1:])
+    for former, new in zip(sys.argv[1:], present, strict=True):
+        if new != former:
+            print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
+    sys.argv[1:] = present
 
 
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -28,7 +28,7 @@ class Settings(Output):
         second: the run that is compared with it, named the same way.
         split: `val` or `test`; None for test if both runs have it, else val.
         alpha: significance level, in (0, 1).
-        breeds: how many of the most changed classes to list.
+        classes: how many of the most changed classes to list.
         ui: address of the MLflow UI, for links.
     """
 
@@ -36,7 +36,7 @@ class Settings(Output):
     second: str | None = text(example="latest", optional=True)
     split: str | None = one_of("val", "test", optional=True)
     alpha: float = number(above=0, below=1, example=0.01)
-    breeds: int = integer(at_least=1, example=10)
+    classes: int = integer(at_least=1, example=10)
     ui: str = text(example="http://127.0.0.1:5000")
 
 
@@ -56,7 +56,7 @@ def task(config: DictConfig) -> None:
         second=second,
         paired=paired_comparison.compare(first_predictions, second_predictions, split),
         alpha=settings.alpha,
-        max_classes=settings.breeds,
+        max_classes=settings.classes,
     )
     settings.write_result(_render(comparison, settings, tracking), "compare")
 

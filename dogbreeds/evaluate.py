@@ -30,7 +30,7 @@ from dogbreeds.inference import evaluator
 from dogbreeds.inference.evaluation_set import folder_evaluation_set
 from dogbreeds.inference.tta import Tta
 from dogbreeds.reports import evaluation_notes
-from dogbreeds.reports.evaluation_report import FILES, EvaluationReport, score_rows, tta_summary
+from dogbreeds.reports.evaluation_report import OWNED_FILES, EvaluationReport, score_rows, tta_summary
 from dogbreeds.tracking.records import Record, short
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Settings(Spec):
     Attributes:
         run: which run's network, or the path of a saved network.
         split: of the run's images; None for test if there is one, else val.
-        photos: folder of other images to evaluate on.
+        images: folder of other images to evaluate on.
         on_corrupt: what happens to unreadable images of that folder: `stop` or `skip`.
         mistakes: images on the contact sheet.
         seed: of the bootstrap.
@@ -55,7 +55,7 @@ class Settings(Spec):
     group = ""
     run: str = text(example="latest")
     split: str | None = one_of(*_SPLITS, optional=True)
-    photos: str | None = text(example="path/to/photos", optional=True)
+    images: str | None = text(example="path/to/images", optional=True)
     on_corrupt: str = one_of("stop", "skip")
     mistakes: int = integer(at_least=0, example=24)
     seed: int = integer(at_least=0, example=0)
@@ -63,15 +63,15 @@ class Settings(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.photos is not None and self.split is not None:
+        if self.images is not None and self.split is not None:
             raise UserError(
-                f"split={self.split} and photos={self.photos} were given. A network is evaluated on one of the two."
+                f"split={self.split} and images={self.images} were given. A network is evaluated on one of the two."
                 " Leave one out."
             )
-        if self.photos is None and is_network_file(self.run):
+        if self.images is None and is_network_file(self.run):
             raise UserError(
                 f"run={self.run} is a file, and a file does not record its images. The images to evaluate on must be"
-                " given. Type photos=path/to/photos too."
+                " given. Type images=path/to/images too."
             )
 
 
@@ -87,8 +87,8 @@ def task(config: DictConfig) -> None:
     with open_network(tracking, settings.run, only) as (record, classifier, file):
         name = describe_run(record) if record else str(file)
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
-        if settings.photos is not None:
-            images = folder_evaluation_set(settings.photos, settings.on_corrupt, classifier, cache)
+        if settings.images is not None:
+            images = folder_evaluation_set(settings.images, settings.on_corrupt, classifier, cache)
         else:
             images = evaluation_set_of_run(
                 tracking, cast(Record, record), settings.split, config["data"]["root"], classifier, cache
@@ -97,7 +97,7 @@ def task(config: DictConfig) -> None:
         output = Path(settings.output).expanduser() if settings.output else default_output
         run_predictions = tracking.predictions(record.run_id) if record else {}
         # The folder comes before the evaluation, so that an unwritable one fails at once.
-        with files.atomic_folder(output, FILES) as folder:
+        with files.atomic_folder(output, OWNED_FILES) as folder:
             evaluation, logits = evaluator.evaluate(classifier, images, views, settings.seed, run_predictions)
             about = evaluation_notes.about(
                 record,

@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Aliases that MLflow reserves for versions.
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
-# Every file that an export may write; a later export into the same folder replaces them.
-_OWNED_FILES = ("checks.json", "README.md", "breeds.txt", *(spec.file for spec in FORMATS.values()))
+# Every file that an export may write; a later export into the same folder replaces them. breeds.txt is what
+# classes.txt was called before version 0.2.0.
+_OWNED_FILES = ("checks.json", "README.md", "classes.txt", "breeds.txt", *(spec.file for spec in FORMATS.values()))
 # Columns of the narrowest terminal that shows file names, and of the table outside a terminal.
 _WIDTH_WITH_FILES = 90
 _DEFAULT_WIDTH = 120
@@ -55,8 +56,8 @@ class Settings(Spec):
     Attributes:
         run: which run's network, or the path of a saved network.
         formats: to write.
-        photos: number of images to check each format on.
-        photos_from: folder of images to check on; None for the run's own.
+        images: number of images to check each format on.
+        images_from: folder of images to check on; None for the run's own.
         output: folder to export into.
         register: registered model to add a version to; None for none.
         alias: that is to point to the version.
@@ -66,8 +67,8 @@ class Settings(Spec):
     group = ""
     run: str = text(example="latest")
     formats: tuple[str, ...] = texts(example="[keras,onnx]")
-    photos: int = integer(at_least=1, example=200)
-    photos_from: str | None = text(example="path/to/photos", optional=True)
+    images: int = integer(at_least=1, example=200)
+    images_from: str | None = text(example="path/to/images", optional=True)
     output: str | None = text(example="exported", optional=True)
     register: str | None = text(example="dogbreeds", optional=True)
     alias: str = text(example="champion")
@@ -84,10 +85,10 @@ class Settings(Spec):
                     " an alias that MLflow reserves, such as latest. Type"
                     f" {key}={'dogs' if key == 'register' else 'champion'}, for example."
                 )
-        if recorded_runs.is_network_file(self.run) and self.photos_from is None:
+        if recorded_runs.is_network_file(self.run) and self.images_from is None:
             raise UserError(
                 f"run={self.run} is a file, and a file does not record its images. Each format is checked on images,"
-                " which must be given. Type photos_from=path/to/photos too."
+                " which must be given. Type images_from=path/to/images too."
             )
         if recorded_runs.is_network_file(self.run) and self.register is not None:
             raise UserError(
@@ -144,11 +145,11 @@ def _check_outside(output: Path, file: Path) -> None:
 
 
 def _check_images(settings: Settings, root: str | None, tracking: Mlflow, record: Record | None) -> list[ImageLoader]:
-    """Sample images to check formats on: from `photos_from`, or from the run's test (else validation) split."""
-    if settings.photos_from is not None or record is None:
-        return sample.sample_folder(settings.photos_from or "", settings.photos)
+    """Sample images to check formats on: from `images_from`, or from the run's test (else validation) split."""
+    if settings.images_from is not None or record is None:
+        return sample.sample_folder(settings.images_from or "", settings.images)
     data, dataset = recorded_runs.open_dataset(tracking, record, root)
-    return sample.sample_split(dataset.test or dataset.val, settings.photos, data.on_corrupt == "skip")
+    return sample.sample_split(dataset.test or dataset.val, settings.images, data.on_corrupt == "skip")
 
 
 def _write_model_card(
@@ -171,7 +172,7 @@ def _write_model_card(
         usages={name: spec.usage.format(file=spec.file) for name, spec in specs.items()},
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "breeds.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
 
 
 def _add_to_run(tracking: Mlflow, record: Record, folder: Path, file: Path, image: ImageLoader) -> str:

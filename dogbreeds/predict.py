@@ -58,7 +58,7 @@ class Settings(Spec):
     batch_size: int | None = integer(at_least=1, example=32, optional=True)
     explain: bool = boolean()
     explain_dir: str = text(example="explained")
-    output: str | None = text(example="breeds.csv", optional=True)
+    output: str | None = text(example="predictions.csv", optional=True)
 
 
 @dataclass
@@ -80,7 +80,7 @@ def task(config: DictConfig) -> None:
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
     source = find_images(texts, sys.stdin.buffer if sys.stdin else io.BytesIO())
     with (
-        files.output_stream(settings.output, "breeds.csv") as output,
+        files.output_stream(settings.output, "predictions.csv") as output,
         open_network(tracking, settings.run, only) as (record, classifier, file),
     ):
         name = describe_run(record) if record else file

@@ -51,8 +51,8 @@ def task(config: DictConfig) -> float:
     import keras
 
     keras.utils.set_random_seed(config.seed)
-    images, labels = draw_images("pretrain", config.photos_per_breed)
-    validation = draw_images("pretrain_val", config.validation_photos_per_breed)
+    images, labels = draw_images("pretrain", config.images_per_class)
+    validation = draw_images("pretrain_val", config.validation_images_per_class)
     miniature = Miniature(architecture="Miniature", image_size=drawn_dogs.SIZE, pixels="raw", weights=None)
     backbone = miniature.construct(None)
     network = keras.Sequential(

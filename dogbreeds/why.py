@@ -63,7 +63,7 @@ def task(config: DictConfig) -> None:
     tracking.add_text(run_id, "why.md", text, metrics)
 
 
-def _check(mode: RunMode, run: Run) -> Mlflow:
+def _check(mode: RunMode | None, run: Run) -> Mlflow:
     """Return where runs are recorded.
 
     Raises:

@@ -16,11 +16,11 @@ from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin, short
 
-SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
+SMALL = ("data.classes=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
 
 def origin(folder: Path, name: str = "an attempt") -> RunOrigin:
-    return RunOrigin("seed: 0\n", ("data.breeds=12",), name, folder)
+    return RunOrigin("seed: 0\n", ("data.classes=12",), name, folder)
 
 
 def correct_predictions(client, record, split: str, folder: Path) -> dict[str, bool]:
@@ -72,10 +72,10 @@ def test_execute_records_parameters_metrics_tags_and_artifacts(finished, tmp_pat
         "seed": "0",
         "data.name": "miniature",
         "data.classes": "6",
-        "data.photos.train": "120",
-        "data.photos.val": "60",
-        "data.photos.test": "60",
-        "overrides": "data.breeds=12",
+        "data.images.train": "120",
+        "data.images.val": "60",
+        "data.images.test": "60",
+        "overrides": "data.classes=12",
         "unfreeze.layers_trained": "0",
         "parameters.backbone": "847529",
         "parameters.trainable": "461062",
@@ -184,8 +184,8 @@ def test_training_from_pixels_uses_augmented_images(attempted) -> None:
         "optimizer.lr=1e-3",
         "tracking.model=none",
         "phase.epochs=2",
-        "data.train_per_breed=10",
-        "data.breeds=4",
+        "data.train_per_class=10",
+        "data.classes=4",
     )
     plain, augmented = (attempted(*settings, augment)[0].history for augment in ("augment=none", "augment=guide"))
     assert augmented.epochs[0].train_loss != plain.epochs[0].train_loss

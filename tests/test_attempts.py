@@ -115,8 +115,8 @@ def test_stop_on_collapse_ends_an_attempt_early(composed, tmp_path: Path) -> Non
     settings = (
         "attempt=lr_collapse",
         "optimizer.lr=3e-1",
-        "data.breeds=12",
-        "data.test_per_breed=1",
+        "data.classes=12",
+        "data.test_per_class=1",
         "phase.batch_size=8",
         "tracking.model=none",
     )

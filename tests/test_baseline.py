@@ -320,7 +320,7 @@ def test_top_of_other_weights_raises_a_user_error(weights, tmp_path: Path) -> No
 def record(data: str = "dogs", baseline: str | None = None, dogs: int | None = None, **metrics: float) -> Record:
     tags = {} if baseline is None else {"baseline": baseline}
     tags |= {} if dogs is None else {"data.imagenet_classes": str(dogs)}
-    params = {"data.name": data, "data.photos.val": "960"}
+    params = {"data.name": data, "data.images.val": "960"}
     return Record(
         "id",
         "name",

@@ -70,7 +70,7 @@ def test_faults_judges_every_kind_as_expected(
     small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = {"not a number": "diverged", "fine-tune that changes nothing": "no_better_than_frozen"}
-    tiny = ("data.breeds=3", "data.train_per_breed=8", "phase.epochs=2", f"features.dir={tmp_path}/kept")
+    tiny = ("data.classes=3", "data.train_per_class=8", "phase.epochs=2", f"features.dir={tmp_path}/kept")
     workload = faults.Workload(
         each=1, kinds=tuple(expected), backbones=("miniature",), overrides=tiny, change=small, processes=0
     )

@@ -47,7 +47,7 @@ _PROBE = (
             "data=folder",
             (
                 "data.root was not given. data=folder needs the folder that contains your images. Type"
-                " data.root=path/to/photos."
+                " data.root=path/to/images."
             ),
         ),
         (
@@ -66,7 +66,7 @@ _PROBE = (
             "optimizer.lr=${nothing}",
             "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must",
         ),
-        ("data.breeds=241", "data.breeds was 241. There are 240 drawn breeds. Type data.breeds=240, for example."),
+        ("data.classes=241", "data.classes was 241. There are 240 drawn breeds. Type data.classes=240, for example."),
     ],
 )
 def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
@@ -95,7 +95,7 @@ def test_help_lists_every_group(fresh_command) -> None:
 @pytest.mark.own_cache
 @pytest.mark.slow
 def test_cache_command_lists_and_clears_the_cache(command) -> None:
-    assert command("train", "data.breeds=3", "phase.epochs=1", "tracking=none").returncode == 0
+    assert command("train", "data.classes=3", "phase.epochs=1", "tracking=none").returncode == 0
     listed = command("cache").stdout.splitlines()
     assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3 + ["preflight"]
     assert listed[-1].startswith("7 cached arrays, 0.00 of at most 50 GB, in ")

@@ -17,7 +17,7 @@ SETTINGS = {
     "second": "latest",
     "split": None,
     "alpha": 0.05,
-    "breeds": 10,
+    "classes": 10,
     "ui": "http://x",
     "format": "text",
     "output": None,
@@ -56,13 +56,13 @@ def test_compare_command_on_recorded_runs(command, tmp_path: Path) -> None:
     assert nothing.returncode == 1
     assert "has no finished run. first=latest needs one. Type python -m dogbreeds.train first." in nothing.stderr
     small = [
-        "data.train_per_breed=6",
-        "data.val_per_breed=4",
-        "data.test_per_breed=5",
+        "data.train_per_class=6",
+        "data.val_per_class=4",
+        "data.test_per_class=5",
         "phase.epochs=6",
         "tracking.system_metrics_seconds=0",
     ]
-    trained = command("train", "--multirun", *small, "data.breeds=20,10", "optimizer.lr=1e-5,1e-3")
+    trained = command("train", "--multirun", *small, "data.classes=20,10", "optimizer.lr=1e-5,1e-3")
     assert trained.returncode == 0, trained.stderr
     rows = list(csv.DictReader(io.StringIO(command("table", "runs=all", "format=csv").stdout)))
     # Newest first.
@@ -87,7 +87,7 @@ def test_compare_command_on_recorded_runs(command, tmp_path: Path) -> None:
     assert len(classes) == 20
     assert {row["n"] for row in classes} == {"4"}
     # The recorded class names, not class indices.
-    assert all(row["breed"].split("-")[0].isdigit() for row in classes)
+    assert all(row["class"].split("-")[0].isdigit() for row in classes)
     changes = [int(row["second_right"]) - int(row["first_right"]) for row in classes]
     assert changes == [int(row["gained"]) - int(row["lost"]) for row in classes]
     assert [abs(change) for change in changes] == sorted(map(abs, changes), reverse=True)

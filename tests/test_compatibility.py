@@ -1,21 +1,32 @@
 """Compatibility with version 0.1.0: its runs, caches and checkpoints are resumed, listed, fine-tuned and exported."""
 
+import dataclasses
 import os
 import sqlite3
+import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from dogbreeds import cli
+from dogbreeds.core.former_names import RENAMED_SETTINGS, with_new_overrides
 from dogbreeds.core.paths import home
+from dogbreeds.core.spec import number
+from dogbreeds.data.miniature import Miniature
 from dogbreeds.experiments.attempt import execute
-from dogbreeds.experiments.compose import compose_config, from_config
+from dogbreeds.experiments.compose import build_spec, compose_config, from_config
+from dogbreeds.experiments.recorded_runs import open_dataset
 from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.inference.classifier import load
+from dogbreeds.models.head import Linear
 from dogbreeds.reports.attempts_table import build_tables
 from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin
 
@@ -72,6 +83,89 @@ def test_run_keys_of_recorded_settings_are_unchanged(old_home, tmp_path: Path) -
     for run in jobs:
         overrides = run.data.params["overrides"].split()
         assert old_home(*overrides).key == run.data.tags["key"], overrides
+
+
+def test_renamed_settings_of_recorded_runs_have_their_present_names(old_home) -> None:
+    records = old_home().tracking.records()
+    present = {"data.classes": "4", "data.train_per_class": "6", "data.images.train": "24"}
+    assert {name: records[0].params[name] for name in present} == present
+    assert not {name for record in records for name in record.params} & set(RENAMED_SETTINGS)
+
+
+def test_the_data_of_an_old_run_is_opened_from_its_recorded_config(old_home) -> None:
+    tracking = old_home().tracking
+    record = next(record for record in tracking.records() if record.params["model.architecture"] == "Miniature")
+    data, dataset = open_dataset(tracking, record, root=None)
+    assert isinstance(data, Miniature)
+    assert (data.classes, data.train_per_class, len(dataset.train.rows)) == (4, 6, 24)
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("data.breeds=6", "data.classes=6"),
+        ("+data.breeds=6", "+data.classes=6"),
+        ("~preflight.photos", "~preflight.images"),
+        ("photos_from=shots/data.breeds=6", "images_from=shots/data.breeds=6"),
+        ("features=kept", "features=cached"),
+        ("data.root=photos=1", "data.root=photos=1"),
+        ("data.breeds_=6", "data.breeds_=6"),
+        ("--multirun", "--multirun"),
+    ],
+)
+def test_overrides_of_earlier_versions_are_taken_by_their_present_names(former: str, present: str) -> None:
+    assert with_new_overrides([former]) == [present]
+
+
+def test_an_old_override_means_the_same_run_as_the_new_one(old_home) -> None:
+    former = from_config(compose_config("train", ["data.breeds=6", "features=kept", "preflight.photos=9"]))
+    present = from_config(compose_config("train", ["data.classes=6", "features=cached", "preflight.images=9"]))
+    assert former == present
+    assert former.key == present.key
+    assert former.data.classes == 6
+    assert former.key != from_config(compose_config("train", [])).key
+
+
+def test_the_command_takes_an_old_override_and_says_the_new_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "--multirun", "data.breeds=7,8", "features=kept"])
+    composed = []
+    monkeypatch.setattr(Sweep, "close", lambda status: None)
+    cli.main(lambda: composed.extend(sys.argv), "train")
+    assert composed == ["train", "--multirun", "data.classes=7,8", "features=cached"]
+    assert "data.classes=7,8" in capsys.readouterr().err
+
+
+def earlier_head() -> type[Linear]:
+    """Return the class `Softened` before it had its field."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Softened(Linear):
+        pass
+
+    return Softened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softened(Linear):
+    """A head with a field that was added after runs were recorded without it."""
+
+    implied = {"softness": 0.0}
+    softness: float = number(at_least=0, example=0.1)
+
+
+def test_a_field_that_has_its_implied_value_leaves_the_run_s_key_alone(old_home) -> None:
+    run = old_home("head=linear")
+    earlier = dataclasses.replace(run, head=earlier_head()(dropout=0.2))
+    assert dataclasses.replace(run, head=Softened(dropout=0.2, softness=0.0)).key == earlier.key
+    assert dataclasses.replace(run, head=Softened(dropout=0.2, softness=0.5)).key != earlier.key
+
+
+def test_a_recorded_config_without_a_new_field_has_its_implied_value() -> None:
+    head = {"_target_": f"{__name__}.Softened", "dropout": 0.2}
+    assert build_spec(OmegaConf.create({"head": head}), "head").softness == 0.0
+    assert build_spec(OmegaConf.create({"head": head | {"softness": 0.5}}), "head").softness == 0.5
 
 
 def test_tables_list_old_runs(old_home, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_folder_rejects_a_missing_root() -> None:
         MissingFileError,
         match=(
             r"data.root=/nowhere is not a folder \(looked in /nowhere\)\. It must contain .* Type"
-            r" data.root=path/to/photos\."
+            r" data.root=path/to/images\."
         ),
     ):
         folder("/nowhere").open()
@@ -245,7 +245,7 @@ def test_decode_names_a_truncated_image(write_images: Callable[..., Path]) -> No
 
 
 def test_miniature_draws_the_same_images_every_time() -> None:
-    dataset = Miniature(breeds=3, train_per_breed=2, val_per_breed=1, test_per_breed=1, **COMMON).open()
+    dataset = Miniature(classes=3, train_per_class=2, val_per_class=1, test_per_class=1, **COMMON).open()
     assert dataset.class_names == ("000-cream-bib-prick", "001-red-saddle-prick", "002-blue-masked-round")
     assert {name: split.labels.tolist() for name, split in dataset.splits.items()} == {
         "train": [0, 0, 1, 1, 2, 2],

@@ -107,8 +107,8 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
     )
     return [
         f"model={name}", f"model.weights={folder}/{MODELS[name][0]}.weights.h5", f"model.image_size={SIZE}", *more,
-        *unfreeze, "data=miniature", f"data.breeds={CLASSES}", f"data.train_per_breed={IMAGES_PER_CLASS}",
-        "data.val_per_breed=2", "data.test_per_breed=1",
+        *unfreeze, "data=miniature", f"data.classes={CLASSES}", f"data.train_per_class={IMAGES_PER_CLASS}",
+        "data.val_per_class=2", "data.test_per_class=1",
         f"augment={augment}", "head.widths=[16]", "phase.epochs=1", f"phase.batch_size={BATCH}", "tracking=none",
     ]  # fmt: skip
 
@@ -149,8 +149,8 @@ def test_training_changes_unfrozen_variables_only(
 ) -> None:
     run = composed(
         "unfreeze=last_n", "unfreeze.layers=50", "unfreeze.exact=true", f"unfreeze.batchnorm={batchnorm}",
-        f"unfreeze.drop_connect={drop_connect}", "data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2",
-        "data.test_per_breed=1", "phase.epochs=1", "tracking=none",
+        f"unfreeze.drop_connect={drop_connect}", "data.classes=3", "data.train_per_class=6", "data.val_per_class=2",
+        "data.test_per_class=1", "phase.epochs=1", "tracking=none",
     )  # fmt: skip
     before = {variable.path: variable.numpy() for variable in run.model.build(0).network.variables}
     result = execute(run, RunOrigin("", (), "", tmp_path))
@@ -183,7 +183,7 @@ def test_training_changes_unfrozen_variables_only(
     assert np.allclose(probabilities, scores / scores.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-SMALL = ("data.breeds=3", "data.train_per_breed=6", "data.val_per_breed=2", "data.test_per_breed=1", "tracking=none")
+SMALL = ("data.classes=3", "data.train_per_class=6", "data.val_per_class=2", "data.test_per_class=1", "tracking=none")
 
 
 @pytest.mark.slow

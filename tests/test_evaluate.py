@@ -17,9 +17,9 @@ from dogbreeds.tracking.records import short
 
 BEGINNING = "or the beginning of one run's id; the newest are"
 TRAINED = (
-    "data.breeds=12",
-    "data.val_per_breed=5",
-    "data.test_per_breed=8",
+    "data.classes=12",
+    "data.val_per_class=5",
+    "data.test_per_class=8",
     "phase.epochs=4",
     "tracking.system_metrics_seconds=0",
 )
@@ -45,10 +45,10 @@ def make_settings(**changes: object) -> Settings:
     [
         (
             {"photos": "x", "split": "val"},
-            "split=val and photos=x were given. ",
+            "split=val and images=x were given. ",
             "Leave one out.",
         ),
-        ({"run": "model.keras"}, "run=model.keras is a file", "Type photos=path/to/photos"),
+        ({"run": "model.keras"}, "run=model.keras is a file", "Type images=path/to/images"),
         (
             {"split": "dev"},
             "split was 'dev'. It must be one of train, val, test, or null. ",
@@ -108,19 +108,19 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
         "confusion.png",
         "reliability.png",
         "mistakes.jpg",
-        "breeds.csv",
+        "classes.csv",
         "confusions.csv",
-        "photos.csv",
+        "images.csv",
         "scores.json",
     }
     assert {file.name for file in artifacts.iterdir()} == names
-    images = list(csv.DictReader((artifacts / "photos.csv").open()))
+    images = list(csv.DictReader((artifacts / "images.csv").open()))
     recorded = tracking.predictions(record.run_id)["test"]
-    assert [row["photo"] for row in images] == list(recorded.ids)
+    assert [row["image"] for row in images] == list(recorded.ids)
     predicted = [drawn_dogs.breed_name(index) for index in recorded.logits.argmax(axis=1)]
     assert [row["called"] for row in images] == predicted
-    assert np.mean([row["called"] == row["breed"] for row in images]) == pytest.approx(measured)
-    classes = list(csv.DictReader((artifacts / "breeds.csv").open()))
+    assert np.mean([row["called"] == row["class"] for row in images]) == pytest.approx(measured)
+    classes = list(csv.DictReader((artifacts / "classes.csv").open()))
     assert sum(int(row["right"]) for row in classes) == round(96 * measured)
     assert json.loads((artifacts / "scores.json").read_text())["tta/views"] == 2
     page = (artifacts / "report.html").read_text()
@@ -135,7 +135,7 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
         for number in range(4):
             Image.fromarray(drawn_dogs.draw("test", label, 50 + number)).resize((90, 70)).save(folder / f"{number}.png")
     network = tracking.download_network(record.run_id, tmp_path)
-    alone = command("evaluate", f"run={network}", f"photos='{own}'", "output=here", "tracking=none")
+    alone = command("evaluate", f"run={network}", f"images='{own}'", "output=here", "tracking=none")
     assert alone.returncode == 0, alone.stderr
     assert "n = 12" in alone.stdout
     assert "Its training images are unknown" in alone.stdout
@@ -152,17 +152,17 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
             ),
         ),
         (
-            (f"photos='{own}'",),
+            (f"images='{own}'",),
             (
                 "wolf is a class that the network does not have. Classes of other photos must be among those of the"
                 " network."
             ),
         ),
         (
-            (f"photos='{own / 'wolf'}'",),
+            (f"images='{own / 'wolf'}'",),
             "has no class folders. It must contain <class>/ folders of images, named as the network's classes are.",
         ),
-        (("photos=nowhere",), "photos=nowhere is not a folder. ", "<class>/", "Type photos=path/to/photos."),
+        (("images=nowhere",), "images=nowhere is not a folder. ", "<class>/", "Type images=path/to/images."),
         (("run=3801e552",), "run=3801e552 names no run of experiment 'dogbreeds'."),
         (("output=.", "split=val"), "contains other files, such as "),
         (("spilt=val",), "spilt is not a setting. Similar settings are run, split,"),
@@ -185,7 +185,7 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
             import keras
 
             keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / path)
-        refused = command("evaluate", f"run={path}", f"photos='{own}'")
+        refused = command("evaluate", f"run={path}", f"images='{own}'")
         assert refused.returncode == 1
         assert message in refused.stderr
 

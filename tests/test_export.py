@@ -20,7 +20,7 @@ from dogbreeds.inference.classifier import load
 from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 
-DATA = ("data.breeds=12", "tracking.system_metrics_seconds=0")
+DATA = ("data.classes=12", "tracking.system_metrics_seconds=0")
 
 
 def test_sample_spreads_images_over_a_folder_or_split(write_images) -> None:
@@ -48,8 +48,8 @@ def test_sample_refuses_a_missing_folder_and_one_without_images(tmp_path: Path) 
     with pytest.raises(
         MissingFileError,
         match=(
-            r"photos_from=nowhere is not a folder\. It must contain images, at any depth\. Type"
-            r" photos_from=path/to/photos\."
+            r"images_from=nowhere is not a folder\. It must contain images, at any depth\. Type"
+            r" images_from=path/to/images\."
         ),
     ):
         sample_folder("nowhere", 3)
@@ -58,7 +58,7 @@ def test_sample_refuses_a_missing_folder_and_one_without_images(tmp_path: Path) 
 
 
 def make_settings(**changes) -> Settings:
-    values = {"run": "latest", "formats": ["keras"], "photos": 200, "photos_from": None, "output": None}
+    values = {"run": "latest", "formats": ["keras"], "images": 200, "images_from": None, "output": None}
     return Settings(**(values | {"register": None, "alias": "champion", "alpha": 0.05} | changes))
 
 
@@ -71,9 +71,9 @@ def make_settings(**changes) -> Settings:
             ("keras, savedmodel, tflite, tflite_float16, onnx", "Type 'formats=[keras,onnx]'"),
         ),
         ({"formats": "onnx"}, "formats was 'onnx'. ", ("Type 'formats=[keras,onnx]'",)),
-        ({"run": "a.keras"}, "run=a.keras is a file", ("Type photos_from=path/to/photos",)),
+        ({"run": "a.keras"}, "run=a.keras is a file", ("Type images_from=path/to/images",)),
         (
-            {"run": "a.keras", "photos_from": "x", "register": "dogs"},
+            {"run": "a.keras", "images_from": "x", "register": "dogs"},
             "register=dogs was given with run=a.keras, which is a file. ",
             ("Type run=<a run's id>, or leave out register.",),
         ),
@@ -86,7 +86,7 @@ def make_settings(**changes) -> Settings:
     ],
 )
 def test_settings_refuse_what_cannot_be_exported(changes, received: str, facts: tuple[str, ...]) -> None:
-    make_settings(register="dogs", photos=3)
+    make_settings(register="dogs", images=3)
     with pytest.raises(UserError) as error:
         make_settings(**changes)
     message = str(error.value)
@@ -160,13 +160,13 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
     )
     trained(command, "phase.epochs=3")
 
-    exported = command("export", "photos=20")
+    exported = command("export", "images=20")
     assert exported.returncode == 0, exported.stderr
     (place,) = (home / "multirun/exported").iterdir()
     run = place.name
     files = {
         "README.md",
-        "breeds.txt",
+        "classes.txt",
         "checks.json",
         "model.keras",
         "savedmodel",
@@ -181,7 +181,7 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
         checks, (24, 24, True)
     )
     assert all(check["difference"] <= (0.01 if name == "tflite_float16" else 1e-4) for name, check in checks.items())
-    assert len((place / "breeds.txt").read_text().splitlines()) == 12
+    assert len((place / "classes.txt").read_text().splitlines()) == 12
     assert exported.stdout.count("24 of 24") == 5
     assert f"{place}\n" in exported.stdout
     readme = (place / "README.md").read_text()
@@ -189,12 +189,12 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
     assert f"MLflow run `{run}" in readme
     assert 'Interpreter("model.float16.tflite")' in readme
 
-    fewer = command("export", f"run={run}", "formats=[keras]", "photos=5")
+    fewer = command("export", f"run={run}", "formats=[keras]", "images=5")
     assert fewer.returncode == 0, fewer.stderr
-    assert {file.name for file in place.iterdir()} == {"README.md", "breeds.txt", "checks.json", "model.keras"}
+    assert {file.name for file in place.iterdir()} == {"README.md", "classes.txt", "checks.json", "model.keras"}
     assert {file.name for file in (artifacts(home, run) / "exported").iterdir()} == {
         "README.md",
-        "breeds.txt",
+        "classes.txt",
         "checks.json",
         "model.keras",
     }
@@ -204,7 +204,7 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
     saved = tmp_path / "saved.keras"
     shutil.copy(place / "model.keras", saved)
     root = write_images(classes=2, flat=6)
-    by_file = command("export", f"run={saved}", f"photos_from={root}", "formats=[keras]", f"output={tmp_path}/out")
+    by_file = command("export", f"run={saved}", f"images_from={root}", "formats=[keras]", f"output={tmp_path}/out")
     assert by_file.returncode == 0, by_file.stderr
     assert "16 of 16" in by_file.stdout
     assert "mlflow models serve" not in by_file.stdout
@@ -215,8 +215,8 @@ def test_export_writes_and_checks_every_format_and_adds_it_to_the_run(command, t
 def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: Path, write_images) -> None:
     trained(command, "phase.epochs=1")
     root, first, again = write_images(classes=2, flat=6), tmp_path / "first", tmp_path / "again"
-    assert command("export", "formats=[keras]", "photos=5", f"output={first}").returncode == 0
-    by_file = (f"run={first}/model.keras", f"photos_from={root}", "formats=[keras]")
+    assert command("export", "formats=[keras]", "images=5", f"output={first}").returncode == 0
+    by_file = (f"run={first}/model.keras", f"images_from={root}", "formats=[keras]")
     assert command("export", *by_file, f"output={again}").returncode == 0
     for arguments, message in (
         (
@@ -233,7 +233,7 @@ def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: 
         ),
         ([f"output={tmp_path}", "formats=[keras]"], "contains other files, such as "),
         (
-            [f"run={again}/model.keras", f"photos_from={root}", f"output={again}"],
+            [f"run={again}/model.keras", f"images_from={root}", f"output={again}"],
             f"{again}/model.keras lies in {again}, which is the output folder.",
         ),
         (["format=onnx"], "format is not a setting."),
@@ -245,7 +245,7 @@ def test_export_refuses_what_cannot_be_exported_in_a_message(command, tmp_path: 
 
 def register(command, run: str, *more: str) -> tuple[int, str]:
     """Register a run as `dogs`, and return the exit code and the last line of output, or the error output."""
-    done = command("export", f"run={run}", "formats=[keras]", "photos=5", "register=dogs", *more)
+    done = command("export", f"run={run}", "formats=[keras]", "images=5", "register=dogs", *more)
     return done.returncode, done.stdout.splitlines()[-1] if done.returncode == 0 else done.stderr
 
 

@@ -16,7 +16,7 @@ from dogbreeds.features.features import UNSHARDED, ShardSpec
 
 pytestmark = pytest.mark.own_cache
 
-SMALL = ("data.breeds=4", "data.train_per_breed=12", "features.batch_size=16", "baseline=none")
+SMALL = ("data.classes=4", "data.train_per_class=12", "features.batch_size=16", "baseline=none")
 
 
 def cache_files(place: Path) -> dict[str, bytes]:

@@ -34,10 +34,10 @@ from dogbreeds.models.unfreeze import Blocks, Nothing
 
 MODES = {"batchnorm": "frozen", "drop_connect": "off"}
 DATA = Miniature(
-    breeds=10,
-    train_per_breed=3,
-    val_per_breed=1,
-    test_per_breed=1,
+    classes=10,
+    train_per_class=3,
+    val_per_class=1,
+    test_per_class=1,
     resize="stretch",
     on_corrupt="stop",
     max_corrupt_fraction=0.01,
@@ -170,10 +170,10 @@ def test_truncated_image_is_rejected_or_skipped(
 NUM_IMAGES = 150
 BAD = (40, 77, 141)
 SKIPPING = Miniature(
-    breeds=10,
-    train_per_breed=15,
-    val_per_breed=1,
-    test_per_breed=1,
+    classes=10,
+    train_per_class=15,
+    val_per_class=1,
+    test_per_class=1,
     resize="stretch",
     on_corrupt="skip",
     max_corrupt_fraction=0.1,
@@ -417,10 +417,10 @@ def test_unreadable_image_leaves_neither_images_nor_features(plain: None, tmp_pa
     broken = RecordingPrefix(bad=(100,))
     features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
     strict = Miniature(
-        breeds=10,
-        train_per_breed=15,
-        val_per_breed=1,
-        test_per_breed=1,
+        classes=10,
+        train_per_class=15,
+        val_per_class=1,
+        test_per_class=1,
         resize="stretch",
         on_corrupt="stop",
         max_corrupt_fraction=0.1,

@@ -146,7 +146,7 @@ def test_find_images_refuses_a_folder_or_pattern_without_images(here: Path, text
     message = str(error.value)
     assert message.startswith(f"images={text} has no images. ")
     assert "end in .jpg, .jpeg, .png, .webp and are not hidden" in message
-    assert message.endswith("Type images=path/to/photos, or 'images=photos/**/*.jpg', for example.")
+    assert message.endswith("Type images=path/to/images, or 'images=photos/**/*.jpg', for example.")
 
 
 def test_find_images_refuses_a_path_that_does_not_exist(here: Path) -> None:
@@ -155,7 +155,7 @@ def test_find_images_refuses_a_path_that_does_not_exist(here: Path) -> None:
     message = str(error.value)
     assert message.startswith(f"images=phtos does not exist (looked for {here}/phtos). ")
     assert "a folder, a pattern, or - for standard input" in message
-    assert message.endswith("Type images=path/to/photos, for example.")
+    assert message.endswith("Type images=path/to/images, for example.")
 
 
 @pytest.mark.parametrize("value", [None, "", [], ()])
@@ -163,7 +163,7 @@ def test_parse_images_refuses_an_empty_setting(value: object) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"^images was not given\. .* a folder, a pattern, or - .* Type images=path/to/photos, or"
+            r"^images was not given\. .* a folder, a pattern, or - .* Type images=path/to/images, or"
             r" 'images=photos/\*\.jpg', for example\.$"
         ),
     ):

@@ -24,9 +24,9 @@ from tests.process_output import read_until, wait_until
 # Pytest resets the warning filter that `launcher` sets.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra/launcher/")
 
-SMALL = ("data.breeds=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
+SMALL = ("data.classes=6", "phase.epochs=3", "tracking.system_metrics_seconds=0")
 LONG = (
-    "data.breeds=40",
+    "data.classes=40",
     "phase.epochs=4000",
     "phase.patience_epochs=null",
     "tracking.system_metrics_seconds=0",

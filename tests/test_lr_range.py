@@ -68,7 +68,7 @@ def test_range_suggests_nothing_if_the_loss_falls_to_the_end() -> None:
 
 @pytest.mark.slow
 def test_range_test_is_recorded_and_stops_when_the_loss_diverges(composed, tmp_path: Path) -> None:
-    run = composed("phase=lr_range", "data.breeds=6", "phase.steps=120", "tracking.system_metrics_seconds=0")
+    run = composed("phase=lr_range", "data.classes=6", "phase.steps=120", "tracking.system_metrics_seconds=0")
     found = execute(run, RunOrigin("", (), "a range test", tmp_path))
     assert isinstance(found, Range)
     client, experiment = run.tracking.connect()

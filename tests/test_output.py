@@ -48,11 +48,11 @@ def test_atomic_folder_rejects_a_path_that_is_a_file(tmp_path) -> None:
 
 def test_output_stream_writes_a_complete_file_or_none(tmp_path) -> None:
     target = tmp_path / "deep/answers.csv"
-    with pytest.raises(KeyboardInterrupt), output_stream(str(target), "breeds.csv") as stream:
+    with pytest.raises(KeyboardInterrupt), output_stream(str(target), "classes.csv") as stream:
         stream.write("half")
         raise KeyboardInterrupt
     assert list(target.parent.iterdir()) == []
-    with output_stream(str(target), "breeds.csv") as stream:
+    with output_stream(str(target), "classes.csv") as stream:
         stream.write("photo,breed\n")
         assert not target.exists()
     assert target.read_text() == "photo,breed\n"
@@ -65,7 +65,7 @@ def test_output_stream_rejects_a_path_that_is_no_regular_file(path: str) -> None
         pytest.raises(
             UserError, match=rf"{path} cannot be written \(.+\)\. output must be a file\. Type output=breeds\.csv"
         ),
-        output_stream(path, "breeds.csv"),
+        output_stream(path, "classes.csv"),
     ):
         pass
 

@@ -317,7 +317,7 @@ def test_markdown_csv_and_html_have_the_same_results(compared) -> None:
         in markdown
     )
     rows = list(csv.DictReader(io.StringIO(comparison_rendering.as_csv(comparison))))
-    assert [(row["breed"], row["n"], row["first_right"], row["second_right"]) for row in rows] == [
+    assert [(row["class"], row["n"], row["first_right"], row["second_right"]) for row in rows] == [
         ("Chihuahua", "9", "1", "8"),
         ("beagle", "6", "6", "5"),
         ("border collie", "5", "4", "4"),

@@ -169,15 +169,15 @@ PREDICTIONS = [
 def test_json_lines_have_the_documented_keys() -> None:
     lines = [json.loads(JsonLines()(prediction)) for prediction in PREDICTIONS]
     assert lines[0] == {
-        "photo": "photos/a.jpg",
-        "breed": NAMES[0],
+        "image": "photos/a.jpg",
+        "class": NAMES[0],
         "probability": 0.931416,
-        "top": [{"breed": NAMES[0], "probability": 0.931416}, {"breed": NAMES[1], "probability": 0.05}],
+        "top": [{"class": NAMES[0], "probability": 0.931416}, {"class": NAMES[1], "probability": 0.05}],
         "explained": "x/a-1.jpg",
     }
-    assert lines[1]["top"][1] == {"breed": "n02086079-Pekinese", "probability": 1e-9}
+    assert lines[1]["top"][1] == {"class": "n02086079-Pekinese", "probability": 1e-9}
     assert "explained" not in lines[1]
-    assert lines[2] == {"photo": "photos/cut.jpg", "error": PREDICTIONS[2].error}
+    assert lines[2] == {"image": "photos/cut.jpg", "error": PREDICTIONS[2].error}
     assert all(JsonLines()(prediction).count("\n") == 1 for prediction in PREDICTIONS)
 
 
@@ -186,18 +186,18 @@ def test_csv_has_the_same_columns_in_every_row(overlays: bool) -> None:
     formatter = Csv(2, overlays)
     rows = list(csv.DictReader(io.StringIO(formatter.heading + "".join(map(formatter, PREDICTIONS)))))
     columns = [
-        "photo",
-        "breed",
+        "image",
+        "class",
         "probability",
-        "breed_2",
+        "class_2",
         "probability_2",
         *(["explained"] if overlays else []),
         "error",
     ]
     assert [list(row) for row in rows] == [columns] * 3
-    assert rows[0]["breed_2"] == 'Bärli, "the" dog'
+    assert rows[0]["class_2"] == 'Bärli, "the" dog'
     assert float(rows[1]["probability_2"]) == 1e-9
-    assert rows[2] == dict.fromkeys(columns, "") | {"photo": "photos/cut.jpg", "error": PREDICTIONS[2].error}
+    assert rows[2] == dict.fromkeys(columns, "") | {"image": "photos/cut.jpg", "error": PREDICTIONS[2].error}
     if overlays:
         assert [row["explained"] for row in rows] == ["x/a-1.jpg", "", ""]
 
@@ -258,7 +258,7 @@ def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
     assert done.returncode == 2
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     good = [line for line in lines if "error" not in line]
-    assert [line["photo"] for line in lines] == [
+    assert [line["image"] for line in lines] == [
         f"shots/{name}"
         for name in (
             "0.jpg",
@@ -271,9 +271,9 @@ def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
         )
     ]
     for line in good:
-        with Image.open(tmp_path / line["photo"]) as image:
+        with Image.open(tmp_path / line["image"]) as image:
             probabilities = classifier.model(np.asarray(image)[None])["probabilities"].numpy()[0]
-        assert line["breed"] == NAMES[int(probabilities.argmax())]
+        assert line["class"] == NAMES[int(probabilities.argmax())]
         assert abs(line["probability"] - probabilities.max()) < 1e-4
     assert {line["explained"] for line in good} == {f"seen/{path.name}" for path in (tmp_path / "seen").iterdir()}
     assert errors[0] == f"{file}: 5 classes, 64 px"
@@ -292,13 +292,13 @@ def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
     assert len(table.stdout.splitlines()) == 4
 
     written = command(
-        "predict", f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/breeds.csv", "top=99"
+        "predict", f"run={file}", "images=[shots/0.jpg,shots/deep]", "format=csv", "output=out/classes.csv", "top=99"
     )
-    assert (written.returncode, written.stdout) == (0, "out/breeds.csv\n"), written.stderr
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/breeds.csv").read_text())))
-    assert [row["photo"] for row in rows] == ["shots/0.jpg", *(f"shots/deep/{n}.jpg" for n in (1, 3, 5, 7))]
+    assert (written.returncode, written.stdout) == (0, "out/classes.csv\n"), written.stderr
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/classes.csv").read_text())))
+    assert [row["image"] for row in rows] == ["shots/0.jpg", *(f"shots/deep/{n}.jpg" for n in (1, 3, 5, 7))]
     assert abs(sum(float(rows[0][f"probability{end}"]) for end in ("", "_2", "_3", "_4", "_5")) - 1) < 1e-5
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["breeds.csv"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.csv"]
 
 
 @pytest.mark.slow
@@ -339,12 +339,12 @@ def test_predict_reports_errors_before_anything_is_computed(command, file: Path,
     (tmp_path / "cut.keras").write_bytes(file.read_bytes()[:-2000])
     (tmp_path / "text.keras").write_text("not a network")
     for arguments, received, *facts in (
-        ([], "images was not given. ", "a folder, a pattern, or - for standard input", "Type images=path/to/photos"),
+        ([], "images was not given. ", "a folder, a pattern, or - for standard input", "Type images=path/to/images"),
         (
             ["images=empty"],
             "images=empty has no images. ",
             ".jpg, .jpeg, .png, .webp and are not hidden",
-            "Type images=path/to/photos",
+            "Type images=path/to/images",
         ),
         (["images=none/*.jpg"], "images=none/*.jpg has no images. "),
         (["images=gone"], f"images=gone does not exist (looked for {tmp_path}/gone). "),
@@ -415,24 +415,24 @@ def test_predict_accepts_quoted_names_with_characters_that_hydra_parses(
     (folder / "0.jpg").rename(tmp_path / name)
     quote = '"' if "'" in name else "'"
     done = command("predict", f"run={file}", f"images={quote}{name}{quote}", "format=jsonl", "top=1")
-    assert (done.returncode, json.loads(done.stdout or "{}").get("photo")) == (0, name), done.stderr
+    assert (done.returncode, json.loads(done.stdout or "{}").get("image")) == (0, name), done.stderr
 
 
 @pytest.mark.slow
 def test_predict_leaves_no_partial_output_after_an_interruption(
     start_command, file: Path, folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "breeds.csv").write_text("from before")
+    (tmp_path / "classes.csv").write_text("from before")
     with start_command(
-        "predict", f"run={file}", "images=-", "format=csv", "output=breeds.csv", stdin=b"shots/0.jpg\n" * 1_000_000
+        "predict", f"run={file}", "images=-", "format=csv", "output=classes.csv", stdin=b"shots/0.jpg\n" * 1_000_000
     ) as process:
-        wait_until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".breeds.csv.*")), process)
+        wait_until(lambda: any(path.stat().st_size > 5_000 for path in tmp_path.glob(".classes.csv.*")), process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
-    assert (tmp_path / "breeds.csv").read_text() == "from before"
-    assert list(tmp_path.glob(".breeds.csv.*")) == []
+    assert (tmp_path / "classes.csv").read_text() == "from before"
+    assert list(tmp_path.glob(".classes.csv.*")) == []
 
 
 def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: dict[str, str]) -> list[str]:
@@ -483,12 +483,12 @@ def test_predict_fits_its_lines_into_a_terminal(
 def test_predict_uses_the_network_of_a_recorded_run(
     command: Callable[..., "subprocess.CompletedProcess[str]"], folder: Path
 ) -> None:
-    ran = command("train", "data.breeds=8", "phase.epochs=3", "tracking.system_metrics_seconds=0")
+    ran = command("train", "data.classes=8", "phase.epochs=3", "tracking.system_metrics_seconds=0")
     assert ran.returncode == 0, ran.stderr
     done = command("predict", "images=shots/deep", "format=jsonl", "top=1")
     assert done.returncode == 0, done.stderr
     right = [
-        json.loads(line)["breed"] == drawn_dogs.breed_name(int(Path(json.loads(line)["photo"]).stem))
+        json.loads(line)["class"] == drawn_dogs.breed_name(int(Path(json.loads(line)["image"]).stem))
         for line in done.stdout.splitlines()
     ]
     assert sum(right) >= 3

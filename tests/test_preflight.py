@@ -19,7 +19,7 @@ from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.batchnorm_statistics import PixelFit, gaussian_kl
 from dogbreeds.training.preflight import Finding, Preflight, check_initial_loss, check_pixels, pixel_fit_line
 
-SMALL = ("data.breeds=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
+SMALL = ("data.classes=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
 # KL divergences of the miniature, in nats.
 RAW = {"raw": 0.002, "caffe": 0.29, "torch": 1.54, "unit": 1.54, "tf": 1.55}
 
@@ -168,7 +168,7 @@ def test_check_initial_loss_reports_a_loss_out_of_range(loss: float, new_head: b
 def test_report_raises_for_a_certain_finding_if_the_action_is_stop(
     caplog: pytest.LogCaptureFixture, action: str
 ) -> None:
-    check = Preflight(action=action, photos=64, max_duplicate_fraction=0.01)
+    check = Preflight(action=action, images=64, max_duplicate_fraction=0.01)
     uncertain, certain = Finding("pixels", False, "Perhaps."), Finding("labels", True, "Certainly.")
     check.report([uncertain])
     if action == "stop":
@@ -229,7 +229,7 @@ def counted(dataset: Dataset, reads: list[str]) -> Dataset:
 
 @pytest.mark.own_cache
 def test_measure_pixel_fit_decodes_images_once_for_all_conventions_and_runs(composed) -> None:
-    run, reads = composed("data.breeds=6", "preflight.photos=20"), []
+    run, reads = composed("data.classes=6", "preflight.images=20"), []
     dataset, backbone = counted(run.data.open(), reads), run.model.build(0)
     first = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     assert len(set(reads)) == len(reads) == 20
@@ -259,7 +259,7 @@ def test_measure_pixel_fit_decodes_images_once_for_all_conventions_and_runs(comp
 def test_measure_pixel_fit_finds_the_convention_of_pretraining(
     composed, pretrained_backbone, architecture: str, more: dict, native: str
 ) -> None:
-    run = composed("data.breeds=6")
+    run = composed("data.classes=6")
     backbone = Backbone(pretrained_backbone(architecture, native, **more), (), architecture)
     fit = run.preflight.measure_pixel_fit(backbone, run.data.open(), run.data, run.features.open_cache())
     assert fit.has_statistics
@@ -291,7 +291,7 @@ def small_network(normalization: str):
 @pytest.mark.parametrize("normalization", ["LayerNormalization", "BatchNormalization"])
 @pytest.mark.own_cache
 def test_check_pixels_without_a_trained_batchnorm_compares_the_variance(composed, normalization: str) -> None:
-    run = composed("data.breeds=6")
+    run = composed("data.classes=6")
     # BatchNorm has its initial statistics.
     backbone = Backbone(small_network(normalization), (), normalization)
     fit = run.preflight.measure_pixel_fit(backbone, run.data.open(), run.data, run.features.open_cache())
@@ -315,7 +315,7 @@ def test_random_weights_are_trained_without_a_warning_about_pixels(
     composed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    run = composed("model.weights=null", "data.breeds=6", "phase.epochs=1", "tracking=none")
+    run = composed("model.weights=null", "data.classes=6", "phase.epochs=1", "tracking=none")
     assert len(train(run, tmp_path).history.epochs) == 1
     assert any(message.startswith("pixels: no trained BatchNorm to check") for message in caplog.messages)
     assert not any(message.startswith("preflight: ") and "pixels" in message for message in caplog.messages)

@@ -19,7 +19,7 @@ from tests import prefork
 # Two phases in one command, with dropout, drop-connect, a plateau, patience and augmented copies.
 PHASES = (
     "--multirun", "phase=frozen,finetune", "preflight=none",
-    "data.breeds=5", "data.train_per_breed=8", "data.val_per_breed=4", "data.test_per_breed=4",
+    "data.classes=5", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4",
     "phase.epochs=4", "phase.batch_size=8", "phase.patience_epochs=2", "checkpoint_steps=2",
     "optimizer.lr=1e-3", "schedule=plateau", "schedule.patience_epochs=1", "unfreeze.drop_connect=on",
     "augment=guide", "augment.copies=2", "features.batch_size=8",

@@ -14,7 +14,7 @@ from dogbreeds.data import folder, miniature, stanford_dogs
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.run import UNGROUPED, Run
 from dogbreeds.models import model, unfreeze
-from dogbreeds.tracking import tracking
+from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.training import optimizer, phase
 
 OPTIONS = sorted(
@@ -152,7 +152,7 @@ def test_from_config_rejects_an_unknown_key(composed, key: str) -> None:
 
 def test_tracking_uri_is_an_absolute_path_by_default(composed, tmp_path: Path) -> None:
     run = composed()
-    assert isinstance(run.tracking, tracking.Mlflow)
+    assert isinstance(run.tracking, Mlflow)
     assert run.tracking.uri == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
 
 

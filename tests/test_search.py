@@ -25,7 +25,7 @@ from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin
 from tests.process_output import read_until
 
 SMALL = (
-    "data.breeds=6",
+    "data.classes=6",
     "phase.epochs=5",
     "tracking.system_metrics_seconds=0",
     "tracking.model=none",
@@ -182,9 +182,9 @@ def test_search_fails_a_trial_whose_sampling_was_interrupted(composed, monkeypat
 
 
 def test_search_resumes_a_failed_trial_once(composed, monkeypatch, tmp_path: Path) -> None:
-    # data.breeds=1000 is more than there are, so every job fails.
+    # data.classes=1000 is more than there are, so every job fails.
     search = Search(
-        settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.breeds=1000"), ""
+        settings(tmp_path, n_trials=2), space("optimizer.lr=choice(1e-3,1e-2)", *SMALL, "data.classes=1000"), ""
     )
     failing = FailingLauncher(composed, monkeypatch)
     for _ in range(2):
@@ -416,7 +416,7 @@ def killed_and_searched_again(
 
 @pytest.mark.slow
 def test_killed_search_resumes_with_the_same_command(start_command, command, tmp_path: Path) -> None:
-    killed_and_searched_again(start_command, command, tmp_path, "data.breeds=6", "phase.epochs=5", trials=6, at=2)
+    killed_and_searched_again(start_command, command, tmp_path, "data.classes=6", "phase.epochs=5", trials=6, at=2)
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ import pytest
 from dogbreeds.tracking.records import short
 from tests.process_output import read_to_end, read_until, wait_until
 
-SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")
+SMALL = ("data.classes=6", "tracking.system_metrics_seconds=1", "phase.patience_epochs=null")
 # Log lines of an outage and of its end.
 OUTAGE, RECOVERY = "does not answer (", "answers again, after "
 EPOCH_LINE = re.compile(

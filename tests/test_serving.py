@@ -44,9 +44,9 @@ def _post(address: str, images: list[bytes], **params: int) -> tuple[int, dict]:
 @pytest.fixture
 def served(command, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address of a served model, and the file of its network."""
-    ran = command("train", "phase.epochs=2", "data.breeds=12", "tracking.system_metrics_seconds=0")
+    ran = command("train", "phase.epochs=2", "data.classes=12", "tracking.system_metrics_seconds=0")
     assert ran.returncode == 0, ran.stderr
-    exported = command("export", "formats=[keras]", "photos=10", "register=dogs")
+    exported = command("export", "formats=[keras]", "images=10", "register=dogs")
     assert exported.returncode == 0, exported.stderr
     (network,) = (tmp_path / "home/multirun/exported").glob("*/model.keras")
     with socket.socket() as free:

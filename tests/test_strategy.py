@@ -16,7 +16,7 @@ from tests import prefork
 from tests.test_resume import chosen, final, train
 
 TWO = ("strategy=mirrored", "strategy.devices=[CPU:0,CPU:1]")
-SMALL = ("data.breeds=6", "tracking.system_metrics_seconds=0")
+SMALL = ("data.classes=6", "tracking.system_metrics_seconds=0")
 
 
 def test_strategy_defaults_to_one_device_and_is_no_part_of_the_run_key(composed) -> None:

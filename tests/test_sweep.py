@@ -17,7 +17,7 @@ from tests.process_output import read_to_end, read_until
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
 EPOCHS = 3
-SMALL = ("data.breeds=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
+SMALL = ("data.classes=6", f"phase.epochs={EPOCHS}", "tracking.system_metrics_seconds=0", "tracking.model=none")
 # Learning rates; each is run with two seeds.
 TWELVE, SIX, FOUR = "1e-3,2e-3,3e-3,4e-3,5e-3,6e-3", "1e-3,2e-3,3e-3", "1e-3,2e-3"
 
@@ -86,7 +86,7 @@ def test_train_is_killed_by_a_signal_and_resumes_with_the_same_command(
     start_command, command, tmp_path: Path, number: int, code: int
 ) -> None:
     settings = (
-        "data.breeds=40",
+        "data.classes=40",
         "phase.epochs=400",
         "phase.patience_epochs=null",
         "tracking.system_metrics_seconds=0",
@@ -117,7 +117,7 @@ def test_sigterm_ends_parallel_jobs(start_command, tmp_path: Path) -> None:
     long = (
         "--multirun",
         "seed=0,1",
-        "data.breeds=40",
+        "data.classes=40",
         "phase.epochs=4000",
         "phase.patience_epochs=null",
         "tracking.model=none",
@@ -164,7 +164,7 @@ def test_sweep_skips_finished_jobs_unless_rerun(command, tmp_path: Path) -> None
 
 
 def test_next_run_closes_the_run_of_a_killed_process(start_command, command, tmp_path: Path) -> None:
-    long = ("data.breeds=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
+    long = ("data.classes=40", "phase.epochs=4000", "phase.patience_epochs=null", "tracking.model=none")
     with start_command("train", *long) as process:
         read_until(process, "/4000  train ")
         process.kill()

@@ -33,8 +33,8 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
     params = {
         "model.architecture": model,
         "data.name": "miniature",
-        "data.photos.val": "1200",
-        "data.photos.train": "2400",
+        "data.images.val": "1200",
+        "data.images.train": "2400",
         "data.classes": "120",
         "phase": "Finetune" if finetune else "Frozen",
         "preprocessing.mode": "torch" if attempt == "torch_pixels" else "raw",

@@ -111,17 +111,17 @@ def test_open_records_the_config_on_resume_if_a_kill_prevented_it(
         patched.setattr(mlflow.MlflowClient, last_call, exit_after_call)
         with (
             pytest.raises(SystemExit),
-            tracking.open(replace(origin(tmp_path), overrides=("seed=0", "data.breeds=3"))),
+            tracking.open(replace(origin(tmp_path), overrides=("seed=0", "data.classes=3"))),
         ):
             pass
     run = client.search_runs(["1"])[0]
     assert (run.info.status, "overrides" in run.data.params) == ("RUNNING", False)
     client.set_tag(run.info.run_id, "process.started", "-1000.0")
     with tracking.open(
-        replace(origin(tmp_path), overrides=("data.breeds=3", "seed=0")), tracking.prior_runs("k", "i").unfinished
+        replace(origin(tmp_path), overrides=("data.classes=3", "seed=0")), tracking.prior_runs("k", "i").unfinished
     ) as tracker:
         assert tracker.run_id == run.info.run_id
-    assert client.get_run(run.info.run_id).data.params["overrides"] == "data.breeds=3 seed=0"
+    assert client.get_run(run.info.run_id).data.params["overrides"] == "data.classes=3 seed=0"
     assert tracking.config(run.info.run_id) == "seed: 0\n"
 
 

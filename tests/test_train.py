@@ -28,7 +28,7 @@ def test_learning_rate_sweep_collapses_and_learns(fresh_command, tmp_path) -> No
 
 
 def test_failed_job_does_not_stop_the_other_jobs_of_a_sweep(command, tmp_path) -> None:
-    done = command("train", "--multirun", "optimizer.lr=abc,1e-3", "data.breeds=5", "phase.epochs=2")
+    done = command("train", "--multirun", "optimizer.lr=abc,1e-3", "data.classes=5", "phase.epochs=2")
     assert done.returncode == 1
     assert (
         "error: optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example."

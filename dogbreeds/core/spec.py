@@ -5,7 +5,7 @@ A field is declared with a check, such as `number` or `one_of`, whose errors sta
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from dogbreeds.core.errors import UserError
@@ -158,9 +158,13 @@ class Spec:
 
     Attributes:
         group: name of the config group, which prefixes the keys in errors; empty for a command's own settings.
+        implied: value that versions without a field implied, by field name. A field that is added to a spec is listed
+            here, so that the runs of those versions are found: a run's key leaves it out while it has this value, and
+            recorded configs may lack it.
     """
 
     group: ClassVar[str]
+    implied: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -32,7 +32,7 @@ class Folder(Data):
         split_seed: seed of that split.
     """
 
-    root: str = text(example="path/to/photos", optional=True)
+    root: str = text(example="path/to/images", optional=True)
     val_fraction: float = number(above=0, below=1, example=0.2)
     split_seed: int = integer(at_least=0, example=0)
 
@@ -90,13 +90,13 @@ class Folder(Data):
         if self.root is None:
             raise UserError(
                 "data.root was not given. data=folder needs the folder that contains your images. Type"
-                " data.root=path/to/photos."
+                " data.root=path/to/images."
             )
         path = os.path.expanduser(self.root)
         if not os.path.isdir(path):
             raise MissingFileError(
                 f"data.root={printable(self.root)} is not a folder (looked in {printable(os.path.abspath(path))}). "
-                "It must contain train/<class>/ or <class>/ folders of images. Type data.root=path/to/photos."
+                "It must contain train/<class>/ or <class>/ folders of images. Type data.root=path/to/images."
             )
         return Path(os.path.realpath(path))
 

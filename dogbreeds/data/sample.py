@@ -16,7 +16,7 @@ def sample_folder(folder: str, count: int) -> list[ImageLoader]:
     """Sample images below a folder, whatever their classes.
 
     Args:
-        folder: the folder, as given in the setting `photos_from`.
+        folder: the folder, as given in the setting `images_from`.
         count: number of images; fewer if the folder has fewer.
 
     Raises:
@@ -26,14 +26,14 @@ def sample_folder(folder: str, count: int) -> list[ImageLoader]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise MissingFileError(
-            f"photos_from={printable(folder)} is not a folder. It must contain images, at any depth. Type"
-            " photos_from=path/to/photos."
+            f"images_from={printable(folder)} is not a folder. It must contain images, at any depth. Type"
+            " images_from=path/to/images."
         )
     paths = [entry.path for entry in images_below(root)]
     if not paths:
         raise UserError(
-            f"photos_from={printable(folder)} contains no images. They must be JPEG, PNG or WebP files. Type"
-            " photos_from=path/to/photos."
+            f"images_from={printable(folder)} contains no images. They must be JPEG, PNG or WebP files. Type"
+            " images_from=path/to/images."
         )
     return [partial(_decode_path, paths[row]) for row in _evenly_spaced(len(paths), count)]
 
@@ -62,7 +62,7 @@ def sample_split(split: Split, count: int, skip: bool) -> list[ImageLoader]:
     if not readable:
         raise UserError(
             "None of the images for the check can be read. Each format is checked on some. Repair them, or type"
-            " photos_from=path/to/photos."
+            " images_from=path/to/images."
         )
     return readable
 

@@ -294,7 +294,7 @@ def _finish_preflight(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tr
 
 def _check_initial_loss(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> list[preflight.Finding]:
     rows = inputs.train(0)
-    sample = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.photos, len(rows))).astype(int)
+    sample = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.images, len(rows))).astype(int)
     part = Rows(rows.array, rows.indices[sample], rows.labels[sample], rows.transform)
     loss = score(predict(prepared.network, part), part.labels).loss
     tracker.metrics({"preflight/initial_loss": loss})

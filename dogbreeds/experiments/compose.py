@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.former_names import with_new_names, with_new_overrides
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
@@ -25,6 +26,9 @@ _HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 # Settings that define a named attempt. The model, the data, augmentation, schedule and epochs may vary within it.
 _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
 
+# The configs say `${home:}` for the folder of runs.
+OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
+
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose a command's config without running the command.
@@ -33,14 +37,14 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         name: name of the command and of its file in `conf/`.
-        overrides: as they are typed on the command line.
+        overrides: as they are typed on the command line; names of earlier versions are taken too.
     """
     global_hydra = GlobalHydra.instance()
     running = global_hydra.hydra
     global_hydra.clear()
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-            return compose(name, list(overrides))
+            return compose(name, with_new_overrides(overrides))
     finally:
         global_hydra.hydra = running
 
@@ -75,10 +79,11 @@ def build_spec(config: DictConfig, name: str) -> Any:
         UserError: as `from_config`.
     """
     group = _resolved(config).get(name)
-    _check_group(name, group)
-    settings = {key: value for key, value in group.items() if key != "_target_"}
+    if isinstance(group, dict):
+        group = with_new_names(group, f"{name}.")
+    cls = _check_group(name, group)
+    settings = {**cls.implied, **{key: value for key, value in group.items() if key != "_target_"}}
     # Hydra gets the class alone. It would resolve the settings a second time, and what that yields was never checked.
-    cls = _find_spec_class(name, group["_target_"])
     return instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", "_partial_": True})(**settings)
 
 
@@ -93,8 +98,12 @@ def _resolved(config: DictConfig) -> Any:
         ) from error
 
 
-def _check_group(name: str, group: Any) -> None:
-    """Raise `UserError` unless a group names one of its own specs and has exactly its settings, as plain values."""
+def _check_group(name: str, group: Any) -> type[Spec]:
+    """Return the class that a group names.
+
+    Raises:
+        UserError: unless the group names one of its own specs and has exactly its settings, as plain values.
+    """
     target = group.get("_target_") if isinstance(group, dict) else None
     cls = _find_spec_class(name, target)
     if cls is None:
@@ -110,12 +119,13 @@ def _check_group(name: str, group: Any) -> None:
                 "Type one of those, or leave out the attempt that sets it."
             )
         _check_plain(f"{name}.{key}", value)
-    missing = sorted(known - group.keys())
+    missing = sorted(known - group.keys() - cls.implied.keys())
     if missing:
         raise UserError(
             f"{name}.{missing[0]} was not given. {cls.__name__} needs all of {', '.join(sorted(known))}. "
             f"Type {name}=<option>, whose file sets them; python -m dogbreeds.train --help lists the options."
         )
+    return cls
 
 
 def _find_spec_class(name: str, target: Any) -> type[Spec] | None:

@@ -44,7 +44,7 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
     tracker.parameters(
         run.parameters()
         | {f"parameters.{name}": count for name, count in counts.items()}
-        | {f"data.photos.{name}": size for name, size in sizes.items()}
+        | {f"data.images.{name}": size for name, size in sizes.items()}
         | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **prepared.facts}
         | {"unfreeze.layers_asked": plan.num_requested, "unfreeze.layers_trained": plan.num_layers}
         | {"unfreeze.plan": plan.summary}

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dogbreeds.core.former_names import stored_name
 from dogbreeds.core.spec import Spec, boolean, integer, text
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
@@ -80,9 +81,24 @@ class Run:
     @property
     def key(self) -> str:
         """Digest of the settings that determine the result, 16 hex digits. The same key means the same attempt."""
-        hashed = {name: value for name, value in self.parameters().items() if name.split(".")[0] not in NOT_IN_RUN_KEY}
+        implied = self._implied()
+        hashed = {
+            stored_name(name): value
+            for name, value in self.parameters().items()
+            if name.split(".")[0] not in NOT_IN_RUN_KEY and (name not in implied or implied[name] != value)
+        }
         hashed["features.dtype"] = self.features.dtype
         return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def _implied(self) -> dict[str, Any]:
+        """Return the values that earlier versions implied, by dotted name."""
+        specs = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            f"{group}.{name}": value
+            for group, spec in specs.items()
+            if isinstance(spec, Spec)
+            for name, value in spec.implied.items()
+        }
 
     def identity(self, data_fingerprint: str) -> str:
         """Compute a digest of everything that determines the result: settings, images and the backbone's weights.

@@ -68,8 +68,10 @@ def _distribution(override: "Override") -> "optuna.distributions.BaseDistributio
             low, high = value.start, value.end
             if low is None or high is None or low >= high:
                 raise ValueError("its end is not above its start")
-            distribution = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-            return distribution(low, high, log="log" in value.tags)
+            log = "log" in value.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=log)
+            return FloatDistribution(low, high, log=log)
         if isinstance(value, RangeSweep) and not value.shuffle:
             steps = value.range()
             if isinstance(steps, range):

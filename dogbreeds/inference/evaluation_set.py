@@ -60,8 +60,8 @@ def folder_evaluation_set(path: str, on_corrupt: str, classifier: "Classifier", 
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise MissingFileError(
-            f"photos={printable(path)} is not a folder. It must contain one folder of images per class, <class>/, named"
-            " as the network's classes. Type photos=path/to/photos."
+            f"images={printable(path)} is not a folder. It must contain one folder of images per class, <class>/, named"
+            " as the network's classes. Type images=path/to/images."
         )
     data = Folder(
         root=path,
@@ -101,7 +101,7 @@ def split_evaluation_set(
     if not len(split.rows):
         raise UserError(
             f"None of the images of {name} can be read. Evaluation needs at least one. Repair them, or name another"
-            " folder with photos=<folder>."
+            " folder with images=<folder>."
         )
     description = f"{len(split.rows):,} images of {len(np.unique(split.labels))} classes"
     ids = [split.source.ids[row] for row in split.rows]

@@ -76,7 +76,7 @@ def parse_images(setting: Any) -> tuple[str, ...]:
     """
     if setting in (None, "", [], ()):
         raise UserError(
-            f"images was not given. It must be {_ALLOWED}. Type images=path/to/photos, or 'images=photos/*.jpg', for"
+            f"images was not given. It must be {_ALLOWED}. Type images=path/to/images, or 'images=photos/*.jpg', for"
             " example."
         )
     texts = setting if isinstance(setting, (list, tuple)) else [setting]
@@ -144,12 +144,12 @@ def _paths(text: str) -> tuple[Path | None, list[str]]:
     else:
         raise MissingFileError(
             f"images={printable(text)} does not exist (looked for {printable(os.path.abspath(place))}). It must be"
-            f" {_ALLOWED}. Type images=path/to/photos, for example."
+            f" {_ALLOWED}. Type images=path/to/images, for example."
         )
     if not paths:
         raise UserError(
             f"images={printable(text)} has no images. Image files end in {', '.join(SUFFIXES)} and are not hidden. Type"
-            " images=path/to/photos, or 'images=photos/**/*.jpg', for example."
+            " images=path/to/images, or 'images=photos/**/*.jpg', for example."
         )
     return root.resolve(), paths
 

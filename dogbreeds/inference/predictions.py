@@ -54,10 +54,10 @@ class JsonLines:
 
 def _json_object(prediction: Prediction) -> dict[str, object]:
     if prediction.error:
-        return {"photo": prediction.image, "error": prediction.error}
-    top = [{"breed": name, "probability": _rounded(probability)} for name, probability in prediction.top]
+        return {"image": prediction.image, "error": prediction.error}
+    top = [{"class": name, "probability": _rounded(probability)} for name, probability in prediction.top]
     overlay = {"explained": prediction.overlay} if prediction.overlay else {}
-    return {"photo": prediction.image, **top[0], "top": top} | overlay
+    return {"image": prediction.image, **top[0], "top": top} | overlay
 
 
 def _rounded(probability: float) -> float:
@@ -76,8 +76,8 @@ class Csv:
         self._top = top
         self._overlays = overlays
         suffixes = ["", *(f"_{number}" for number in range(2, top + 1))]
-        columns = [f"{name}{suffix}" for suffix in suffixes for name in ("breed", "probability")]
-        self.heading = _csv_row(["photo", *columns, *(["explained"] if overlays else []), "error"])
+        columns = [f"{name}{suffix}" for suffix in suffixes for name in ("class", "probability")]
+        self.heading = _csv_row(["image", *columns, *(["explained"] if overlays else []), "error"])
 
     def __call__(self, prediction: Prediction) -> str:
         cells = [str(cell) for name, probability in prediction.top for cell in (name, _rounded(probability))]

@@ -19,8 +19,8 @@ _TABLE_PARAMS = (
     "model.weights",
     "data.name",
     "data.classes",
-    "data.photos.train",
-    "data.photos.val",
+    "data.images.train",
+    "data.images.val",
 )
 COLUMNS = (
     "attempt",
@@ -101,7 +101,7 @@ class AttemptRow:
         if not self.records:
             return dict.fromkeys(COLUMNS, "–") | claim_cells
         params = self.records[0].params
-        n = int(params["data.photos.val"])
+        n = int(params["data.images.val"])
         unfrozen = params["unfreeze.layers_trained"] if params["unfreeze.layers_trained"] != "0" else "0 (frozen)"
         if params["unfreeze.layers_asked"] != params["unfreeze.layers_trained"]:
             unfrozen += f" of {params['unfreeze.layers_asked']} asked"
@@ -264,7 +264,7 @@ def build_tables(
 def _describe_data(record: Record) -> str:
     return (
         f"{record.params['data.name']}, {record.params['data.classes']} classes,"
-        f" {int(record.params['data.photos.train']):,} training images"
+        f" {int(record.params['data.images.train']):,} training images"
     )
 
 

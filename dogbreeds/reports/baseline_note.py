@@ -53,4 +53,4 @@ def notes(records: Sequence[Record]) -> list[str]:
     ranked = sorted(
         records, key=lambda record: ("baseline/val_accuracy" not in record.metrics, "baseline" not in record.tags)
     )
-    return [describe(record, "val", int(record.params["data.photos.val"])) for record in ranked[:1]]
+    return [describe(record, "val", int(record.params["data.images.val"])) for record in ranked[:1]]

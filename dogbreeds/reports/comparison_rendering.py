@@ -33,7 +33,7 @@ _CSV_COLUMNS = (
     "first",
     "second",
     "split",
-    "breed",
+    "class",
     "n",
     "first_right",
     "second_right",

@@ -28,10 +28,12 @@ FILES = (
     "reliability.png",
     "confusion.png",
     "mistakes.jpg",
-    "breeds.csv",
+    "classes.csv",
     "confusions.csv",
-    "photos.csv",
+    "images.csv",
 )
+# Includes the names that two of the files had before version 0.2.0, so that a new report leaves no stale ones.
+OWNED_FILES = (*FILES, "breeds.csv", "photos.csv")
 # Rows of the page's table of confused classes.
 _MAX_CONFUSIONS = 15
 _DPI = 130
@@ -72,13 +74,13 @@ class EvaluationReport:
         (folder / "scores.json").write_text(
             json.dumps({name: metrics[name] for name in sorted(metrics)}, indent=1) + "\n"
         )
-        _write_csv(folder / "breeds.csv", self._class_records())
+        _write_csv(folder / "classes.csv", self._class_records())
         _write_csv(
             folder / "confusions.csv",
             [asdict(confusion) for confusion in self.evaluation.confusions],
             [field.name for field in fields(ConfusedClasses)],
         )
-        _write_csv(folder / "photos.csv", self._image_records())
+        _write_csv(folder / "images.csv", self._image_records())
         # The page embeds mistakes.jpg, which is written by now.
         (folder / "report.html").write_text(self._page(folder, drawn), encoding="utf-8")
 
@@ -102,7 +104,7 @@ class EvaluationReport:
             low, high = score.correct.interval
             records.append(
                 {
-                    "breed": score.name,
+                    "class": score.name,
                     "n": score.correct.n,
                     "right": score.correct.correct,
                     "recall": score.correct.value,
@@ -120,11 +122,11 @@ class EvaluationReport:
         predicted = self.logits.argmax(axis=1)
         return [
             {
-                "photo": image_id,
-                "breed": self.class_names[label],
+                "image": image_id,
+                "class": self.class_names[label],
                 "called": self.class_names[prediction],
                 "probability": f"{row[prediction]:.6f}",
-                "of_breed": f"{row[label]:.6f}",
+                "class_probability": f"{row[label]:.6f}",
             }
             for image_id, label, prediction, row in zip(
                 self.image_ids, self.labels, predicted, probabilities(self.logits), strict=True

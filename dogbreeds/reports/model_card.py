@@ -45,7 +45,7 @@ def model_card(
             f" ({resize}) and normalises them itself: pass decoded pixels, rotated upright."
         ),
         (
-            f"It distinguishes {len(class_names)} classes, listed in order in `breeds.txt`, and predicts one of them"
+            f"It distinguishes {len(class_names)} classes, listed in order in `classes.txt`, and predicts one of them"
             " whatever the image shows."
         ),
         "## Accuracy",
@@ -74,7 +74,7 @@ def _accuracy(record: Record | None, predictions: Mapping[str, Predictions]) -> 
     ]
     origin = (
         f"MLflow run `{record.run_id}`, {record.params['model.architecture']} trained on `{record.params['data.name']}`"
-        f" ({record.params['data.photos.train']} images)."
+        f" ({record.params['data.images.train']} images)."
     )
     baseline = (
         [baseline_note.describe(record, split, len(predictions[split].ids)) for split in recorded[:1]]

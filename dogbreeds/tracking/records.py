@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.core.former_names import with_new_names
+
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
@@ -121,7 +123,7 @@ class Record:
         name: display name.
         started: start time in seconds since 1970.
         status: MLflow's status, such as FINISHED.
-        params, metrics, tags: by name.
+        params, metrics, tags: by name; parameters that were renamed have their present names.
         experiment_id: MLflow experiment of the run.
     """
 
@@ -154,7 +156,7 @@ def record_of(run: "MlflowRun") -> Record:
         name=run.info.run_name,
         started=run.info.start_time / 1000,
         status=run.info.status,
-        params=run.data.params,
+        params=with_new_names(run.data.params),
         metrics=run.data.metrics,
         tags=run.data.tags,
         experiment_id=run.info.experiment_id,

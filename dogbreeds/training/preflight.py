@@ -66,13 +66,13 @@ class Preflight(Spec):
 
     Attributes:
         action: on a certain finding, `stop` raises an error, and `warn` trains and tags the run; `none` checks nothing.
-        photos: number of training images whose statistics are compared with BatchNorm's running statistics.
+        images: number of training images whose statistics are compared with BatchNorm's running statistics.
         max_duplicate_fraction: fraction of a split's images that may also be in another split, in [0, 1].
     """
 
     group = "preflight"
     action: str = one_of("stop", "warn", "none")
-    photos: int = integer(at_least=8, example=64)
+    images: int = integer(at_least=8, example=64)
     max_duplicate_fraction: float = number(at_least=0, at_most=1, example=0.01)
 
     def report(self, findings: Sequence[Finding]) -> None:
@@ -117,7 +117,7 @@ class Preflight(Spec):
         layers = first_batchnorms(backbone.network)
         has_statistics = any(has_trained_statistics(layer) for layer, _ in layers)
         split = dataset.train
-        rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.photos).astype(int))]
+        rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.images).astype(int))]
         size = backbone.network.input.shape[1]
         identity = {
             "photos": split.source.fingerprint,

@@ -44,8 +44,8 @@ from dogbreeds.training import preflight
 
 HALVES = ("choose", "report")
 ORIGIN = RunOrigin("", (), "fault", Path())
-SMALL = ("data.breeds=60", "phase.epochs=8", "phase.patience_epochs=null")
-TUNED = ("data.breeds=40", "data.train_per_breed=12", "data.test_per_breed=25")
+SMALL = ("data.classes=60", "phase.epochs=8", "phase.patience_epochs=null")
+TUNED = ("data.classes=40", "data.train_per_class=12", "data.test_per_class=25")
 
 
 # --- injected faults ----------------------------------------------------------
@@ -123,8 +123,8 @@ def _odd(rng: np.random.Generator) -> tuple[str, ...]:
         ("optimizer=sgd", f"optimizer.lr={_between(rng, 1e-2, 5e-2)}"),
         ("phase.batch_size=4", "optimizer.lr=3e-4"),
         ("phase.batch_size=256", "optimizer.lr=3e-3", "phase.epochs=15"),
-        ("data.breeds=5", "phase.epochs=15"),
-        ("data.train_per_breed=5", "phase.epochs=20"),
+        ("data.classes=5", "phase.epochs=15"),
+        ("data.train_per_class=5", "phase.epochs=20"),
         ("schedule=cosine", "optimizer.lr=2e-3"),
         ("optimizer=rmsprop", f"optimizer.lr={_between(rng, 3e-4, 1e-3)}"),
         ("head.widths=[64]", "head.dropout=0.1"),
@@ -138,7 +138,8 @@ KINDS: dict[str, Kind] = {
         ("never_learned",), lambda rng: (f"preprocessing={rng.choice(['torch', 'unit', 'tf'])}", "preflight=warn")
     ),
     "rate too high": Kind(
-        ("collapsed",), lambda rng: (f"optimizer.lr={_between(rng, 8e-3, 1.3e-2)}", "data.breeds=120", "phase.epochs=6")
+        ("collapsed",),
+        lambda rng: (f"optimizer.lr={_between(rng, 8e-3, 1.3e-2)}", "data.classes=120", "phase.epochs=6"),
     ),
     "rate far too high": Kind(("never_learned",), lambda rng: (f"optimizer.lr={_between(rng, 1e-1, 1)}",)),
     "dead head": Kind(
@@ -152,7 +153,7 @@ KINDS: dict[str, Kind] = {
     "memorised labels": Kind(
         ("overfitting",),
         lambda rng: (
-            f"data.train_per_breed={rng.integers(10, 21)}",
+            f"data.train_per_class={rng.integers(10, 21)}",
             "head.dropout=0",
             "phase.epochs=25",
             f"optimizer.lr={_between(rng, 1e-3, 2e-3)}",
@@ -318,7 +319,7 @@ def preflights(
     with tempfile.TemporaryDirectory() as folder:
         for (name, settings), seed in itertools.product(backbones(Path(folder), names).items(), seeds):
             rng = np.random.default_rng([seed, 99])
-            sample = (f"data.breeds={rng.integers(20, 121)}", f"data.train_per_breed={rng.integers(2, 21)}")
+            sample = (f"data.classes={rng.integers(20, 121)}", f"data.train_per_class={rng.integers(2, 21)}")
             run = _composed("tracking=none", *settings, "data=miniature", *sample, *overrides)
             fit = run.preflight.measure_pixel_fit(
                 run.model.build(0), run.data.open(), run.data, run.features.open_cache()
