@@ -74,7 +74,7 @@ class StanfordDogs(Data):
                 raise MissingFileError(
                     f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu"
                     f" ({' '.join(str(error).split())[:100]}). TensorFlow Datasets downloads and prepares it once, 778"
-                    " MiB. Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos> for a"
+                    " MiB. Type data.root=<folder> if another machine prepared it, data=folder data.root=<images> for a"
                     " folder of images, or model=miniature, which needs no download."
                 ) from error
         return builder

@@ -38,7 +38,7 @@ from dogbreeds.features.partial_array import (
     Identity,
     PartialArray,
     Producer,
-    Progress,
+    RowProgress,
     Shard,
     join_shards,
     read_array,
@@ -138,7 +138,7 @@ class FeatureCache:
             entry = self._open(folder, identity, shape, dtype)
             if entry is None:
                 partial_folder = folder.with_name(f"{folder.name}{_PARTIAL_SUFFIX}")
-                partial = PartialArray(partial_folder, Progress(identity, step), shape, dtype)
+                partial = PartialArray(partial_folder, RowProgress(identity, step), shape, dtype)
                 with partial.preserved_on_error():
                     with self._usable_shards(kind, identity, shape, dtype, step) as shards:
                         joined = join_shards(kind, shards, producer) if shards else producer

@@ -93,7 +93,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RowProgress:
     """How much of an array is complete; `progress.json` holds these fields.
 
     Attributes:
@@ -127,7 +127,7 @@ class PartialArray:
         notes: for the producer to read and to add to.
     """
 
-    def __init__(self, folder: Path, initial: Progress, shape: tuple[int, ...], dtype: str):
+    def __init__(self, folder: Path, initial: RowProgress, shape: tuple[int, ...], dtype: str):
         self._folder = folder
         self._progress_file = folder / PROGRESS_FILE
         with explain_write_errors(folder):
@@ -193,7 +193,7 @@ class PartialArray:
             fsync(self._folder / ENTRY_FILE)
             self._folder.replace(entry_folder)
 
-    def _load_progress(self, initial: Progress, shape: tuple[int, ...], dtype: str) -> Progress | None:
+    def _load_progress(self, initial: RowProgress, shape: tuple[int, ...], dtype: str) -> RowProgress | None:
         """Return an earlier process's progress; delete its folder if it cannot be resumed."""
         if not self._folder.exists():
             return None
@@ -215,7 +215,7 @@ class PartialArray:
         shutil.rmtree(self._folder)
         return None
 
-    def _create(self, initial: Progress, shape: tuple[int, ...], dtype: str) -> Progress:
+    def _create(self, initial: RowProgress, shape: tuple[int, ...], dtype: str) -> RowProgress:
         self._progress = initial
         try:
             self._folder.mkdir()
@@ -305,7 +305,7 @@ def _copy_shard(
 
 def read_array(
     metadata_file: Path, identity: Identity, shape: tuple[int, ...], dtype: str
-) -> tuple[np.ndarray, Progress] | None:
+) -> tuple[np.ndarray, RowProgress] | None:
     """Open an array and its metadata, checking all that can be checked without reading the rows.
 
     Args:
@@ -319,7 +319,7 @@ def read_array(
     """
     try:
         rows = open_readonly(metadata_file.with_name(ROWS_FILE))
-        progress = Progress(**{"step": 1, "done": len(rows)} | json.loads(metadata_file.read_text()))
+        progress = RowProgress(**{"step": 1, "done": len(rows)} | json.loads(metadata_file.read_text()))
     except (OSError, ValueError, TypeError, RecursionError):
         # RecursionError: JSON with brackets nested too deeply.
         return None

@@ -48,7 +48,7 @@ def folder_evaluation_set(path: str, on_corrupt: str, classifier: "Classifier", 
     """Build an evaluation set from all images of a folder `<class>/…`.
 
     Args:
-        path: the folder, as the setting `photos` gives it; its classes must be among the network's.
+        path: the folder, as the setting `images` gives it; its classes must be among the network's.
         on_corrupt: `stop` or `skip`.
         classifier: the network to evaluate.
         cache: stores the decoded images.

@@ -1,0 +1,31 @@
+"""The files in conf/: each begins with what it is and with a command that works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dogbreeds.core.paths import home
+from dogbreeds.experiments.compose import compose_config
+
+# Hydra warns of launchers that its plugins register under the same names.
+pytestmark = pytest.mark.filterwarnings("ignore:.*ConfigStore schema:UserWarning")
+CONF = home() / "conf"
+# Options of groups and the configs of commands. Files in conf/hydra/ that only format output have no command.
+FILES = sorted(
+    path for path in CONF.rglob("*.yaml") if path.parent.name not in ("help", "hydra_logging", "job_logging")
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_header_of_a_config_says_what_it_is_and_how_to_run_it(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines()[:20] if line.startswith("#") and "@package" not in line]
+    assert re.match(r"# [A-Z].*[a-z]", header[0])
+    typed = re.findall(r"^# Run: python -m dogbreeds\.(\w+)(.*)$", "\n".join(header).replace("\\\n#", ""), re.MULTILINE)
+    assert typed
+    for command, arguments in typed:
+        overrides = [argument for argument in shlex.split(arguments) if argument != "--multirun"]
+        # Of a sweep over several values, or over a range, the first value.
+        first = [re.sub(r"=range\(.*\)$", "=0", re.sub(r"(=[^,\[\](]+),.*", r"\1", override)) for override in overrides]
+        assert compose_config(command, [override for override in first if "interval(" not in override])
