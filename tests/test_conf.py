@@ -10,7 +10,7 @@ from dogbreeds.core.paths import home
 from dogbreeds.experiments.compose import compose_config
 
 # Hydra warns of launchers that its plugins register under the same names.
-pytestmark = pytest.mark.filterwarnings("ignore:.*ConfigStore schema:UserWarning")
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
 CONF = home() / "conf"
 # Options of groups and the configs of commands. Files in conf/hydra/ that only format output have no command.
 FILES = sorted(
