@@ -11,7 +11,7 @@ import numpy as np
 from dogbreeds.core.spec import Spec, boolean, integer, number
 
 # Grey level of pixels from outside the image. Source: the guide.
-FILL_GREY = 128.0
+_FILL_GREY = 128.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Guide(Augment):
             images=tf.cast(images, tf.float32),
             transforms=np.stack([parameters.transform for parameters in drawn]),
             output_shape=images.shape[1:3],
-            fill_value=FILL_GREY,
+            fill_value=_FILL_GREY,
             interpolation="BILINEAR",
             fill_mode="CONSTANT",
         ).numpy()

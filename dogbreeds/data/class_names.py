@@ -27,7 +27,7 @@ def has_wordnet_id(class_name: str) -> bool:
     return _WORDNET_ID.match(class_name) is not None
 
 
-def is_wordnet_id(text: str) -> bool:
+def _is_wordnet_id(text: str) -> bool:
     """Return whether a text is a WordNet id and nothing else."""
     return _WORDNET_ID.fullmatch(text) is not None
 
@@ -41,4 +41,4 @@ def imagenet_outputs(class_names: Sequence[str]) -> list[int | None]:
 def display_name(class_name: str) -> str:
     """Return a class name for display: `n02085620-Mexican_hairless` becomes `Mexican hairless`."""
     prefix, dash, name = class_name.partition("-")
-    return (name if dash and is_wordnet_id(prefix) else class_name).replace("_", " ")
+    return (name if dash and _is_wordnet_id(prefix) else class_name).replace("_", " ")

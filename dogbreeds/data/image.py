@@ -26,20 +26,20 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 128 << 20
 MAX_PIXELS = 100_000_000
 # Bounds the memory that padding to a square takes, in float32.
-MAX_SIDE = 16_384
+_MAX_SIDE = 16_384
 # Of a JPEG. Progressive ones have about ten; each scan costs the time of a whole image and needs only ten bytes.
-MAX_SCANS = 100
+_MAX_SCANS = 100
 _FORMATS = ("JPEG", "PNG", "WEBP")
 MAGIC_BYTES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 
-NOT_AN_IMAGE = "not an image"
-DAMAGED = "truncated or damaged"
-TOO_MANY_BYTES = "too many bytes"
-TOO_MANY_PIXELS = "too many pixels"
-TOO_MANY_SCANS = "too many scans"
+_NOT_AN_IMAGE = "not an image"
+_DAMAGED = "truncated or damaged"
+_TOO_MANY_BYTES = "too many bytes"
+_TOO_MANY_PIXELS = "too many pixels"
+_TOO_MANY_SCANS = "too many scans"
 NOT_A_FILE = "not a readable file"
 OUTSIDE_ROOT = "outside the root"
-REASONS = (NOT_AN_IMAGE, DAMAGED, TOO_MANY_BYTES, TOO_MANY_PIXELS, TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE_ROOT)
+REASONS = (_NOT_AN_IMAGE, _DAMAGED, _TOO_MANY_BYTES, _TOO_MANY_PIXELS, _TOO_MANY_SCANS, NOT_A_FILE, OUTSIDE_ROOT)
 
 # End of each message, for commands that have this setting.
 OR_SKIP = ", or type data.on_corrupt=skip."
@@ -52,7 +52,7 @@ class UnreadableImageError(UserError):
         reason: one of `REASONS`, for counting.
     """
 
-    def __init__(self, message: str, reason: str = DAMAGED):
+    def __init__(self, message: str, reason: str = _DAMAGED):
         super().__init__(message)
         self.reason = reason
 
@@ -117,8 +117,8 @@ def open_image(encoded: bytes, name: str) -> "Iterator[Image.Image]":
     from PIL import Image
 
     check_bytes(len(encoded), name)
-    if _count_scans(encoded) > MAX_SCANS:
-        raise _too_large(f"{name} has more than {MAX_SCANS} JPEG scans", f"{MAX_SCANS} scans", TOO_MANY_SCANS)
+    if _count_scans(encoded) > _MAX_SCANS:
+        raise _too_large(f"{name} has more than {_MAX_SCANS} JPEG scans", f"{_MAX_SCANS} scans", _TOO_MANY_SCANS)
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_pixels(image.width, image.height, name)
@@ -134,7 +134,7 @@ def open_image(encoded: bytes, name: str) -> "Iterator[Image.Image]":
         raise UnreadableImageError(
             f"{name} cannot be read as an image ({cause}). "
             f"Images must be complete JPEG, PNG or WebP files. Replace the file{OR_SKIP}",
-            DAMAGED if has_signature else NOT_AN_IMAGE,
+            _DAMAGED if has_signature else _NOT_AN_IMAGE,
         ) from error
 
 
@@ -151,17 +151,17 @@ def _describe(error: Exception) -> str:
 def check_bytes(count: int, name: str) -> None:
     """Raise `UnreadableImageError` if a file has more than `MAX_BYTES`."""
     if count > MAX_BYTES:
-        raise _too_large(f"{name} has {count / 2**20:,.0f} MiB", f"{MAX_BYTES >> 20} MiB", TOO_MANY_BYTES)
+        raise _too_large(f"{name} has {count / 2**20:,.0f} MiB", f"{MAX_BYTES >> 20} MiB", _TOO_MANY_BYTES)
 
 
 def _check_pixels(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+    if width * height > MAX_PIXELS or max(width, height) > _MAX_SIDE:
         raise _too_many_pixels(f"{name} declares {width:,} x {height:,} pixels")
 
 
 def _too_many_pixels(received: str) -> UnreadableImageError:
-    limit = f"{MAX_PIXELS // 10**6} megapixels and {MAX_SIDE:,} pixels a side"
-    return _too_large(received, limit, TOO_MANY_PIXELS)
+    limit = f"{MAX_PIXELS // 10**6} megapixels and {_MAX_SIDE:,} pixels a side"
+    return _too_large(received, limit, _TOO_MANY_PIXELS)
 
 
 def _too_large(received: str, limit: str, reason: str) -> UnreadableImageError:
@@ -178,7 +178,7 @@ def _count_scans(encoded: bytes) -> int:
     """Count the scans of a JPEG, up to one more than allowed; 0 for other files."""
     scans = 0
     marker = _JPEG_MARKER.search(encoded, 2) if encoded.startswith(b"\xff\xd8") else None
-    while marker and marker[0] != _JPEG_END and scans <= MAX_SCANS:
+    while marker and marker[0] != _JPEG_END and scans <= _MAX_SCANS:
         scans += marker[0] == _JPEG_SCAN
         length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
         marker = _JPEG_MARKER.search(encoded, marker.end() + length)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LATEST = "latest"
-BEST = "best"
+_LATEST = "latest"
+_BEST = "best"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Only(Spec):
         return " ".join(f"only.{name}={value}" for name, value in (("model", self.model), ("data", self.data)) if value)
 
 
-def mlflow_tracking(config: DictConfig, purpose: str, run: str = LATEST) -> Mlflow:
+def mlflow_tracking(config: DictConfig, purpose: str, run: str = _LATEST) -> Mlflow:
     """Return where a command's config says that runs are recorded.
 
     Args:
@@ -83,7 +83,7 @@ def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_
     Raises:
         UserError: if no run matches, several do, or the run is unfinished or lacks what is needed.
     """
-    if run not in (LATEST, BEST):
+    if run not in (_LATEST, _BEST):
         return _find_by_id(tracking, run, key, needs_network)
     records = [
         record for record in tracking.records() if only.holds(record) and (_has_network(record) or not needs_network)
@@ -94,7 +94,7 @@ def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_
             f"Experiment '{tracking.experiment}' has no finished run{which}. {key}={run} needs one. "
             f"Type python -m dogbreeds.train first{', or name a saved network by its file' if needs_network else ''}."
         )
-    if run == LATEST:
+    if run == _LATEST:
         return records[0]
     data = sorted({record.params["data.name"] for record in records})
     # Accuracies on different data do not rank networks.

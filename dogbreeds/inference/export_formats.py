@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Largest difference of a probability from the trained network's, with float32 and with float16 weights.
 FLOAT32_TOLERANCE = 1e-4
-FLOAT16_TOLERANCE = 1e-2
+_FLOAT16_TOLERANCE = 1e-2
 # File inside a TFLite archive where TFLite's metadata keeps class names.
 LABELS_FILE = "labels.txt"
 # Fewest weights of a kernel that is cast to float16.
@@ -76,7 +76,7 @@ def check_available(names: Sequence[str]) -> None:
         )
 
 
-def probabilities_function(classifier: Classifier) -> Any:
+def _probabilities_function(classifier: Classifier) -> Any:
     """Build a concrete TensorFlow function from operations that every format supports.
 
     Returns:
@@ -172,7 +172,7 @@ def _large_kernel_scopes(file: Path) -> list[str]:
 def _tflite(classifier: Classifier) -> bytes:
     import tensorflow as tf
 
-    return tf.lite.TFLiteConverter.from_concrete_functions([probabilities_function(classifier)]).convert()
+    return tf.lite.TFLiteConverter.from_concrete_functions([_probabilities_function(classifier)]).convert()
 
 
 def _append_labels(classifier: Classifier, file: Path) -> None:
@@ -210,7 +210,7 @@ def _write_onnx(classifier: Classifier, file: Path) -> None:
 
     # Variables are folded first, because the constants that the normalisation captures would become inputs otherwise.
     # Control flow is not lowered, because ONNX has loops too.
-    frozen = convert_variables_to_constants_v2(probabilities_function(classifier), lower_control_flow=False)
+    frozen = convert_variables_to_constants_v2(_probabilities_function(classifier), lower_control_flow=False)
     input_name = frozen.inputs[0].name
     output_name = frozen.outputs[0].name
     model, _ = tf2onnx.convert.from_graph_def(
@@ -330,7 +330,7 @@ probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
     ),
     "tflite_float16": Format(
         file="model.float16.tflite",
-        tolerance=FLOAT16_TOLERANCE,
+        tolerance=_FLOAT16_TOLERANCE,
         requires=("ai_edge_litert", "ai_edge_quantizer"),
         write=_write_tflite_float16,
         load=_load_tflite,

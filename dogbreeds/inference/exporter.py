@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Heights and widths that fit no network, so that the resize inside each format has work to do in both directions.
-ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))
+_ODD_SIZES = ((37, 91), (91, 37), (500, 333), (333, 500))
 # Upper bound on the pixels of a batch of equally large images.
 _MAX_BATCH_PIXELS = 32 * 224 * 224
 # Side length in pixels of the largest example image that is logged with a model.
@@ -201,8 +201,8 @@ def _equal_size_batches(images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def with_odd_sizes(images: list[ImageLoader]) -> list[ImageLoader]:
-    """Append copies of the first images, resized to `ODD_SIZES`."""
-    return images + [partial(_squeezed, image, *size) for image, size in zip(images, ODD_SIZES, strict=False)]
+    """Append copies of the first images, resized to `_ODD_SIZES`."""
+    return images + [partial(_squeezed, image, *size) for image, size in zip(images, _ODD_SIZES, strict=False)]
 
 
 def _squeezed(image: ImageLoader, height: int, width: int) -> np.ndarray:

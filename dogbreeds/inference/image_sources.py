@@ -28,13 +28,13 @@ from dogbreeds.data.image import (
     decode,
 )
 
-STANDARD_INPUT = "-"
+_STANDARD_INPUT = "-"
 _WILDCARD = re.compile(r"[*?[]")
 # Bytes read from standard input at a time; also the longest line of a list of paths.
 _CHUNK_BYTES = 1 << 16
 # Bytes needed to tell an image from a list of paths.
 _SIGNATURE_BYTES = 12
-_ALLOWED = f"an image file, a folder, a pattern, or {STANDARD_INPUT} for standard input"
+_ALLOWED = f"an image file, a folder, a pattern, or {_STANDARD_INPUT} for standard input"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def find_images(texts: Iterable[str], standard_input: IO[bytes]) -> ImageSource:
     total: int | None = 0
     parts: list[Iterator[NamedImage]] = []
     for text in texts:
-        if text == STANDARD_INPUT:
+        if text == _STANDARD_INPUT:
             total = None
             parts.append(_from_standard_input(standard_input))
         else:
@@ -188,9 +188,9 @@ def _from_standard_input(stream: IO[bytes]) -> Iterator[NamedImage]:
         beginning += more
     if not beginning.strip():
         raise UserError(
-            f"images={STANDARD_INPUT} was given, and standard input is empty. It must be an image, or image paths, one"
+            f"images={_STANDARD_INPUT} was given, and standard input is empty. It must be an image, or image paths, one"
             " per line. Type find photos -name '*.jpg' | python -m dogbreeds.predict"
-            f" images={STANDARD_INPUT}, for example."
+            f" images={_STANDARD_INPUT}, for example."
         )
     if MAGIC_BYTES.match(beginning):
         # One byte more than allowed, so that decoding reports that it is too large.
@@ -226,5 +226,5 @@ def _not_a_list() -> UserError:
     return UserError(
         "Standard input is neither an image nor a list of paths. It must be one JPEG, PNG or WebP file, or paths that"
         " each end with a newline or a NUL. Type find photos -name '*.jpg' -print0 | python -m"
-        f" dogbreeds.predict images={STANDARD_INPUT}, for example."
+        f" dogbreeds.predict images={_STANDARD_INPUT}, for example."
     )

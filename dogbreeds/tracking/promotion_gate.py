@@ -10,8 +10,8 @@ from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.records import Record, short
 
 # Validation chose the best epoch, so only test is unbiased.
-TEST_SPLIT = "test"
-PROMOTABLE_VERDICTS = ("learned", "better_than_frozen", "no_better_than_frozen")
+_TEST_SPLIT = "test"
+_PROMOTABLE_VERDICTS = ("learned", "better_than_frozen", "no_better_than_frozen")
 
 
 def check_verdict(record: Record, target: str) -> None:
@@ -22,11 +22,11 @@ def check_verdict(record: Record, target: str) -> None:
         target: model and alias that it is to be registered as, such as `dogs@champion`.
 
     Raises:
-        UserError: its verdict is none of `PROMOTABLE_VERDICTS`, however good an earlier epoch was.
+        UserError: its verdict is none of `_PROMOTABLE_VERDICTS`, however good an earlier epoch was.
     """
     verdict = record.tags["verdict"]
-    if verdict not in PROMOTABLE_VERDICTS:
-        *first, last = (name.replace("_", " ") for name in PROMOTABLE_VERDICTS)
+    if verdict not in _PROMOTABLE_VERDICTS:
+        *first, last = (name.replace("_", " ") for name in _PROMOTABLE_VERDICTS)
         raise UserError(
             f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It"
             f" must be {', '.join(first)} or {last}. Type run=<another run's id>, or train a run that ends better; the"
@@ -57,10 +57,10 @@ def compare_on_test(
         UserError: the two were not tested on the same images and labels.
     """
     for tested, by_split in ((record, predictions), (current, current_predictions)):
-        if TEST_SPLIT not in by_split:
+        if _TEST_SPLIT not in by_split:
             raise _not_comparable(record, current, target, f"run {short(tested.run_id)} has none")
-    ours = predictions[TEST_SPLIT]
-    theirs = current_predictions[TEST_SPLIT]
+    ours = predictions[_TEST_SPLIT]
+    theirs = current_predictions[_TEST_SPLIT]
     labels = dict(zip(ours.ids, ours.labels.tolist(), strict=True))
     current_labels = dict(zip(theirs.ids, theirs.labels.tolist(), strict=True))
     if labels != current_labels:
@@ -71,7 +71,7 @@ def compare_on_test(
             else "some have other classes"
         )
         raise _not_comparable(record, current, target, difference)
-    return ours.compare_with(theirs, TEST_SPLIT)
+    return ours.compare_with(theirs, _TEST_SPLIT)
 
 
 def _not_comparable(record: Record, current: Record, target: str, why: str) -> UserError:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Name of the logged model.
-LOGGED_MODEL_NAME = "dogbreeds"
+_LOGGED_MODEL_NAME = "dogbreeds"
 # Folder of the exported formats among a run's artifacts.
 EXPORT_FOLDER = "exported"
 # Requirements of the served model, pinned to the installed versions.
@@ -73,11 +73,11 @@ def log_model(tracking: Mlflow, record: Record, network: Path, example: bytes) -
     with tracking.user_errors(), _quiet(), tempfile.TemporaryDirectory() as folder:
         tags = {"digest": digest, "run": record.run_id}
         model = mlflow.initialize_logged_model(
-            LOGGED_MODEL_NAME, record.run_id, tags, experiment_id=record.experiment_id
+            _LOGGED_MODEL_NAME, record.run_id, tags, experiment_id=record.experiment_id
         )
         Model.log(
             None,
-            name=LOGGED_MODEL_NAME,
+            name=_LOGGED_MODEL_NAME,
             flavor=mlflow.pyfunc,
             run_id=record.run_id,
             model_id=model.model_id,
