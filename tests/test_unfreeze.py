@@ -25,8 +25,8 @@ def last_n(layers: int, exact: bool = False) -> Plan:
 @pytest.mark.parametrize(
     ("requested", "trained", "cut", "summary"),
     [
-        (20, 18, 5, "20 layers would split block7a; unfreezing block7b, top (18 layers)"),
-        (50, 46, 3, "50 layers would split block6g; unfreezing block6h, block7a, block7b, top (46 layers)"),
+        (20, 18, 5, "block7b, top (18 layers; 20 would split block7a)"),
+        (50, 46, 3, "block6h, block7a, block7b, top (46 layers; 50 would split block6g)"),
         (3, 3, 6, "top (3 layers)"),
         (31, 31, 4, "block7a, block7b, top (31 layers)"),
         (82, 82, 0, "stem to top, 7 blocks (82 layers)"),

@@ -34,9 +34,9 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
     batchnorms = network.num_unfrozen_batchnorms
     sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
     log.info(
-        "training the head (%s) and of the backbone %s: %s of %s parameters%s",
+        "training the head (%s)%s: %s of %s parameters%s",
         type(run.head).__name__,
-        plan.summary,
+        f" and {plan.summary}" if plan.num_layers else ", on a frozen backbone",
         f"{counts['trainable']:,}",
         f"{counts['total']:,}",
         f"; {batchnorms} BatchNorm layers {_BATCHNORM[plan.batchnorm]}" if batchnorms else "",

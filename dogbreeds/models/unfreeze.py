@@ -148,7 +148,7 @@ class LastN(Unfreeze):
                 " Only whole blocks are unfrozen unless unfreeze.exact=true. Type"
                 f" unfreeze.layers={len(split.layers)} or unfreeze.exact=true."
             )
-        summary = f"{self.layers} layers would split {split.name}; unfreezing {_describe(blocks[cut:])}"
+        summary = _describe(blocks[cut:], f"; {self.layers} would split {split.name}")
         return self._plan(blocks, cut, summary=summary, num_requested=self.layers)
 
     def _split_block(self, blocks: "Sequence[Block]", cut: int, count: int) -> Plan:
@@ -231,11 +231,11 @@ def _layer_names(blocks: "Sequence[Block]") -> frozenset[str]:
     return frozenset(layer.name for block in blocks for layer in block.layers)
 
 
-def _describe(blocks: "Sequence[Block]") -> str:
-    """List the blocks by name, or the first and last of many, with their number of layers."""
+def _describe(blocks: "Sequence[Block]", note: str = "") -> str:
+    """List the blocks by name, or the first and last of many, with their number of layers, and a note on it."""
     if not blocks:
         return "no block"
     count = sum(len(block.layers) for block in blocks)
     names = [block.name for block in blocks]
     listed = ", ".join(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}, {len(names)} blocks"
-    return f"{listed} ({count} layers)"
+    return f"{listed} ({count} layers{note})"
