@@ -46,14 +46,15 @@ def task(config: DictConfig) -> None:
     factors = _factors(config, attempt)
     seeds = _seeds(config)
     tracking = _check(hydra_config.mode, run)
+    folder = Path(hydra_config.runtime.output_dir)
     origin = RunOrigin(
         yaml=OmegaConf.to_yaml(config),
         overrides=tuple(typed),
         name=f"why {attempt or 'this'}: {' '.join(factors)}"[:250],
-        folder=Path(hydra_config.runtime.output_dir),
+        folder=folder,
     )
     run_id = Sweep.open(tracking, origin)
-    accuracies, verdicts = _measure(tracking, factors, seeds, typed, choices, origin.folder)
+    accuracies, verdicts = _measure(tracking, factors, seeds, typed, choices, folder)
     text = report(factors, accuracies, verdicts)
     print(f"\n{text}")
     metrics = {

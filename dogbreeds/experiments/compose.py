@@ -30,7 +30,7 @@ _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
-def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+def compose_config(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
     """Compose a command's config without running the command.
 
     Works inside a running Hydra command too: its global state is restored afterwards.
@@ -38,13 +38,14 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     Args:
         name: name of the command and of its file in `conf/`.
         overrides: as they are typed on the command line; names of earlier versions are taken too.
+        with_hydra: whether the config includes Hydra's own, under `hydra`.
     """
     global_hydra = GlobalHydra.instance()
     running = global_hydra.hydra
     global_hydra.clear()
     try:
         with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
-            return compose(name, with_new_overrides(overrides))
+            return compose(name, with_new_overrides(overrides), return_hydra_config=with_hydra)
     finally:
         global_hydra.hydra = running
 
@@ -56,7 +57,9 @@ def from_config(config: DictConfig) -> Run:
         UserError: if a value is not allowed, a key is unknown, or a target lies outside the package.
     """
     specs: dict[str, Any] = {
-        field.name: build_spec(config, field.name) for field in dataclasses.fields(Run) if field.name not in UNGROUPED
+        field.name: build_spec(config, field.name)
+        for field in dataclasses.fields(Run)
+        if field.name not in (*UNGROUPED, "origin")
     }
     settings = _resolved(config)
     missing = [name for name in UNGROUPED if name not in settings]
@@ -169,6 +172,26 @@ def run_origin(config: DictConfig, run: Run) -> RunOrigin:
         run: run that was built from it.
     """
     hydra_config = HydraConfig.get()
+    return _run_origin(config, hydra_config, run, Path(hydra_config.runtime.output_dir))
+
+
+def compose_run(overrides: Sequence[str] = ()) -> Run:
+    """Compose a run outside a Hydra job.
+
+    Args:
+        overrides: as they are typed on the command line.
+
+    Raises:
+        UserError: as `from_config`.
+        HydraException: if an override cannot be parsed, or names no setting or option.
+    """
+    composed = compose_config("train", overrides, with_hydra=True)
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    run = from_config(config)
+    return dataclasses.replace(run, origin=_run_origin(config, composed.hydra, run, None))
+
+
+def _run_origin(config: DictConfig, hydra_config: Any, run: Run, output_dir: Path | None) -> RunOrigin:
     overrides = tuple(hydra_config.overrides.task)
     choices = {
         group: option
@@ -181,7 +204,7 @@ def run_origin(config: DictConfig, run: Run) -> RunOrigin:
         yaml=OmegaConf.to_yaml(config),
         overrides=overrides,
         name=name[:250],
-        folder=Path(hydra_config.runtime.output_dir),
+        folder=output_dir,
         choices={group: option for group, option in choices.items() if group in ("attempt", "model", "data")},
         changed=_changes_to_attempt(run, choices) if "attempt" in choices else (),
     )

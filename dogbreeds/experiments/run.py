@@ -19,7 +19,7 @@ from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
 from dogbreeds.models.unfreeze import Unfreeze
-from dogbreeds.tracking.records import NOT_IN_RUN_KEY
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
 from dogbreeds.training.optimizer import Optimizer
@@ -77,6 +77,8 @@ class Run:
     checkpoint_steps: int | None
     checkpoint_dir: str
     rerun: bool
+    # What the run was composed from; None in a job of Hydra, which describes its runs itself.
+    origin: RunOrigin | None = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> str:
@@ -123,6 +125,8 @@ class Run:
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "origin":
+                continue
             if isinstance(value, Spec):
                 flat[field.name] = type(value).__name__
                 flat |= {f"{field.name}.{name}": setting for name, setting in dataclasses.asdict(value).items()}

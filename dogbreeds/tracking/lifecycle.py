@@ -119,7 +119,9 @@ def choice_tags(origin: RunOrigin) -> dict[str, str]:
 
 
 def _process_and_sweep_tags(origin: RunOrigin, sweep_run_id: str | None) -> dict[str, str]:
-    tags = process_tags() | {"heartbeat": str(time.time()), "hydra.folder": str(origin.folder)}
+    tags = process_tags() | {"heartbeat": str(time.time())}
+    if origin.folder is not None:
+        tags["hydra.folder"] = str(origin.folder)
     return tags | ({"mlflow.parentRunId": sweep_run_id} if sweep_run_id is not None else {})
 
 

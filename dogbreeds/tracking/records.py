@@ -60,7 +60,7 @@ class RunOrigin:
         yaml: the composed config.
         overrides: the overrides that were typed.
         name: display name.
-        folder: folder of Hydra's own files.
+        folder: folder of Hydra's own files; None if no Hydra job composed the run.
         choices: chosen option of each group that runs are searched by: attempt, model, data.
         changed: overrides that differ from the named attempt, such as `optimizer.lr=0.1`; empty without a difference.
         key: digest of the settings.
@@ -70,7 +70,7 @@ class RunOrigin:
     yaml: str
     overrides: tuple[str, ...]
     name: str
-    folder: Path
+    folder: Path | None
     choices: Mapping[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
     key: str = ""
