@@ -42,6 +42,8 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra may change the current folder, and other processes may have another.
+    os.environ["DOGBREEDS_HOME"] = str(home().absolute())
     status = "FAILED"
     signals.install_handlers()
     try:

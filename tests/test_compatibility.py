@@ -10,7 +10,6 @@ import mlflow
 import numpy as np
 import pytest
 
-from dogbreeds.core.paths import home
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.compose import compose_config, from_config
 from dogbreeds.experiments.result import Skipped
@@ -47,7 +46,6 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         ):
             store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (RECORDED_ROOT, str(tmp_path)))
     store.close()
-    (tmp_path / "home/conf").symlink_to(home() / "conf")
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
     return lambda *overrides: from_config(compose_config("train", [*overrides, *SMALL]))

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import UNGROUPED, Run, Ungrouped
@@ -39,7 +39,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     running = global_hydra.hydra
     global_hydra.clear()
     try:
-        with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose(name, list(overrides))
     finally:
         global_hydra.hydra = running
