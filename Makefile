@@ -2,97 +2,129 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The oldest and the newest Python that are supported, where pyenv has them or on the path.
+CONSTRAINTS := .ci/constraints.txt
+# The oldest and the newest supported Python: the newest patch release that pyenv has, else the one on the path.
 OLDEST ?= $(lastword python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 PORT ?= 5000
 HOST ?= 127.0.0.1
 ARTIFACTS ?= $(CURDIR)/mlruns/server
 SEEDS ?= 0
-FIRST := torch_pixels,lr_collapse,frozen
-THEN := finetune_50,finetune_20
-# A fine-tune goes on from a frozen attempt that has finished: where attempts run side by side, in a sweep after that one's.
-ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
-# The drawn dogs need no long fine-tune; a real set gets the guide's epochs unless OPTIONS says otherwise.
+FROZEN := torch_pixels,lr_collapse,frozen
+FINETUNED := finetune_50,finetune_20
+# A fine-tune starts from a finished frozen attempt, so with parallel jobs it needs a sweep of its own.
+ATTEMPTS ?= $(if $(LAUNCHER),$(FROZEN) $(FINETUNED),$(FROZEN),$(FINETUNED))
+# Fine-tuning on drawn dogs is short; real data gets the guide's number of epochs.
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
-SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
+SETTINGS := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) \
+	$(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
+comma := ,
+space := $() $()
+# Extras of pyproject.toml; dev contains all others.
+KNOWN_EXTRAS := joblib ray submitit search server export dev
+EXTRAS ?=
+# The launcher submitit_slurm is in the extra submitit.
+WANTED := $(subst $(comma), ,$(EXTRAS)) \
+	$(filter $(KNOWN_EXTRAS),$(firstword $(subst _, ,$(LAUNCHER)))) \
+	$(if $(POSTGRESQL)$(filter s3:%,$(ARTIFACTS)),server)
+UNKNOWN := $(filter-out $(KNOWN_EXTRAS),$(WANTED))
+$(if $(UNKNOWN),$(error EXTRAS=$(EXTRAS) was given. The extras are $(subst $(space),$(comma) ,$(KNOWN_EXTRAS)). \
+	Type make setup EXTRAS=joblib,search, for example))
+# Written after each installation: the extras that the environment has.
+READY := $(VENV)/.ready
+INSTALLED := $(shell cat $(READY) 2>/dev/null)
+MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED)))
+# All extras are installed together, so that their versions agree after pyproject.toml or the constraints have changed.
+TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
-help: ## what there is to make
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+.PHONY: help setup dev missing table test test-slow test-long test-real check
+.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain clean
 
-# Said of the Python that would make .venv, or that made it; as requires-python in pyproject.toml.
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+
+# Checks the Python that will create the environment or that created it; equals requires-python in pyproject.toml.
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
 	"%s is Python %s. dogbreeds needs Python 3.11, 3.12 or 3.13. Type %smake setup PYTHON=python3.12." % (sys.argv[1], sys.version.split()[0], sys.argv[2]))
 
-setup: $(BIN)/.ready ## a .venv with everything, at the versions in constraints.txt
+setup: $(READY) ## create .venv for make table (100 s, 2.6 GB on 2 cores); EXTRAS=joblib,search adds extras, EXTRAS=dev everything (160 s, 3.2 GB)
+	@:
 
-# Not compiled: most of what is installed is never imported, and what is gets compiled then.
-$(BIN)/.ready: pyproject.toml constraints.txt
+# Tests and checks need all extras.
+dev:
+	@$(MAKE) --no-print-directory setup EXTRAS=dev
+
+# --no-compile: most installed modules are never imported. Python compiles the others when it imports them.
+$(READY): pyproject.toml $(CONSTRAINTS) $(if $(MISSING),missing)
 	@if test -x $(BIN)/python; then $(BIN)/python -c '$(CHECK_PYTHON)' $(BIN)/python 'rm -r $(VENV) && '; \
 	else $(PYTHON) -c '$(CHECK_PYTHON)' '$(PYTHON)' ''; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(CONSTRAINTS) \
+		--editable '.$(if $(TO_INSTALL),[$(subst $(space),$(comma),$(TO_INSTALL))])'
+	@echo $(TO_INSTALL) > $@
 
-table: setup ## the guide's five attempts, and the table of claims; MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS= for a real set; LAUNCHER=joblib, ray, submitit_slurm
-	for attempts in $(ATTEMPTS); do $(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETUP) $(OPTIONS) || exit 1; done
+table: setup ## run the guide's five attempts and print them with its claims; for real data MODEL=, DATA=, ROOT=, WEIGHTS=, SEEDS=0,1,2, OPTIONS=; LAUNCHER=joblib, ray, submitit_slurm
+	for attempts in $(ATTEMPTS); do \
+		$(BIN)/python -m dogbreeds.train --multirun attempt=$$attempts seed=$(SEEDS) $(SETTINGS) $(OPTIONS) || exit 1; \
+	done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: setup ## the tests, about 5 minutes on 2 cores
+test: dev ## run the first tier of tests, about 5 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup ## whole commands as a user runs them, killed, resumed, exported, served; about 23 minutes more
+test-slow: dev ## test whole commands: killed, resumed, exported, served; about 23 minutes
 	$(BIN)/python -m pytest -n 2 -m 'slow and not long'
 
-test-long: setup ## once in a while: every case of all that, and the first tier on the oldest and the newest Python
+test-long: dev ## run all remaining cases, and the first tier on the oldest and the newest Python
 	$(BIN)/python -m pytest -n 2 -m long
 	$(MAKE) test VENV=.venv-oldest PYTHON='$(OLDEST)'
 	$(MAKE) test VENV=.venv-newest PYTHON='$(NEWEST)'
 
-test-real: setup ## on real photos and weights, whose folder DOGBREEDS_REAL_DATA names
+test-real: dev ## test on real images and weights, in the folder that DOGBREEDS_REAL_DATA names
 	$(BIN)/python -m pytest -m real
 
-check: setup ## style, types and stale files
+check: dev ## check formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-faults: setup ## how often the preflight and the verdicts are right, on seeded healthy and faulty attempts; some minutes
+faults: setup ## measure how often preflight and verdicts are right, on healthy and faulty attempts; about 20 minutes
 	$(BIN)/python tests/bench/faults.py
 
-fuzz: setup ## 10,000 damaged files and bombs through the decoder, in a process that is watched; about a minute
+fuzz: setup ## decode 10,000 damaged or malicious images; about a minute
 	$(BIN)/python tests/bench/fuzz.py
 
-bench: setup ## what keeping the frozen prefix saves, beside plain Keras; up to 15 minutes
+bench: setup ## compare cached features with plain Keras; up to 15 minutes
 	$(BIN)/python tests/bench/speed.py
 
-bench-memory: setup ## peak memory of B4 at 380 px on 300 and on 1,200 photos, some minutes
+bench-memory: setup ## measure the peak memory of B4 at 380 px on 300 and 1,200 images; some minutes
 	$(BIN)/python tests/bench/memory.py
 
-bench-predict: setup ## what predict costs beside the bare network, on 1,000 photos; some minutes
+bench-predict: setup ## compare predict with the bare network, on 1,000 images; some minutes
 	$(BIN)/python tests/bench/predict.py
 
-bench-grid: setup ## what a grid of attempts on B4 costs, on paper, from measured shares; some minutes
+bench-grid: setup ## estimate the cost of a grid of attempts on B4; some minutes
 	$(BIN)/python tests/bench/grid.py
 
-ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+ui: setup ## compare runs in MLflow, on port 5000 of this machine, or PORT=
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
+		--backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
 
-server: setup ## MLflow's server on this machine's port 5000 or PORT; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
+server: setup ## start MLflow's server on port 5000, or PORT=; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
 	@mkdir -p mlruns
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host $(HOST) --port $(PORT) --artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)") \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host $(HOST) --port $(PORT) \
+		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)") \
 		--backend-store-uri "$(or $(POSTGRESQL),sqlite:///$(CURDIR)/mlruns/server.db)"
 
-kept: setup ## list what is kept on disk
+cache: setup ## list the feature cache
 	@$(BIN)/python -m dogbreeds.cache
 
-clear: setup ## remove what is kept on disk and not in use
+clear: setup ## empty the feature cache, except for arrays in use
 	@$(BIN)/python -m dogbreeds.cache clear=true
 
-pretrain: setup ## draw and pretrain the miniature's backbone again, about half an hour
+pretrain: setup ## pretrain the miniature's backbone on drawn dogs again; about half an hour
 	$(BIN)/python -m dogbreeds.pretrain
 
-clean: ## remove caches of tools; runs and kept features stay
+clean: ## remove the caches of pytest, mypy and ruff, and dist/; runs and cached features stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.features.array_info import ArrayInfo
 from dogbreeds.features.cache import FeatureCache
@@ -16,7 +16,7 @@ from dogbreeds.features.cache import FeatureCache
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="cache")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="cache")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """List the cached arrays, the most recently used first, or remove them."""

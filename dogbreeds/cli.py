@@ -41,6 +41,8 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _take_former_names()
+    # Hydra may change the current folder, and other processes may have another.
+    os.environ["DOGBREEDS_HOME"] = str(home().absolute())
     status = "FAILED"
     signals.install_handlers()
     try:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import integer, number, one_of, text
 from dogbreeds.evaluation import paired_comparison
 from dogbreeds.evaluation.results import Predictions
@@ -40,7 +40,7 @@ class Settings(Output):
     ui: str = text(example="http://127.0.0.1:5000")
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="compare")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="compare")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Compare the runs, and print or write the result."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core import files
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, one_of, text
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import build_spec
@@ -75,7 +75,7 @@ class Settings(Spec):
             )
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="evaluate")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Evaluate a network, write the report, and add it to the run."""

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, number, text, texts
 from dogbreeds.data import sample
 from dogbreeds.data.image import ImageLoader
@@ -97,7 +97,7 @@ class Settings(Spec):
             )
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="export")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="export")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Write and check each format, add the files to the run, and register the network if it passes the gate."""

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core import signals
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.training_inputs import extract_features
@@ -17,7 +17,7 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import ShardSpec
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="extract")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="extract")
 def task(config: DictConfig) -> None:
     """Compute one shard, or everything that is missing."""
     launcher.enter_job()

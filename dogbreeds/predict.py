@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
@@ -69,7 +69,7 @@ class Counts:
     unreadable: int = 0
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="predict")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="predict")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Predict images."""

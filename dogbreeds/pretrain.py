@@ -11,7 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.data import drawn_dogs
 from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature
 
@@ -45,7 +45,7 @@ def compress_to_float16(path: Path) -> None:
     compressed.replace(path)
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="pretrain")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="pretrain")
 def task(config: DictConfig) -> float:
     """Pretrain the backbone, save its weights, and return the validation accuracy over all classes."""
     import keras

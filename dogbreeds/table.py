@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from dogbreeds import cli
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering
@@ -30,7 +30,7 @@ class Settings(Output):
     ui: str = text(example="http://127.0.0.1:5000")
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="table")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="table")
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Print or write the table."""

@@ -4,12 +4,12 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config, run_origin
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def task(config: DictConfig) -> float:
     """Run one attempt, and return its objective for sweepers."""
     launcher.enter_job()

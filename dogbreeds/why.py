@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.evaluation.ablation import Cell, cells, effects, report
 from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
 from dogbreeds.experiments.compose import from_config
@@ -31,7 +31,7 @@ from dogbreeds.training.phase import LrRange
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="why")
+@hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="why")
 def task(config: DictConfig) -> None:
     """Run what has not been run yet, then print and record how much each factor explains."""
     hydra_config = HydraConfig.get()

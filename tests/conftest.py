@@ -189,9 +189,8 @@ def make_home(empty_store: Path) -> Callable[[Path], Path]:
     """A function that prepares a folder as DOGBREEDS_HOME, with an empty store, unless it is one already."""
 
     def make(folder: Path) -> Path:
-        if not (folder / "conf").exists():
+        if not (folder / "mlruns").exists():
             (folder / "mlruns").mkdir(parents=True)
-            (folder / "conf").symlink_to(home() / "conf")
             shutil.copy(empty_store, folder / "mlruns/mlflow.db")
         return folder
 
@@ -251,9 +250,6 @@ def fresh_command(
     """A function that runs `python -m dogbreeds.<name>` in a new interpreter, and in a new DOGBREEDS_HOME."""
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        if not (tmp_path / "home").exists():
-            (tmp_path / "home").mkdir()
-            (tmp_path / "home/conf").symlink_to(home() / "conf")
         return subprocess.run(
             [sys.executable, "-m", f"dogbreeds.{name}", *arguments],
             cwd=tmp_path,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.phase import Finetune, Frozen
@@ -60,7 +60,7 @@ MODELS = {
 
 
 def test_every_attempt_has_expected_settings_here() -> None:
-    assert set(ATTEMPTS) == {path.stem for path in (home() / "conf/attempt").glob("*.yaml")}
+    assert set(ATTEMPTS) == {path.stem for path in (config_folder() / "attempt").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", ATTEMPTS)

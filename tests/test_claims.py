@@ -2,7 +2,7 @@
 
 import pytest
 
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.evaluation.verdict import VERDICTS
 from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, check_accuracy, check_verdict
 
@@ -18,7 +18,7 @@ GUIDE_PARAMS = {
 
 
 def test_claims_cover_the_attempts_in_conf() -> None:
-    assert set(CLAIMS) == {path.stem for path in (home() / "conf/attempt").glob("*.yaml")}
+    assert set(CLAIMS) == {path.stem for path in (config_folder() / "attempt").glob("*.yaml")}
     assert {verdict for claim in CLAIMS.values() for verdict in claim.verdicts} <= set(VERDICTS)
 
 

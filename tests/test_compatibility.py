@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 
 from dogbreeds import cli
 from dogbreeds.core.former_names import RENAMED_SETTINGS, with_new_overrides
-from dogbreeds.core.paths import home
 from dogbreeds.core.spec import number
 from dogbreeds.data.miniature import Miniature
 from dogbreeds.experiments.attempt import execute
@@ -58,7 +57,6 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         ):
             store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (RECORDED_ROOT, str(tmp_path)))
     store.close()
-    (tmp_path / "home/conf").symlink_to(home() / "conf")
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
     return lambda *overrides: from_config(compose_config("train", [*overrides, *SMALL]))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments.compose import compose_config
 
 # Hydra warns of launchers that its plugins register under the same names.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
-CONF = home() / "conf"
+CONF = config_folder()
 # Options of groups and the configs of commands. Files in conf/hydra/ that only format output have no command.
 FILES = sorted(
     path for path in CONF.rglob("*.yaml") if path.parent.name not in ("help", "hydra_logging", "job_logging")

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder, home
 from dogbreeds.experiments import launcher
 from tests.process_output import read_until, wait_until
 
@@ -41,7 +41,7 @@ LAUNCHERS = {
 
 
 def config(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str((home() / "conf").absolute()), version_base="1.3"):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=True)
 
 
@@ -85,7 +85,6 @@ def test_pass_environment_adds_variables_and_folders_to_each_jobs_config(
 ) -> None:
     place = tmp_path / "Bärli's, a=home"
     place.mkdir()
-    (place / "conf").symlink_to(home() / "conf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DOGBREEDS_HOME", place.name)
     monkeypatch.setenv("DOGBREEDS_SWEEP_RUN", "12e4")

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder, home
 from dogbreeds.data import folder, miniature, stanford_dogs
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.run import UNGROUPED, Run
@@ -19,14 +19,14 @@ from dogbreeds.training import optimizer, phase
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}"
-    for path in (home() / "conf").glob("*/*.yaml")
+    for path in config_folder().glob("*/*.yaml")
     if path.parent.name not in ("hydra", "attempt")
 )
 
 
 def test_run_fields_config_groups_and_modules_have_the_same_names() -> None:
     # Files in conf/attempt/ override other groups, so `attempt` is no field.
-    groups = {folder.name for folder in (home() / "conf").iterdir() if folder.is_dir()} - {"hydra", "attempt"}
+    groups = {folder.name for folder in config_folder().iterdir() if folder.is_dir()} - {"hydra", "attempt"}
     assert groups == {field.name for field in dataclasses.fields(Run)} - {*UNGROUPED, "origin"}
     # `data` is a package; every other group is one module in one of the packages.
     modules = {group: list((home() / "dogbreeds").glob(f"*/{group}.py")) for group in groups - {"data"}}

@@ -6,16 +6,24 @@ import signal
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import mlflow
 import optuna
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.hydra_plugin import PLUGIN_NAME, OptunaSweeper
+from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.experiments.result import PrunedResult
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.search import Search, Settings
@@ -355,9 +363,20 @@ def test_training_continues_while_the_study_is_unreachable(composed, monkeypatch
     assert list(study(search, tmp_path).trials[number].intermediate_values) == [1, 2, 3, 4, 5]
 
 
-def test_sweeper_names_the_extra_that_installs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydra_plugins.dogbreeds_optuna import OptunaSweeper
+def test_hydra_creates_the_sweeper_that_the_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(Plugins.instance().class_name_to_class, PLUGIN_NAME, raising=False)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        overrides = ["hydra/sweeper=optuna", "hydra.sweeper.storage=unused", "hydra.sweep.dir=unused"]
+        config = compose("extract", overrides, return_hydra_config=True)
+    LauncherCallback().on_multirun_start(config)
+    sweeper = Plugins.instance().instantiate_sweeper(
+        hydra_context=HydraContext(config_loader=MagicMock(), callbacks=Callbacks()), task_function=print, config=config
+    )
+    # An installed package may have a module of that name, from an earlier version.
+    assert type(sweeper) is OptunaSweeper
 
+
+def test_sweeper_names_the_extra_that_installs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"Type pip install 'dogbreeds\[search\]'\."):
         OptunaSweeper().sweep([])

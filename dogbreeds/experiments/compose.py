@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import with_new_names, with_new_overrides
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import UNGROUPED, Run, Ungrouped
@@ -44,7 +44,7 @@ def compose_config(name: str, overrides: Sequence[str] = (), with_hydra: bool = 
     running = global_hydra.hydra
     global_hydra.clear()
     try:
-        with initialize_config_dir(str(home() / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose(name, with_new_overrides(overrides), return_hydra_config=with_hydra)
     finally:
         global_hydra.hydra = running

@@ -23,6 +23,7 @@ from dogbreeds.core import signals
 from dogbreeds.core.console import prefix_log_lines
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
+from dogbreeds.experiments import hydra_plugin
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -122,9 +123,10 @@ def enter_job() -> None:
 
 
 class LauncherCallback(Callback):
-    """Prepares the launcher. Hydra calls it before the first job of a sweep, as set in `conf/extract.yaml`."""
+    """Prepares sweeper and launcher. Hydra calls it before it creates them, as set in `conf/extract.yaml`."""
 
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
+        hydra_plugin.register()
         try:
             prepare_launcher(config)
             self.begin(config)

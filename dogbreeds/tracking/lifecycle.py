@@ -14,7 +14,7 @@ import psutil
 
 from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.paths import home
+from dogbreeds.core.paths import checkout
 from dogbreeds.core.process import boot_id, format_process, process_tags, start_time
 from dogbreeds.core.text import mask_passwords
 from dogbreeds.tracking.records import Pruned, RunOrigin, short
@@ -126,11 +126,14 @@ def _process_and_sweep_tags(origin: RunOrigin, sweep_run_id: str | None) -> dict
 
 
 def _git_state() -> tuple[str, str]:
-    """Return the checkout's commit and whether it has changes ("true" or "false"), or "none" twice without git."""
+    """Return the checkout's commit and whether it has changes ("true" or "false"), or "none" twice without one."""
+    root = checkout()
+    if root is None:
+        return "none", "none"
     try:
         answers = [
             subprocess.run(
-                ["git", "-C", str(home()), *command], capture_output=True, text=True, check=True, timeout=10
+                ["git", "-C", str(root), *command], capture_output=True, text=True, check=True, timeout=10
             ).stdout.strip()
             for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         ]

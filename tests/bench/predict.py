@@ -205,7 +205,6 @@ def peak_memory(file: Path, root: Path, count: int) -> int:
     """Return the peak memory, in MiB, of the command on `count` images."""
     paths = "".join(f"{path}\n" for path in sorted(root.iterdir())[:count])
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "conf").symlink_to(home() / "conf")
         settings = (f"run={file}", "images=-", "format=csv", f"output={folder}/classes.csv")
         environment = os.environ | {"DOGBREEDS_HOME": folder, "PYTHONPATH": str(home())}
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Hydra plugin for `hydra/sweeper=optuna`: Hydra searches this folder for plugins.
+"""Hydra plugin for `hydra/sweeper=optuna`.
 
 The search itself is `dogbreeds.experiments.search`, which is imported only when a search starts.
 """
@@ -6,6 +6,7 @@ The search itself is `dogbreeds.experiments.search`, which is imported only when
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
+
+# `_target_` in conf/hydra/sweeper/optuna.yaml. Hydra accepts only names in the namespace `hydra_plugins`.
+PLUGIN_NAME = "hydra_plugins.dogbreeds_optuna.OptunaSweeper"
 
 
 class OptunaSweeper(Sweeper):
@@ -22,13 +26,15 @@ class OptunaSweeper(Sweeper):
         settings: fields of `dogbreeds.experiments.search.Settings`.
     """
 
+    # Set by `setup`, which Hydra calls before `sweep`.
+    hydra_context: "HydraContext"
+    config: "DictConfig"
+    _launcher: "Launcher"
+
     def __init__(self, **settings: Any):
         self._settings = settings
-        self._launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: "HydraContext", task_function: "TaskFunction", config: "DictConfig") -> None:
-        from hydra.core.plugins import Plugins
-
         self.hydra_context = hydra_context
         self.config = config
         self._launcher = Plugins.instance().instantiate_launcher(
@@ -50,9 +56,6 @@ class OptunaSweeper(Sweeper):
                 " 'dogbreeds[search]'."
             )
 
-        assert self._launcher is not None
-        assert self.hydra_context is not None
-        assert self.config is not None
         settings = Settings(**self._settings)
         overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         space = Space.from_overrides(overrides)
@@ -60,3 +63,12 @@ class OptunaSweeper(Sweeper):
         keys = [str(key) for key in self.config if key not in ("hydra", "rerun")]
         config = OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, keys))
         return Search(settings, space, config, self.config.rerun).run(self._launcher)
+
+
+def register() -> None:
+    """Make the sweeper available to Hydra, under `PLUGIN_NAME`.
+
+    A module of that name would be found by Hydra itself, but only where the package is installed, and in an editable
+    install it would be a copy that does not follow the checkout.
+    """
+    Plugins.instance().class_name_to_class[PLUGIN_NAME] = OptunaSweeper
