@@ -1,17 +1,22 @@
 """Command `python -m dogbreeds.cache`: list the feature cache, or empty it with `clear=true`."""
 
+import sys
 import time
 
 import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
+from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.features.array_info import ArrayInfo
 from dogbreeds.features.cache import FeatureCache
+from dogbreeds.reports import tables
+from dogbreeds.reports.tables import Column
 
+_COLUMNS = (Column(), Column(numeric=True), Column(numeric=True), Column(min_width=12))
 # Seconds of each unit, the largest first.
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 
@@ -39,18 +44,25 @@ def _clear(cache: FeatureCache) -> None:
 
 
 def _list(cache: FeatureCache) -> None:
+    width = console.terminal_width(sys.stdout)
     entries = cache.entries()
-    for info in entries:
-        print(
-            f"{info.name:38} {info.size_bytes / 1e6:10,.1f} MB   used {_age(time.time() - info.last_used):>7} ago  "
-            f" {_description(info)}"
+    rows = [
+        (
+            info.name,
+            f"{info.size_bytes / 1e6:,.1f} MB",
+            f"used {_age(time.time() - info.last_used)} ago",
+            _description(info),
         )
+        for info in entries
+    ]
     total_bytes = sum(info.size_bytes for info in entries)
     unfinished = sum(info.unfinished is not None for info in entries)
-    print(
+    summary = (
         f"{len(entries)} cached arrays{f' ({unfinished} unfinished)' if unfinished else ''},"
         f" {total_bytes / 1e9:.2f} of at most {cache.max_bytes / 1e9:g} GB, in {cache.root}"
     )
+    listing = tables.text_table(_COLUMNS, rows, width, gap=3) if rows else ""
+    print(listing + tables.paragraph(summary, width), end="")
 
 
 def _description(info: ArrayInfo) -> str:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dogbreeds.core import signals
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.former_names import with_new_overrides
+from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import compose_config
 from dogbreeds.experiments.sweep import Sweep

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -10,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
-from dogbreeds.core import files
+from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, one_of, text
@@ -29,8 +30,8 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference import evaluator
 from dogbreeds.inference.evaluation_set import folder_evaluation_set
 from dogbreeds.inference.tta import Tta
-from dogbreeds.reports import evaluation_notes
-from dogbreeds.reports.evaluation_report import OWNED_FILES, EvaluationReport, score_rows, tta_summary
+from dogbreeds.reports import evaluation_notes, tables
+from dogbreeds.reports.evaluation_report import OWNED_FILES, EvaluationReport, scores_text, tta_summary
 from dogbreeds.tracking.records import Record, short
 
 log = logging.getLogger(__name__)
@@ -128,11 +129,9 @@ def task(config: DictConfig) -> None:
 
 
 def _print_scores(evaluation: Evaluation, about: Sequence[str], output: Path) -> None:
-    rows = score_rows(evaluation)
-    name_width, value_width, interval_width = (max(len(row[column]) for row in rows) for column in range(3))
-    for row in rows:
-        print(f"{row.name:{name_width}}  {row.value:>{value_width}}  {row.interval:>{interval_width}}  n = {row.n}")
-    print("\n".join(filter(None, (evaluation.calibration.description, tta_summary(evaluation), *about[1:]))))
+    width = console.terminal_width(sys.stdout)
+    sentences = filter(None, (evaluation.calibration.description, tta_summary(evaluation), *about[1:]))
+    print("".join([scores_text(evaluation, width), *(tables.paragraph(each, width) for each in sentences)]), end="")
     print(f"report  {output / 'report.html'}")
 
 

@@ -1,7 +1,6 @@
 """The command `python -m dogbreeds.export`: exports a trained network in checked formats; registers it in MLflow."""
 
 import dataclasses
-import io
 import logging
 import re
 import shlex
@@ -27,7 +26,9 @@ from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.inference.exporter import ExportedFormat
+from dogbreeds.reports import tables
 from dogbreeds.reports.model_card import model_card
+from dogbreeds.reports.tables import Column
 from dogbreeds.tracking import promotion_gate, registry
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
@@ -44,9 +45,8 @@ _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 # Every file that an export may write; a later export into the same folder replaces them. breeds.txt is what
 # classes.txt was called before version 0.2.0.
 _OWNED_FILES = ("checks.json", "README.md", "classes.txt", "breeds.txt", *(spec.file for spec in FORMATS.values()))
-# Columns of the narrowest terminal that shows file names, and of the table outside a terminal.
-_WIDTH_WITH_FILES = 90
-_DEFAULT_WIDTH = 120
+# A terminal of this width has room for the names of the files.
+_MIN_WIDTH_FILES = 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,29 +185,33 @@ def _add_to_run(tracking: Mlflow, record: Record, folder: Path, file: Path, imag
 
 
 def _parity_table(formats: Sequence[ExportedFormat]) -> str:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     width = console.terminal_width(sys.stdout)
-    with_files = (width or _DEFAULT_WIDTH) >= _WIDTH_WITH_FILES
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("format", no_wrap=True)
-    for heading in (*(("file",) if with_files else ()), "MB", "max |difference|", "allowed", "same class", "agrees"):
-        table.add_column(heading, justify="left" if heading in ("file", "agrees") else "right")
+    has_files = width is None or width >= _MIN_WIDTH_FILES
+    columns = [
+        Column("format"),
+        *([Column("file")] if has_files else []),
+        Column("MB", numeric=True),
+        Column("max |difference|", numeric=True),
+        Column("allowed", numeric=True),
+        Column("same class", numeric=True, min_width=8),
+        Column("agrees", min_width=8),
+    ]
+    rows = []
     for each in formats:
         spec = FORMATS[each.name]
-        cells = [
-            f"{each.size / 1e6:.1f}",
-            f"{each.parity.max_difference:.1e}",
-            f"{spec.tolerance:g}",
-            f"{each.parity.same_class:,} of {each.parity.n:,}",
-        ]
-        agrees = Text("yes", style="green") if each.agrees else Text("no: removed", style="red")
-        table.add_row(each.name, *((spec.file,) if with_files else ()), *cells, agrees)
-    with io.StringIO() as stream:
-        console.make_console(stream, width, _DEFAULT_WIDTH).print(table)
-        return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().strip("\n").splitlines() if line.strip())
+        rows.append(
+            [
+                each.name,
+                *([spec.file] if has_files else []),
+                f"{each.size / 1e6:.1f}",
+                f"{each.parity.max_difference:.1e}",
+                f"{spec.tolerance:g}",
+                f"{each.parity.same_class:,} of {each.parity.n:,}",
+                "yes" if each.agrees else "no: removed",
+            ]
+        )
+    table = tables.text_table(columns, rows, width)
+    return "".join(f"{line}\n" for line in table.splitlines() if line)
 
 
 def _serve_command(tracking: Mlflow, model_id: str) -> str:

@@ -22,8 +22,9 @@ from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
-from dogbreeds.inference.predictions import Csv, JsonLines, Table
+from dogbreeds.inference.predictions import Csv, JsonLines
 from dogbreeds.inference.predictor import inference_function, predict_images
+from dogbreeds.reports.predictions_table import PredictionsTable
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -132,14 +133,16 @@ def _overlay_writer(classifier: "Classifier", settings: Settings) -> "OverlayWri
     return overlays
 
 
-def _formatter(classifier: "Classifier", settings: Settings, top: int, output: TextIO) -> JsonLines | Csv | Table:
+def _formatter(
+    classifier: "Classifier", settings: Settings, top: int, output: TextIO
+) -> JsonLines | Csv | PredictionsTable:
     if settings.format == "jsonl":
         return JsonLines()
     if settings.format == "csv":
         return Csv(top, settings.explain)
     width = console.terminal_width(output)
-    coloured = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Table(classifier.class_names, top, width, coloured)
+    styled = width is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return PredictionsTable(classifier.class_names, top, width, styled)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
-from dogbreeds.reports import attempts_rendering
+from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
 from dogbreeds.reports.output import Output
 from dogbreeds.tracking.records import Record
@@ -43,25 +43,28 @@ def task(config: DictConfig) -> None:
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
             " table needs at least one. Type make table, or python -m dogbreeds.train attempt=frozen."
         )
-    tables = build_tables(
+    attempts_tables = build_tables(
         records,
         history=lambda run_id: tracking.history(run_id, "val/accuracy"),
         all_runs=settings.runs == "all",
     )
-    result = _render(tables, settings, run_url=lambda record: tracking.run_url(record, settings.ui))
+    result = _render(attempts_tables, settings, run_url=lambda record: tracking.run_url(record, settings.ui))
     settings.write_result(result, "table")
 
 
-def _render(tables: Sequence[AttemptsTable], settings: Settings, run_url: Callable[[Record], str]) -> str:
+def _render(attempts_tables: Sequence[AttemptsTable], settings: Settings, run_url: Callable[[Record], str]) -> str:
     if settings.format == "html":
-        return attempts_rendering.as_html(tables, run_url)
+        return attempts_rendering.as_html(attempts_tables, run_url)
     if settings.format == "csv":
-        return attempts_rendering.as_csv(tables, run_url)
+        return attempts_rendering.as_csv(attempts_tables, run_url)
+    missing = missing_attempts(attempts_tables)
     if settings.format == "markdown":
-        parts = [attempts_rendering.as_markdown(table, run_url) for table in tables]
+        parts = [*(attempts_rendering.as_markdown(table, run_url) for table in attempts_tables), missing]
     else:
-        parts = [attempts_rendering.as_text(table, settings.terminal_width, run_url) for table in tables]
-    return "\n".join([*parts, missing_attempts(tables)]).rstrip() + "\n"
+        width = settings.terminal_width
+        parts = [attempts_rendering.as_text(table, width, run_url) for table in attempts_tables]
+        parts.append(tables.paragraph(missing, width))
+    return "\n".join(parts).rstrip() + "\n"
 
 
 if __name__ == "__main__":

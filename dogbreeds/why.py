@@ -8,6 +8,7 @@ Runs that have finished are taken from MLflow.
 import logging
 import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
+from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
-from dogbreeds.evaluation.ablation import Cell, cells, effects, report
+from dogbreeds.evaluation.ablation import Cell, cells
 from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
+from dogbreeds.reports.ablation_report import AblationReport
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, RunOrigin
 from dogbreeds.training.phase import LrRange
@@ -55,13 +58,14 @@ def task(config: DictConfig) -> None:
     )
     run_id = Sweep.open(tracking, origin)
     accuracies, verdicts = _measure(tracking, factors, seeds, typed, choices, folder)
-    text = report(factors, accuracies, verdicts)
-    print(f"\n{text}")
+    report = AblationReport(factors, accuracies, verdicts)
+    width = console.terminal_width(sys.stdout)
+    print(f"\n{report.as_markdown() if width is None else report.as_text(width)}")
     metrics = {
         f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.factor.split('=')[0])}": statistics.mean(effect.explains)
-        for effect in effects(factors, accuracies)
+        for effect in report.effects
     }
-    tracking.add_text(run_id, "why.md", text, metrics)
+    tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
 
 
 def _check(mode: RunMode | None, run: Run) -> Mlflow:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dogbreeds import cache as cache_command
 from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
@@ -130,3 +131,19 @@ def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_pa
     assert listed[-1] == f"2 cached arrays (1 unfinished), 0.00 of at most 50 GB, in {place}"
     assert fresh_command("cache", "clear=true").stdout == f"2 cached arrays removed from {place}\n"
     assert [path.name for path in place.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_cache_command_fits_a_terminal(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def produce(rows: np.ndarray, start: int, notes: dict):
+        yield len(rows)
+
+    identity = {"size": 64, "resize": "pad", "dtype": "float16"}
+    FeatureCache(tmp_path / "cache", 10**9).get_or_compute("features", identity, (10, 3), "float16", produce)
+    monkeypatch.setattr("dogbreeds.cache.console.terminal_width", lambda stream: width)
+    cache_command._list(FeatureCache(tmp_path / "cache", 10**9))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert all(word in printed for word in ("features-", "0.0 MB", "64 px,", "float16", "1 cached arrays, "))

@@ -17,6 +17,7 @@ from dogbreeds.data.sample import sample_folder, sample_split
 from dogbreeds.export import Settings
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.classifier import load
+from dogbreeds.inference.exporter import ExportedFormat, ParityCheck
 from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 
@@ -134,6 +135,19 @@ def test_a_format_with_other_probabilities_is_removed_and_reported(
     assert "0.0001 is allowed" in message
     assert "Type formats=[…]" in message
     exporter.require_agreement(formats[:1])
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, None])
+def test_parity_table_fits_the_terminal(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.console, "terminal_width", lambda stream: width)
+    formats = [ExportedFormat(name, 123_456_789, ParityCheck(3e-4, 1_200, 1_200)) for name in export_formats.FORMATS]
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", export._parity_table(formats)).splitlines()
+    assert max(map(len, lines)) <= (width or 120)
+    if width is None or width >= 80:
+        # Headings, a rule, and one line per format.
+        assert [line.split()[0] for line in lines[2:]] == list(export_formats.FORMATS)
+        assert all("1,200 of 1,200" in line for line in lines[2:])
+    assert any("model.float16.tflite" in line for line in lines) == (width is None or width >= 90)
 
 
 def artifacts(home: Path, run: str) -> Path:

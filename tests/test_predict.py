@@ -24,13 +24,14 @@ from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.inference.classifier import Classifier, load
 from dogbreeds.inference.grad_cam import OverlayWriter
 from dogbreeds.inference.image_sources import NamedImage
-from dogbreeds.inference.predictions import Csv, JsonLines, Prediction, Table, fitted
+from dogbreeds.inference.predictions import Csv, JsonLines, Prediction
 from dogbreeds.inference.predictor import inference_function, predict_images
 from dogbreeds.models.head import Linear
 from dogbreeds.models.model import Miniature
 from dogbreeds.models.network import assemble
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Nothing
+from dogbreeds.reports.predictions_table import PredictionsTable
 from tests.process_output import wait_until
 from tests.tiers import tiered
 
@@ -203,9 +204,9 @@ def test_csv_has_the_same_columns_in_every_row(overlays: bool) -> None:
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
-@pytest.mark.parametrize("coloured", [False, True])
-def test_table_fits_the_width_of_the_terminal(width: int, coloured: bool) -> None:
-    formatter = Table(NAMES, 2, width, coloured)
+@pytest.mark.parametrize("styled", [False, True])
+def test_table_fits_the_width_of_the_terminal(width: int, styled: bool) -> None:
+    formatter = PredictionsTable(NAMES, 2, width, styled)
     lines = [re.sub(r"\x1b\[\d+m", "", formatter(prediction)) for prediction in PREDICTIONS]
     # Errors are printed to standard error instead.
     assert lines[2] == ""
@@ -214,22 +215,20 @@ def test_table_fits_the_width_of_the_terminal(width: int, coloured: bool) -> Non
     assert lines[0].startswith("photos/a.jpg" if width >= 40 else "ph")
     assert ("Chihuahua" in lines[0]) == (width >= 40)
     assert (" 5.0 %" in lines[0]) == (width >= 80)
-    assert ("\x1b[" in formatter(PREDICTIONS[0])) == coloured
+    assert ("\x1b[" in formatter(PREDICTIONS[0])) == styled
 
 
 def test_table_shortens_nothing_outside_a_terminal() -> None:
     long = Prediction("a" * 200, PREDICTIONS[0].top)
     assert (
-        Table(NAMES, 2, None, False)(long)
+        PredictionsTable(NAMES, 2, None, False)(long)
         == f"{'a' * 200}  Chihuahua               {' 93.1 %'}  {NAMES[1].ljust(23)}   5.0 %\n"
     )
 
 
-def test_fitted_pads_a_text_or_shortens_its_middle() -> None:
-    assert fitted("photos/summer/dog.jpg", 11) == "photo…g.jpg"[:5] + "…" + "g.jpg"
-    assert fitted("short", 8) == "short   "
-    for width in range(1, 12):
-        assert cell_len(fitted("犬の写真です.jpg", width)) == width
+def test_table_escapes_control_characters_in_names() -> None:
+    line = PredictionsTable(("a\x1b[2Jb", "c"), 1, None, False)(Prediction("x\ny.jpg", (("a\x1b[2Jb", 0.5),)))
+    assert line.split() == [r"x\ny.jpg", r"a\x1b[2Jb", "50.0", "%"]
 
 
 # --- the command ------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import evaluate
-from dogbreeds.reports.evaluation_report import FILES, EvaluationReport
+from dogbreeds.reports.evaluation_report import FILES, EvaluationReport, scores_text
 from dogbreeds.reports.figures import confusion_matrix
 
 NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
@@ -49,6 +49,15 @@ def test_report_without_mistakes_has_no_contact_sheet_and_tables_with_headers(tm
     assert "None: all images were classified correctly." in page
     assert "mistakes" not in page
     assert list(csv.reader((tmp_path / "confusions.csv").open())) == [["first", "second", "there", "back"]]
+
+
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_scores_fit_the_terminal_and_have_a_line_each_elsewhere(width: int | None) -> None:
+    evaluation = report(np.array([0, 1, 2, 0] * 9), np.array([1, 1, 2, 2] * 9)).evaluation
+    lines = scores_text(evaluation, width).splitlines()
+    assert max(map(len, lines)) <= (width or 80)
+    assert lines[0].split() == ["accuracy", "50.0", "%", "34.5–65.5", "n", "=", "36"]
+    assert len(lines) == 7 or width == 40
 
 
 @pytest.mark.filterwarnings("error")

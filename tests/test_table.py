@@ -11,6 +11,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.reports.attempts_rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.reports.attempts_table import build_tables, missing_attempts
+from dogbreeds.table import Settings, _render
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
@@ -252,7 +253,7 @@ def test_renderings_link_the_run_of_each_seed() -> None:
         == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
     )
     page = as_html([table], run_url)
-    assert [re.findall(r'<td class=run><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
+    assert [re.findall(r'<td class="run"><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
         [(rows[2]["links"].split()[0], "frozen-1", rows[2]["links"].split()[1], "frozen-0")]
     ]
     lines = as_text(table, None, run_url).splitlines()
@@ -263,11 +264,28 @@ def test_text_and_legend_shorten_a_run_s_name_of_overrides() -> None:
     named = replace(record("frozen"), name="effnetb0 frozen data.root=/somewhere/else/photos optimizer.lr=0.001")
     named.tags.pop("choice.attempt")
     (table,) = build_tables([named], history, all_runs=True)
-    names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 80, run_url)).splitlines()]
+    names = [line[1:15].strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", as_text(table, 65, run_url)).splitlines()]
     start = names.index("effnetb0")
     # In the legend of the learning curves.
     assert "effnetb0 frozen … e/else/photos optimizer.lr=0.001: best 91.9 %" in as_html([table], run_url)
     assert names[start : start + 6] == ["effnetb0", "frozen", "data.root=…/p", "hotos", "optimizer.lr=", "0.001"]
+
+
+@pytest.mark.parametrize(("width", "root"), [(200, "…/photos"), (None, "/somewhere/else/photos")])
+def test_text_does_not_wrap_a_run_s_name_where_there_is_room(width: int | None, root: str) -> None:
+    named = replace(record("frozen"), name="effnetb0 frozen data.root=/somewhere/else/photos optimizer.lr=0.001")
+    named.tags.pop("choice.attempt")
+    (table,) = build_tables([named], history, all_runs=True)
+    assert f" effnetb0 frozen data.root={root} optimizer.lr=0.001  frozen  raw " in as_text(table, width, run_url)
+
+
+@pytest.mark.parametrize("width", [60, 80, 150])
+def test_all_lines_of_the_command_fit_the_terminal(table, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dogbreeds.reports.output.terminal_width", lambda stream: width)
+    settings = Settings(runs="newest", ui="http://x", format="text", output=None)
+    text = re.sub(r"\x1b\[[0-9;]*m|\x1b\]8;[^\x1b]*\x1b\\", "", _render([table], settings, run_url))
+    assert max(map(len, text.splitlines())) <= width
+    assert missing_attempts([table]) == " ".join(text.split("\n\n")[-1].split())
 
 
 @pytest.mark.parametrize(

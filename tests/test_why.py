@@ -1,9 +1,12 @@
 """Command `python -m dogbreeds.why`: the ablation's arithmetic, its runs, and its errors."""
 
+import re
+
 import pytest
 
-from dogbreeds.evaluation.ablation import cells, conclusion, effects, interval, report
+from dogbreeds.evaluation.ablation import cells, effects, interval
 from dogbreeds.experiments.ablation_runs import parent_overrides, replace_overrides
+from dogbreeds.reports.ablation_report import AblationReport, conclusion
 
 LR, HEAD = "optimizer.lr=1e-3", "head=linear"
 NONE, BOTH = frozenset(), frozenset({LR, HEAD})
@@ -78,10 +81,24 @@ def test_conclusion_names_the_pattern_of_the_effects(values, beginning: str) -> 
 def test_report_lists_each_cell_and_each_factor() -> None:
     values = measured([0.354, 0.466], [0.919, 0.925], [0.906, 0.918], [0.932, 0.933])
     verdicts = {cell: ["learned", "learned"] for cell in values} | {NONE: ["collapsed", "never_learned"]}
-    text = report([LR, HEAD], values, verdicts)
+    text = AblationReport([LR, HEAD], values, verdicts).as_markdown()
     assert "| nothing | 35.4 46.6 | collapsed (1), never learned (1) |" in text
     assert "| optimizer.lr=1e-3 head=linear | 93.2 93.3 | learned (2) |" in text
     assert "| optimizer.lr=1e-3 | +26.6 (" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 150])
+def test_report_fits_a_terminal(width: int) -> None:
+    factors = ["unfreeze.layers=20", LR, "unfreeze.batchnorm=frozen"]
+    accuracies = {cell: [0.5 + 0.1 * len(cell), 0.6 + 0.1 * len(cell)] for cell in cells(factors)}
+    verdicts = {cell: ["collapsed", "no_better_than_frozen"] for cell in accuracies}
+    text = re.sub(r"\x1b\[[0-9;]*m", "", AblationReport(factors, accuracies, verdicts).as_text(width))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert len([line for line in lines if line.startswith(" unfreeze.batchnorm=frozen ")]) >= (2 if width >= 60 else 0)
+    assert "  60.0 70.0  " in text
+    assert "interaction" in text or width == 40
+    assert "+30.0" in text
 
 
 def test_replace_overrides_replaces_overrides_of_the_same_key() -> None:

@@ -7,10 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import TextIO
 
 log = logging.getLogger(__name__)
 
@@ -128,21 +125,3 @@ def quiet_stderr() -> Iterator[None]:
 def terminal_width(stream: TextIO) -> int | None:
     """Return the columns of the terminal that a stream writes to, or None if it writes elsewhere."""
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
-
-
-def make_console(file: TextIO, width: int | None, default_width: int) -> "Console":
-    """Create a rich console that lays out text.
-
-    Args:
-        file: where the text is written.
-        width: columns of the terminal; None where the output goes elsewhere, which also disables colours.
-        default_width: columns if `width` is None.
-    """
-    from rich.console import Console
-
-    return Console(
-        file=file,
-        width=width or default_width,
-        force_terminal=width is not None,
-        no_color="NO_COLOR" in os.environ or width is None,
-    )

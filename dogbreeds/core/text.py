@@ -12,7 +12,12 @@ def printable(name: str) -> str:
 
     Different names stay different, because backslashes are doubled.
     """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), name.replace("\\", "\\\\"))
+    return visible(name.replace("\\", "\\\\"))
+
+
+def visible(text: str) -> str:
+    """Escape unprintable characters for display, such as a terminal's control characters in the name of a run."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def digest(content: bytes) -> str:

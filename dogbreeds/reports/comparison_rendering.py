@@ -1,27 +1,22 @@
 """Rendering of a run comparison as text, Markdown, CSV and a self-contained HTML page."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
-from dogbreeds.core import console
+from dogbreeds.core.text import visible
 from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
-from dogbreeds.reports import output
+from dogbreeds.reports import pages, tables
 from dogbreeds.reports.figures import escape_mathtext
-from dogbreeds.reports.html import cell, link, page, svg, table
 from dogbreeds.reports.run_comparison import RunComparison
+from dogbreeds.reports.tables import Column
 from dogbreeds.tracking.records import Record, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.console import RenderableType
-    from rich.table import Table
 
 # Returns the URL of a run's page in MLflow.
 RunUrl = Callable[[Record], str]
@@ -44,10 +39,10 @@ _CSV_COLUMNS = (
 )
 # A terminal of this width has room for all of `_CLASS_COLUMNS`.
 _MIN_WIDTH_ALL_COLUMNS = 80
-# Width of a text that is written elsewhere than to a terminal.
-_FILE_WIDTH = 120
+# Least width of a column whose cells may be wrapped.
+_MIN_COLUMN_WIDTH = 12
 _BETTER_COLOUR, _WORSE_COLOUR, _EQUAL_COLOUR = "#1f5fa8", "#b3541e", "#8a8a8a"
-_SETTINGS_TITLE, _NO_SETTINGS = "Settings that differ", "No settings differ."
+_NO_SETTINGS = "No settings differ."
 
 
 def as_text(comparison: RunComparison, width: int | None, run_url: RunUrl) -> str:
@@ -58,44 +53,39 @@ def as_text(comparison: RunComparison, width: int | None, run_url: RunUrl) -> st
         width: the terminal's width in columns; None if the text goes elsewhere.
         run_url: returns the URL of a run's page.
     """
+
+    def paragraph(text: str, style: str = "") -> str:
+        return tables.paragraph(text, width, style)
+
     settings = comparison.setting_differences
-    most_changed = comparison.most_changed
-    with io.StringIO() as file:
-        terminal = console.make_console(file, width, _FILE_WIDTH)
-
-        def add(text: "RenderableType", style: str = "") -> None:
-            terminal.print(text, style=style, markup=False, highlight=False)
-
-        add(comparison.images_note)
-        add(_runs_grid(comparison, run_url))
-        add("")
-        add(comparison.conclusion, "bold")
-        for caveat in comparison.caveats:
-            add(caveat, "dim")
-        add("")
-        add(_text_grid(_SETTING_COLUMNS, settings, _SETTINGS_TITLE) if settings else _NO_SETTINGS)
-        add(comparison.class_summary)
-        if most_changed:
-            columns = _CLASS_COLUMNS if (width or _FILE_WIDTH) >= _MIN_WIDTH_ALL_COLUMNS else _NARROW_CLASS_COLUMNS
-            add("")
-            add(_text_grid(columns, _class_rows(most_changed, columns), "Most changed classes"))
-        for note in comparison.confusion_notes:
-            add(note)
-        return file.getvalue()
+    parts = [
+        paragraph(comparison.images_note),
+        _runs_text(comparison, width, run_url),
+        "\n",
+        paragraph(comparison.conclusion, "bold"),
+        *(paragraph(caveat, "dim") for caveat in comparison.caveats),
+        "\n",
+    ]
+    if settings:
+        columns = [Column(heading, min_width=_MIN_COLUMN_WIDTH) for heading in _SETTING_COLUMNS]
+        parts += [paragraph("Settings that differ", "bold"), tables.text_table(columns, settings, width)]
+    else:
+        parts.append(paragraph(_NO_SETTINGS))
+    parts.append(paragraph(comparison.class_summary))
+    if comparison.most_changed:
+        parts += ["\n", paragraph("Most changed classes", "bold"), _classes_text(comparison.most_changed, width)]
+    return "".join([*parts, *map(paragraph, comparison.confusion_notes)])
 
 
-def _runs_grid(comparison: RunComparison, run_url: RunUrl) -> "Table":
-    from rich.style import Style
-    from rich.table import Table
+def _runs_text(comparison: RunComparison, width: int | None, run_url: RunUrl) -> str:
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    rows: list[tuple[str, tables.Cell]] = []
     for key, record, accuracy in _runs(comparison):
-        run_id = (short(record.run_id), Style(link=run_url(record)))
-        name = (f"\n{record.name}", "dim")
-        grid.add_row(key, Text.assemble("run ", run_id, f": {accuracy}", name, overflow="fold"))
-    grid.add_row("change", str(comparison.paired.pair))
-    return grid
+        run_id = tables.linked(short(record.run_id), run_url(record))
+        rows.append((key, Text.assemble("run ", run_id, f": {accuracy}\n", (visible(record.name), "dim"))))
+    rows.append(("change", str(comparison.paired.pair)))
+    return tables.text_table([Column(), Column(min_width=_MIN_COLUMN_WIDTH)], rows, width)
 
 
 def _runs(comparison: RunComparison) -> list[tuple[str, Record, Proportion]]:
@@ -104,20 +94,11 @@ def _runs(comparison: RunComparison) -> list[tuple[str, Record, Proportion]]:
     return [("first", comparison.first, before), ("second", comparison.second, after)]
 
 
-def _text_grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in headings:
-        numeric = heading in _CLASS_COLUMNS[1:]
-        grid.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    return grid
+def _classes_text(changes: Sequence[Change], width: int | None) -> str:
+    has_room = width is None or width >= _MIN_WIDTH_ALL_COLUMNS
+    headings = _CLASS_COLUMNS if has_room else _NARROW_CLASS_COLUMNS
+    columns = [Column(headings[0], min_width=_MIN_COLUMN_WIDTH), *(Column(name, numeric=True) for name in headings[1:])]
+    return tables.text_table(columns, _class_rows(changes, headings), width)
 
 
 def _class_rows(changes: Sequence[Change], columns: Sequence[str] = _CLASS_COLUMNS) -> list[list[str]]:
@@ -150,95 +131,49 @@ def as_markdown(comparison: RunComparison, run_url: RunUrl) -> str:
         comparison.images_note,
         "\n".join([*runs, f"- change: {comparison.paired.pair}"]),
         *comparison.caveats,
-        _markdown_table(_SETTING_COLUMNS, settings) if settings else _NO_SETTINGS,
+        tables.markdown_table(_SETTING_COLUMNS, settings) if settings else _NO_SETTINGS,
         comparison.class_summary,
     ]
     if most_changed:
-        parts.append(_markdown_table(_CLASS_COLUMNS, _class_rows(most_changed)))
+        parts.append(tables.markdown_table(_CLASS_COLUMNS, _class_rows(most_changed)))
     return "\n\n".join([*parts, *comparison.confusion_notes]) + "\n"
-
-
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(map(output.markdown_row, (headings, ["---"] * len(headings), *rows)))
 
 
 def as_csv(comparison: RunComparison) -> str:
     """Render the changes of all classes as CSV, most changed first."""
-    with io.StringIO() as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_CSV_COLUMNS)
-        for change in comparison.paired.changes:
-            writer.writerow(
-                [
-                    comparison.first.run_id,
-                    comparison.second.run_id,
-                    comparison.paired.split,
-                    display_name(change.name),
-                    change.pair.n,
-                    change.before,
-                    change.after,
-                    change.pair.gained,
-                    change.pair.lost,
-                    f"{change.pair.p_value:.6g}",
-                    f"{change.adjusted_p:.6g}",
-                ]
-            )
-        return file.getvalue()
+    rows = [
+        [
+            comparison.first.run_id,
+            comparison.second.run_id,
+            comparison.paired.split,
+            display_name(change.name),
+            change.pair.n,
+            change.before,
+            change.after,
+            change.pair.gained,
+            change.pair.lost,
+            f"{change.pair.p_value:.6g}",
+            f"{change.adjusted_p:.6g}",
+        ]
+        for change in comparison.paired.changes
+    ]
+    return tables.csv_table(_CSV_COLUMNS, rows)
 
 
 def as_html(comparison: RunComparison, run_url: RunUrl) -> str:
     """Render the comparison as one self-contained page, with a figure and all classes."""
-    runs = (
-        [
-            cell(key),
-            cell(link(short(record.run_id), run_url(record)), "run"),
-            cell(escape(record.name), "attempt"),
-            cell(escape(str(accuracy)), "result"),
-        ]
-        for key, record, accuracy in _runs(comparison)
+    return pages.render(
+        "comparison",
+        title=f"run {short(comparison.second.run_id)} compared with run {short(comparison.first.run_id)}",
+        comparison=comparison,
+        runs=[
+            (key, short(record.run_id), run_url(record), record.name, str(accuracy))
+            for key, record, accuracy in _runs(comparison)
+        ],
+        changes=class_changes(comparison) if comparison.most_changed else None,
+        class_headings=_CLASS_COLUMNS,
+        classes=_class_rows(comparison.paired.changes),
     )
-    parts = [
-        f"<p><b>{escape(comparison.conclusion)}</b></p>",
-        _paragraph(comparison.images_note),
-        table(("", "run", "attempt", "accuracy"), runs),
-        _paragraph(f"{comparison.paired.pair}."),
-        *map(_paragraph, comparison.caveats),
-        f"<h2>{_SETTINGS_TITLE}</h2>",
-        _settings_html(comparison),
-        "<h2>Classes</h2>",
-        _paragraph(comparison.class_summary),
-        _figure_html(comparison),
-        *map(_paragraph, comparison.confusion_notes),
-        _classes_html(comparison),
-    ]
-    title = f"run {short(comparison.second.run_id)} compared with run {short(comparison.first.run_id)}"
-    return page(title, "".join(parts))
-
-
-def _settings_html(comparison: RunComparison) -> str:
-    differences = comparison.setting_differences
-    if not differences:
-        return _paragraph(_NO_SETTINGS)
-    return table(_SETTING_COLUMNS, ([cell(escape(text)) for text in row] for row in differences))
-
-
-def _figure_html(comparison: RunComparison) -> str:
-    if not comparison.most_changed:
-        return ""
-    return f"<figure>{svg(class_changes(comparison), 'correct images of each class before and after')}</figure>"
-
-
-def _classes_html(comparison: RunComparison) -> str:
-    css_classes = ("", *["number"] * (len(_CLASS_COLUMNS) - 1))
-    rows = (
-        [cell(escape(text), css_class) for text, css_class in zip(row, css_classes, strict=True)]
-        for row in _class_rows(comparison.paired.changes)
-    )
-    return table(_CLASS_COLUMNS, rows)
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
 
 
 def class_changes(comparison: RunComparison) -> "Figure":

@@ -1,11 +1,9 @@
 """Evaluation report: a self-contained HTML page, its figures, and tables as CSV and JSON."""
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +15,8 @@ from dogbreeds.evaluation.metrics import Proportion, probabilities
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import Evaluation, Measure
 from dogbreeds.evaluation.verdict import PAIRED_LEVEL
-from dogbreeds.reports import figures, html
+from dogbreeds.reports import figures, pages, tables
+from dogbreeds.reports.tables import Column
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,78 +133,25 @@ class EvaluationReport:
         ]
 
     def _page(self, folder: Path, drawn: "Mapping[str, Figure]") -> str:
-        sections = [
-            *(f"<p>{escape(sentence)}</p>" for sentence in self.about),
-            *self._scores_section(),
-            *self._calibration_section(drawn["reliability.png"]),
-            *self._confusions_section(drawn["confusion.png"]),
-            *self._mistakes_section(folder / "mistakes.jpg"),
-            "<h2>Results by class, worst first</h2>",
-            html.table(_CLASS_HEADINGS, map(_class_cells, self.evaluation.classes)),
-            "<h2>Provenance</h2>",
-            html.table(
-                ("", ""), ((html.cell(escape(name)), html.cell(escape(text))) for name, text in self.facts.items())
-            ),
-        ]
-        return html.page(self.title, "\n".join(sections))
-
-    def _scores_section(self) -> list[str]:
-        rows = (
-            [html.cell(escape(row.name)), *(html.cell(text, "number") for text in (row.value, row.interval, row.n))]
-            for row in score_rows(self.evaluation)
-        )
-        section = ["<h2>Scores</h2>", html.table(("measure", "value", "95 % interval", "n"), rows)]
-        if self.evaluation.augmented is not None:
-            section += ["<h2>Test-time augmentation</h2>", f"<p>{escape(tta_summary(self.evaluation))}</p>"]
-        return section
-
-    def _calibration_section(self, diagram: "Figure") -> list[str]:
-        return [
-            "<h2>Calibration</h2>",
-            f"<p>{escape(self.evaluation.calibration.description)} {_DIAGRAM_LEGEND}</p>",
-            f"<figure>{html.svg(diagram, 'accuracy over confidence, before and after scaling')}</figure>",
-        ]
-
-    def _confusions_section(self, matrix: "Figure") -> list[str]:
-        return [
-            "<h2>Confused classes</h2>",
-            self._confusions_table(),
-            f"<figure>{html.svg(matrix, 'confusion matrix')}</figure>",
-        ]
-
-    def _confusions_table(self) -> str:
         confusions = self.evaluation.confusions[:_MAX_CONFUSIONS]
-        if not confusions:
-            return "<p>None: all images were classified correctly.</p>"
-        rows = (
-            [
-                html.cell(escape(display_name(confusion.first))),
-                html.cell(escape(display_name(confusion.second))),
-                html.cell(str(confusion.there), "number"),
-                html.cell(str(confusion.back), "number"),
-            ]
-            for confusion in confusions
+        return pages.render(
+            "evaluation",
+            title=self.title,
+            about=self.about,
+            scores=score_rows(self.evaluation),
+            augmentation=tta_summary(self.evaluation),
+            calibration=self.evaluation.calibration.description,
+            reliability_diagram=drawn["reliability.png"],
+            confusions=[
+                (display_name(each.first), display_name(each.second), str(each.there), str(each.back))
+                for each in confusions
+            ],
+            confusion_matrix=drawn["confusion.png"],
+            mistakes="; ".join(f"{mistake.label} predicted as {mistake.predicted}" for mistake in self.mistakes),
+            contact_sheet=(folder / "mistakes.jpg").read_bytes() if self.mistakes else b"",
+            classes=[_class_cells(score) for score in self.evaluation.classes],
+            facts=self.facts,
         )
-        return html.table(("class", "predicted as", "images", "the reverse"), rows)
-
-    def _mistakes_section(self, file: Path) -> list[str]:
-        if not self.mistakes:
-            return []
-        alt = "; ".join(f"{mistake.label} predicted as {mistake.predicted}" for mistake in self.mistakes)
-        return [
-            "<h2>Most confident mistakes</h2>",
-            f"<p>{_SHEET_LEGEND}</p><figure>{html.image(file.read_bytes(), 'jpeg', alt)}</figure>",
-        ]
-
-
-_CLASS_HEADINGS = ("class", "recall", "correct", "95 % interval", "precision", "F1", "most often mistaken for")
-_DIAGRAM_LEGEND = (
-    "Each dot stands for images of similar confidence. The line through it is the 95 % interval of their accuracy, the"
-    " red bar the gap between confidence and accuracy. A perfectly calibrated network follows the dashed line."
-)
-_SHEET_LEGEND = (
-    "Red: the predicted class and its probability. Green: the label. Some of these mistakes may be wrong labels."
-)
 
 
 class ScoreRow(NamedTuple):
@@ -280,25 +226,32 @@ def tta_summary(evaluation: Evaluation) -> str:
     )
 
 
+def scores_text(evaluation: Evaluation, width: int | None) -> str:
+    """Render the scores as a text table.
+
+    Args:
+        evaluation: the scores.
+        width: the terminal's width in columns; None if the text goes elsewhere.
+    """
+    columns = [Column(min_width=12), Column(numeric=True), Column(numeric=True), Column()]
+    rows = [(row.name, row.value, row.interval, f"n = {row.n}") for row in score_rows(evaluation)]
+    return tables.text_table(columns, rows, width)
+
+
 def _class_cells(score: ClassScore) -> list[str]:
     low, high = score.correct.interval
-    numbers = (
+    return [
+        display_name(score.name),
         f"{100 * score.correct.value:.0f} %",
         f"{score.correct.correct} of {score.correct.n}",
         f"{100 * low:.0f}–{100 * high:.0f}",
         f"{100 * score.precision:.0f} %" if not math.isnan(score.precision) else "–",
         f"{100 * score.f1:.0f} %",
-    )
-    return [
-        html.cell(escape(display_name(score.name))),
-        *(html.cell(number, "number") for number in numbers),
-        html.cell(escape(f"{display_name(score.mistaken_for)} ({score.mistaken_n})" if score.mistaken_n else "–")),
+        f"{display_name(score.mistaken_for)} ({score.mistaken_n})" if score.mistaken_n else "–",
     ]
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] = ()) -> None:
     """Write rows by column name; `columns` names the columns where there may be no row."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    headings = columns or list(rows[0])
+    path.write_text(tables.csv_table(headings, (row.values() for row in rows)), encoding="utf-8")

@@ -1,7 +1,6 @@
 """Output of a command's result: to the terminal or into a file, in one of four formats."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +45,3 @@ class Output(Spec):
             stream.write(result)
         if path is not None:
             print(Path(path).expanduser())
-
-
-def markdown_row(cells: Sequence[str]) -> str:
-    """Format one row of a Markdown table."""
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
