@@ -30,6 +30,9 @@ from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
 
+# Within a list, Hydra accepts an = between quotes only.
+_EXAMPLE = "\"why.put_back=['optimizer.lr=1e-3']\""
+
 
 @hydra.main(version_base="1.3", config_path=str(home() / "conf"), config_name="why")
 def task(config: DictConfig) -> None:
@@ -114,14 +117,11 @@ def _factors(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
         received = f"attempt={attempt} has no reference in conf/why.yaml" if attempt else "No attempt was named"
         raise UserError(
             f"{received}. It must be one of {', '.join(config.why.references)}, or the settings to revert must be"
-            " listed. Type attempt=finetune_50, or 'why.put_back=[optimizer.lr=1e-3]', for example."
+            f" listed. Type attempt=finetune_50, or {_EXAMPLE}, for example."
         )
     factors = list(reverts) if OmegaConf.is_list(reverts) else []
     if not factors or not all(isinstance(factor, str) and "=" in factor for factor in factors):
-        raise UserError(
-            f"why.put_back was {reverts}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for"
-            " example."
-        )
+        raise UserError(f"why.put_back was {reverts}. It must be a list of settings. Type {_EXAMPLE}, for example.")
     return tuple(factors)
 
 

@@ -1,9 +1,14 @@
 """Command `python -m dogbreeds.why`: the ablation's arithmetic, its runs, and its errors."""
 
+import shlex
+
 import pytest
 
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.ablation import cells, conclusion, effects, interval, report
 from dogbreeds.experiments.ablation_runs import parent_overrides, replace_overrides
+from dogbreeds.experiments.compose import compose_config
+from dogbreeds.why import _factors
 
 LR, HEAD = "optimizer.lr=1e-3", "head=linear"
 NONE, BOTH = frozenset(), frozenset({LR, HEAD})
@@ -148,3 +153,11 @@ def test_why_rejects_settings_that_it_cannot_explain(command, arguments: list[st
     done = command("why", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("overrides", [[], ["why.put_back=[]"]])
+def test_setting_that_the_error_says_to_type_composes(overrides: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        _factors(compose_config("why", overrides), None)
+    (typed,) = [word for word in shlex.split(str(error.value).split("Type ")[1]) if word.startswith("why.put_back=")]
+    assert _factors(compose_config("why", [typed.rstrip(",")]), None) == ("optimizer.lr=1e-3",)
