@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 OLDEST ?= $(lastword python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 PORT ?= 5000
+DOCS_PORT ?= 8000
 HOST ?= 127.0.0.1
 ARTIFACTS ?= $(CURDIR)/mlruns/server
 SEEDS ?= 0
@@ -17,7 +18,7 @@ ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
+.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain docs docs-serve clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,5 +95,11 @@ clear: setup ## remove what is kept on disk and not in use
 pretrain: setup ## draw and pretrain the miniature's backbone again, about half an hour
 	$(BIN)/python -m dogbreeds.pretrain
 
-clean: ## remove caches of tools; runs and kept features stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache dist
+docs: setup ## build the documentation site into docs/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+docs-serve: setup ## serve the documentation site on port 8000 of this machine, or DOCS_PORT, and rebuild it when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/mkdocs.yml --dev-addr 127.0.0.1:$(DOCS_PORT)
+
+clean: ## remove caches of tools, and the built site; runs and kept features stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist docs/site
