@@ -7,6 +7,7 @@ CONSTRAINTS := .ci/constraints.txt
 OLDEST ?= $(lastword python3.11 $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 PORT ?= 5000
+DOCS_PORT ?= 8000
 HOST ?= 127.0.0.1
 ARTIFACTS ?= $(CURDIR)/mlruns/server
 SEEDS ?= 0
@@ -22,7 +23,7 @@ SETTINGS := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT
 comma := ,
 space := $() $()
 # Extras of pyproject.toml; dev contains all others.
-KNOWN_EXTRAS := joblib ray submitit search server export dev
+KNOWN_EXTRAS := joblib ray submitit search server export docs dev
 EXTRAS ?=
 # The launcher submitit_slurm is in the extra submitit.
 WANTED := $(subst $(comma), ,$(EXTRAS)) \
@@ -39,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain clean
+.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -126,5 +127,14 @@ clear: setup ## empty the feature cache, except for arrays in use
 pretrain: setup ## pretrain the miniature's backbone on drawn dogs again; about half an hour
 	$(BIN)/python -m dogbreeds.pretrain
 
-clean: ## remove the caches of pytest, mypy and ruff, and dist/; runs and cached features stay
-	rm -rf .pytest_cache .mypy_cache .ruff_cache dist
+docs-extra:
+	@$(MAKE) --no-print-directory setup EXTRAS=docs
+
+docs: docs-extra ## build the documentation site into docs/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+
+docs-serve: docs-extra ## serve the documentation site on port 8000, or DOCS_PORT=, and rebuild it when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --config-file docs/mkdocs.yml --dev-addr 127.0.0.1:$(DOCS_PORT)
+
+clean: ## remove the caches of pytest, mypy and ruff, dist/ and the built site; runs and cached features stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache dist docs/site

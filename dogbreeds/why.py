@@ -33,6 +33,9 @@ from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
 
+# Within a list, Hydra accepts an = between quotes only.
+_EXAMPLE = "\"why.reverts=['optimizer.lr=1e-3']\""
+
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="why")
 def task(config: DictConfig) -> None:
@@ -112,21 +115,18 @@ def _measure(
 
 def _factors(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
     """Return the overrides that revert each factor: those that were typed, else those of the attempt's reference."""
-    reverts = config.why.put_back
+    reverts = config.why.reverts
     if reverts is None and attempt is not None:
         reverts = config.why.references.get(attempt)
     if reverts is None:
         received = f"attempt={attempt} has no reference in conf/why.yaml" if attempt else "No attempt was named"
         raise UserError(
             f"{received}. It must be one of {', '.join(config.why.references)}, or the settings to revert must be"
-            " listed. Type attempt=finetune_50, or 'why.put_back=[optimizer.lr=1e-3]', for example."
+            f" listed. Type attempt=finetune_50, or {_EXAMPLE}, for example."
         )
     factors = list(reverts) if OmegaConf.is_list(reverts) else []
     if not factors or not all(isinstance(factor, str) and "=" in factor for factor in factors):
-        raise UserError(
-            f"why.put_back was {reverts}. It must be a list of settings. Type 'why.put_back=[optimizer.lr=1e-3]', for"
-            " example."
-        )
+        raise UserError(f"why.reverts was {reverts}. It must be a list of settings. Type {_EXAMPLE}, for example.")
     return tuple(factors)
 
 

@@ -106,7 +106,10 @@ def test_compare_command_on_recorded_runs(command, tmp_path: Path) -> None:
                 f" {short(fewer)}"
             ),
         ),
-        ([f"first={fewer}", f"second={learned}"], "first has 10 classes and second 20. Both must have the same classes."),
+        (
+            [f"first={fewer}", f"second={learned}"],
+            "first has 10 classes and second 20. Both must have the same classes.",
+        ),
         (["first=latest", "second=latest", "output=/proc/none/x"], "cannot be written"),
         (["first=latest", "secnd=latest"], "secnd is not a setting. Similar settings are first, second"),
     ):

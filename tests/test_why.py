@@ -1,12 +1,16 @@
 """Command `python -m dogbreeds.why`: the ablation's arithmetic, its runs, and its errors."""
 
 import re
+import shlex
 
 import pytest
 
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.ablation import cells, effects, interval
 from dogbreeds.experiments.ablation_runs import parent_overrides, replace_overrides
+from dogbreeds.experiments.compose import compose_config
 from dogbreeds.reports.ablation_report import AblationReport, conclusion
+from dogbreeds.why import _factors
 
 LR, HEAD = "optimizer.lr=1e-3", "head=linear"
 NONE, BOTH = frozenset(), frozenset({LR, HEAD})
@@ -157,7 +161,7 @@ def test_why_runs_every_cell_once_and_skips_finished_ones(command) -> None:
             "why.seeds was [0, 0]. It must be a list of different whole numbers",
         ),
         (["attempt=lr_collapse", "phase=lr_range"], "phase=lr_range was given."),
-        (["attempt=lr_collapse", "why.put_back=[]"], "why.put_back was []. It must be a list of settings."),
+        (["attempt=lr_collapse", "why.reverts=[]"], "why.reverts was []. It must be a list of settings."),
         (["attempt=lr_collapse", "tracking=none"], "tracking=none was given."),
     ],
 )
@@ -165,3 +169,11 @@ def test_why_rejects_settings_that_it_cannot_explain(command, arguments: list[st
     done = command("why", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("overrides", [[], ["why.reverts=[]"]])
+def test_setting_that_the_error_says_to_type_composes(overrides: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        _factors(compose_config("why", overrides), None)
+    (typed,) = [word for word in shlex.split(str(error.value).split("Type ")[1]) if word.startswith("why.reverts=")]
+    assert _factors(compose_config("why", [typed.rstrip(",")]), None) == ("optimizer.lr=1e-3",)

@@ -28,6 +28,7 @@ RENAMED_SETTINGS = {
     "photos_from": "images_from",
     "photos_per_breed": "images_per_class",
     "validation_photos_per_breed": "validation_images_per_class",
+    "why.put_back": "why.reverts",
 }
 # Options of config groups, as they are typed: new one by old one.
 RENAMED_OPTIONS = {"features=kept": "features=cached"}

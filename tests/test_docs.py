@@ -1,0 +1,197 @@
+"""The documentation's pages: their commands compose, and the names and messages in them are those of the code.
+
+`make docs` builds the site strictly, which checks links, anchors and references.
+"""
+
+import ast
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dogbreeds.evaluation.verdict import VERDICTS
+from dogbreeds.experiments.compose import compose_config, from_config
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import generated  # noqa: E402 - of the folder above
+
+# Hydra warns of launchers that its plugins register under the same names.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
+PAGES = ROOT / "docs/pages"
+WRITTEN = [*sorted(PAGES.rglob("*.md")), ROOT / "docs/SECURITY.md", ROOT / "README.md"]
+# Text by page, with what is generated in it.
+TEXTS = {path: generated.fill(path.read_text(), path.name) for path in WRITTEN}
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+# Commands whose config is that of a run.
+COMMANDS_OF_RUNS = ("train", "extract", "why")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the content of a page's fenced blocks of a language."""
+    return [content for _, name, content in FENCE.findall(TEXTS[path]) if name == language]
+
+
+def command_lines(path: Path) -> list[list[str]]:
+    """Return the words of each line of a page's shell blocks, without comments."""
+    text = "\n".join(blocks(path, "sh")).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def typed_commands(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the overrides of every command of the package in a page's shell blocks."""
+    for words in command_lines(path):
+        for index, word in enumerate(words):
+            if word.startswith("dogbreeds.") and words[index - 1] == "-m":
+                end = next((end for end in range(index, len(words)) if words[end] in ("|", "&&", "&")), len(words))
+                yield word.removeprefix("dogbreeds."), words[index + 1 : end]
+
+
+def first_values(overrides: list[str]) -> list[str]:
+    """Reduce each override to one job: the first of several values. Options of Hydra are left out."""
+    plain = [override for override in overrides if "=" in override and "interval(" not in override]
+    reduced = [re.sub(r"=range\(.*\)$", "=0", override) for override in plain]
+    reduced = [re.sub(r"=choice\((\w+).*", r"=\1", override) for override in reduced]
+    return [re.sub(r"(=[^,\[\](]+),.*", r"\1", override) for override in reduced]
+
+
+COMMANDS = sorted({(name, *overrides) for path in WRITTEN for name, overrides in typed_commands(path)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_command_in_the_documentation_composes(command: tuple[str, ...]) -> None:
+    name, *overrides = command
+    if "--help" in overrides:
+        return
+    config = compose_config(name, first_values(overrides))
+    if name in COMMANDS_OF_RUNS:
+        assert from_config(config).key
+
+
+def test_documentation_has_commands_of_every_kind() -> None:
+    assert len(COMMANDS) > 80
+    assert {name for name, *_ in COMMANDS} == set(generated.COMMANDS)
+
+
+def test_make_targets_and_scripts_in_the_documentation_exist() -> None:
+    made = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    # The name of `make kept` from version 0.2.0 on.
+    made |= {"cache"} if "kept" in made else set()
+    named = set()
+    for path in WRITTEN:
+        named |= set(re.findall(r"`make ([a-z][a-z-]*)", TEXTS[path]))
+        named |= {words[1] for words in command_lines(path) if words[0] == "make"}
+        scripts = re.findall(r"tests/bench/\w+\.py|tests/\w+\.py|\.ci/run", TEXTS[path])
+        assert all((ROOT / script).is_file() for script in scripts), path
+    assert len(named) > 12
+    assert named <= made
+
+
+def test_python_in_the_documentation_compiles() -> None:
+    found = [(path, block) for path in WRITTEN for block in blocks(path, "python")]
+    for path, block in found:
+        compile(block, str(path), "exec")
+    assert len(found) >= 2
+
+
+def test_files_of_the_project_that_the_documentation_names_exist() -> None:
+    named = re.compile(r"`((?:conf|dogbreeds|docs|tests)/[\w/.-]+\.(?:py|yaml|md|cff))`")
+    found = {file for path in WRITTEN if path.parent != ROOT for file in named.findall(TEXTS[path])}
+    assert len(found) > 15
+    assert [file for file in sorted(found) if not (ROOT / file).is_file()] == []
+
+
+# --- guarantees ---------------------------------------------------------------
+
+GUARANTEES = (PAGES / "concepts/guarantees.md").read_text()
+ROWS = re.findall(r"^\| [^|]+ \| ((?:`\w+::\w+`(?:, )?)+) \|$", GUARANTEES, re.MULTILINE)
+NAMED_TESTS = sorted({name for tests in ROWS for name in re.findall(r"`(\w+::\w+)`", tests)})
+
+
+def test_every_guarantee_names_tests() -> None:
+    lines = [line for line in GUARANTEES.splitlines() if line.startswith("|")]
+    assert len(ROWS) == len(lines) - 2
+    assert len(ROWS) >= 20
+
+
+@pytest.mark.parametrize("name", NAMED_TESTS)
+def test_test_of_a_guarantee_runs_with_every_change(name: str, collected_tests: dict[str, list[set[str]]]) -> None:
+    file, function = name.split("::")
+    if not any(found.startswith(f"{file}::") for found in collected_tests):
+        pytest.skip("this run collects some files only")
+    assert any(not {"long", "real"} & marks for marks in collected_tests.get(name, [])), (
+        f"no tests/test_{file}.py::test_{function} outside the long tier"
+    )
+
+
+# --- messages -----------------------------------------------------------------
+
+
+def _template(node: ast.expr) -> str:
+    """Return a text expression with … in the place of values; empty for any other expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return ""
+
+
+def _messages(path: Path) -> list[str]:
+    """Return the texts of a module."""
+    return list(
+        filter(None, (_template(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.expr)))
+    )
+
+
+def _begins(template: str, quoted: str) -> bool:
+    """Whether a message may begin with a quoted beginning: each … in either stands for any text."""
+    parts = [re.escape(part) for part in quoted.split("…")]
+    return re.match(".*?".join(parts), template, re.DOTALL) is not None
+
+
+MESSAGES = {
+    path.relative_to(ROOT / "dogbreeds").as_posix(): _messages(path) for path in (ROOT / "dogbreeds").rglob("*.py")
+}
+QUOTED = [
+    quoted
+    for line in (PAGES / "reference/errors.md").read_text().splitlines()
+    if line.startswith("| `")
+    for quoted in re.findall(r"`([^`]+)`", line.split(" | ")[0])
+]
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_quoted_message_is_one_of_the_package(quoted: str) -> None:
+    assert len(quoted.replace("…", "").strip()) >= 12
+    assert any(_begins(message, quoted) for messages in MESSAGES.values() for message in messages)
+
+
+def test_every_module_with_errors_has_one_in_the_list_of_errors() -> None:
+    raising = {
+        module
+        for module in MESSAGES
+        if re.search(r"raise (UserError|MissingFileError)\(", (ROOT / "dogbreeds" / module).read_text())
+    }
+    listed = {
+        module
+        for module in raising
+        if any(_begins(message, quoted) for message in MESSAGES[module] for quoted in QUOTED)
+    }
+    assert sorted(raising - listed) == []
+
+
+def test_table_of_verdicts_has_every_verdict() -> None:
+    page = (PAGES / "concepts/verdicts.md").read_text()
+    table = page[page.index("| verdict | when |") : page.index("A verdict is computed")]
+    assert set(re.findall(r"`(\w+)`", table)) == set(VERDICTS)
+
+
+def test_citation_has_the_version_of_the_changelog() -> None:
+    citation = yaml.safe_load((ROOT / "docs/CITATION.cff").read_text())
+    assert f"\n## {citation['version']}\n" in (ROOT / "CHANGELOG.md").read_text()[:40]
