@@ -31,7 +31,7 @@ SHARED_PAGES = {
     "reference/security.md": PACKAGE.parent / "docs/SECURITY.md",
 }
 # Folders of the pictures that the site shares with the README.
-_PICTURE_FOLDERS = (PACKAGE.parent / "docs/pictures", PACKAGE.parent / ".readme")
+_PICTURES = PACKAGE.parent / "docs/pictures"
 _PICTURE_SUFFIXES = (".svg", ".png")
 _SPEC_OF_TRAIN = "dogbreeds.experiments.run.Ungrouped"
 # Classes of settings that are nested in a command's config.
@@ -273,10 +273,7 @@ PARTS = {
 def pictures() -> dict[str, Path]:
     """Return the pictures that the site shares with the README, by path below the pages of the site."""
     return {
-        f"pictures/{path.name}": path
-        for folder in _PICTURE_FOLDERS
-        for path in sorted(folder.glob("*"))
-        if path.suffix in _PICTURE_SUFFIXES
+        f"pictures/{path.name}": path for path in sorted(_PICTURES.glob("*")) if path.suffix in _PICTURE_SUFFIXES
     }
 
 

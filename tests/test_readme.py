@@ -1,32 +1,18 @@
-"""README: the tests of each promise exist in the tiers that every change passes, and its make targets exist."""
+"""README: short enough to be read. Its commands, files and make targets are tested with those of the documentation."""
 
 import re
 
-import pytest
+from tests.test_docs import ROOT
 
-from dogbreeds.core.paths import home
-
-README = (home() / "README.md").read_text()
-ROWS = re.findall(r"^\| [^|]+ \| ((?:`\w+::\w+`(?:, )?)+) \|$", README, re.MULTILINE)
-NAMED = sorted({name for tests in ROWS for name in re.findall(r"`(\w+::\w+)`", tests)})
+README = (ROOT / "README.md").read_text()
 
 
-def test_every_promise_in_the_readme_names_tests() -> None:
-    table = README[README.index("| promise | its tests") : README.index("`rerun=true` begins anew")]
-    assert len(ROWS) == len(table.strip().splitlines()) - 2
-    assert len(ROWS) >= 20
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
+    assert len(README.split()) <= 1300
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_promised_test_exists_and_runs_with_every_change(name: str, collected_tests: dict[str, list[set[str]]]) -> None:
-    file, function = name.split("::")
-    if not any(found.startswith(f"{file}::") for found in collected_tests):
-        pytest.skip("this run collects some files only")
-    assert any(not {"long", "real"} & marks for marks in collected_tests.get(name, [])), (
-        f"no tests/test_{file}.py::test_{function} outside the long tier"
-    )
-
-
-def test_make_targets_in_the_readme_exist() -> None:
-    made = set(re.findall(r"^([a-z-]+):.*##", (home() / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", README, re.MULTILINE)) <= made
+def test_links_and_pictures_of_the_readme_exist() -> None:
+    linked = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+    assert len(linked) > 10
+    assert [file for file in linked if not (ROOT / file).is_file()] == []
