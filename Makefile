@@ -40,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain docs-extra docs docs-serve clean
+.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain pictures docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -107,6 +107,9 @@ bench-predict: setup ## compare predict with the bare network, on 1,000 images; 
 
 bench-grid: setup ## estimate the cost of a grid of attempts on B4; some minutes
 	$(BIN)/python tests/bench/grid.py
+
+pictures: setup ## draw the documentation's pictures from runs on drawn dogs; a few minutes; NAMES="verdicts cost" for some
+	$(BIN)/python docs/make_pictures.py $(NAMES)
 
 ui: setup ## compare runs in MLflow, on port 5000 of this machine, or PORT=
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \

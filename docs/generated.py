@@ -272,9 +272,7 @@ PARTS = {
 
 def pictures() -> dict[str, Path]:
     """Return the pictures that the site shares with the README, by path below the pages of the site."""
-    return {
-        f"pictures/{path.name}": path for path in sorted(_PICTURES.glob("*")) if path.suffix in _PICTURE_SUFFIXES
-    }
+    return {f"pictures/{path.name}": path for path in sorted(_PICTURES.glob("*")) if path.suffix in _PICTURE_SUFFIXES}
 
 
 def fill(markdown: str, path: str) -> str:
