@@ -2,8 +2,9 @@
 
 # Largest difference of a probability in float32, where only the order of additions differs.
 FLOAT32_TOLERANCE = 1e-4
-# The same with float16 features, or on a GPU that multiplies in TF32: both keep 11 bits. Measured for float16 features of
-# the miniature: 1e-4. Not measured for TF32, which rounds in every layer, so it has room; other networks differ by more.
+# The same with float16 features, or on a GPU that multiplies in TF32: both keep 11 bits. Measured for float16 features
+# of the miniature: 1e-4. TF32, which rounds in every layer, was not measured, so it has room; another network differs
+# by more.
 _REDUCED_TOLERANCE = 5e-2
 
 

@@ -72,9 +72,12 @@ def promote(
         UserError: the alias points to another version by now.
     """
     client = _client(tracking)
+    data = record.params["data.name"]
     if not client.search_registered_models(_name_condition(name)):
         client.create_registered_model(
-            name, description="Image classifier: takes images of any size, returns class names and probabilities."
+            name,
+            description=f"Image classifier, first of {data}: takes images of any size, returns class names and"
+            " probabilities.",
         )
     source = f"models:/{model_id}"
     registered = [
@@ -83,7 +86,15 @@ def promote(
         if found.source == source
     ]
     model_version = (
-        registered[0] if registered else client.create_model_version(name, source, record.run_id, model_id=model_id)
+        registered[0]
+        if registered
+        else client.create_model_version(
+            name,
+            source,
+            record.run_id,
+            description=f"{record.params['model.architecture']} on {data}, {record.params['data.classes']} classes.",
+            model_id=model_id,
+        )
     )
     number = str(model_version.version)
     for key, value in tags.items():
