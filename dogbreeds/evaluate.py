@@ -3,11 +3,12 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig
 
 from dogbreeds import cli
@@ -15,6 +16,7 @@ from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, one_of, text
+from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.recorded_runs import (
@@ -28,11 +30,16 @@ from dogbreeds.experiments.recorded_runs import (
 )
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference import evaluator
-from dogbreeds.inference.evaluation_set import folder_evaluation_set
+from dogbreeds.inference.evaluation_set import EvaluationSet, folder_evaluation_set
 from dogbreeds.inference.tta import Tta
+from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import evaluation_notes, tables
 from dogbreeds.reports.evaluation_report import OWNED_FILES, EvaluationReport, scores_text, tta_summary
 from dogbreeds.tracking.records import Record, short
+from dogbreeds.tracking.saved_network import check_predictions
+
+if TYPE_CHECKING:
+    from dogbreeds.inference.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +107,14 @@ def task(config: DictConfig) -> None:
         # The folder comes before the evaluation, so that an unwritable one fails at once.
         with files.atomic_folder(output, OWNED_FILES) as folder:
             evaluation, logits = evaluator.evaluate(classifier, images, views, settings.seed, run_predictions)
+            difference = _check_predictions(record, run_predictions, classifier, images, logits)
             about = evaluation_notes.about(
                 record,
                 network=name,
                 split=images.name,
                 images=images.description,
                 image_ids=images.ids,
-                logits=logits,
-                run_predictions=run_predictions,
+                difference=difference,
             )
             EvaluationReport(
                 title=f"{'Run ' + short(record.run_id) if record else file.name} on {images.name}",
@@ -126,6 +133,26 @@ def task(config: DictConfig) -> None:
                 tracking.add_files(record.run_id, folder, artifact_path, metrics)
     FeatureCache.release()
     _print_scores(evaluation, about, output)
+
+
+def _check_predictions(
+    record: Record | None,
+    run_predictions: Mapping[str, Predictions],
+    classifier: "Classifier",
+    images: EvaluationSet,
+    logits: np.ndarray,
+) -> float | None:
+    """Return the largest difference from the probabilities that the run recorded; stop if it is too large."""
+    if record is None:
+        return None
+    return check_predictions(
+        record,
+        run_predictions.get(images.name),
+        classifier.class_names,
+        images.ids,
+        logits,
+        probability_tolerance(),
+    )
 
 
 def _print_scores(evaluation: Evaluation, about: Sequence[str], output: Path) -> None:

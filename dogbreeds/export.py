@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,21 @@ from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, number, text, texts
 from dogbreeds.data import sample
 from dogbreeds.data.image import ImageLoader
+from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import recorded_runs
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.inference.exporter import ExportedFormat
+from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import tables
 from dogbreeds.reports.model_card import model_card
 from dogbreeds.reports.tables import Column
-from dogbreeds.tracking import promotion_gate, registry
+from dogbreeds.tracking import logged_model, promotion_gate, registry
+from dogbreeds.tracking.logged_model import ServingLimits
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
+from dogbreeds.tracking.saved_network import check_predictions
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -102,31 +106,36 @@ class Settings(Spec):
 def task(config: DictConfig) -> None:
     """Write and check each format, add the files to the run, and register the network if it passes the gate."""
     settings = _settings(config)
+    limits = ServingLimits(**config["serving"])
     tracking = recorded_runs.mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
     with recorded_runs.open_network(tracking, settings.run, Only(**config["only"])) as (record, classifier, file):
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
-        images = exporter.with_odd_sizes(_check_images(settings, config["data"]["root"], tracking, record))
+        predictions = tracking.predictions(record.run_id) if record is not None else {}
+        sampled = _check_images(settings, config["data"]["root"], tracking, record, classifier, predictions)
+        images = exporter.with_odd_sizes(sampled)
         default_output = home() / "multirun/exported" / recorded_runs.results_folder(record, file)
         output = Path(settings.output).expanduser() if settings.output else default_output
         _check_outside(output, file)
         with files.atomic_folder(output, _OWNED_FILES) as folder:
             formats = exporter.export_and_check(settings.formats, classifier, images, folder)
-            _write_model_card(folder, formats, tracking, record, classifier, file)
+            _write_model_card(folder, formats, record, classifier, file, predictions)
             exporter.write_checks(folder / "checks.json", formats)
-            model_id = _add_to_run(tracking, record, folder, file, images[0]) if record is not None else None
-    registered = ""
-    try:
-        exporter.require_agreement(formats)
-        if record is not None and model_id is not None and settings.register is not None:
-            registered = _register(settings.register, settings, tracking, record, model_id)
-    finally:
-        # Printed when everything is done, because a reader such as `head` may end the command by leaving.
-        print(f"{_parity_table(formats)}{output}")
-        if model_id is not None:
-            print(_serve_command(tracking, model_id))
-        if registered:
-            print(registered)
+            if record is not None:
+                _add_files_to_run(tracking, record, folder)
+        last_lines = []
+        try:
+            if record is not None:
+                model_id = _log_served_model(
+                    tracking, record, classifier, file, exporter.example_jpeg(images[0]), limits
+                )
+                last_lines.append(_serve_command(tracking, model_id))
+            exporter.require_agreement(formats)
+            if record is not None and settings.register is not None:
+                last_lines.append(_register(settings.register, settings, tracking, record, model_id, predictions))
+        finally:
+            # Printed when everything is done, because a reader such as `head` may end the command by leaving.
+            print(f"{_parity_table(formats)}{output}", *last_lines, sep="\n")
 
 
 def _settings(config: DictConfig) -> Settings:
@@ -144,28 +153,48 @@ def _check_outside(output: Path, file: Path) -> None:
         )
 
 
-def _check_images(settings: Settings, root: str | None, tracking: Mlflow, record: Record | None) -> list[ImageLoader]:
-    """Sample images to check formats on: from `images_from`, or from the run's test (else validation) split."""
+def _check_images(
+    settings: Settings,
+    root: str | None,
+    tracking: Mlflow,
+    record: Record | None,
+    classifier: "Classifier",
+    predictions: Mapping[str, Predictions],
+) -> list[ImageLoader]:
+    """Sample images to check formats on: from `images_from`, or from the run's test (else validation) split.
+
+    On the run's own images, the network must give the probabilities that the run recorded.
+    """
     if settings.images_from is not None or record is None:
         return sample.sample_folder(settings.images_from or "", settings.images)
     data, dataset = recorded_runs.open_dataset(tracking, record, root)
-    return sample.sample_split(dataset.test or dataset.val, settings.images, data.on_corrupt == "skip")
+    split, name = (dataset.test, "test") if dataset.test is not None else (dataset.val, "val")
+    images = sample.sample_split(split, settings.images, data.on_corrupt == "skip")
+    check_predictions(
+        record,
+        predictions.get(name),
+        classifier.class_names,
+        list(images),
+        exporter.logits(classifier, images.values()),
+        probability_tolerance(),
+    )
+    return list(images.values())
 
 
 def _write_model_card(
     folder: Path,
     formats: Sequence[ExportedFormat],
-    tracking: Mlflow,
     record: Record | None,
     classifier: "Classifier",
     file: Path,
+    predictions: Mapping[str, Predictions],
 ) -> None:
     """Write the model card and the list of class names."""
     specs = {each.name: FORMATS[each.name] for each in formats if each.agrees}
     card = model_card(
         title=f"{record.params['model.architecture']} on {record.params['data.name']}" if record else file.stem,
         record=record,
-        predictions=tracking.predictions(record.run_id) if record is not None else {},
+        predictions=predictions,
         class_names=classifier.class_names,
         image_size=classifier.image_size,
         resize=classifier.resize,
@@ -175,12 +204,21 @@ def _write_model_card(
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
 
 
-def _add_to_run(tracking: Mlflow, record: Record, folder: Path, file: Path, image: ImageLoader) -> str:
-    """Add the exported files to the run, and log the network. Returns the id of the model that MLflow can serve."""
+def _add_files_to_run(tracking: Mlflow, record: Record, folder: Path) -> None:
     started = time.perf_counter()
     tracking.add_files(record.run_id, folder, registry.EXPORT_FOLDER, {})
-    model_id = registry.log_model(tracking, record, file, exporter.example_jpeg(image))
     log.info("added to run %s in %.1f s", short(record.run_id), time.perf_counter() - started)
+
+
+def _log_served_model(
+    tracking: Mlflow, record: Record, classifier: "Classifier", file: Path, example: bytes, limits: ServingLimits
+) -> str:
+    """Log the network as a model that MLflow can serve, and ask it about an image. Returns the model's id."""
+    started = time.perf_counter()
+    model_id = logged_model.log_model(tracking, record, file, example, len(classifier.class_names), limits)
+    (answer,) = logged_model.ask(tracking, record, model_id, [example])
+    exporter.check_served(classifier, example, answer)
+    log.info("served model: logged and asked in %.1f s", time.perf_counter() - started)
     return model_id
 
 
@@ -223,14 +261,20 @@ def _serve_command(tracking: Mlflow, model_id: str) -> str:
 # --- registration -----------------------------------------------------
 
 
-def _register(name: str, settings: Settings, tracking: Mlflow, record: Record, model_id: str) -> str:
+def _register(
+    name: str,
+    settings: Settings,
+    tracking: Mlflow,
+    record: Record,
+    model_id: str,
+    predictions: Mapping[str, Predictions],
+) -> str:
     """Register a run's model if it passes the gate, and describe the outcome in a sentence.
 
     Raises:
         UserError: it does not pass, or the alias points to a version without a run.
     """
     target = f"{name}@{settings.alias}"
-    predictions = tracking.predictions(record.run_id)
     current = registry.version_by_alias(tracking, name, settings.alias)
     if current is not None and not current.run_id:
         raise UserError(
@@ -252,7 +296,7 @@ def _register(name: str, settings: Settings, tracking: Mlflow, record: Record, m
         pair = promotion_gate.compare_on_test(
             record,
             current_record,
-            predictions,
+            dict(predictions),
             tracking.predictions(current_record.run_id),
             target,
         )

@@ -111,6 +111,7 @@ def test_execute_records_parameters_metrics_tags_and_artifacts(finished, tmp_pat
     assert tags["mlflow.note.content"] == str(result.verdict)
     assert metrics["verdict/peak"] == metrics["best/val_accuracy"]
     assert (tags["preflight"], tags["head"], tags["model"]) == ("passed", "kept", "kept")
+    assert (len(tags["model.digest"]), tags["model.tolerance"]) == (32, "0.0001")
     assert (
         metrics["preflight/raw"] < 0.05 < min(metrics[f"preflight/{mode}"] for mode in ("torch", "caffe", "tf", "unit"))
     )
@@ -143,7 +144,7 @@ def test_recorded_model_reproduces_the_recorded_test_accuracy(finished, composed
     model = keras.models.load_model(client.download_artifacts(record.info.run_id, "model/model.keras", str(tmp_path)))
     dataset = composed(*SMALL).data.open()
     images = np.stack([load() for load in dataset.test.source.loaders()])
-    predicted = np.array([name.decode() for name in model(images)["breed"].numpy()])
+    predicted = np.array([name.decode() for name in model(images)["class"].numpy()])
     assert (predicted == np.array(dataset.class_names)[dataset.test.labels]).sum() == result.test.accuracy.correct
     assert result.test.accuracy.value > 0.8
 

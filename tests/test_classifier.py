@@ -13,6 +13,7 @@ from dogbreeds.inference.classifier import load
 from dogbreeds.models.unfreeze import All, LastN, Nothing
 from tests.test_network import FROZEN, NAMES, build
 from tests.tiers import tiered
+from tests.tiny_network import SIZE, class_names, tiny_network
 
 POLICIES = HEAD, TOP, ALL = Nothing(**FROZEN), LastN(layers=20, exact=False, **FROZEN), All(**FROZEN)
 
@@ -48,9 +49,41 @@ def test_load_refuses_a_damaged_file_and_a_network_without_class_names(tmp_path:
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
     with pytest.raises(
         UserError,
-        match=r"other\.keras is a network without class names\. .* probabilities and breed, .* Type run=latest",
+        match=r"other\.keras is a network without class names\. .* probabilities and class, .* Type run=latest",
     ):
         load(tmp_path / "other.keras")
+
+
+def test_load_gives_a_network_of_an_earlier_version_its_present_names(tmp_path: Path) -> None:
+    import keras
+
+    present = tiny_network(3).full_model(class_names(3), "pad")
+    photo = keras.Input((None, None, 3), dtype="uint8", name="photo")
+    outputs = present.call(photo)
+    present.get_layer("class").name = "breed"
+    former = keras.Model(photo, {"probabilities": outputs["probabilities"], "breed": outputs["class"]})
+    former.save(tmp_path / "former.keras")
+    images = np.stack([drawn_dogs.draw("test", label, 0)[:50] for label in range(3)])
+    expected = former(images)
+
+    classifier = load(tmp_path / "former.keras")
+    classifier.model.save(tmp_path / "saved again.keras")
+    for model in (classifier.model, keras.models.load_model(tmp_path / "saved again.keras")):
+        assert [each.name for each in model.inputs] == ["image"]
+        found = model(images)
+        assert found.keys() == {"probabilities", "class"}
+        assert np.array_equal(found["probabilities"], expected["probabilities"])
+        assert np.array_equal(found["class"], expected["breed"])
+    assert (classifier.class_names, classifier.image_size, classifier.resize) == (class_names(3), SIZE, "pad")
+    resized = np.stack([classifier.resizer(image) for image in images])
+    assert np.allclose(probabilities(classifier.logits(resized)), expected["probabilities"], atol=1e-5)
+    assert np.allclose(classifier.probabilities(resized), expected["probabilities"], atol=1e-5)
+
+
+def test_load_refuses_a_network_with_fewer_class_names_than_outputs(tmp_path: Path) -> None:
+    tiny_network(4).full_model(class_names(3), "pad").save(tmp_path / "odd.keras")
+    with pytest.raises(UserError, match=r"odd\.keras has 4 outputs and 3 class names\. .* Type run=latest"):
+        load(tmp_path / "odd.keras")
 
 
 @pytest.mark.parametrize(

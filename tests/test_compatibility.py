@@ -235,6 +235,10 @@ def test_an_old_network_gives_its_recorded_predictions(old_home, tmp_path: Path)
     weights = np.exp(recorded.logits - recorded.logits.max(axis=1, keepdims=True))
     np.testing.assert_allclose(probabilities, weights / weights.sum(axis=1, keepdims=True), atol=1e-4)
     assert tuple(classifier.class_names) == recorded.class_names
+    assert ([each.name for each in classifier.model.inputs], set(classifier.model.output)) == (
+        ["image"],
+        {"probabilities", "class"},
+    )
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def make_settings(**changes: object) -> Settings:
         **{
             "run": "latest",
             "split": None,
-            "photos": None,
+            "images": None,
             "on_corrupt": "stop",
             "mistakes": 24,
             "seed": 0,
@@ -44,7 +44,7 @@ def make_settings(**changes: object) -> Settings:
     ("changes", "received", "to_type"),
     [
         (
-            {"photos": "x", "split": "val"},
+            {"images": "x", "split": "val"},
             "split=val and images=x were given. ",
             "Leave one out.",
         ),

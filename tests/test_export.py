@@ -35,7 +35,7 @@ def test_sample_spreads_images_over_a_folder_or_split(write_images) -> None:
     chosen = sample_split(split, 3, skip=False)
     # The first row, the middle one, the last one.
     expected = [image for row, image in enumerate(split.source.loaders()) if row in (0, 7, 14)]
-    assert [image().tobytes() for image in chosen] == [image().tobytes() for image in expected]
+    assert [image().tobytes() for image in chosen.values()] == [image().tobytes() for image in expected]
     # Damage row 7.
     damaged = root / "test/breed_1/2.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-400])
@@ -82,7 +82,7 @@ def make_settings(**changes) -> Settings:
         ({"register": "dogs' or '1"}, "register was \"dogs' or '1\". ", ("Type register=dogs",)),
         ({"register": "dogs", "alias": "Latest"}, "alias was 'Latest'. ", ("such as latest", "Type alias=champion")),
         ({"alias": "v3"}, "alias was 'v3'. ", ("Type alias=champion",)),
-        ({"photos": 0}, "photos was 0. ", ("1 or more",)),
+        ({"images": 0}, "images was 0. ", ("1 or more",)),
         ({"alpha": 1}, "alpha was 1. ", ("above 0", "below 1")),
     ],
 )

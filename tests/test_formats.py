@@ -17,6 +17,7 @@ from dogbreeds.inference import export_formats
 from dogbreeds.inference.classifier import Classifier, load
 from dogbreeds.inference.export_formats import FORMATS, LABELS_FILE
 from dogbreeds.inference.exporter import ParityCheck, compare, with_odd_sizes
+from dogbreeds.models.precision import FLOAT32_TOLERANCE
 from dogbreeds.models.unfreeze import Nothing
 from tests.test_network import FROZEN, NAMES, build
 from tests.tiers import tiered
@@ -67,7 +68,7 @@ def test_a_format_gives_the_probabilities_of_the_network(
     trained = export_formats.keras_predictor(classifier.model)
     check = compare({name: export_formats.load(name, path)}, trained, odd_images(), lambda done: None)[name]
     assert (check.n, check.same_class) == (10, 10)
-    assert check.max_difference <= (2e-5 if FORMATS[name].tolerance == export_formats.FLOAT32_TOLERANCE else 5e-3)
+    assert check.max_difference <= (2e-5 if FORMATS[name].tolerance == FLOAT32_TOLERANCE else 5e-3)
     assert check.max_difference > 0 or name == "keras"
     predictions = [trained(image[None]) for image in odd_images()]
     # The network distinguishes images; otherwise any network would agree.
@@ -93,7 +94,7 @@ def test_tflite_and_onnx_files_contain_the_class_names(
         [dimension.dim_param or dimension.dim_value for dimension in tensor.type.tensor_type.shape.dim]
         for tensor in tensors
     ]
-    assert [tensor.name for tensor in tensors] == ["photo", "probabilities", "breed"]
+    assert [tensor.name for tensor in tensors] == ["image", "probabilities", "class"]
     assert shapes == [["b", "h", "w", 3], ["b", len(NAMES)], ["b"]]
 
 

@@ -60,7 +60,7 @@ def test_full_model_equals_prefix_suffix_and_head(policy: Unfreeze, mode: str) -
     # A call without a `training` argument must change no weights.
     assert all(np.array_equal(a, b) for a, b in zip(before, full_model.get_weights(), strict=True))
     assert np.allclose(outputs["probabilities"], probabilities_as_in_training(network, pixels), atol=1e-5)
-    assert [name.decode() for name in outputs["breed"].numpy()] == [
+    assert [name.decode() for name in outputs["class"].numpy()] == [
         NAMES[index] for index in np.argmax(outputs["probabilities"], axis=1)
     ]
 
@@ -87,7 +87,7 @@ def test_saved_full_model_loads_without_dogbreeds(tmp_path: Path) -> None:
         "model = keras.models.load_model('model.keras', safe_mode=True)\n"
         "outputs = model(numpy.asarray(Image.open('image.png'))[None])\n"
         "assert 'dogbreeds' not in sys.modules\n"
-        "print(outputs['breed'].numpy()[0].decode(), *outputs['probabilities'].numpy()[0])"
+        "print(outputs['class'].numpy()[0].decode(), *outputs['probabilities'].numpy()[0])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ def test_predict_images_gives_the_saved_network_s_predictions_in_order(classifie
         outputs = classifier.model(drawn_image(number).pixels()[None])
         expected = outputs["probabilities"].numpy()[0]
         (first, first_probability), (second, second_probability) = prediction.top
-        assert first == outputs["breed"].numpy()[0].decode()
+        assert first == outputs["class"].numpy()[0].decode()
         assert second == NAMES[np.argsort(-expected)[1]]
         assert np.allclose([first_probability, second_probability], np.sort(expected)[::-1][:2], atol=1e-5)
         assert prediction.error == "" and prediction.overlay is None
@@ -372,7 +372,7 @@ def test_predict_reports_errors_before_anything_is_computed(command, file: Path,
         (
             ["images=shots", "run=nameless.keras"],
             "nameless.keras is a network without class names. ",
-            "probabilities and breed",
+            "probabilities and class",
             "Type run=latest",
         ),
         (["images=shots", "run=cut.keras"], "cut.keras cannot be read as a saved network ("),

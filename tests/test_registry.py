@@ -20,6 +20,8 @@ def finished_run(tracking: Mlflow) -> tuple[Record, str]:
 
     client, experiment_id = tracking.connect()
     run_id = client.create_run(experiment_id).info.run_id
+    for key, value in {"data.name": "shapes", "data.classes": "3", "model.architecture": "EfficientNetB0"}.items():
+        client.log_param(run_id, key, value)
     client.set_terminated(run_id)
     return (
         tracking.record(run_id),
@@ -44,6 +46,15 @@ def test_promote_moves_the_alias_to_the_promoted_version(tracking: Mlflow) -> No
     promote(tracking, before=first_version, record=second, model_id=second_model, tags={"pair": "+1"})
     assert registry.version_by_alias(tracking, "dogs", "champion") == second_version
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
+
+
+def test_texts_of_the_registry_name_the_data_set_and_no_dogs(tracking: Mlflow) -> None:
+    record, model = finished_run(tracking)
+    promote(tracking, "shapes", before=None, record=record, model_id=model, tags={})
+    client = tracking.connect()[0]
+    texts = [client.get_registered_model("shapes").description, client.get_model_version("shapes", "1").description]
+    assert all("shapes" in text and "dog" not in text for text in texts), texts
+    assert "3 classes" in texts[1]
 
 
 def test_promote_reuses_the_version_of_a_name_with_an_apostrophe(tracking: Mlflow) -> None:

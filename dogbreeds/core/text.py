@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from pathlib import Path
 
 # Control characters, line separators, and surrogates, which stand for bytes that are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -23,6 +24,12 @@ def visible(text: str) -> str:
 def digest(content: bytes) -> str:
     """Return the BLAKE2b digest of some bytes, 32 hexadecimal characters."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the digest of a file's content, as `digest` does, without reading it into memory at once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def mask_passwords(text: str) -> str:

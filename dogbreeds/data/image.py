@@ -83,6 +83,20 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
         return make_upright(pixels)
 
 
+def declared_pixels(encoded: bytes, name: str) -> int:
+    """Return the number of pixels that an image file's header declares, without decoding it.
+
+    Args:
+        encoded: content of a JPEG, PNG or WebP file.
+        name: printable name of the image for error messages.
+
+    Raises:
+        UnreadableImageError: if it is not such a file, or is too large.
+    """
+    with open_image(encoded, name) as image:
+        return image.width * image.height
+
+
 def _to_rgb(image: "Image.Image") -> np.ndarray:
     # 16-bit greyscale: Pillow's own conversion would clip it to white.
     if image.mode.startswith("I"):

@@ -45,8 +45,8 @@ def _decode_path(path: str) -> np.ndarray:
         raise UserError(error.message_without_skip) from error
 
 
-def sample_split(split: Split, count: int, skip: bool) -> list[ImageLoader]:
-    """Sample images of a split, evenly spaced over its rows.
+def sample_split(split: Split, count: int, skip: bool) -> dict[str, ImageLoader]:
+    """Sample images of a split, evenly spaced over its rows, by name.
 
     Args:
         split: the images.
@@ -57,8 +57,8 @@ def sample_split(split: Split, count: int, skip: bool) -> list[ImageLoader]:
         UserError: if none of the images can be read.
     """
     rows = set(split.rows[_evenly_spaced(len(split.rows), count)].tolist())
-    chosen = [loader for row, loader in enumerate(split.source.loaders()) if row in rows]
-    readable = [loader for loader in chosen if not skip or _is_readable(loader)]
+    chosen = {split.source.ids[row]: loader for row, loader in enumerate(split.source.loaders()) if row in rows}
+    readable = {name: loader for name, loader in chosen.items() if not skip or _is_readable(loader)}
     if not readable:
         raise UserError(
             "None of the images for the check can be read. Each format is checked on some. Repair them, or type"

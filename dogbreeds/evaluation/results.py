@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities
 
 # First words of the `baseline` tag of a run whose baseline was measured; the number of outputs follows. The tag is
 # stored, and reports recognise it by these words.
@@ -189,6 +189,22 @@ class Predictions:
     labels: np.ndarray
     logits: np.ndarray
     class_names: tuple[str, ...] = ()
+
+    def largest_difference(self, ids: Sequence[str], logits: np.ndarray) -> float | None:
+        """Return the largest difference of a probability between these predictions and others of the same classes.
+
+        Args:
+            ids: name of each of the others' images.
+            logits: [n, classes] of them.
+
+        Returns:
+            The difference, in [0, 1]; None if one of the images is not among these.
+        """
+        row_by_id = {name: row for row, name in enumerate(self.ids)}
+        if not row_by_id.keys() >= set(ids):
+            return None
+        ours = self.logits[[row_by_id[name] for name in ids]]
+        return float(np.abs(probabilities(ours) - probabilities(logits)).max(initial=0.0))
 
     def compare_with(self, other: "Predictions", split: str) -> PairedOutcome:
         """Compare with another network's predictions on the same images, image by image.

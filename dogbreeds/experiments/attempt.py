@@ -21,6 +21,7 @@ from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.features.cache import FeatureCache
+from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import curves
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Pruned, Record, RunOrigin, short
 from dogbreeds.tracking.tracking import Tracker
@@ -252,7 +253,9 @@ def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcom
     if best is not None:
         network, run = prepared.network, prepared.run
         tracker.model(
-            lambda: network.full_model(prepared.dataset.class_names, run.data.resize), best.val.accuracy.value
+            lambda: network.full_model(prepared.dataset.class_names, run.data.resize),
+            accuracy=best.val.accuracy.value,
+            tolerance=probability_tolerance(run.features.dtype if network.uses_cache else "float32"),
         )
         if network.suffix is None:
             tracker.head(network.head)

@@ -20,6 +20,7 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, Record, short
+from dogbreeds.tracking.saved_network import check_class_count
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -153,7 +154,7 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
         The run (None for a file), its network, and the network's file, which exists within the block.
 
     Raises:
-        MissingFileError, UserError: if there is no such run, file or network.
+        MissingFileError, UserError: if there is no such run, file or network, or if it is not the network of the run.
     """
     from dogbreeds.inference.classifier import load
 
@@ -169,7 +170,9 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
     record = find_record(tracking, run, only)
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.download_network(record.run_id, Path(folder))
-        yield record, load(file), file
+        classifier = load(file)
+        check_class_count(record, classifier.class_names)
+        yield record, classifier, file
 
 
 def open_dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, Dataset]:

@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
     import keras
 
+# Outputs of a saved network. Version 0.1.0 called the second `breed`, and the input `photo` in the place of `image`.
+_PROBABILITIES = "probabilities"
+_CLASS = "class"
+_FORMER_CLASS = "breed"
+
 
 @dataclass(frozen=True)
 class Classifier:
     """A trained network, as `Network.full_model` builds it.
 
     Attributes:
-        model: Keras model from [b, h, w, 3] uint8 RGB of any size to `probabilities`, [b, classes] float32, and
-            `breed`, [b] class names.
+        model: Keras model from `image`, [b, h, w, 3] uint8 RGB of any size, to `probabilities`, [b, classes] float32,
+            and `class`, [b] class names.
         class_names: in the order of the probabilities.
     """
 
@@ -56,12 +61,20 @@ class Classifier:
         """Keras model after the resize: [b, size, size, 3] float32 RGB in [0, 255] -> [b, classes] logits."""
         import keras
 
-        return keras.Model(self._pipeline[0], self.model.get_layer("probabilities").input, name="core")
+        (softmax,) = [node for node in nodes_in_order(self.model) if node.operation.name == _PROBABILITIES]
+        return keras.Model(self._pipeline[0], softmax.input_tensors[0], name="core")
 
     @cached_property
     def logits(self) -> "Callable[[np.ndarray], np.ndarray]":
         """Compiled inference function of `core`: [b, size, size, 3] -> [b, classes] logits."""
         return compile_inference(self.core)
+
+    @cached_property
+    def probabilities(self) -> "Callable[[np.ndarray], np.ndarray]":
+        """Compiled inference function: [b, size, size, 3] -> [b, classes] probabilities."""
+        import keras
+
+        return compile_inference(keras.Model(self._pipeline[0], self.model.output[_PROBABILITIES]))
 
     @cached_property
     def resizer(self) -> "Callable[[np.ndarray], np.ndarray]":
@@ -95,10 +108,10 @@ def load(file: Path) -> Classifier:
     """Load a saved network.
 
     Args:
-        file: a `.keras` file.
+        file: a `.keras` file. The inputs and outputs of networks that version 0.1.0 saved get their present names.
 
     Raises:
-        UserError: the file is not a saved network, or is one without class names.
+        UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs.
     """
     with quiet_stderr():
         import keras
@@ -109,11 +122,33 @@ def load(file: Path) -> Classifier:
             f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a complete"
             " .keras file that a training run saved. Type run=latest, or the path of such a file."
         ) from error
-    layers = {layer.name: layer for layer in getattr(model, "layers", ())}
-    names = layers.get("breed")
-    if not isinstance(names, keras.layers.StringLookup) or "probabilities" not in layers:
+    outputs = getattr(model, "output", None)
+    names = set(outputs) if isinstance(outputs, dict) else set()
+    lookups = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, keras.layers.StringLookup)]
+    if names not in ({_PROBABILITIES, _CLASS}, {_PROBABILITIES, _FORMER_CLASS}) or len(lookups) != 1:
         raise UserError(
-            f"{file} is a network without class names. It must have the outputs probabilities and breed, as a network"
+            f"{file} is a network without class names. It must have the outputs probabilities and class, as a network"
             " saved by a training run has. Type run=latest, or the path of such a file."
         )
-    return Classifier(model, tuple(str(name) for name in names.get_vocabulary()))
+    class_names = tuple(str(name) for name in lookups[0].get_vocabulary())
+    num_outputs = model.output[_PROBABILITIES].shape[-1]
+    if num_outputs != len(class_names):
+        raise UserError(
+            f"{file} has {num_outputs:,} outputs and {len(class_names):,} class names. A network has one name for each"
+            " output. Type run=latest, or the path of a network that a training run saved."
+        )
+    if _FORMER_CLASS in names:
+        lookups[0].name = _CLASS
+        model = _with_present_names(model)
+    return Classifier(model, class_names)
+
+
+def _with_present_names(model: "keras.Model") -> "keras.Model":
+    """Rename the input and the outputs of a network that version 0.1.0 saved; its layers and weights are shared."""
+    import keras
+
+    image = keras.Input(model.input.shape[1:], dtype="uint8", name="image")
+    # `call` applies the layers one by one, so the result is as flat as a network that is saved today.
+    outputs = model.call(image)
+    renamed = {_PROBABILITIES: outputs[_PROBABILITIES], _CLASS: outputs[_FORMER_CLASS]}
+    return keras.Model(image, renamed, name=model.name)

@@ -18,12 +18,12 @@ import numpy as np
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.inference.classifier import Classifier
+from dogbreeds.models.precision import FLOAT32_TOLERANCE
 
 if TYPE_CHECKING:
     import keras
 
-# Largest difference of a probability from the trained network's, with float32 and with float16 weights.
-FLOAT32_TOLERANCE = 1e-4
+# Largest difference of a probability from the trained network's, with float16 weights.
 _FLOAT16_TOLERANCE = 1e-2
 # File inside a TFLite archive where TFLite's metadata keeps class names.
 LABELS_FILE = "labels.txt"
@@ -80,16 +80,16 @@ def _probabilities_function(classifier: Classifier) -> Any:
     """Build a concrete TensorFlow function from operations that every format supports.
 
     Returns:
-        A function from `photo`, [b, h, w, 3] uint8 of any size, to [b, classes] probabilities.
+        A function from `image`, [b, h, w, 3] uint8 of any size, to [b, classes] probabilities.
     """
     import tensorflow as tf
 
     from dogbreeds.data.resize import resize_images_portable
 
     # The name of the argument is the name of the input in the exported file.
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="photo")])
-    def probabilities(photo):
-        resized = resize_images_portable(photo, classifier.image_size, classifier.resize)
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")])
+    def probabilities(image):
+        resized = resize_images_portable(image, classifier.image_size, classifier.resize)
         return tf.nn.softmax(classifier.core(resized, training=False))
 
     return probabilities.get_concrete_function()
@@ -118,11 +118,11 @@ def _load_savedmodel(file: Path) -> PredictBatch:
     import tensorflow as tf
 
     model = tf.saved_model.load(str(file))
-    return lambda images: _from_tensors(model.signatures["serving_default"](photo=tf.constant(images)))
+    return lambda images: _from_tensors(model.signatures["serving_default"](image=tf.constant(images)))
 
 
 def _from_tensors(outputs: Any) -> BatchPrediction:
-    return outputs["probabilities"].numpy(), [name.decode() for name in outputs["breed"].numpy()]
+    return outputs["probabilities"].numpy(), [name.decode() for name in outputs["class"].numpy()]
 
 
 def _write_tflite(classifier: Classifier, file: Path) -> None:
@@ -216,7 +216,7 @@ def _write_onnx(classifier: Classifier, file: Path) -> None:
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph.as_graph_def(), input_names=[input_name], output_names=[output_name], opset=_OPSET
     )
-    _rename_tensors(model.graph, {input_name: "photo", output_name: "probabilities"})
+    _rename_tensors(model.graph, {input_name: "image", output_name: "probabilities"})
     _add_class_name_output(model.graph, classifier.class_names)
     _set_shape(model.graph.input[0], "b", "h", "w", 3)
     _set_shape(model.graph.output[0], "b", len(classifier.class_names))
@@ -238,14 +238,14 @@ def _rename_tensors(graph: Any, names: dict[str, str]) -> None:
 
 
 def _add_class_name_output(graph: Any, class_names: Sequence[str]) -> None:
-    """Add the output `breed`, [b] text: the name of the most probable class."""
+    """Add the output `class`, [b] text: the name of the most probable class."""
     from onnx import TensorProto, helper
 
     names: list[Any] = [name.encode() for name in class_names]
     graph.initializer.append(helper.make_tensor("class_names", TensorProto.STRING, [len(names)], names))
     graph.node.append(helper.make_node("ArgMax", ["probabilities"], ["first"], axis=1, keepdims=0))
-    graph.node.append(helper.make_node("Gather", ["class_names", "first"], ["breed"]))
-    graph.output.append(helper.make_tensor_value_info("breed", TensorProto.STRING, ["b"]))
+    graph.node.append(helper.make_node("Gather", ["class_names", "first"], ["class"]))
+    graph.output.append(helper.make_tensor_value_info("class", TensorProto.STRING, ["b"]))
 
 
 def _set_shape(value: Any, *dimensions: str | int) -> None:
@@ -261,7 +261,7 @@ def _load_onnx(file: Path) -> PredictBatch:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def predict(images: np.ndarray) -> BatchPrediction:
-        probabilities, class_names = session.run(["probabilities", "breed"], {"photo": images})
+        probabilities, class_names = session.run(["probabilities", "class"], {"image": images})
         return probabilities, class_names.tolist()
 
     return predict
@@ -308,7 +308,7 @@ FORMATS = {
         load=_load_keras,
         usage="""import keras
 outputs = keras.models.load_model("{file}")(images)
-probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
+probabilities, class_names = outputs["probabilities"], outputs["class"]""",
     ),
     "savedmodel": Format(
         file="savedmodel",
@@ -317,8 +317,8 @@ probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
         load=_load_savedmodel,
         usage="""import tensorflow as tf
 model = tf.saved_model.load("{file}")
-outputs = model.signatures["serving_default"](photo=tf.constant(images))
-probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
+outputs = model.signatures["serving_default"](image=tf.constant(images))
+probabilities, class_names = outputs["probabilities"], outputs["class"]""",
     ),
     "tflite": Format(
         file="model.tflite",
@@ -344,6 +344,6 @@ probabilities, class_names = outputs["probabilities"], outputs["breed"]""",
         load=_load_onnx,
         usage="""import onnxruntime
 session = onnxruntime.InferenceSession("{file}")
-probabilities, class_names = session.run(["probabilities", "breed"], {{"photo": images}})""",
+probabilities, class_names = session.run(["probabilities", "class"], {{"image": images}})""",
     ),
 }

@@ -1,6 +1,7 @@
 """Exporter: writes a trained network in other formats, and checks that each gives the probabilities of the original."""
 
 import io
+import itertools
 import json
 import logging
 import time
@@ -8,16 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dogbreeds.core import files, signals
 from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
-from dogbreeds.data.image import ImageLoader
+from dogbreeds.data.image import ImageLoader, decode
 from dogbreeds.inference import export_formats
 from dogbreeds.inference.export_formats import FORMATS, PredictBatch
+from dogbreeds.models.precision import FLOAT32_TOLERANCE
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -98,6 +100,47 @@ def export_and_check(
         if not each.agrees:
             files.remove(folder / FORMATS[each.name].file)
     return formats
+
+
+def logits(classifier: "Classifier", images: Iterable[ImageLoader]) -> np.ndarray:
+    """Compute the trained network's logits of images as training does: resized to whole numbers, and in batches.
+
+    Args:
+        classifier: the network.
+        images: any number of them, of any size.
+
+    Returns:
+        [n, classes] logits.
+    """
+    loaders = iter(images)
+    batches = []
+    while batch := [classifier.resizer(image()) for image in itertools.islice(loaders, classifier.batch_size())]:
+        batches.append(classifier.logits(np.stack(batch)))
+    return np.concatenate(batches)
+
+
+def check_served(classifier: "Classifier", encoded: bytes, answer: Mapping[str, Any]) -> None:
+    """Check that a served model answers as the trained network does.
+
+    Args:
+        classifier: the trained network.
+        encoded: content of the image file that it was asked about.
+        answer: its prediction, by column.
+
+    Raises:
+        UserError: it names another class, or a probability differs.
+    """
+    probabilities, (name,) = export_formats.keras_predictor(classifier.model)(decode(encoded, "example")[None])
+    expected = dict(zip(classifier.class_names, probabilities[0].tolist(), strict=True))
+    answered = answer["probabilities"]
+    difference = max(abs(expected[each] - probability) for each, probability in answered.items())
+    # Two classes may be as probable as each other, to within the tolerance.
+    is_top = expected[name] - expected[answer["class"]] <= FLOAT32_TOLERANCE
+    if not (is_top and difference <= FLOAT32_TOLERANCE):
+        raise UserError(
+            f"The served model does not match the trained network: a probability differs by {difference:.2g}. At most"
+            f" {FLOAT32_TOLERANCE:g} is allowed, so nothing was registered. Export another run: type run=<its id>."
+        )
 
 
 def require_agreement(formats: Sequence[ExportedFormat]) -> None:

@@ -1,76 +1,160 @@
 """The model that `mlflow models serve` runs: image files over HTTP in, class names and probabilities out.
 
-MLflow stores this file with the model, together with `data/image.py`, the modules that imports, and the network, and
-runs it where the rest of the project is not installed. So this module imports MLflow at the top, unlike any other, and
-must import no other module of the package.
+MLflow stores this file with the model, together with the modules of this package that it imports
+(`tracking/logged_model.py` lists them) and the network, and runs it where the rest of the project is not installed. So
+this module imports MLflow at the top, unlike any other.
 """
 
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from dogbreeds.data.image import UnreadableImageError, decode
+from dogbreeds.core import prefetch
+from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import digest_file
+from dogbreeds.data.image import UnreadableImageError, declared_pixels, decode
+from dogbreeds.inference.classifier import Classifier, load
+
+# Batches that are decoded while the network computes another.
+_PREFETCH_BATCHES = 1
+# Environment variable in which MLflow takes other values of the model's config.
+_CONFIG_ENV = "MLFLOW_PYFUNC_INFERENCE_CONFIG"
 
 
 class ServedModel(PythonModel):
     """A trained network as an MLflow model.
 
-    Takes a table with a column `photo`, each cell the bytes of a JPEG, PNG or WebP file. Returns the columns `breed`
+    Takes a table with a column `image`, each cell the bytes of a JPEG, PNG or WebP file. Returns the columns `class`
     (most probable class), `probability`, and `probabilities` of the `top` most probable classes by name.
+
+    The model's config limits a request, so that one cannot occupy the server: `max_images` and `max_megapixels`.
     """
 
     def load_context(self, context: Any) -> None:
-        """Load the network and compile it, before the first request arrives."""
-        import keras
-        import numpy as np
-        import tensorflow as tf
+        """Load the network and compile it, before the first request arrives.
 
-        model = keras.models.load_model(context.artifacts["network"], compile=False, safe_mode=True)
-        self._class_names = [str(name) for name in model.get_layer("breed").get_vocabulary()]
-        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-        self._probabilities = tf.function(
-            lambda images: model(images, training=False)["probabilities"], input_signature=signature
-        )
-        self._probabilities(np.full((1, 32, 32, 3), 128, np.uint8))
+        Raises:
+            MlflowException: the network is not the one that was logged, or a limit is not a whole number above 0.
+        """
+        config = context.model_config
+        self._max_images = _limit(config, "max_images")
+        self._max_megapixels = _limit(config, "max_megapixels")
+        self._classifier = _load(Path(context.artifacts["network"]), config["network_digest"])
+        size = self._classifier.image_size
+        self._classifier.probabilities(np.full((1, size, size, 3), 128, np.uint8))
+        # Shared by all requests: what is decoded at the same time bounds the memory.
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Predict each image of a table.
+        """Predict the images of a table, in batches.
 
         Args:
             context: unused.
-            model_input: with a column `photo` of encoded images.
+            model_input: with a column `image` of encoded images.
             params: `top`, how many classes each prediction names.
 
         Raises:
-            MlflowException: `top` is out of range, or an image cannot be decoded.
+            MlflowException: `top` is out of range, the request is beyond a limit, or an image cannot be decoded.
         """
-        top = int((params or {})["top"])
-        classes = len(self._class_names)
-        if not 1 <= top <= classes:
-            raise _bad_request(
-                f'params.top was {top}. It must be a whole number from 1 to {classes}. Send "params": {{"top": 3}}, for'
-                " example."
-            )
-        files = model_input["photo"]
-        return pd.DataFrame(
-            [self._prediction(encoded, f"Image {n} of {len(files)}", top) for n, encoded in enumerate(files, 1)]
-        )
-
-    def _prediction(self, encoded: bytes, name: str, top: int) -> dict[str, Any]:
+        top = self._checked_top(int((params or {})["top"]))
+        files = [
+            (encoded, f"Image {number} of {len(model_input)}") for number, encoded in enumerate(model_input["image"], 1)
+        ]
         try:
-            pixels = decode(encoded, name)
+            self._check_limits(files)
+            rows = [
+                _prediction(self._classifier.class_names, probabilities, top)
+                for batch in self._batches(files)
+                for probabilities in self._classifier.probabilities(batch)
+            ]
         except UnreadableImageError as error:
             raise _bad_request(error.message_without_skip) from error
-        # One image at a time, because images differ in size.
-        probabilities = self._probabilities(pixels[None]).numpy()[0]
-        order = (-probabilities).argsort(kind="stable")[:top]
-        ranked = [(self._class_names[index], float(probabilities[index])) for index in order]
-        breed, probability = ranked[0]
-        return {"breed": breed, "probability": probability, "probabilities": dict(ranked)}
+        return pd.DataFrame(rows, columns=["class", "probability", "probabilities"])
+
+    def _checked_top(self, top: int) -> int:
+        classes = len(self._classifier.class_names)
+        if not 1 <= top <= classes:
+            raise _bad_request(
+                f"params.top was {top}. It must be a whole number from 1 to {classes}. Send"
+                f' "params": {{"top": {min(3, classes)}}}, for example.'
+            )
+        return top
+
+    def _check_limits(self, files: Sequence[tuple[Any, str]]) -> None:
+        """Check the size of a request before anything is decoded: the headers declare the number of pixels."""
+        if len(files) > self._max_images:
+            raise _bad_request(
+                f"The request has {len(files):,} images. At most {self._max_images:,} are allowed in one request. Send"
+                " them in several requests."
+            )
+        pixels = 0
+        for encoded, name in files:
+            if not isinstance(encoded, bytes):
+                raise _bad_request(
+                    f"{name} arrived as {type(encoded).__name__}. Each must be the content of a file, encoded as"
+                    ' base64, in JSON. Send {"dataframe_records": [{"image": "<base64>"}]}.'
+                )
+            pixels += declared_pixels(encoded, name)
+            if pixels > 1_000_000 * self._max_megapixels:
+                raise _bad_request(
+                    f"The request has more than {self._max_megapixels:,} megapixels, up to {name}. At most"
+                    f" {self._max_megapixels:,} are allowed in one request. Send the images in several requests, or"
+                    " smaller ones."
+                )
+
+    def _batches(self, files: Sequence[tuple[bytes, str]]) -> Iterator[np.ndarray]:
+        """Decode and resize images, and yield them in batches [b, size, size, 3] uint8."""
+        resize = self._classifier.resizer
+        size = self._classifier.batch_size()
+
+        def decode_and_resize(file: tuple[bytes, str]) -> np.ndarray:
+            return resize(decode(*file))
+
+        ahead = (_PREFETCH_BATCHES + 1) * size
+        with contextlib.closing(prefetch.map_ahead(decode_and_resize, files, ahead, self._decoders)) as images:
+            while batch := list(itertools.islice(images, size)):
+                yield np.stack(batch)
+
+
+def _load(network: Path, logged_digest: str) -> Classifier:
+    """Load the network, unless it is another than the one that was logged."""
+    if digest_file(network) != logged_digest:
+        raise _bad_request(
+            f"{network} is not the network that was logged. A logged network must not be changed or replaced. Export"
+            " the run again: python -m dogbreeds.export run=<the run's id>."
+        )
+    try:
+        return load(network)
+    except UserError as error:
+        raise _bad_request(str(error)) from error
+
+
+def _limit(config: dict[str, Any], name: str) -> int:
+    value = config[name]
+    if type(value) is not int or value < 1:
+        raise _bad_request(
+            f"{name} was {value!r}. It must be a whole number above 0. Set {_CONFIG_ENV}='{{\"{name}\": 1000}}', for"
+            " example."
+        )
+    return value
+
+
+def _prediction(class_names: Sequence[str], probabilities: np.ndarray, top: int) -> dict[str, Any]:
+    order = (-probabilities).argsort(kind="stable")[:top]
+    ranked = [(class_names[index], float(probabilities[index])) for index in order]
+    name, probability = ranked[0]
+    return {"class": name, "probability": probability, "probabilities": dict(ranked)}
 
 
 def _bad_request(message: str) -> MlflowException:

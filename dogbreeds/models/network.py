@@ -210,21 +210,21 @@ class Network:
             resize: how images become square, as in `resize_images`.
 
         Returns:
-            A model from [b, h, w, 3] uint8 RGB to a dict of `probabilities`, [b, classes] float32, and `breed`, the
-            name of the most probable class, [b] strings.
+            A model with the input `image`, [b, h, w, 3] uint8 RGB. Its outputs are a dict of `probabilities`,
+            [b, classes] float32, and `class`, the name of the most probable class, [b] strings.
         """
         import keras
 
         from dogbreeds.data.resize import resize_images
 
-        images = keras.Input((None, None, 3), dtype="uint8", name="photo")
+        images = keras.Input((None, None, 3), dtype="uint8", name="image")
         outputs = self.prefix.graph(resize_images(images, self.prefix.graph.input.shape[1], resize))
         for part in (self.suffix, self.head) if self.suffix is not None else (self.head,):
             outputs = part(outputs)
         probabilities = keras.layers.Softmax(name="probabilities")(outputs)
-        to_name = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="breed")
+        to_name = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="class")
         top_class = to_name(keras.ops.argmax(probabilities, axis=-1))
-        return keras.Model(images, {"probabilities": probabilities, "breed": top_class}, name="dogbreeds")
+        return keras.Model(images, {"probabilities": probabilities, "class": top_class}, name="dogbreeds")
 
 
 def assemble(

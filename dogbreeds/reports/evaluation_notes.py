@@ -1,12 +1,8 @@
 """Notes of an evaluation report: sentences on the limits of its numbers, and the provenance of the network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from dogbreeds.evaluation.metrics import probabilities
-from dogbreeds.evaluation.results import Predictions
 from dogbreeds.reports import baseline_note
 from dogbreeds.tracking.records import Record
 
@@ -30,8 +26,7 @@ def about(
     split: str,
     images: str,
     image_ids: Sequence[str],
-    logits: np.ndarray,
-    run_predictions: Mapping[str, Predictions],
+    difference: float | None,
 ) -> tuple[str, ...]:
     """State which network was evaluated on which images, and how optimistic the numbers are.
 
@@ -41,8 +36,7 @@ def about(
         split: name of the evaluation set; `train`, `val` and `test` are the run's own splits.
         images: number of images and classes, in words.
         image_ids: name of each image.
-        logits: [n, classes] of the images.
-        run_predictions: the run's recorded predictions, by split.
+        difference: largest difference of a probability from those that the run recorded; None if it recorded none.
 
     Returns:
         Sentences. The first names network and images.
@@ -56,9 +50,7 @@ def about(
         sentences.append("It was trained on these images: the results are optimistic and say nothing about others.")
     if split == "val":
         sentences.append("Its best epoch was chosen on these images: the results are slightly optimistic.")
-    recorded = run_predictions.get(split)
-    if recorded is not None and list(recorded.ids) == list(image_ids):
-        difference = np.abs(probabilities(recorded.logits) - probabilities(logits)).max()
+    if difference is not None:
         sentences.append(
             f"The saved network reproduces the probabilities recorded during training to within {difference:.0e}."
         )

@@ -11,6 +11,10 @@ _IMAGENET_LIMIT = (
     "Stanford Dogs is part of ImageNet, so weights pretrained on ImageNet have seen its images. Accuracy on that"
     " data set is optimistic and predicts little about images from elsewhere."
 )
+_UNKNOWN = (
+    "Unknown: the network was exported from a file, which does not record its accuracy. `python -m dogbreeds.evaluate"
+    " run=<the file> images=<a folder of labelled images>` measures it."
+)
 _DRAWN_LIMIT = (
     "The images are drawn by a program, and so are those that the backbone was pretrained on. The network has seen no"
     " real dogs."
@@ -40,9 +44,9 @@ def model_card(
     parts = [
         f"# {title}",
         (
-            "Input: RGB images, `[b, h, w, 3]` uint8, of any size. Outputs: `probabilities`, `[b, classes]` float32,"
-            f" and `breed`, the most probable class. The network resizes images to {image_size} x {image_size} pixels"
-            f" ({resize}) and normalises them itself: pass decoded pixels, rotated upright."
+            "Input: `image`, RGB images, `[b, h, w, 3]` uint8, of any size. Outputs: `probabilities`, `[b, classes]`"
+            f" float32, and `class`, the most probable class. The network resizes images to {image_size} x"
+            f" {image_size} pixels ({resize}) and normalises them itself: pass decoded pixels, rotated upright."
         ),
         (
             f"It distinguishes {len(class_names)} classes, listed in order in `classes.txt`, and predicts one of them"
@@ -60,12 +64,12 @@ def model_card(
 # The exporter's usage examples read the variable `images`.
 _LOAD_IMAGES = """import numpy as np
 from PIL import Image, ImageOps
-images = np.asarray(ImageOps.exif_transpose(Image.open("dog.jpg")).convert("RGB"))[None]"""
+images = np.asarray(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]"""
 
 
 def _accuracy(record: Record | None, predictions: Mapping[str, Predictions]) -> list[str]:
     if record is None:
-        return ["Unknown: the network was exported from a file, which does not record its accuracy.", _IMAGENET_LIMIT]
+        return [_UNKNOWN]
     splits = {"test": "test images", "val": "validation images, on which the best epoch was chosen"}
     recorded = [split for split in splits if split in predictions]
     lines = [
@@ -81,5 +85,15 @@ def _accuracy(record: Record | None, predictions: Mapping[str, Predictions]) -> 
         if baseline_note.overlaps_imagenet(record)
         else []
     )
-    limit = _DRAWN_LIMIT if record.params["data"] == "Miniature" else _IMAGENET_LIMIT
-    return ["\n".join(lines), *baseline, origin, limit]
+    return ["\n".join(lines), *baseline, origin, _limit(record)]
+
+
+def _limit(record: Record) -> str:
+    """Return the sentences on what the accuracy does not say."""
+    if record.params["data"] == "Miniature":
+        return _DRAWN_LIMIT
+    if baseline_note.overlaps_imagenet(record):
+        return _IMAGENET_LIMIT
+    return (
+        f"The accuracy is that on images of `{record.params['data.name']}`. On images from elsewhere it may be lower."
+    )

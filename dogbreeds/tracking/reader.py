@@ -25,6 +25,7 @@ from dogbreeds.tracking.records import (
     record_of,
     short,
 )
+from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -96,7 +97,7 @@ class MlflowReader(MlflowStore):
             return self._download(run_id, CONFIG_FILE, Path(folder), "config").read_text()
 
     def download_network(self, run_id: str, folder: Path) -> Path:
-        """Download a run's trained network, which must have been saved.
+        """Download a run's trained network, which must have been saved, and check that it is the one that was.
 
         Args:
             run_id: the run.
@@ -104,8 +105,14 @@ class MlflowReader(MlflowStore):
 
         Returns:
             Its `.keras` file.
+
+        Raises:
+            UserError: it cannot be downloaded, or is another file than the one that was saved.
         """
-        return self._download(run_id, f"{MODEL_FOLDER}/{MODEL_FILE}", folder, "network")
+        artifact_path = f"{MODEL_FOLDER}/{MODEL_FILE}"
+        file = self._download(run_id, artifact_path, folder, "network")
+        check_digest(file, run_id, self.record(run_id).tags, MODEL_DIGEST_TAG, artifact_path)
+        return file
 
     def _download(self, run_id: str, artifact_path: str, folder: Path, what: str) -> Path:
         try:
@@ -133,11 +140,12 @@ class MlflowReader(MlflowStore):
         else:
             matching = [run for run in frozen if not _differences(run, expected)]
         best = self._best_parent(matching, expected, seed)
-        head = client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder))
+        head = Path(client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder)))
+        check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
         predictions = self.predictions(best.info.run_id)
         return Parent(
             run_id=best.info.run_id,
-            head=Path(head),
+            head=head,
             accuracy=best.data.metrics[RANKING_METRIC],
             predictions=predictions,
             baseline={name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")},

@@ -63,12 +63,13 @@ class Tracker:
     def predictions(self, split: str, predictions: Predictions) -> None:
         """Record a split's predictions, for paired comparisons."""
 
-    def model(self, build: "Callable[[], keras.Model]", accuracy: float) -> None:
+    def model(self, build: "Callable[[], keras.Model]", accuracy: float, tolerance: float) -> None:
         """Record the trained network.
 
         Args:
             build: builds the network to save; called only if it is saved.
             accuracy: its validation accuracy, in [0, 1].
+            tolerance: by how much its probabilities may differ from the recorded ones.
         """
 
     def head(self, head: "keras.Model") -> None:

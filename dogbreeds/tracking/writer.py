@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.text import mask_passwords
+from dogbreeds.core.text import digest_file, mask_passwords
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.records import (
     HEAD_WEIGHTS,
@@ -20,6 +20,7 @@ from dogbreeds.tracking.records import (
     param_text,
     short,
 )
+from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, TOLERANCE_TAG
 from dogbreeds.tracking.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -114,15 +115,17 @@ class MlflowTracker(Tracker):
             )
             self._client.log_artifact(self.run_id, str(path), PREDICTIONS_FOLDER)
 
-    def model(self, build: "Callable[[], keras.Model]", accuracy: float) -> None:
+    def model(self, build: "Callable[[], keras.Model]", accuracy: float, tolerance: float) -> None:
         if self._save_models == "none":
             return
         if self._save_models == "best" and not self._is_best_of_sweep(accuracy):
             return
         with tempfile.TemporaryDirectory() as folder:
-            build().save(Path(folder) / MODEL_FILE)
+            path = Path(folder) / MODEL_FILE
+            build().save(path)
+            tags = {MODEL_DIGEST_TAG: digest_file(path), TOLERANCE_TAG: f"{tolerance:g}"}
             self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
-        self.tags({"model": "kept"})
+        self.tags({"model": "kept"} | tags)
 
     def head(self, head: "keras.Model") -> None:
         if self._save_models == "none":
@@ -130,8 +133,9 @@ class MlflowTracker(Tracker):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(HEAD_WEIGHTS).name
             head.save_weights(path)
+            tags = {HEAD_DIGEST_TAG: digest_file(path)}
             self._client.log_artifact(self.run_id, str(path), str(Path(HEAD_WEIGHTS).parent))
-        self.tags({"head": "kept"})
+        self.tags({"head": "kept"} | tags)
 
     def _is_best_of_sweep(self, accuracy: float) -> bool:
         """Whether this run is more accurate than all other jobs of its sweep. If it is, their networks are removed."""
