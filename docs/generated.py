@@ -126,7 +126,7 @@ def _settings_table(settings: tuple[Setting, ...], prefix: str, specs: dict[str,
             ),
             Field("", ""),
         )
-        meaning = setting.comment or field.meaning
+        meaning = setting.comment.rstrip(";") or field.meaning
         rows.append([code(key), code(setting.default), prose(field.allowed), prose(meaning)])
     with_allowed = any(row[2] for row in rows)
     if not with_allowed:

@@ -7,7 +7,10 @@ from collections.abc import Iterable, Sequence
 # variables.
 _CODE = re.compile(
     r"`[^`]+`"
-    r"|'[\w.]+=\[[^']*\]'"
+    r"|'[\w.]+=[^']*'"
+    r'|"[\w.]+=[^"]*"'
+    r"|\[[\w.]+=[^\]]*\]"
+    r"|pip install '[^']*'"
     r"|--cfg job(?: --resolve)?|--[a-z][\w-]*"
     r"|\b[\w./]+=(?:[\w./:+-]*\([^)]*\)|\[[^\]]*\]|[^\s,;:)]*[\w\]/)])"
     r"|\b(?:conf|dogbreeds|multirun|mlruns)/[\w./<>-]*[\w/>]"

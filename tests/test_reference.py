@@ -127,10 +127,25 @@ def test_sections_of_commands_have_the_settings_of_their_configs() -> None:
     assert "# With test-time augmentation\npython -m dogbreeds.evaluate run=3f2a9c41" in sections["evaluate"]
 
 
-def test_prose_escapes_markup_and_sets_settings_as_code() -> None:
-    assert prose("head=mlp or <class>/*; see conf/model/ and data.root") == (
-        "`head=mlp` or &lt;class&gt;/\\*; see `conf/model/` and `data.root`"
-    )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "head=mlp or <class>/*; see conf/model/ and data.root",
+            "`head=mlp` or &lt;class&gt;/\\*; see `conf/model/` and `data.root`",
+        ),
+        (
+            """a list 'images=[a.jpg,b.jpg]', spaces "images='my dog.jpg'".""",
+            """a list `'images=[a.jpg,b.jpg]'`, spaces `"images='my dog.jpg'"`.""",
+        ),
+        (
+            "such as [optimizer.lr=1e-3,head=linear]: pip install 'dogbreeds[ray]'.",
+            "such as `[optimizer.lr=1e-3,head=linear]`: `pip install 'dogbreeds[ray]'`.",
+        ),
+    ],
+)
+def test_prose_escapes_markup_and_sets_what_is_typed_as_code(text: str, expected: str) -> None:
+    assert prose(text) == expected
 
 
 def test_navigation_lists_every_page_once() -> None:
