@@ -17,7 +17,7 @@ ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid pictures ui server kept clear pretrain clean
+.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,9 +77,6 @@ bench-predict: setup ## what predict costs beside the bare network, on 1,000 pho
 bench-grid: setup ## what a grid of attempts on B4 costs, on paper, from measured shares; some minutes
 	$(BIN)/python tests/bench/grid.py
 
-pictures: setup ## the documentation's pictures, docs/pictures/, from real runs on drawn dogs; a few minutes. NAMES="verdicts cost" for some
-	$(BIN)/python docs/make_pictures.py $(NAMES)
-
 ui: setup ## compare attempts in MLflow, on this machine's port 5000 or PORT
 	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
 
@@ -99,3 +96,7 @@ pretrain: setup ## draw and pretrain the miniature's backbone again, about half 
 
 clean: ## remove caches of tools; runs and kept features stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache dist
+
+.PHONY: pictures
+pictures: setup ## draw docs/pictures/ from real runs on drawn dogs, about 3 minutes; NAMES="verdicts cost" for some of them
+	$(BIN)/python docs/make_pictures.py $(NAMES)
