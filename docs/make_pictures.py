@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/pictures"
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# Drawn dogs that Grad-CAM explains, by the index of their breed: three that are recognised, one that is not.
+# Drawn dogs that Grad-CAM explains, by the index of their breed: three that are classified correctly, one that is not.
 _EXPLAINED_BREEDS = (8, 11, 5, 1)
 # Width of the evaluation page in CSS pixels, and image pixels per CSS pixel.
 _PAGE_WIDTH, _PAGE_SCALE = 680, 2

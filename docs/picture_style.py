@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 INK, GREY, RULE = "#1c1c1c", "#57606a", "#d0d7de"
 GOOD, BAD, BLUE = "#17692f", "#a3261b", "#1f5fa8"
-PALE_GREEN, PALE_RED, PALE_BLUE = "#e9f5ec", "#fbecea", "#eaf1f9"
+PALE_GREEN, PALE_BLUE = "#e9f5ec", "#eaf1f9"
 # Width of every drawing in CSS pixels, which is also the width at which its text was chosen.
 WIDTH = 700
 _CARD = "#fdfdfc"

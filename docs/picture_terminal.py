@@ -1,5 +1,6 @@
 """Picture of a terminal: a command and what it printed, as SVG that loads nothing."""
 
+import html
 import io
 
 # Rich's own template loads a font from a server, which GitHub blocks, and so do readers who are offline. Rich gives
@@ -49,5 +50,5 @@ def terminal_svg(command: str, output: str, columns: int = 80) -> str:
     text = Text.assemble(("$ ", _PROMPT_STYLE), (command, _COMMAND_STYLE), "\n", output.strip("\n"))
     text.highlight_words(["error:"], _ERROR_STYLE)
     terminal.print(Padding(text, (0, 1, 1, 1)))
-    template = _TEMPLATE.replace("<!--title-->", f"Terminal: {command}")
+    template = _TEMPLATE.replace("<!--title-->", html.escape(f"Terminal: {command}"))
     return terminal.export_svg(title="", code_format=template, unique_id="terminal")

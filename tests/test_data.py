@@ -340,6 +340,6 @@ def test_stanford_dogs_names_offline_alternatives_without_network(
     with pytest.raises(MissingFileError) as refusal:
         dogs(root=str(tmp_path)).open()
     assert "could not be downloaded from vision.stanford.edu (no route to host)" in str(refusal.value)
-    assert "Type data.root=<folder> if another machine prepared it, data=folder data.root=<photos>" in str(
+    assert "Type data.root=<folder> if another machine prepared it, data=folder data.root=<images>" in str(
         refusal.value
     )

@@ -81,8 +81,6 @@ def test_documentation_has_commands_of_every_kind() -> None:
 
 def test_make_targets_and_scripts_in_the_documentation_exist() -> None:
     made = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    # The name of `make kept` from version 0.2.0 on.
-    made |= {"cache"} if "kept" in made else set()
     named = set()
     for path in WRITTEN:
         named |= set(re.findall(r"`make ([a-z][a-z-]*)", TEXTS[path]))

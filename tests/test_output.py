@@ -63,7 +63,7 @@ def test_output_stream_writes_a_complete_file_or_none(tmp_path) -> None:
 def test_output_stream_rejects_a_path_that_is_no_regular_file(path: str) -> None:
     with (
         pytest.raises(
-            UserError, match=rf"{path} cannot be written \(.+\)\. output must be a file\. Type output=breeds\.csv"
+            UserError, match=rf"{path} cannot be written \(.+\)\. output must be a file\. Type output=classes\.csv"
         ),
         output_stream(path, "classes.csv"),
     ):

@@ -105,14 +105,14 @@ def test_make_pictures_draws_the_same_bytes_again_and_names_the_measured_seconds
 
 def test_terminal_wraps_at_its_columns_and_loads_nothing() -> None:
     words = " ".join(f"word{number}" for number in range(40))
-    svg = terminal_svg("python -m dogbreeds.train", f"{words}\nerror: <refused> & told", columns=30)
+    svg = terminal_svg("python -m dogbreeds.train <&", f"{words}\nerror: <refused> & told", columns=30)
     assert _loaded(svg) == []
     lines: dict[str, str] = {}
     for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
         y = element.get("y", "")
         lines[y] = lines.get(y, "") + (element.text or "").replace("\N{NO-BREAK SPACE}", " ")
     typed, *printed = (line.strip() for line in lines.values() if line.strip())
-    assert typed == "$ python -m dogbreeds.train"
+    assert typed == "$ python -m dogbreeds.train <&"
     assert max(map(len, printed)) <= 30
     assert " ".join(printed) == f"{words} error: <refused> & told"
 
