@@ -17,7 +17,7 @@ ATTEMPTS ?= $(if $(LAUNCHER),$(FIRST) $(THEN),$(FIRST),$(THEN))
 OPTIONS ?= $(if $(MODEL),,phase.epochs=8)
 SETUP := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT),data.root=$(ROOT)) $(if $(WEIGHTS),model.weights=$(WEIGHTS)) $(if $(LAUNCHER),hydra/launcher=$(LAUNCHER))
 
-.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-grid ui server kept clear pretrain clean
+.PHONY: help setup table test test-slow test-long test-real check faults fuzz bench bench-memory bench-predict bench-serve bench-grid ui server kept clear pretrain clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ bench-memory: setup ## peak memory of B4 at 380 px on 300 and on 1,200 photos, s
 
 bench-predict: setup ## what predict costs beside the bare network, on 1,000 photos; some minutes
 	$(BIN)/python tests/bench/predict.py
+
+bench-serve: setup ## a served model: 1,000 photos in one request, 50 requests at once, and its peak memory; some minutes
+	$(BIN)/python tests/bench/serve.py
 
 bench-grid: setup ## what a grid of attempts on B4 costs, on paper, from measured shares; some minutes
 	$(BIN)/python tests/bench/grid.py
