@@ -40,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-memory bench-predict bench-grid ui server cache clear pretrain pictures docs-extra docs docs-serve clean
+.PHONY: faults fuzz bench bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain pictures docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -104,6 +104,9 @@ bench-memory: setup ## measure the peak memory of B4 at 380 px on 300 and 1,200 
 
 bench-predict: setup ## compare predict with the bare network, on 1,000 images; some minutes
 	$(BIN)/python tests/bench/predict.py
+
+bench-serve: setup ## measure a served network: one large request, 50 at once, and its peak memory; some minutes
+	$(BIN)/python tests/bench/serve.py
 
 bench-grid: setup ## estimate the cost of a grid of attempts on B4; some minutes
 	$(BIN)/python tests/bench/grid.py

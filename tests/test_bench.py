@@ -1,8 +1,13 @@
 """Benchmarks on tiny inputs: each runs to its end and reports what it ran. No test checks how long it takes."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +17,9 @@ import pytest
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import MODES
-from tests.bench import faults, fuzz, grid, memory, predict, speed
+from dogbreeds.tracking.logged_model import ServingLimits
+from tests.bench import faults, fuzz, grid, memory, predict, serve, speed
+from tests.tiny_network import save_tiny
 
 if TYPE_CHECKING:
     import keras
@@ -187,6 +194,49 @@ def test_predict_measures_rates_and_the_peak(small: Change, capsys: pytest.Captu
         rates = [_numbers(line) for line in said.splitlines() if line.startswith(way)]
         assert all(len(line) == 3 and min(line) > 0 for line in rates)
         assert len(rates) == (1 if way == predict.PREDICT else 3)
+
+
+@contextlib.contextmanager
+def serve_here(uri: str, model_id: str) -> Iterator[serve.Served]:
+    """Serve a logged model in a thread of this process, which has imported all that another would have to."""
+    import mlflow
+    import uvicorn
+    from mlflow.pyfunc import scoring_server
+
+    path = sys.path
+    app = scoring_server.init(mlflow.pyfunc.load_model(f"models:/{model_id}"))
+    sys.path = path
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        # A configuration of logging would close the handlers of other libraries, and with them pytest's streams.
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield serve.Served(f"http://127.0.0.1:{listening.getsockname()[1]}", os.getpid())
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_serve_measures_answers_and_refusals(
+    tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "tiny.keras", classes=3)
+    limits = ServingLimits(max_images=5, max_megapixels=2)
+    workload = serve.Workload(images=5, clients=3, rounds=2, records=6, bombs=3, bomb_side=1_000, limits=limits)
+    found = serve.main(str(tmp_path / "tiny.keras"), workload, serve_here, empty_store)
+    said = capsys.readouterr().out
+    assert all(value > 0 for value in found.values())
+    assert {name: value for name, value in found.items() if name.startswith("status/")} == {
+        "status/6 images": 400,
+        "status/3 black images of 1 megapixels": 400,
+    }
+    assert "5 images in one request, 0 MiB: " in said
+    assert "3 requests at once, 2 times: " in said
+    assert "At most 5 are allowed in one request" in said
+    assert "more than 2 megapixels, up to Image 3 of 3" in said
+    assert 100 < found["memory/one request"] <= found["memory/at once"] < 20_000
 
 
 def test_fuzz_reports_every_kind_and_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
