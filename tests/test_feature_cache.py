@@ -738,7 +738,7 @@ def test_cache_flushes_rows_to_disk_before_publishing_an_entry(
         Path, "replace", lambda self, target: happened.append(f"to {target.name}") or replace(self, target)
     )
     folder = cache.get_or_compute("features", {}, SHAPE, "float32", counting_producer([])).folder
-    assert happened[-5:] == ["rows.npy", "to progress.json", "to entry.json", "entry.json", f"to {folder.name}"]
+    assert happened[-5:] == ["rows.npy", "to progress.json", "aside", "to entry.json", f"to {folder.name}"]
 
 
 def test_cache_rereads_the_folder_after_waiting_for_a_lock(
