@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dogbreeds.core import signals
+from dogbreeds.core import process, signals
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
@@ -43,6 +43,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     status = "FAILED"
+    process.mark_as_command()
     signals.install_handlers()
     try:
         task()
