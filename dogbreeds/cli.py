@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dogbreeds.core import signals
+from dogbreeds.core import process, signals
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.core.paths import home
@@ -45,6 +45,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
     status = "FAILED"
+    process.mark_as_command()
     signals.install_handlers()
     try:
         task()

@@ -11,6 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dogbreeds import cli
+from dogbreeds.core.files import atomic_write
 from dogbreeds.core.paths import config_folder
 from dogbreeds.data import drawn_dogs
 from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature
@@ -35,14 +36,12 @@ def compress_to_float16(path: Path) -> None:
         arrays: list[str] = []
         file.visititems(lambda name, node: arrays.append(name) if isinstance(node, h5py.Dataset) else None)
         values = {name: file[name][()] for name in arrays}
-    compressed = path.with_suffix(".half")
-    with h5py.File(compressed, "w") as file:
+    with atomic_write(path) as compressed, h5py.File(compressed, "w") as file:
         for name, value in values.items():
             is_float = np.issubdtype(value.dtype, np.floating)
             file.create_dataset(
                 name, data=value.astype(np.float16) if is_float else value, compression="gzip" if value.ndim else None
             )
-    compressed.replace(path)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="pretrain")

@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from dogbreeds import cli
+from dogbreeds.core import signals
 from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config, run_origin
@@ -17,7 +18,8 @@ def task(config: DictConfig) -> float:
     # Imports much, and errors of the config should not wait for it.
     from dogbreeds.experiments.attempt import execute
 
-    return execute(run, run_origin(config, run)).objective
+    with signals.job_scope():
+        return execute(run, run_origin(config, run)).objective
 
 
 if __name__ == "__main__":

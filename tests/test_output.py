@@ -1,7 +1,10 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.files import atomic_folder, output_stream
+from dogbreeds.core.files import atomic_folder, atomic_write, output_stream
 
 OWNED = ("page.html", "more", "old.png")
 
@@ -44,6 +47,47 @@ def test_atomic_folder_rejects_a_path_that_is_a_file(tmp_path) -> None:
         atomic_folder(tmp_path / "file", OWNED),
     ):
         pass
+
+
+@pytest.mark.parametrize("sole_writer", [True, False])
+def test_atomic_write_replaces_the_file_after_the_block_only(tmp_path: Path, sole_writer: bool) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(target, sole_writer=sole_writer) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    with atomic_write(target, sole_writer=sole_writer) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_sole_writer_replaces_the_temporary_file_of_a_killed_process(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "first", sole_writer=True) as abandoned:
+        raise KeyboardInterrupt
+    abandoned.write_text("half")
+    with atomic_write(tmp_path / "second", sole_writer=True) as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["second"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_durable_write_flushes_the_file_before_it_replaces_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def recorded(number: int) -> None:
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{number}")).read_text(), (tmp_path / "file").exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    with atomic_write(tmp_path / "file", durable=durable) as temporary:
+        temporary.write_text("new")
+    assert flushed == ([("new", False)] if durable else [])
 
 
 def test_output_stream_writes_a_complete_file_or_none(tmp_path) -> None:

@@ -16,6 +16,8 @@ from dogbreeds.core.errors import UserError
 
 # Temporary folder within an output folder, named after the process that writes it.
 _TEMPORARY = re.compile(r"\.(\d+)\.part")
+# Temporary file in a folder that has one writer at a time.
+_SOLE_TEMPORARY = "aside"
 _FOLDER_HINT = "Type output=<folder>."
 
 
@@ -50,17 +52,32 @@ def output_stream(output: str | None, example: str) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path, *, sole_writer: bool = False, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder. After the body it replaces `target`.
 
     If the body fails or is interrupted, `target` is unchanged.
+
+    Args:
+        target: file to write or to replace.
+        sole_writer: whether a lock admits one writer to the folder. The temporary file then has a fixed name, so it
+            replaces that of a process that was killed.
+        durable: whether to flush the file to disk, or to the server of a network file system, before it replaces
+            `target`, so that a crash of the machine leaves one of the two.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(_SOLE_TEMPORARY if sole_writer else f".{target.name}.{os.getpid()}")
     try:
         yield temporary
+        if durable:
+            fsync(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file to disk, or to the server of a network file system."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Process identity across machines and reboots, by which another process can tell whether one is still running."""
+"""This process: its identity across machines and reboots, and whether it is a command or a Python caller's.
+
+By its identity another process can tell whether it is still running.
+"""
 
 import os
 import platform
@@ -9,6 +12,21 @@ import psutil
 
 # Run tags that identify a process. The start time is one of them because process ids are reused.
 PROCESS_TAGS = ("host", "host.boot", "process", "process.started")
+_is_command = False
+
+
+def mark_as_command() -> None:
+    """Declare that this process is a command or one of its jobs.
+
+    Process-wide state then needs no restoring, and its child processes are jobs of the command.
+    """
+    global _is_command
+    _is_command = True
+
+
+def is_command() -> bool:
+    """Return whether this process is a command or one of its jobs. Otherwise it belongs to a Python caller."""
+    return _is_command
 
 
 def process_tags() -> dict[str, str]:

@@ -13,6 +13,8 @@ from types import FrameType
 
 import psutil
 
+from dogbreeds.core import process
+
 # Longest wait for parallel jobs to write their checkpoints.
 _GRACE_SECONDS = 8.0
 _POLL_SECONDS = 0.05
@@ -49,8 +51,11 @@ _deferral_depth = 0
 
 
 def install_handlers() -> None:
-    """Raise both signals, and a scheduler's, as exceptions from now on. Has no effect outside the main thread."""
-    if threading.current_thread() is threading.main_thread():
+    """Raise both signals, and a scheduler's, as exceptions from now on, for a process that is a command.
+
+    Has no effect outside the main thread.
+    """
+    if _in_main_thread():
         for number in _EXCEPTIONS:
             signal.signal(number, _on_signal)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -62,11 +67,40 @@ def install_handlers() -> None:
 
 
 @contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Raise both signals as exceptions within the block, whose end puts the earlier handlers back.
+
+    Has no effect outside the main thread, nor on a signal that is ignored or whose handler was not installed by Python.
+    If a deferred block fails, a signal that arrived in it is not raised: it then goes to the earlier handler.
+    """
+    global _pending, _deferral_depth
+    replaced = {}
+    if _in_main_thread():
+        earlier = {number: signal.getsignal(number) for number in _EXCEPTIONS}
+        replaced = {
+            number: handler for number, handler in earlier.items() if handler not in (None, signal.SIG_IGN, _on_signal)
+        }
+    try:
+        for number in replaced:
+            signal.signal(number, _on_signal)
+        yield
+    finally:
+        _deferral_depth += 1
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+        _deferral_depth -= 1
+        if _pending in replaced:
+            number, _pending = _pending, None
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def job_scope() -> Iterator[None]:
-    """Handle signals during one job, which a launcher may run in a process of its own.
+    """Handle signals during one job of a command, which a launcher may run in a process of its own.
 
     A scheduler's own handler runs once the job has finished its writes.
     """
+    process.mark_as_command()
     install_handlers()
     try:
         yield
@@ -126,8 +160,8 @@ def raise_pending() -> None:
 
 
 def ignore() -> None:
-    """Ignore both signals from now on, because the process is ending already."""
-    if threading.current_thread() is threading.main_thread():
+    """Ignore both signals from now on, because this command's process is ending already."""
+    if _in_main_thread():
         for number in _EXCEPTIONS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -139,11 +173,16 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if by_sigterm else signal.SIGINT)
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _on_signal(number: int, _: FrameType | None) -> None:
     global _pending
     if _pending is None:
         _pending = number
-        if number in _EXCEPTIONS and _remote_cancel is None:
+        # The child processes of a Python caller are none of our jobs.
+        if process.is_command() and number in _EXCEPTIONS and _remote_cancel is None:
             _terminate_jobs()
     if not _deferral_depth:
         _raise_if_pending()
@@ -171,11 +210,11 @@ def _terminate_jobs() -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _is_job(process: psutil.Process) -> bool:
+def _is_job(child: psutil.Process) -> bool:
     """Return whether a child process handles SIGTERM. One that ignores it, or has no handler (git), is no job."""
     try:
-        with open(f"/proc/{process.pid}/status") as file:
+        with open(f"/proc/{child.pid}/status") as file:
             caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
     except OSError:
         return False
-    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1) and process.pid != os.getpid()
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1) and child.pid != os.getpid()

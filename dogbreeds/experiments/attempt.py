@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.core import signals
 from dogbreeds.data.dataset import Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import recording, resume, trial
+from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.prepare import PreparedRun, prepare
 from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
@@ -38,14 +38,17 @@ log = logging.getLogger(__name__)
 def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedResult:
     """Run an attempt and record it, resuming it if it was interrupted. A sweep skips attempts that have finished.
 
+    Process-wide state is restored afterwards, also after an error or an interruption: see `isolation`.
+
     Args:
         run: settings of the attempt.
         origin: what the run was composed from.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once the checkpoint is written.
     """
-    with signals.job_scope():
+    with process_state_restored():
         try:
             return _skip_or_run(run, origin, time.perf_counter())
         except Pruned as pruned:

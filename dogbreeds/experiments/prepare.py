@@ -1,5 +1,6 @@
 """Everything that happens before an attempt's first training step."""
 
+import contextlib
 import gc
 import logging
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dogbreeds.core import process
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.evaluation.results import ZeroShotBaseline
@@ -135,8 +137,6 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
 
     # TensorFlow must not use the devices before the strategy has configured them.
     replicas = run.strategy.build()
-    # Jobs of a sweep share a process.
-    keras.backend.clear_session()
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(run.seed)
     backbone = run.model.build(run.seed)
@@ -169,9 +169,10 @@ def _import_tensorflow() -> None:
 
         # Devices are listed here because TensorFlow logs the absence of GPUs.
         for gpu in tf.config.list_physical_devices("GPU"):
-            # Other jobs may share the GPU.
-            tf.config.experimental.set_memory_growth(gpu, True)
-    if first_import:
+            # Other jobs may share the GPU. A Python caller that already uses or has split it decides this itself.
+            with contextlib.suppress(RuntimeError, ValueError):
+                tf.config.experimental.set_memory_growth(gpu, True)
+    if first_import and process.is_command():
         # Modules are never freed. Without this, garbage collection took most of the time before a later job's first
         # epoch.
         gc.freeze()

@@ -6,7 +6,6 @@ space, Optuna samples, prunes and stores the study, and a launcher runs the tria
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import statistics
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dogbreeds.core import signals
+from dogbreeds.core import locks, signals
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, text
@@ -256,22 +255,20 @@ class Search:
         path = home() / "multirun" / "studies" / self.name if "://" in self._place else Path(self._place)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The name must not end in .lock, which is the lock of Optuna's journal. The file is closed below.
-            lock = open(f"{path}.command", "a+b")  # noqa: SIM115
+            # The name must not end in .lock, which is the lock of Optuna's journal.
+            lock = locks.exclusive(Path(f"{path}.command"), waiting_for=None)
+        except locks.LockHeldError:
+            raise UserError(
+                f"Another command is working on the study {self.name}. Only one command at a time may do so; it runs"
+                " hydra.sweeper.n_jobs trials in parallel. Wait for it, or type hydra.sweeper.study_name=<another"
+                " name>."
+            ) from None
         except OSError as error:
             raise UserError(
                 f"hydra.sweeper.storage={self._settings.storage} cannot be written ({error.strerror}). Studies need a"
                 " writable folder, or a database that Optuna supports. Type hydra.sweeper.storage=<folder>."
             ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another command is working on the study {self.name}. Only one command at a time may do so; it"
-                    " runs hydra.sweeper.n_jobs trials in parallel. Wait for it, or type"
-                    " hydra.sweeper.study_name=<another name>."
-                ) from None
             yield
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from dogbreeds.data.dataset import Dataset, Split
+from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.extraction import AugmentedView, DecodedImages, compute_features
 from dogbreeds.features.features import UNSHARDED, ShardSpec
@@ -94,6 +95,8 @@ class TrainingInputs:
 def extract_features(run: Run, shard_spec: ShardSpec) -> None:
     """Compute one shard of the arrays that an attempt with these settings reads from the cache.
 
+    Process-wide state is restored afterwards: see `isolation`.
+
     Args:
         run: settings of the attempt.
         shard_spec: which rows of each array; `UNSHARDED` for all of them.
@@ -101,6 +104,11 @@ def extract_features(run: Run, shard_spec: ShardSpec) -> None:
     Raises:
         MissingFileError, UserError: as the attempt raises them before it trains.
     """
+    with process_state_restored():
+        _extract_features(run, shard_spec)
+
+
+def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     started = time.perf_counter()
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()

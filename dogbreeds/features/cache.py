@@ -17,7 +17,6 @@ another process resumes from its unfinished arrays.
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -27,7 +26,9 @@ from typing import IO
 
 import numpy as np
 
+from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.locks import LockHeldError
 from dogbreeds.features.array_info import FOLDER_NAME, ArrayInfo, describe, digest
 from dogbreeds.features.memmap import WINDOW_BYTES, CacheWriteError, checksum, explain_write_errors, iterate_batches
 from dogbreeds.features.partial_array import (
@@ -199,9 +200,9 @@ class FeatureCache:
     def _locked(self, folder: Path) -> Iterator[None]:
         """Hold the exclusive lock of an entry within the block."""
         path = self._lock_file(folder)
-        with contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as stack:
             with explain_write_errors(path):
-                fcntl.flock(files.enter_context(_open_lockable(path)), fcntl.LOCK_EX)
+                stack.enter_context(locks.exclusive(path, waiting_for=f"another process that computes {folder.name}"))
                 self._check_locks_hold(path)
                 # Opening the folder makes a network file system show what other hosts changed in it meanwhile.
                 os.scandir(self.root).close()
@@ -211,8 +212,7 @@ class FeatureCache:
         """Raise `UserError` if a lock that is held can be taken a second time."""
         if self.root in self._locks_hold:
             return
-        with _open_lockable(locked) as again, contextlib.suppress(BlockingIOError):
-            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(LockHeldError), locks.exclusive(locked, waiting_for=None):
             raise UserError(
                 f"{self.root} is on a file system where locks do not hold. The feature cache needs locks, so that jobs"
                 " do not overwrite each other's rows. Set features.dir=<local folder>, or mount it with locks."
@@ -224,9 +224,9 @@ class FeatureCache:
         with explain_write_errors(folder):
             if folder not in self._in_use:
                 # A second file: another handle of this very process holds the lock file exclusively.
-                file = _open_lockable(self._use_file(folder))
-                fcntl.flock(file, fcntl.LOCK_SH)
-                self._in_use[folder] = file
+                self._in_use[folder] = locks.shared(
+                    self._use_file(folder), waiting_for=f"another process that removes {folder.name}"
+                )
             os.utime(folder / ENTRY_FILE)
             # The progress was needed until the entry was in its place.
             (folder / PROGRESS_FILE).unlink(missing_ok=True)
@@ -316,27 +316,20 @@ class FeatureCache:
         entry = self.root / (match[1] if match else name)
         if entry in self._in_use:
             return False
-        with (
-            explain_write_errors(self.root / name),
-            _open_lockable(self._lock_file(entry)) as lock,
-            _open_lockable(self._use_file(entry)) as use,
-        ):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            # Another process may have removed it first.
-            with contextlib.suppress(FileNotFoundError):
+        try:
+            with (
+                explain_write_errors(self.root / name),
+                locks.exclusive(self._lock_file(entry), waiting_for=None),
+                locks.exclusive(self._use_file(entry), waiting_for=None),
+                # Another process may have removed it first.
+                contextlib.suppress(FileNotFoundError),
+            ):
                 shutil.rmtree(self.root / name)
+        except LockHeldError:
+            return False
         return True
 
 
 def _inode_key(folder: Path) -> tuple[str, int]:
     """Return a key that differs for another entry in the same place."""
     return str(folder), (folder / ENTRY_FILE).stat().st_ino
-
-
-def _open_lockable(path: Path) -> IO[bytes]:
-    # NFS grants shared locks only on files open for reading, and exclusive ones only on files open for writing.
-    return path.open("a+b")

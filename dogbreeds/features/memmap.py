@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.files import atomic_write
 
 # Bytes of a memory-mapped array that stay in memory while it is streamed.
 WINDOW_BYTES = 64 << 20
@@ -98,18 +99,13 @@ def release_pages(rows: np.ndarray) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def write_json_atomically(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file under a temporary name in the same folder and rename it into place."""
-    temporary = path.with_name("aside")
-    try:
-        with temporary.open("w") as file:
-            json.dump(content, file, indent=1)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_json_atomically(path: Path, content: dict[str, Any], durable: bool = False) -> None:
+    """Write a JSON file that is complete or absent. The caller holds the lock that admits one writer to its folder.
 
-
-def fsync(path: Path) -> None:
-    """Flush a file to disk, or to the server of a network file system."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    Args:
+        path: the file.
+        content: JSON-compatible values.
+        durable: as for `atomic_write`.
+    """
+    with atomic_write(path, sole_writer=True, durable=durable) as temporary, temporary.open("w") as file:
+        json.dump(content, file, indent=1)

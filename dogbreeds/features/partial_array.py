@@ -17,12 +17,12 @@ import numpy as np
 
 from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.files import fsync
 from dogbreeds.features.memmap import (
     WINDOW_BYTES,
     CacheWriteError,
     checksum,
     explain_write_errors,
-    fsync,
     iterate_batches,
     open_readonly,
     release_pages,
@@ -189,8 +189,7 @@ class PartialArray:
         """Turn the flushed array into a cache entry by renaming its folder."""
         content = {"identity": self._progress.identity, "crc32": self._progress.crc32, "notes": self._progress.notes}
         with explain_write_errors(entry_folder):
-            write_json_atomically(self._folder / ENTRY_FILE, content)
-            fsync(self._folder / ENTRY_FILE)
+            write_json_atomically(self._folder / ENTRY_FILE, content, durable=True)
             self._folder.replace(entry_folder)
 
     def _load_progress(self, initial: RowProgress, shape: tuple[int, ...], dtype: str) -> RowProgress | None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,41 @@ if TYPE_CHECKING:
 _METRICS_PER_CALL = 1000
 # MLflow's UI then shows the pages for model training, not those for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+
+# Environment variables that opening a store sets, and the logger whose level it sets.
+_VARIABLES = (
+    "MLFLOW_DISABLE_TELEMETRY",
+    "MLFLOW_LOGGING_LEVEL",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_URI",
+)
+_alembic_log = logging.getLogger("alembic")
+
+
+@contextlib.contextmanager
+def mlflow_settings_restored() -> Iterator[None]:
+    """Restore what opening a store in the block changes in this process: variables, tracking URI and log level."""
+    level = _alembic_log.level
+    variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
+    try:
+        yield
+    finally:
+        _alembic_log.setLevel(level)
+        mlflow = sys.modules.get("mlflow")
+        if mlflow is not None and mlflow.get_tracking_uri() != uri:
+            # MLflow then takes the URI from the variable, or its default.
+            mlflow.set_tracking_uri(None)
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        if uri is not None and mlflow is not None and mlflow.get_tracking_uri() != uri:
+            mlflow.set_tracking_uri(uri)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +123,7 @@ class MlflowStore(Tracking):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
+        _alembic_log.setLevel(logging.WARNING)
         import mlflow
 
         if self._queue is not None:

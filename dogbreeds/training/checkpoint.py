@@ -6,20 +6,20 @@ processes from working on the same run.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.files import atomic_write
 from dogbreeds.core.process import format_process, process_tags
 
 log = logging.getLogger(__name__)
@@ -51,37 +51,24 @@ class Checkpoints:
         Raises:
             UserError: if the lock file cannot be created.
         """
-        with self._write_errors("locked"):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            file = self._acquire_lock()
-            file.seek(0)
-            gone = file.read().decode(errors="replace").splitlines()
-            end_of_gone = file.tell()
-            file.write(f"{format_process(process_tags())}\n".encode())
-            file.flush()
-        try:
-            yield gone
-        finally:
-            if gone:
-                file.truncate(end_of_gone)
-            else:
-                Path(file.name).unlink(missing_ok=True)
-            file.close()
-
-    def _acquire_lock(self) -> IO[bytes]:
-        """Open and lock the lock file; try again if its last owner has removed it in the meantime."""
-        path = Path(f"{self.folder}.lock")
-        while True:
-            file = path.open("a+b")
+        with contextlib.ExitStack() as stack:
+            with self._write_errors("locked"):
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(
+                    locks.exclusive(self._lock_file, waiting_for="another process that is working on the same run")
+                )
+                file.seek(0)
+                gone = file.read().decode(errors="replace").splitlines()
+                end_of_gone = file.tell()
+                file.write(f"{format_process(process_tags())}\n".encode())
+                file.flush()
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for another process that is working on the same run")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    return file
-            file.close()
+                yield gone
+            finally:
+                if gone:
+                    file.truncate(end_of_gone)
+                else:
+                    self._lock_file.unlink(missing_ok=True)
 
     def save(self, metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Write a checkpoint, then remove all but the two newest.
@@ -95,18 +82,15 @@ class Checkpoints:
         """
         files = self._files()
         number = int(files[-1].stem) + 1 if files else 1
-        temporary = self.folder / "aside"
+        target = self.folder / f"{number:08d}.npz"
         encoded = np.frombuffer(json.dumps(metadata).encode(), dtype=np.uint8)
         with self._write_errors("written"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    np.savez(file, **{_METADATA: encoded, **arrays})  # type: ignore[arg-type]
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.folder / f"{number:08d}.npz")
-            finally:
-                temporary.unlink(missing_ok=True)
+            with (
+                atomic_write(target, sole_writer=True, durable=True) as temporary,
+                temporary.open("wb") as file,
+            ):
+                np.savez(file, **{_METADATA: encoded, **arrays})  # type: ignore[arg-type]
         for old in files[: len(files) + 1 - _MAX_CHECKPOINTS]:
             old.unlink(missing_ok=True)
 
@@ -148,6 +132,10 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _lock_file(self) -> Path:
+        return Path(f"{self.folder}.lock")
 
     def _files(self) -> list[Path]:
         """List the checkpoint files, the oldest first."""
