@@ -142,6 +142,18 @@ def test_a_request_beyond_a_limit_is_refused_before_anything_is_decoded(
     assert decoded == []
 
 
+def test_a_request_that_the_server_has_given_up_is_not_computed_to_its_end(
+    served: Callable[..., pd.DataFrame], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classifier, "batch_size", lambda classifier: 3)
+    files = [png(rng)] * 7
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0")
+    assert "3 of 7 images were predicted" in refused(served, files)
+    assert len(served(files[:3])) == 3
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "60")
+    assert len(served(files)) == 7
+
+
 @pytest.mark.parametrize("value", [0, -3, 1.5, "many", True, None])
 def test_a_limit_that_is_no_whole_number_above_0_is_refused(network: Path, value: object) -> None:
     with pytest.raises(MlflowException, match=r"^max_images was .*whole number above 0\. Set MLFLOW_PYFUNC_INFERENCE_"):

@@ -8,6 +8,7 @@ this module imports MLflow at the top, unlike any other.
 import contextlib
 import itertools
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,8 @@ from dogbreeds.inference.classifier import Classifier, load
 _PREFETCH_BATCHES = 1
 # Environment variable in which MLflow takes other values of the model's config.
 _CONFIG_ENV = "MLFLOW_PYFUNC_INFERENCE_CONFIG"
+# Environment variable with the seconds after which MLflow's server answers HTTP 504; not set outside a server.
+_TIMEOUT_ENV = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 
 
 class ServedModel(PythonModel):
@@ -65,19 +68,23 @@ class ServedModel(PythonModel):
             params: `top`, how many classes each prediction names.
 
         Raises:
-            MlflowException: `top` is out of range, the request is beyond a limit, or an image cannot be decoded.
+            MlflowException: `top` is out of range, the request is beyond a limit, an image cannot be decoded, or the
+                server has given the request up.
         """
+        deadline = time.monotonic() + float(os.environ.get(_TIMEOUT_ENV, "inf"))
         top = self._checked_top(int((params or {})["top"]))
         files = [
             (encoded, f"Image {number} of {len(model_input)}") for number, encoded in enumerate(model_input["image"], 1)
         ]
         try:
             self._check_limits(files)
-            rows = [
-                _prediction(self._classifier.class_names, probabilities, top)
-                for batch in self._batches(files)
-                for probabilities in self._classifier.probabilities(batch)
-            ]
+            rows = []
+            for batch in self._batches(files):
+                for probabilities in self._classifier.probabilities(batch):
+                    rows.append(_prediction(self._classifier.class_names, probabilities, top))
+                # The server has answered HTTP 504 and would let this go on, to nobody's use.
+                if time.monotonic() > deadline and len(rows) < len(files):
+                    raise _bad_request(f"The request took too long: {len(rows)} of {len(files)} images were predicted.")
         except UnreadableImageError as error:
             raise _bad_request(error.message_without_skip) from error
         return pd.DataFrame(rows, columns=["class", "probability", "probabilities"])
