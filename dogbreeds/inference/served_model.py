@@ -29,6 +29,9 @@ from dogbreeds.inference.classifier import Classifier, load
 
 # Batches that are decoded while the network computes another.
 _PREFETCH_BATCHES = 1
+# Pixels of a batch on a CPU, whose caches larger ones leave: EfficientNet-B0 at 224 px on two cores of an AMD EPYC
+# predicts 24 images/s one by one, 28 in batches of 4, 22 of 8, and 15 of 32.
+_CPU_BATCH_PIXELS = 4 * 224 * 224
 # Environment variable in which MLflow takes other values of the model's config.
 _CONFIG_ENV = "MLFLOW_PYFUNC_INFERENCE_CONFIG"
 # Environment variable with the seconds after which MLflow's server answers HTTP 504; not set outside a server.
@@ -123,7 +126,7 @@ class ServedModel(PythonModel):
     def _batches(self, files: Sequence[tuple[bytes, str]]) -> Iterator[np.ndarray]:
         """Decode and resize images, and yield them in batches [b, size, size, 3] uint8."""
         resize = self._classifier.resizer
-        size = self._classifier.batch_size()
+        size = _batch_size(self._classifier)
 
         def decode_and_resize(file: tuple[bytes, str]) -> np.ndarray:
             return resize(decode(*file))
@@ -145,6 +148,14 @@ def _load(network: Path, logged_digest: str) -> Classifier:
         return load(network)
     except UserError as error:
         raise _bad_request(str(error)) from error
+
+
+def _batch_size(classifier: Classifier) -> int:
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return classifier.batch_size()
+    return max(1, _CPU_BATCH_PIXELS // classifier.image_size**2)
 
 
 def _limit(config: dict[str, Any], name: str) -> int:
