@@ -59,7 +59,7 @@ def served(network: Path) -> Callable[..., pd.DataFrame]:
 def test_predictions_are_those_of_the_network_in_batches_of_images_of_any_size(
     served: Callable[..., pd.DataFrame], network: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Classifier, "batch_size", lambda classifier: 3)
+    monkeypatch.setattr(served_model, "_batch_size", lambda classifier: 3)
     batches: list[int] = []
     original = Classifier.probabilities.func
 
@@ -140,6 +140,18 @@ def test_a_request_beyond_a_limit_is_refused_before_anything_is_decoded(
     message = refused(served, [small, *[black(2000, 2000)] * 4])
     assert message.startswith("The request has more than 10 megapixels, up to Image 4 of 5. ")
     assert decoded == []
+
+
+def test_a_request_that_the_server_has_given_up_is_not_computed_to_its_end(
+    served: Callable[..., pd.DataFrame], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_model, "_batch_size", lambda classifier: 3)
+    files = [png(rng)] * 7
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "0")
+    assert "3 of 7 images were predicted" in refused(served, files)
+    assert len(served(files[:3])) == 3
+    monkeypatch.setenv("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", "60")
+    assert len(served(files)) == 7
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "many", True, None])

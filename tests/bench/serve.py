@@ -145,6 +145,8 @@ def mlflow_serve(uri: str, model_id: str) -> Iterator[Served]:
     folder = str(Path(sys.executable).parent)
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["mlflow", "models", "serve", "-m", f"models:/{model_id}", "--env-manager", "local", "--port", str(port)]
+    # A slow machine is to be measured too.
+    command += ["--timeout", "600"]
     with tempfile.TemporaryFile() as log:
         # Python's own path would let the server import what is not logged.
         environment.pop("PYTHONPATH", None)
