@@ -70,6 +70,15 @@ def test_prepare_launcher_names_the_extra_that_installs_a_launcher(name: str, mo
     assert str(caught.value).endswith(f"Type pip install 'dogbreeds[{extra}]'.")
 
 
+def test_prepare_launcher_names_the_extra_where_no_plugin_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = config("hydra/launcher=joblib")
+    monkeypatch.delitem(sys.modules, "hydra_plugins.hydra_joblib_launcher", raising=False)
+    # As if no package had the namespace.
+    monkeypatch.setitem(sys.modules, "hydra_plugins", None)
+    with pytest.raises(UserError, match=r"Type pip install 'dogbreeds\[joblib\]'\.$"):
+        launcher.prepare_launcher(sweep)
+
+
 def test_prepare_launcher_rejects_slurm_where_it_is_not_available(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def prepare_launcher(config: "DictConfig") -> None:
     target = config.hydra.launcher._target_
     option = config.hydra.runtime.choices["hydra/launcher"]
     package = target.split(".")[1] if target.startswith("hydra_plugins.") else None
-    if package in _EXTRAS and importlib.util.find_spec(f"hydra_plugins.{package}") is None:
+    if package in _EXTRAS and not _is_installed(package):
         raise UserError(
             f"hydra/launcher={option} was given, and it is not installed. Jobs in parallel or on other machines need"
             f" it. Type pip install 'dogbreeds[{_EXTRAS[package]}]'."
@@ -137,6 +137,12 @@ class LauncherCallback(Callback):
 
     def begin(self, config: "DictConfig") -> None:
         """Do what is due once per sweep, after the launcher is prepared and before the first job."""
+
+
+def _is_installed(plugin: str) -> bool:
+    # Without any plugin the namespace itself is missing, and looking for a module in it would raise an error.
+    names = ("hydra_plugins", f"hydra_plugins.{plugin}")
+    return all(importlib.util.find_spec(name) is not None for name in names)
 
 
 def _connect_to_ray(init: "DictConfig") -> None:
