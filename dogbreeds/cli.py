@@ -24,6 +24,10 @@ from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_NOT_LINUX = (
+    f"dogbreeds is tested on Linux only, and this is {sys.platform}. A single run may work; a signal does not reach"
+    " parallel jobs, and interrupted runs of a machine that was restarted are not recognised."
+)
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -42,6 +46,8 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _take_former_names()
+    if sys.platform != "linux":
+        print(_NOT_LINUX, file=sys.stderr)
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
     status = "FAILED"

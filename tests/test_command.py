@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dogbreeds import cache as cache_command
+from dogbreeds import cli
 from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
@@ -147,3 +148,12 @@ def test_cache_command_fits_a_terminal(
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
     assert all(word in printed for word in ("features-", "0.0 MB", "64 px,", "float16", "1 cached arrays, "))
+
+
+def test_a_command_says_at_its_start_that_only_linux_is_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(cli.Sweep, "close", lambda status: None)
+    cli.main(lambda: None, "train")
+    assert "Linux" in capsys.readouterr().err

@@ -174,7 +174,10 @@ def test_tables_list_old_runs(old_home, tmp_path: Path) -> None:
     assert sorted(len(row.records) for row in table.rows if row.records) == [1] * 6
 
 
-@pytest.mark.parametrize(("head", "status"), [("linear", "KILLED"), ("batchnorm", "RUNNING")])
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [("linear", "KILLED"), pytest.param("batchnorm", "RUNNING", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_old_run_is_resumed_with_its_cached_features(
     old_home, tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str, status: str
 ) -> None:
@@ -197,6 +200,7 @@ def test_an_interrupted_old_run_is_resumed_with_its_cached_features(
     assert (finished.info.status, finished.data.tags["resumed"]) == ("FINISHED", "1")
 
 
+@pytest.mark.slow
 def test_a_pruned_old_run_is_resumed_outside_a_search(old_home, tmp_path: Path) -> None:
     pruned = next(run for run in recorded_runs(tmp_path) if "pruned" in run.data.tags)
     result = execute(old_home(*pruned.data.params["overrides"].split()), origin(tmp_path))

@@ -43,6 +43,7 @@ def caller(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, empty_s
     return json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_state_after_a_run_is_that_without_a_run(caller: dict[str, Any], how: str) -> None:
     assert caller["without"]["policy"] == "mixed_float16"
@@ -50,6 +51,7 @@ def test_state_after_a_run_is_that_without_a_run(caller: dict[str, Any], how: st
     assert caller[how]["state"] == caller["without"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_callers_state_does_not_change_a_run(caller: dict[str, Any], how: str) -> None:
     # A run in float16, or with other seeds, has other losses.
@@ -57,11 +59,13 @@ def test_callers_state_does_not_change_a_run(caller: dict[str, Any], how: str) -
     assert caller[how]["end"] == (ENDS[how] or caller["losses"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ENDS)
 def test_second_interruption_is_the_callers(caller: dict[str, Any], how: str) -> None:
     assert caller[how]["again"] == "KeyboardInterrupt"
 
 
+@pytest.mark.slow
 def test_signal_after_a_run_reaches_the_callers_handler_and_its_child_processes_are_left_alone(
     caller: dict[str, Any],
 ) -> None:
@@ -70,7 +74,8 @@ def test_signal_after_a_run_reaches_the_callers_handler_and_its_child_processes_
     assert caller["child"] is None
 
 
-@pytest.mark.parametrize("owner", ["caller", pytest.param("command", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("owner", ["caller", "command"])
 def test_run_that_imports_everything_leaves_a_new_process_as_it_was(
     owner: str, tmp_path: Path, command_environment: Callable[..., dict[str, str]]
 ) -> None:
