@@ -237,16 +237,20 @@ def _answered(answer: Answer, images: int = 1) -> Answer:
 def image_file(number: int) -> bytes:
     """Return a drawn image as the content of a JPEG file."""
     index, label = divmod(number, drawn_dogs.NUM_BREEDS)
-    encoded = io.BytesIO()
-    Image.fromarray(drawn_dogs.draw("test", label, index)).resize((WIDTH, HEIGHT)).save(encoded, "JPEG", quality=90)
-    return encoded.getvalue()
+    drawn = Image.fromarray(drawn_dogs.draw("test", label, index)).resize((WIDTH, HEIGHT))
+    return encoded(drawn, "JPEG", quality=90)
 
 
 def black(workload: Workload) -> bytes:
     """Return a PNG file of few bytes and many pixels."""
-    encoded = io.BytesIO()
-    Image.new("L", (workload.bomb_side, workload.bomb_side)).save(encoded, "PNG")
-    return encoded.getvalue()
+    return encoded(Image.new("L", (workload.bomb_side, workload.bomb_side)), "PNG")
+
+
+def encoded(image: Image.Image, file_format: str, **options: int) -> bytes:
+    """Return an image as the content of a file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
 
 
 def request(images: list[bytes]) -> bytes:
