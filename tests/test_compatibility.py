@@ -30,8 +30,6 @@ from dogbreeds.reports.attempts_table import build_tables
 from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin
 
 FIXTURE = Path(__file__).parent / "fixtures/version_0.1.0.tar.xz"
-# Where version 0.1.0 ran: the fixture's store names this folder, and the tests replace it by their own.
-RECORDED_ROOT = "/tmp/before"
 SMALL = (
     "data.breeds=4",
     "data.train_per_breed=6",
@@ -49,13 +47,16 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     with tarfile.open(FIXTURE) as packed:
         packed.extractall(tmp_path, filter="data")
     with sqlite3.connect(tmp_path / "home/mlruns/mlflow.db") as store:
+        # The store names the folder in which version 0.1.0 ran. The tests run in another.
+        (artifacts,) = store.execute("select artifact_location from experiments where name = 'dogbreeds'").fetchone()
+        recorded_root = artifacts.removeprefix("file://").split("/home/mlruns")[0]
         for table, column in (
             ("runs", "artifact_uri"),
             ("experiments", "artifact_location"),
             ("params", "value"),
             ("tags", "value"),
         ):
-            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (RECORDED_ROOT, str(tmp_path)))
+            store.execute(f"update {table} set {column} = replace({column}, ?, ?)", (recorded_root, str(tmp_path)))
     store.close()
     monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
