@@ -24,10 +24,6 @@ from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-_NOT_LINUX = (
-    f"dogbreeds is tested on Linux only, and this is {sys.platform}. A single run may work; a signal does not reach"
-    " parallel jobs, and interrupted runs of a machine that was restarted are not recognised."
-)
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -46,8 +42,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _take_former_names()
-    if sys.platform != "linux":
-        print(_NOT_LINUX, file=sys.stderr)
+    _note_platform()
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
     status = "FAILED"
@@ -87,6 +82,15 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
         # The error that ended the command has been reported already.
         with signals.deferred(), contextlib.suppress(UserError, OSError):
             Sweep.close(status)
+
+
+def _note_platform() -> None:
+    if sys.platform != "linux":
+        print(
+            f"dogbreeds is tested on Linux only, and this is {sys.platform}. A single run may work; a signal does not"
+            " reach parallel jobs, and interrupted runs of a machine that was restarted are not recognised.",
+            file=sys.stderr,
+        )
 
 
 def _take_former_names() -> None:

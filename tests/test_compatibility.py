@@ -23,7 +23,6 @@ from dogbreeds.experiments.compose import build_spec, compose_config, from_confi
 from dogbreeds.experiments.recorded_runs import open_dataset
 from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
-from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.inference.classifier import load
 from dogbreeds.models.head import Linear
 from dogbreeds.reports.attempts_table import build_tables
@@ -129,10 +128,8 @@ def test_the_command_takes_an_old_override_and_says_the_new_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train", "--multirun", "data.breeds=7,8", "features=kept"])
-    composed = []
-    monkeypatch.setattr(Sweep, "close", lambda status: None)
-    cli.main(lambda: composed.extend(sys.argv), "train")
-    assert composed == ["train", "--multirun", "data.classes=7,8", "features=cached"]
+    cli._take_former_names()
+    assert sys.argv == ["train", "--multirun", "data.classes=7,8", "features=cached"]
     assert "data.classes=7,8" in capsys.readouterr().err
 
 

@@ -23,6 +23,8 @@ KINDS = {"exclusive": locks.exclusive, "shared": locks.shared}
 
 
 def _hold(path: Path, kind: str, ready: Event, leave: Event, remove: bool) -> None:
+    # A signal of the test is not passed on to a process that ignores it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with KINDS[kind](path, waiting_for=None):
         ready.set()
         leave.wait(30)
