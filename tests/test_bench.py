@@ -124,6 +124,7 @@ def test_faults_command_line_refuses_another_half_or_number(typed: list[str], wr
         faults._arguments(typed)
 
 
+@pytest.mark.slow
 def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[str]) -> None:
     cheap = ("model=mobilenetv2", "model.alpha=0.35", "model.image_size=32", "model.weights=null", "preflight=none")
     peaks = memory.main(memory.FEWEST, times=(1,), model=cheap)
