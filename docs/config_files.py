@@ -22,7 +22,7 @@ class Setting:
     Attributes:
         key: dotted name within the file.
         default: its value, as it is written.
-        comment: comment above and beside it.
+        comment: comment on the lines above it and at its end.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Choice:
     Attributes:
         group: name of the group.
         option: its option; empty for a group-less config.
-        comment: comment beside it.
+        comment: comment at the end of its line.
         overrides: whether it replaces a choice that another file made.
     """
 

@@ -104,6 +104,7 @@ def test_the_data_of_an_old_run_is_opened_from_its_recorded_config(old_home) -> 
         ("data.breeds=6", "data.classes=6"),
         ("+data.breeds=6", "+data.classes=6"),
         ("~preflight.photos", "~preflight.images"),
+        ("photos", "photos"),
         ("photos_from=shots/data.breeds=6", "images_from=shots/data.breeds=6"),
         ("features=kept", "features=cached"),
         ("data.root=photos=1", "data.root=photos=1"),

@@ -15,6 +15,7 @@ import yaml
 
 from dogbreeds.evaluation.verdict import VERDICTS
 from dogbreeds.experiments.compose import compose_config, from_config
+from tests.test_conf import first_values
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -50,14 +51,6 @@ def typed_commands(path: Path) -> Iterator[tuple[str, list[str]]]:
             if word.startswith("dogbreeds.") and words[index - 1] == "-m":
                 end = next((end for end in range(index, len(words)) if words[end] in ("|", "&&", "&")), len(words))
                 yield word.removeprefix("dogbreeds."), words[index + 1 : end]
-
-
-def first_values(overrides: list[str]) -> list[str]:
-    """Reduce each override to one job: the first of several values. Options of Hydra are left out."""
-    plain = [override for override in overrides if "=" in override and "interval(" not in override]
-    reduced = [re.sub(r"=range\(.*\)$", "=0", override) for override in plain]
-    reduced = [re.sub(r"=choice\((\w+).*", r"=\1", override) for override in reduced]
-    return [re.sub(r"(=[^,\[\](]+),.*", r"\1", override) for override in reduced]
 
 
 COMMANDS = sorted({(name, *overrides) for path in WRITTEN for name, overrides in typed_commands(path)})

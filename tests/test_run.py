@@ -1,6 +1,5 @@
 """`Run`, and how configs become one: names, defaults, keys, and which classes and values are accepted."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.data import folder, miniature, stanford_dogs
 from dogbreeds.experiments.compose import build_spec
-from dogbreeds.experiments.run import UNGROUPED, Run
+from dogbreeds.experiments.run import GROUPS
 from dogbreeds.models import model, unfreeze
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.training import optimizer, phase
@@ -27,7 +26,7 @@ OPTIONS = sorted(
 def test_run_fields_config_groups_and_modules_have_the_same_names() -> None:
     # Files in conf/attempt/ override other groups, so `attempt` is no field.
     groups = {folder.name for folder in config_folder().iterdir() if folder.is_dir()} - {"hydra", "attempt"}
-    assert groups == {field.name for field in dataclasses.fields(Run)} - {*UNGROUPED, "origin"}
+    assert groups == set(GROUPS)
     # `data` is a package; every other group is one module in one of the packages.
     modules = {group: list((home() / "dogbreeds").glob(f"*/{group}.py")) for group in groups - {"data"}}
     assert all(len(paths) == 1 for paths in modules.values())

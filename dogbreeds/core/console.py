@@ -100,6 +100,17 @@ def _log_lines(description: str, total: int, unit: str, completed: int) -> Itera
 
 
 @contextlib.contextmanager
+def log_levels_restored(*names: str) -> Iterator[None]:
+    """Restore the levels of loggers after the body."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Silence native code, such as TensorFlow's import messages on standard error. Print them only if the body fails.
 

@@ -47,7 +47,8 @@ def with_new_overrides(overrides: Sequence[str]) -> list[str]:
 
 def _renamed_override(override: str) -> str:
     override = RENAMED_OPTIONS.get(override, override)
-    name = re.match(r"[+~]*([a-z_.]+)(?==|$)", override)
+    # A bare word names a setting only after ~, which removes it. Otherwise it is the value of an option.
+    name = re.match(r"(?:\+{0,2}(?=.*=)|~)([a-z_.]+)(?==|$)", override)
     if name is None or name[1] not in RENAMED_SETTINGS:
         return override
     return f"{override[: name.start(1)]}{RENAMED_SETTINGS[name[1]]}{override[name.end(1) :]}"

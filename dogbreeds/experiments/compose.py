@@ -17,7 +17,7 @@ from dogbreeds.core.former_names import with_new_names, with_new_overrides
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
-from dogbreeds.experiments.run import UNGROUPED, Run, Ungrouped
+from dogbreeds.experiments.run import GROUPS, UNGROUPED, Run, Ungrouped
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import RunOrigin
 
@@ -56,11 +56,7 @@ def from_config(config: DictConfig) -> Run:
     Raises:
         UserError: if a value is not allowed, a key is unknown, or a target lies outside the package.
     """
-    specs: dict[str, Any] = {
-        field.name: build_spec(config, field.name)
-        for field in dataclasses.fields(Run)
-        if field.name not in (*UNGROUPED, "origin")
-    }
+    specs: dict[str, Any] = {group: build_spec(config, group) for group in GROUPS}
     settings = _resolved(config)
     missing = [name for name in UNGROUPED if name not in settings]
     if missing:

@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
+from dogbreeds.core.errors import UserError
+
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
     from hydra.plugins.launcher import Launcher
@@ -46,7 +48,6 @@ class OptunaSweeper(Sweeper):
 
         from omegaconf import OmegaConf
 
-        from dogbreeds.core.errors import UserError
         from dogbreeds.experiments.search import Search, Settings
         from dogbreeds.experiments.search_space import Space
 

@@ -7,7 +7,6 @@ and the counters of eager operations with a seed of their own, which start over 
 
 import contextlib
 import gc
-import logging
 import random
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.core import process, signals
+from dogbreeds.core.console import log_levels_restored
 from dogbreeds.tracking.connection import mlflow_settings_restored
 
 
@@ -30,7 +30,8 @@ def process_state_restored() -> Iterator[None]:
         try:
             with signals.deferred():
                 stack.enter_context(mlflow_settings_restored())
-                stack.enter_context(_tensorflow_log_level_restored())
+                # `console.quiet_stderr` sets it.
+                stack.enter_context(log_levels_restored("tensorflow"))
                 stack.enter_context(_random_state_restored())
                 stack.enter_context(_garbage_collected())
                 stack.enter_context(_new_keras_session())
@@ -39,17 +40,6 @@ def process_state_restored() -> Iterator[None]:
             # A second signal must not cut this off.
             with signals.deferred():
                 stack.close()
-
-
-@contextlib.contextmanager
-def _tensorflow_log_level_restored() -> Iterator[None]:
-    # `console.quiet_stderr` sets it.
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

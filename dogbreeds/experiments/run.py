@@ -94,13 +94,7 @@ class Run:
 
     def _implied(self) -> dict[str, Any]:
         """Return the values that earlier versions implied, by dotted name."""
-        specs = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            f"{group}.{name}": value
-            for group, spec in specs.items()
-            if isinstance(spec, Spec)
-            for name, value in spec.implied.items()
-        }
+        return {f"{group}.{name}": value for group in GROUPS for name, value in getattr(self, group).implied.items()}
 
     def identity(self, data_fingerprint: str) -> str:
         """Compute a digest of everything that determines the result: settings, images and the backbone's weights.
@@ -123,13 +117,12 @@ class Run:
         A group's own name, such as `optimizer`, maps to the name of the chosen class.
         """
         flat: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "origin":
-                continue
-            if isinstance(value, Spec):
-                flat[field.name] = type(value).__name__
-                flat |= {f"{field.name}.{name}": setting for name, setting in dataclasses.asdict(value).items()}
-            else:
-                flat[field.name] = value
-        return flat
+        for group in GROUPS:
+            spec = getattr(self, group)
+            flat[group] = type(spec).__name__
+            flat |= {f"{group}.{name}": setting for name, setting in dataclasses.asdict(spec).items()}
+        return flat | {name: getattr(self, name) for name in UNGROUPED}
+
+
+# Names of the config groups.
+GROUPS = tuple(field.name for field in dataclasses.fields(Run) if field.name not in (*UNGROUPED, "origin"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from dogbreeds.core.console import log_levels_restored
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.core.spec import number, text
@@ -45,19 +46,18 @@ _VARIABLES = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_URI",
 )
-_alembic_log = logging.getLogger("alembic")
+_MIGRATION_LOG = "alembic"
 
 
 @contextlib.contextmanager
 def mlflow_settings_restored() -> Iterator[None]:
     """Restore what opening a store in the block changes in this process: variables, tracking URI and log level."""
-    level = _alembic_log.level
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
     try:
-        yield
+        with log_levels_restored(_MIGRATION_LOG):
+            yield
     finally:
-        _alembic_log.setLevel(level)
         mlflow = sys.modules.get("mlflow")
         if mlflow is not None and mlflow.get_tracking_uri() != uri:
             # MLflow then takes the URI from the variable, or its default.
@@ -123,7 +123,7 @@ class MlflowStore(Tracking):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        _alembic_log.setLevel(logging.WARNING)
+        logging.getLogger(_MIGRATION_LOG).setLevel(logging.WARNING)
         import mlflow
 
         if self._queue is not None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dogbreeds.core.console import quiet_stderr
+from dogbreeds.core.console import log_levels_restored, quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer
 from dogbreeds.core.text import digest_file
@@ -200,13 +200,6 @@ def _restored_path() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the hints of MLflow and the log lines of TensorFlow in the body."""
-    loggers: Sequence[logging.Logger] = [logging.getLogger(name) for name in ("mlflow", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with quiet_stderr():
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with log_levels_restored("mlflow", "tensorflow"), quiet_stderr():
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        yield
