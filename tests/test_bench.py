@@ -209,6 +209,8 @@ def serve_here(uri: str, model_id: str) -> Iterator[serve.Served]:
     sys.path = path
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        # Here, not only in the thread: a request that comes before the thread listens would be refused.
+        listening.listen()
         # A configuration of logging would close the handlers of other libraries, and with them pytest's streams.
         server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
