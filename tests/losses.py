@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
-from dogbreeds.training.loop import Step
+from dogbreeds.training.step import Step
 
 
 @contextlib.contextmanager

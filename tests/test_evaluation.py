@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dogbreeds.evaluation.class_scores import class_scores, confusions, macro_f1
-from dogbreeds.evaluation.metrics import score
+from dogbreeds.evaluation.class_scores import class_scores, confusions
+from dogbreeds.evaluation.metrics import balanced_accuracy, macro_f1, score
 from dogbreeds.evaluation.summary import Calibration, Measure, augmented, evaluate
 
 NAMES = ("akita", "beagle", "collie")
@@ -57,6 +57,16 @@ def test_class_scores_leave_out_classes_without_images_and_give_no_precision_wit
     assert (found[1].mistaken_for, found[1].mistaken_n) == ("", 0)
     assert found[0].f1 == 0.0
     assert macro_f1(np.array([0, 0, 1, 1]), np.array([1, 1, 1, 1]), 3) == pytest.approx((0 + 2 * 2 / (2 + 4)) / 2)
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_have_images() -> None:
+    labels, predicted = np.array([0, 0, 0, 1]), np.array([0, 0, 2, 0])
+    assert balanced_accuracy(labels, predicted, 3) == pytest.approx((2 / 3 + 0) / 2)
+    scores = score(np.eye(3)[predicted], labels)
+    assert (scores.balanced_accuracy, scores.macro_f1) == (
+        balanced_accuracy(labels, predicted, 3),
+        macro_f1(labels, predicted, 3),
+    )
 
 
 def test_confusions_name_the_more_frequent_direction_first() -> None:

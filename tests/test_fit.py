@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from dogbreeds.core import signals
-from dogbreeds.evaluation.metrics import score
+from dogbreeds.evaluation.metrics import MONITORS, score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.head import MLP, BatchNorm, Linear
 from dogbreeds.models.network import Network
 from dogbreeds.models.unfreeze import Plan
-from dogbreeds.training.loop import Rows, Step, epoch_order, fit, predict
+from dogbreeds.training.loop import Rows, epoch_order, fit, predict
+from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.training.phase import Frozen
 from dogbreeds.training.schedule import Constant, Cosine, Plateau
 from dogbreeds.training.state import TrainingState
+from dogbreeds.training.step import Step
 
 N, FEATURES, CLASSES = 96, 12, 5
 # Frozen backbone: only the head trains.
@@ -36,11 +38,13 @@ def network(head=None, seed: int = 0) -> Network:
     return Network(None, None, (head or MLP(widths=[16], dropout=0.5)).build(FEATURES, CLASSES, seed), PLAN)  # type: ignore[arg-type]
 
 
-def phase(epochs: int = 4, batch_size: int = 20, patience: int | None = None) -> Frozen:
-    return Frozen(epochs=epochs, batch_size=batch_size, patience_epochs=patience)
+def phase(epochs: int = 4, batch_size: int = 20, patience: int | None = None, monitor: str = "accuracy") -> Frozen:
+    return Frozen(epochs=epochs, batch_size=batch_size, patience_epochs=patience, monitor=monitor)
 
 
-def train(built: Network, optimizer: Optimizer | None = None, schedule=None, seed: int = 0, **settings):
+def train(
+    built: Network, optimizer: Optimizer | None = None, schedule=None, seed: int = 0, class_weights=None, **settings
+):
     seen: list[Epoch] = []
     data = rows()
     history = fit(
@@ -52,6 +56,7 @@ def train(built: Network, optimizer: Optimizer | None = None, schedule=None, see
         schedule=schedule or Constant(),
         seed=seed,
         on_epoch=seen.append,
+        class_weights=class_weights,
     )
     assert seen == history.epochs
     return history
@@ -98,6 +103,41 @@ def test_fit_gives_the_metrics_of_plain_keras_in_the_same_order(optimizer: Optim
         expected = score(theirs.predict(val.array, verbose=0), val.labels)
         assert history.epochs[epoch].val.loss == pytest.approx(expected.loss, rel=1e-4)
         assert history.epochs[epoch].val.accuracy == expected.accuracy
+
+
+def test_balanced_class_weights_give_the_loss_of_keras_class_weight() -> None:
+    import keras
+
+    labels = np.repeat(np.arange(CLASSES), [8, 1, *[3] * (CLASSES - 2)])
+    weights = CrossEntropy(class_weights="balanced").weights(labels, CLASSES)
+    assert weights is not None
+    # Each class counts alike, and an image 1 on average.
+    assert np.bincount(labels, weights[labels]) == pytest.approx(np.full(CLASSES, len(labels) / CLASSES))
+    ours, theirs = network(), MLP(widths=[16], dropout=0.5).build(FEATURES, CLASSES, 0)
+    history = train(ours, class_weights=weights, epochs=1, batch_size=N)
+    theirs.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    batch = epoch_order(0, 0, N)
+    data = rows()
+    loss = theirs.train_on_batch(data.array[batch], data.labels[batch], class_weight=dict(enumerate(weights.tolist())))
+    assert history.epochs[0].train_loss == pytest.approx(float(loss), rel=1e-5)
+    assert history.epochs[0].train_loss != pytest.approx(train(network(), epochs=1, batch_size=N).epochs[0].train_loss)
+
+
+def test_class_weights_without_a_class_are_finite() -> None:
+    weights = CrossEntropy(class_weights="balanced").weights(np.array([0, 0, 0, 2]), 3)
+    assert weights is not None
+    assert weights[[0, 2]] == pytest.approx([4 / (2 * 3), 4 / 2])
+    assert np.isfinite(weights).all()
+    assert CrossEntropy(class_weights="none").weights(np.array([0, 1]), 2) is None
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_monitored_metric_selects_the_best_epoch_and_stops(monitor: str) -> None:
+    history = train(network(), epochs=30, patience=2, monitor=monitor)
+    values = [epoch.val.monitored(monitor) for epoch in history.epochs]
+    assert history.best is history.epochs[values.index(max(values))]
+    assert len(values) == min(30, history.best.number + 2)
+    assert len(values) == 30 or monitor.replace("_", " ") in history.stop_reason
 
 
 def test_fit_is_deterministic_for_a_seed_and_differs_for_another() -> None:

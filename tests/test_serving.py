@@ -1,6 +1,7 @@
 """The logged model as `mlflow models serve` runs it: over HTTP, in a process that cannot import this project."""
 
 import base64
+import html
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from PIL import Image
@@ -26,6 +28,8 @@ from tests.bench import serve
 
 SECONDS = 900
 GUIDE = (home() / "docs/pages/guides/export-and-serve.md").read_text()
+# Names of the three classes, which must go through everything unharmed; sorted, as the network has them.
+ODD_NAMES = ("-2+3", 'Größe, "XL"', "🐕 <dog>")
 # Settings of a run by its number of classes.
 TRAINED: dict[int, tuple[str, ...]] = {
     3: ("phase.epochs=4",),
@@ -109,7 +113,7 @@ def served(
     classes = request.param
     data = ()
     if classes == 3:
-        data = ("data=folder", f"data.root={write_images(classes=3, train=12, val=8, test=8)}")
+        data = ("data=csv", f"data.table={_list_images(write_images(classes=3, train=12, val=8, test=8))}")
     ran = command("train", *TRAINED[classes], *data, "tracking.system_metrics_seconds=0")
     assert ran.returncode == 0, ran.stderr
     (lines,) = (block for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL) if "mlflow models serve" in block)
@@ -140,6 +144,16 @@ def served(
             shell.wait()
 
 
+def _list_images(root: Path) -> Path:
+    """Write a table of the images below a folder, whose classes get odd names."""
+    rows = [
+        {"image": file.relative_to(root), "label": ODD_NAMES[int(file.parent.name[-1])], "split": file.parts[-3]}
+        for file in root.rglob("*.jpg")
+    ]
+    pd.DataFrame(rows).to_csv(root / "images.csv", index=False)
+    return root / "images.csv"
+
+
 def _wait_for_answer(printed: Path, shell: "subprocess.Popen[bytes]") -> dict:
     until = time.monotonic() + SECONDS
     while time.monotonic() < until and shell.poll() is None:
@@ -152,13 +166,15 @@ def _wait_for_answer(printed: Path, shell: "subprocess.Popen[bytes]") -> dict:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's lines need curl")
 @pytest.mark.slow
-def test_served_model_predicts_as_the_trained_network_and_refuses_bad_requests(served: Served) -> None:
+def test_served_model_predicts_as_the_trained_network_and_refuses_bad_requests(
+    served: Served, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     from dogbreeds.data.image import decode
     from dogbreeds.inference.classifier import load
 
     address, classes = served.address, served.classes
     classifier = load(served.network)
-    assert len(classifier.class_names) == classes
+    assert classifier.class_names == ODD_NAMES if classes == 3 else len(classifier.class_names) == classes
     top = min(5, classes)
     assert len(served.answer["predictions"]) == 2
     for image, prediction in zip(served.images, served.answer["predictions"], strict=True):
@@ -172,6 +188,14 @@ def test_served_model_predicts_as_the_trained_network_and_refuses_bad_requests(s
     # The network has learned something, so the comparison is not one of two untrained networks.
     assert min(prediction["probability"] for prediction in served.answer["predictions"]) > 1.5 / classes
 
+    # The classes' names come through the other commands too.
+    if classes == 3:
+        evaluated = command("evaluate")
+        assert evaluated.returncode == 0, evaluated.stderr
+        (page,) = served.network.parents[2].glob("evaluation/*/*/*.html")
+        shown = page.read_text()
+        assert all(name in html.unescape(shown) for name in ODD_NAMES)
+        assert "<dog>" not in shown
     images = list(served.images)
     status, body = _post(address, images[::-1])
     assert status == 200

@@ -72,21 +72,29 @@ _Stamp = tuple[int, int, int]
 _EXAMINED: "dict[tuple[str, _Stamp | None], str | UnreadableImageError]" = {}
 
 
-def examine_below(root: Path, files: "Sequence[os.DirEntry[str]]") -> list[str | UnreadableImageError]:
-    """Call `examine` on files below a folder. A symbolic link that leads out of the folder gives an error."""
-    outside = {
-        file.path: _outside_root(root, file.path)
-        for file in files
-        if file.is_symlink() and not is_within(root, file.path)
+def examine_below(root: Path | None, paths: Sequence[str]) -> list[str | UnreadableImageError]:
+    """Call `examine` on files. A path or symbolic link that leads out of a folder gives an error.
+
+    Args:
+        root: the folder, resolved; None allows all paths.
+        paths: of the files.
+    """
+    folders = {folder: root is None or is_within(root, folder) for folder in {os.path.dirname(path) for path in paths}}
+    results: dict[str, str | UnreadableImageError] = {
+        path: _outside_root(root, path)
+        for path in paths
+        if root is not None
+        and (not folders[os.path.dirname(path)] or (os.path.islink(path) and not is_within(root, path)))
     }
-    inside = [file.path for file in files if file.path not in outside]
-    results = {**outside, **dict(zip(inside, examine(inside), strict=True))}
-    return [results[file.path] for file in files]
+    inside = [path for path in paths if path not in results]
+    results |= dict(zip(inside, examine(inside), strict=True))
+    return [results[path] for path in paths]
 
 
 def _outside_root(root: Path, path: str) -> UnreadableImageError:
+    leads = "is a link" if os.path.islink(path) else "leads"
     return UnreadableImageError(
-        f"{printable(path)} is a link to {printable(os.path.realpath(path))}, outside"
+        f"{printable(path)} {leads} to {printable(os.path.realpath(path))}, outside"
         f" data.root={printable(str(root))}. Images must be inside data.root. Copy the image there{OR_SKIP}",
         OUTSIDE_ROOT,
     )

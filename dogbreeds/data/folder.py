@@ -1,25 +1,16 @@
 """Data set of the user's own images, in one folder per class."""
 
-import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import integer, number, text
-from dogbreeds.core.text import UNPRINTABLE, digest, printable
-from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
-from dogbreeds.data.files import decode_file, examine_below, images_below, is_within, list_folder
-from dogbreeds.data.image import SUFFIXES, UnreadableImageError
-
-
-class _LabelledFile(NamedTuple):
-    path: str
-    label: int
-    digest: str
+from dogbreeds.core.text import UNPRINTABLE, printable
+from dogbreeds.data.dataset import Data, Dataset, Source, Split
+from dogbreeds.data.files import images_below, is_within, list_folder
+from dogbreeds.data.image import SUFFIXES
+from dogbreeds.data.labelled_files import LabelledFile, assemble_dataset, readable_source, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +38,13 @@ class Folder(Data):
                 " data.root to the folder that contains them."
             )
         opened = {name: self._open_source(root, name, folder, class_names) for name, folder in parts.items()}
-        sources = {name: source for name, (source, _) in opened.items()}
-        train_rows = np.arange(len(sources["train"].labels))
-        if "val" in sources:
-            val = _whole(sources["val"])
-        else:
-            train_rows, val_rows = stratified_split(sources["train"].labels, self.val_fraction, self.split_seed)
-            val = Split(sources["train"], val_rows)
-        return Dataset(
-            name=printable(root.name),
-            class_names=class_names,
-            train=Split(sources["train"], train_rows),
-            val=val,
-            test=_whole(sources["test"]) if "test" in sources else None,
-            notes=tuple(note for _, note in opened.values() if note),
+        return assemble_dataset(
+            printable(root.name),
+            class_names,
+            {name: source for name, (source, _) in opened.items()},
+            self.val_fraction,
+            self.split_seed,
+            [note for _, note in opened.values()],
         )
 
     def labelled_split(self, class_names: tuple[str, ...]) -> tuple[Split, str]:
@@ -84,7 +68,7 @@ class Folder(Data):
                 " folder; for images without labels, use predict."
             )
         source, note = self._open_source(root, root.name, root, class_names, known_to="the network")
-        return _whole(source), note
+        return whole(source), note
 
     def _resolved_root(self) -> Path:
         if self.root is None:
@@ -105,8 +89,7 @@ class Folder(Data):
     ) -> tuple[Source, str]:
         """Open the images of one part. Returns the source and a sentence about skipped images."""
         _check_known(root, name, folder, class_names, known_to)
-        files: list[os.DirEntry[str]] = []
-        labels: list[int] = []
+        files: list[LabelledFile] = []
         for label, class_name in enumerate(class_names):
             exists = (folder / class_name).is_dir()
             found = images_below(folder / class_name) if exists else []
@@ -115,45 +98,8 @@ class Folder(Data):
                     f"{printable(str(folder / class_name))} has no images. Every class folder needs files ending in"
                     f" {', '.join(SUFFIXES)}. Add images, or remove the folder."
                 )
-            files += found
-            labels += [label] * len(found)
-        return self._readable_source(root, name, files, labels)
-
-    def _readable_source(
-        self, root: Path, name: str, files: "list[os.DirEntry[str]]", labels: list[int]
-    ) -> tuple[Source, str]:
-        results = examine_below(root, files)
-        errors = [result for result in results if isinstance(result, UnreadableImageError)]
-        if errors and self.on_corrupt == "stop":
-            raise errors[0]
-        self.check_skipped(len(errors), len(files), name)
-        readable = [
-            _LabelledFile(file.path, label, result)
-            for file, label, result in zip(files, labels, results, strict=True)
-            if isinstance(result, str)
-        ]
-        ids = tuple(printable(file.path[len(str(root)) :].lstrip(os.sep)) for file in readable)
-        described = [f"{file.label} {image_id} {file.digest}" for file, image_id in zip(readable, ids, strict=True)]
-        source = Source(
-            name=name,
-            labels=np.asarray([file.label for file in readable], dtype=np.int32),
-            ids=ids,
-            digests=tuple(file.digest for file in readable),
-            fingerprint=digest("\n".join(described).encode()),
-            loaders=lambda: (functools.partial(decode_file, file.path, file.digest) for file in readable),
-        )
-        return source, _skipped_note(name, len(files), errors)
-
-
-def _whole(source: Source) -> Split:
-    return Split(source, np.arange(len(source.labels)))
-
-
-def _skipped_note(name: str, total: int, errors: list[UnreadableImageError]) -> str:
-    if not errors:
-        return ""
-    first = errors[0].args[0].split(". ")[0]
-    return f"{len(errors)} of {total:,} images of {name} skipped: {first}"
+            files += [LabelledFile(file.path, label) for file in found]
+        return readable_source(self, root, name, files)
 
 
 def _part_folders(root: Path) -> dict[str, Path]:

@@ -61,20 +61,6 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Compute the mean F1 of the classes that have images.
-
-    Args:
-        labels: [n] int.
-        predicted: [n] int.
-        classes: number of classes.
-    """
-    support = np.bincount(labels, minlength=classes)
-    correct = np.bincount(labels[labels == predicted], minlength=classes)
-    f1 = 2 * correct / np.maximum(1, support + np.bincount(predicted, minlength=classes))
-    return float(f1[support > 0].mean())
-
-
 def class_scores(matrix: np.ndarray, names: Sequence[str]) -> list[ClassScore]:
     """Compute the results of each class that has images, worst first.
 

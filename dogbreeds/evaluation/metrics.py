@@ -11,6 +11,8 @@ import numpy as np
 
 # Standard normal quantile of 0.975.
 _Z95 = 1.959963984540054
+# Metrics of the validation split that can select the best epoch.
+MONITORS = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,25 @@ class Scores:
         loss: mean cross-entropy in nats; NaN if a logit is not finite.
         accuracy: proportion of images whose class has the highest logit.
         top5: proportion of images whose class is among the five highest logits.
+        balanced_accuracy: mean recall of the classes that have images, in [0, 1]; NaN if an earlier version measured.
+        macro_f1: mean F1 of these classes, in [0, 1]; NaN likewise.
     """
 
     loss: float
     accuracy: Proportion
     top5: Proportion
+    balanced_accuracy: float = math.nan
+    macro_f1: float = math.nan
+
+    def monitored(self, monitor: str) -> float:
+        """Return a metric so that more is better.
+
+        Args:
+            monitor: one of `MONITORS`.
+        """
+        if monitor == "loss":
+            return -self.loss
+        return self.accuracy.value if monitor == "accuracy" else float(getattr(self, monitor))
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
@@ -87,18 +103,49 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
     n = len(labels)
     # Logits that are not finite have no ranking.
     if not np.isfinite(logits).all():
-        return Scores(math.nan, accuracy=Proportion(0, n), top5=Proportion(0, n))
+        return Scores(math.nan, Proportion(0, n), Proportion(0, n), balanced_accuracy=0.0, macro_f1=0.0)
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
     losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
     ranked_before = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
     rank = ranked_before.sum(axis=1)
+    classes = logits.shape[1]
+    predicted = shifted.argmax(axis=1)
     return Scores(
         loss=float(losses.mean()),
         accuracy=Proportion(int((rank < 1).sum()), n),
         top5=Proportion(int((rank < 5).sum()), n),
+        balanced_accuracy=balanced_accuracy(labels, predicted, classes),
+        macro_f1=macro_f1(labels, predicted, classes),
     )
+
+
+def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Compute the mean recall of the classes that have images.
+
+    Args:
+        labels: [n] int.
+        predicted: [n] int.
+        classes: number of classes.
+    """
+    support = np.bincount(labels, minlength=classes)
+    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    return float((correct[support > 0] / support[support > 0]).mean())
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Compute the mean F1 of the classes that have images.
+
+    Args:
+        labels: [n] int.
+        predicted: [n] int.
+        classes: number of classes.
+    """
+    support = np.bincount(labels, minlength=classes)
+    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    f1 = 2 * correct / np.maximum(1, support + np.bincount(predicted, minlength=classes))
+    return float(f1[support > 0].mean())
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ class Epoch:
             "val/loss": self.val.loss,
             "val/accuracy": self.val.accuracy.value,
             "val/top5_accuracy": self.val.top5.value,
+            "val/balanced_accuracy": self.val.balanced_accuracy,
+            "val/macro_f1": self.val.macro_f1,
             "lr": self.lr,
         }
 

@@ -22,9 +22,8 @@ from dogbreeds.evaluation.class_scores import (
     class_scores,
     confusion_matrix,
     confusions,
-    macro_f1,
 )
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities, score
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, macro_f1, probabilities, score
 
 # Draws of the bootstrap.
 _DRAWS = 1000

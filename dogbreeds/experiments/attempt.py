@@ -172,6 +172,7 @@ def _fit_or_resume(
         resume_from=state,
         save=save,
         save_steps=run.checkpoint_steps,
+        class_weights=_class_weights(prepared, inputs),
     )
     pruned = history.stop_reason.startswith(resume.PRUNED_PREFIX)
     prune_reason = history.stop_reason.removeprefix(resume.PRUNED_PREFIX) if pruned else None
@@ -182,6 +183,10 @@ def _fit_or_resume(
     if history.diverged:
         resume.archive_checkpoint(prepared.checkpoints, tracker)
     return history
+
+
+def _class_weights(prepared: PreparedRun, inputs: TrainingInputs) -> np.ndarray | None:
+    return prepared.run.loss.weights(inputs.train(0).labels, len(prepared.dataset.class_names))
 
 
 def _predict_with_best_epoch(
@@ -312,7 +317,8 @@ def _check_initial_loss(prepared: PreparedRun, inputs: TrainingInputs, tracker: 
 def _range_test(prepared: PreparedRun, phase: LrRange, inputs: TrainingInputs, tracker: Tracker) -> Range:
     """Run the learning-rate range test, and record and log its suggestion."""
     run = prepared.run
-    measured = range_test(prepared.network, inputs.train(0), phase, run.optimizer, run.seed)
+    class_weights = _class_weights(prepared, inputs)
+    measured = range_test(prepared.network, inputs.train(0), phase, run.optimizer, run.seed, class_weights)
     tracker.series({"lr": measured.lrs, "train/loss": measured.losses})
     tracker.figure(lambda: curves.lr_range_curve(measured, tracker.name), "lr_range.png")
     if measured.suggestion is None and measured.falling:

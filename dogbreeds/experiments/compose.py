@@ -16,15 +16,15 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import with_new_names, with_new_overrides
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec
-from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
-from dogbreeds.experiments.run import GROUPS, UNGROUPED, Run, Ungrouped
+from dogbreeds.data import folder, miniature, stanford_dogs, table, tfds  # noqa: F401 - options of the group `data`
+from dogbreeds.experiments.run import GROUPS, IMPLIED_SPECS, UNGROUPED, Run, Ungrouped
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import RunOrigin
 
 # Keys that Hydra's `instantiate` interprets.
 _HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 # Settings that define a named attempt. The model, the data, augmentation, schedule and epochs may vary within it.
-_DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "phase.batch_size")
+_DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "loss", "phase.batch_size", "phase.monitor")
 
 # The configs say `${home:}` for the folder of runs.
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
@@ -78,6 +78,8 @@ def build_spec(config: DictConfig, name: str) -> Any:
         UserError: as `from_config`.
     """
     group = _resolved(config).get(name)
+    if group is None and name in IMPLIED_SPECS:
+        return IMPLIED_SPECS[name](**IMPLIED_SPECS[name].implied)
     if isinstance(group, dict):
         group = with_new_names(group, f"{name}.")
     cls = _check_group(name, group)

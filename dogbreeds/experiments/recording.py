@@ -96,6 +96,8 @@ def final_metrics(result: Result) -> dict[str, float]:
             "test/accuracy": result.test.accuracy.value,
             "test/top5_accuracy": result.test.top5.value,
             "test/loss": result.test.loss,
+            "test/balanced_accuracy": result.test.balanced_accuracy,
+            "test/macro_f1": result.test.macro_f1,
         }
     return metrics
 

@@ -22,6 +22,7 @@ from dogbreeds.models.unfreeze import Unfreeze
 from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
+from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange, Training
 from dogbreeds.training.preflight import Preflight
@@ -66,6 +67,7 @@ class Run:
     phase: Training | LrRange
     unfreeze: Unfreeze
     optimizer: Optimizer
+    loss: CrossEntropy
     schedule: Schedule
     preflight: Preflight
     baseline: Baseline
@@ -94,7 +96,8 @@ class Run:
 
     def _implied(self) -> dict[str, Any]:
         """Return the values that earlier versions implied, by dotted name."""
-        return {f"{group}.{name}": value for group in GROUPS for name, value in getattr(self, group).implied.items()}
+        values = {f"{group}.{name}": value for group in GROUPS for name, value in getattr(self, group).implied.items()}
+        return values | {group: spec.__name__ for group, spec in IMPLIED_SPECS.items()}
 
     def identity(self, data_fingerprint: str) -> str:
         """Compute a digest of everything that determines the result: settings, images and the backbone's weights.
@@ -124,5 +127,7 @@ class Run:
         return flat | {name: getattr(self, name) for name in UNGROUPED}
 
 
+# Spec that versions without a group implied, with its implied values, by group. As the fields in `Spec.implied`.
+IMPLIED_SPECS: dict[str, type[Spec]] = {"loss": CrossEntropy}
 # Names of the config groups.
 GROUPS = tuple(field.name for field in dataclasses.fields(Run) if field.name not in (*UNGROUPED, "origin"))

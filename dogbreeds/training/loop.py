@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,10 +21,10 @@ from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import Training
 from dogbreeds.training.schedule import Schedule
 from dogbreeds.training.state import History, TrainingState
+from dogbreeds.training.step import Step, StepMetrics
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 # Separates these random draws from others with the same seed.
 _ORDER_STREAM = 0x0DE7
@@ -61,22 +61,6 @@ class Rows:
         return inputs if self.transform is None else self.transform(inputs, indices), self.labels[positions]
 
 
-class StepMetrics(NamedTuple):
-    """Metrics of one batch, measured before the weights are updated.
-
-    Attributes:
-        loss: mean cross-entropy in nats.
-        correct: number of images whose highest logit is that of their label.
-        top5_correct: number of images whose label is among the five highest logits.
-        grad_sum: sum over all elements of the gradient; not finite if any of them is not.
-    """
-
-    loss: float
-    correct: float
-    top5_correct: float
-    grad_sum: float
-
-
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """Return the shuffled order, a permutation of n rows, of an epoch counted from 0."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, _ORDER_STREAM])).permutation(n)
@@ -87,77 +71,6 @@ def predict(network: Network, rows: Rows) -> np.ndarray:
     batch_size = int(np.clip(_EVALUATION_BYTES // max(1, rows.array[:1].nbytes), 16, 2048))
     batches = [np.arange(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
     return np.concatenate([network.infer(rows[batch][0]).numpy() for batch in batches])
-
-
-class Step:
-    """One weight update, compiled once for each set of trainable layers.
-
-    Args:
-        network: the network to train.
-        optimizer: built once for each depth if `layer_decay` is not 1, else once.
-    """
-
-    def __init__(self, network: Network, optimizer: Optimizer):
-        self._network = network
-        self._decay = optimizer.layer_decay
-        self._optimizers: dict[int, keras.Optimizer] = {}
-        with network.replicas.scope():
-            for depth, variables in self._groups(network.plan.stages[-1]).items():
-                self._optimizers[depth] = optimizer.build()
-                self._optimizers[depth].build(variables)
-        self._compiled: dict[frozenset[str], Callable[..., tf.Tensor]] = {}
-        self._lr = -1.0
-
-    def __call__(self, layers: frozenset[str], lr: float, inputs: np.ndarray, labels: np.ndarray) -> StepMetrics:
-        """Train on one batch.
-
-        Args:
-            layers: names of the suffix's layers that train.
-            lr: learning rate of the head; a layer at depth d gets `lr * layer_decay**d`.
-            inputs: [b, *input shape].
-            labels: [b] int32.
-        """
-        if lr != self._lr:
-            for depth, optimizer in self._optimizers.items():
-                optimizer.learning_rate.assign(lr * self._decay**depth)
-            self._lr = lr
-        if layers not in self._compiled:
-            self._compiled[layers] = self._compile(layers)
-        return StepMetrics(*self._compiled[layers](inputs, labels).numpy().tolist())
-
-    @property
-    def variables(self) -> "list[keras.Variable]":
-        """Variables of the optimizers, such as momenta."""
-        return [variable for optimizer in self._optimizers.values() for variable in optimizer.variables]
-
-    def _groups(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
-        """Group the trainable variables by depth; without `layer_decay` they are one group."""
-        groups = self._network.trainable_by_depth(layers)
-        return groups if self._decay != 1 else {0: [variable for group in groups.values() for variable in group]}
-
-    def _compile(self, layers: frozenset[str]) -> "Callable[..., tf.Tensor]":
-        """Compile the step; it returns the fields of `StepMetrics` as a [4] float32 tensor."""
-        import tensorflow as tf
-
-        groups = self._groups(layers)
-        watched = [variable.value for group in groups.values() for variable in group]
-
-        def update(inputs, labels, mean, add):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(watched)
-                logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
-                loss = mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-            gradient = tape.gradient(loss, watched)
-            # One sum, because testing every element with `is_finite` took a tenth of a step.
-            grad_sum = tf.add_n([tf.reduce_sum(part) for part in gradient])
-            gradients = iter(gradient)
-            for depth, variables in groups.items():
-                self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
-            correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
-            return tf.stack([loss, correct, top5_correct, grad_sum])
-
-        return self._network.replicas.compile_step(update, self._network.layers)
 
 
 def fit(
@@ -174,14 +87,15 @@ def fit(
     resume_from: TrainingState | None = None,
     save: Callable[[TrainingState], None] = lambda state: None,
     save_steps: int | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> History:
     """Train a network's suffix and head, then restore the weights of the best epoch.
 
     Args:
         network: the network to train, in place.
         train: returns the training rows of an epoch, counted from 0.
-        val: validation rows; the best epoch is the first with the highest accuracy on them.
-        phase: epochs, batch size and patience.
+        val: validation rows; the best epoch is the first with the best value of `phase.monitor` on them.
+        phase: epochs, batch size, patience and monitored metric.
         optimizer: its learning rate is the peak of the schedule.
         schedule: gives the learning rate of each step.
         seed: of the order of the training rows.
@@ -191,6 +105,7 @@ def fit(
         save: writes a checkpoint. Called after each epoch, every `save_steps` steps, and before an interruption is
             raised; never after a loss or a gradient was not finite.
         save_steps: None for after each epoch only.
+        class_weights: [classes] float32, weight of each class in the loss; None for 1.
     """
     run = _TrainingRun(
         network=network,
@@ -201,6 +116,7 @@ def fit(
         state=resume_from or TrainingState(),
         save=save,
         save_steps=save_steps,
+        class_weights=class_weights,
     )
     state, history = run.state, run.state.history
     try:
@@ -232,6 +148,7 @@ class _TrainingRun:
         state: TrainingState,
         save: Callable[[TrainingState], None],
         save_steps: int | None,
+        class_weights: np.ndarray | None,
     ):
         self._network = network
         self._phase = phase
@@ -241,7 +158,7 @@ class _TrainingRun:
         self.state = state
         self._save = save
         self._save_steps = save_steps
-        self._step = Step(network, optimizer)
+        self._step = Step(network, optimizer, class_weights)
         _assign(network.variables, state.weights)
         _assign(self._step.variables, state.optimizer_variables)
 
@@ -313,9 +230,13 @@ class _TrainingRun:
                 f" {epoch.lr:g}"
             )
             history.diverged = True
-        elif history.best is None or epoch.val.accuracy.correct > history.best.val.accuracy.correct:
+        elif history.best is None or self._is_better(epoch, history.best):
             history.best, history.best_logits = epoch, logits
             history.best_weights = [variable.numpy() for variable in self._network.variables]
+
+    def _is_better(self, epoch: Epoch, best: Epoch) -> bool:
+        monitor = self._phase.monitor
+        return epoch.val.monitored(monitor) > best.val.monitored(monitor)
 
     def _steps(self, rows: Rows) -> int:
         return math.ceil(len(rows) / self._phase.batch_size)
@@ -345,5 +266,5 @@ def _stop_reason(history: History, phase: Training, stop: Stop) -> str:
     waited = len(history.epochs) - history.best.number if history.best else 0
     # Patience is tested first: a search must not prune a run that ends anyway.
     if phase.patience_epochs is not None and waited >= phase.patience_epochs:
-        return f"no better validation accuracy for {phase.patience_epochs} epochs"
+        return f"no better validation {phase.monitor.replace('_', ' ')} for {phase.patience_epochs} epochs"
     return stop(history.epochs) or ""

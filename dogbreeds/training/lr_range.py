@@ -5,17 +5,27 @@ Source: Smith 2017, Cyclical Learning Rates, section 3.3.
 
 import math
 
+import numpy as np
+
 from dogbreeds.evaluation.results import Range
 from dogbreeds.models.network import Network
-from dogbreeds.training.loop import Rows, Step, epoch_order
+from dogbreeds.training.loop import Rows, epoch_order
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange
+from dogbreeds.training.step import Step
 
 # The test ends once the smoothed loss exceeds its minimum by this factor.
 _DIVERGENCE_FACTOR = 2.0
 
 
-def range_test(network: Network, rows: Rows, phase: LrRange, optimizer: Optimizer, seed: int) -> Range:
+def range_test(
+    network: Network,
+    rows: Rows,
+    phase: LrRange,
+    optimizer: Optimizer,
+    seed: int,
+    class_weights: np.ndarray | None = None,
+) -> Range:
     """Train while the learning rate grows by the same factor each step, until the loss diverges.
 
     Args:
@@ -24,11 +34,12 @@ def range_test(network: Network, rows: Rows, phase: LrRange, optimizer: Optimize
         phase: number of steps, batch size, and the first and the last learning rate.
         optimizer: its own learning rate is not used.
         seed: of the order of the rows.
+        class_weights: [classes] float32, weight of each class in the loss; None for 1.
 
     Returns:
         Learning rate and loss of each step.
     """
-    step = Step(network, optimizer)
+    step = Step(network, optimizer, class_weights)
     batch_size = min(phase.batch_size, len(rows))
     batches = len(rows) // batch_size
     lrs = list[float]()

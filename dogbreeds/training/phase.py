@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, number, text
+from dogbreeds.core.spec import Spec, integer, number, one_of, text
+from dogbreeds.evaluation.metrics import MONITORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,15 @@ class Training(Phase):
 
     Attributes:
         epochs: maximum number of epochs.
-        patience_epochs: epochs without a better validation accuracy before training stops; None never stops early.
+        patience_epochs: epochs without a better value of the monitored metric before training stops; None never stops
+            early.
+        monitor: metric of the validation split that selects the best epoch.
     """
 
+    implied = {"monitor": "accuracy"}
     epochs: int = integer(at_least=1, example=20)
     patience_epochs: int | None = integer(at_least=1, example=5, optional=True)
+    monitor: str = one_of(*MONITORS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ class History:
     Attributes:
         epochs: finished epochs, in order.
         stop_reason: why training ended before its last epoch; empty if it did not.
-        best: first epoch with the highest validation accuracy; None before any has finished.
+        best: first epoch with the best value of the monitored metric; None before any has finished.
         best_weights: weights of suffix and head after that epoch.
         best_logits: [n, classes] float32, validation logits of that epoch.
         diverged: whether a loss or a gradient was not finite.

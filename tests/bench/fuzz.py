@@ -397,7 +397,7 @@ Reader = Callable[[Path, Case], str]
 def _from_disk(root: Path, case: Case) -> np.ndarray:
     with os.scandir(root / str(case.number)) as entries:
         files = list(entries)
-    [result] = examine_below(root, files)
+    [result] = examine_below(root, [file.path for file in files])
     if isinstance(result, UnreadableImageError):
         raise result
     expected = digest(b"before") if case.kind == "changed after examination" else result

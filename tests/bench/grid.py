@@ -165,7 +165,7 @@ def suffix_share(network: Network, workload: Workload) -> float:
 
 def head_seconds(run: Run, network: Network, workload: Workload) -> float:
     """Measure the seconds of a training step of the head on cached features, per image."""
-    from dogbreeds.training.loop import Step
+    from dogbreeds.training.step import Step
 
     step, rng = Step(network, run.optimizer), np.random.default_rng(0)
     inputs = rng.normal(size=(HEAD_BATCH, *network.prefix.shape)).astype(np.float32)

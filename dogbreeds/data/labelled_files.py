@@ -1,0 +1,113 @@
+"""Sources and splits made of labelled image files, however the labels were given."""
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dogbreeds.core.text import digest, printable
+from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
+from dogbreeds.data.files import decode_file, examine_below
+from dogbreeds.data.image import UnreadableImageError
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """An image file and its class.
+
+    Attributes:
+        path: of the file.
+        label: index of its class.
+    """
+
+    path: str
+    label: int
+
+
+def readable_source(
+    data: Data, root: Path, name: str, files: Sequence[LabelledFile], may_be_outside: bool = False
+) -> tuple[Source, str]:
+    """Open a source of image files: examine each one, and leave out those that cannot be read if `data` allows it.
+
+    Args:
+        data: whether unreadable images stop the run or are skipped.
+        root: resolved folder. An image's id is its path below it.
+        name: of the source.
+        files: in the order of the source.
+        may_be_outside: whether a path may lead out of `root`. Such an image's id is its whole path.
+
+    Returns:
+        The source, and a sentence about skipped images, empty if there are none.
+
+    Raises:
+        UnreadableImageError: if an image cannot be read and `data.on_corrupt` is `stop`.
+        UserError: if more are skipped than `data.max_corrupt_fraction` allows.
+    """
+    results = examine_below(None if may_be_outside else root, [file.path for file in files])
+    errors = [result for result in results if isinstance(result, UnreadableImageError)]
+    if errors and data.on_corrupt == "stop":
+        raise errors[0]
+    data.check_skipped(len(errors), len(files), name)
+    readable = [(file, content) for file, content in zip(files, results, strict=True) if isinstance(content, str)]
+    ids = tuple(image_id(root, file.path) for file, _ in readable)
+    described = [f"{file.label} {name} {content}" for (file, content), name in zip(readable, ids, strict=True)]
+    source = Source(
+        name=name,
+        labels=np.asarray([file.label for file, _ in readable], dtype=np.int32),
+        ids=ids,
+        digests=tuple(content for _, content in readable),
+        fingerprint=digest("\n".join(described).encode()),
+        loaders=lambda: (functools.partial(decode_file, file.path, content) for file, content in readable),
+    )
+    return source, _skipped_note(name, len(files), errors)
+
+
+def image_id(root: Path, path: str) -> str:
+    """Return the printable name of an image: its path below the root, or its whole path without the leading slash."""
+    return printable(path.removeprefix(os.path.join(root, "")).lstrip(os.sep))
+
+
+def assemble_dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    sources: dict[str, Source],
+    val_fraction: float,
+    split_seed: int,
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """Make a data set of the sources `train` and, if they exist, `val` and `test`.
+
+    Args:
+        name: of the data set.
+        class_names: in the order of the labels.
+        sources: by split. Without `val`, validation images are held out of `train`.
+        val_fraction: fraction of each class to hold out.
+        split_seed: seed of that split.
+        notes: sentences about skipped images; empty ones are left out.
+
+    Raises:
+        UserError: if a class has too few images to hold one out.
+    """
+    train = whole(sources["train"])
+    if "val" in sources:
+        val = whole(sources["val"])
+    else:
+        train_rows, val_rows = stratified_split(sources["train"].labels, val_fraction, split_seed)
+        train, val = Split(sources["train"], train_rows), Split(sources["train"], val_rows)
+    test = whole(sources["test"]) if "test" in sources else None
+    return Dataset(name, class_names, train, val, test, tuple(note for note in notes if note))
+
+
+def whole(source: Source) -> Split:
+    """Return the split of all rows of a source."""
+    return Split(source, np.arange(len(source.labels)))
+
+
+def _skipped_note(name: str, total: int, errors: list[UnreadableImageError]) -> str:
+    if not errors:
+        return ""
+    first = errors[0].args[0].split(". ")[0]
+    return f"{len(errors)} of {total:,} images of {name} skipped: {first}"
