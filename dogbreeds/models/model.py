@@ -65,6 +65,8 @@ class Backbone:
 class Model(Spec):
     """Backbone architecture, input size and weights.
 
+    A subclass for another architecture declares `architecture` again, with its own name, and overrides `construct`.
+
     Attributes:
         architecture: name in `keras.applications`, or `Miniature`.
         image_size: pixels a side.
@@ -112,7 +114,7 @@ class Model(Spec):
         return _build(self, seed if self.weights is None else 0)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        """Build the network with the architecture's Keras builder.
+        """Build the network, a functional model, with the architecture's Keras builder.
 
         Args:
             weights: `imagenet` or None, as the Keras builder takes it.
@@ -179,7 +181,8 @@ def _build(model: Model, seed: int) -> Backbone:
     if file is not None:
         network = _load(network, file, model)
     scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
-    fingerprint = f"{model.architecture}:{arrays_digest([*network.get_weights(), *scales])}"
+    weights = arrays_digest([*network.get_weights(), *scales])
+    fingerprint = f"{model.architecture}:{weights}{model.plugin_digest('weights')}"
     return Backbone(network, find_blocks(network), fingerprint)
 
 
