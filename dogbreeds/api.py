@@ -39,7 +39,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     try:
         return compose_run(overrides, sources)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(error_message(error, "train", sources)) from error
+        raise UserError(error_message(error, "train", overrides, sources)) from error
 
 
 def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":

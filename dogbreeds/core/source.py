@@ -79,10 +79,11 @@ def package_digest(name: str) -> str:
 def _source_files(name: str) -> Iterator[tuple[str, Path]]:
     """Yield each source file of a top-level package or module: its path below the package, and its path."""
     try:
-        spec = importlib.util.find_spec(name)
+        # The main module of a process, such as a notebook's, is another one in each process.
+        spec = importlib.util.find_spec(name) if name != "__main__" else None
     except ValueError:
-        # The main module of a process, such as a notebook's.
-        return
+        # A module that was not imported from a file.
+        spec = None
     if spec is None:
         return
     if spec.submodule_search_locations is not None:

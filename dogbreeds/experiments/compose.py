@@ -19,7 +19,14 @@ from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec
 from dogbreeds.core.text import printable
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
-from dogbreeds.experiments.plugins import ENTRY_POINTS, find_class, import_plugins, is_allowed, named_plugins
+from dogbreeds.experiments.plugins import (
+    ENTRY_POINTS,
+    find_class,
+    import_plugins,
+    is_allowed,
+    named_plugins,
+    plugin_hint,
+)
 from dogbreeds.experiments.run import GROUPS, UNGROUPED, Run, Ungrouped
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import SOURCE_SUFFIX, RunOrigin
@@ -168,7 +175,7 @@ def _check_group(name: str, group: Any, plugins: Sequence[str]) -> type[Spec]:
     if cls is None:
         raise UserError(
             f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, or of a plugin, as in the files"
-            f" of conf/{name}/. Type {name}=<option>; 'plugins=[mydogs]' allows the classes of a module mydogs."
+            f" of conf/{name}/. Type {name}=<option>; {plugin_hint(target)}."
         )
     known = {field.name for field in dataclasses.fields(cls)}
     for key, value in group.items():

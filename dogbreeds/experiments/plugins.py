@@ -97,6 +97,14 @@ def is_allowed(target: str, named: Sequence[str]) -> bool:
     return is_module_name(target) and any(target.startswith(f"{plugin}.") for plugin in (*named, *installed_plugins()))
 
 
+def plugin_hint(target: object) -> str:
+    """Return what to type so that a class of a module outside the package is allowed, for errors."""
+    module = top_level(str(target))
+    known = is_module_name(str(target)) and module not in (top_level(__name__), *sys.stdlib_module_names)
+    plugin = module if known else "mydogs"
+    return f"'plugins=[{plugin}]' allows the classes of the module {plugin}"
+
+
 def sources_digest(named: Sequence[str]) -> str:
     """Return a digest of the sources of all plugins: those that a command names, and the installed ones.
 
@@ -166,8 +174,9 @@ def _import_module(name: str, received: str) -> Any:
 
 def _search_path() -> str:
     """Return the folders where Python looks for modules, without those of Python itself."""
-    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
-    folders = [str(Path(entry).absolute()) for entry in sys.path if Path(entry).is_dir() and entry not in own]
+    own = Path(sysconfig.get_path("stdlib"))
+    paths = [Path(entry).absolute() for entry in sys.path]
+    folders = [str(path) for path in paths if path.is_dir() and path not in (own, own / "lib-dynload")]
     others = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
     return f"{', '.join(folders[:3])}{others}"
 
