@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.compose import compose_run, config_source
@@ -35,7 +35,9 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
 
     sources = [config_source(config_dir)] if config_dir is not None else []
     if plugins:
-        overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=tuple(plugins)).plugins)}]"]
+        # The check takes a list, and refuses a string.
+        named: Any = plugins
+        overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=named).plugins)}]"]
     try:
         return compose_run(overrides, sources)
     except (HydraException, OmegaConfBaseException) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import AugmentedView, DecodedImages
 from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.training.phase import LrRange
 
 PARTS = """
 from dataclasses import dataclass
@@ -231,6 +233,11 @@ def test_a_mistyped_setting_of_a_plugin_s_option_is_answered_with_its_settings(w
         dogbreeds.compose(["head=norm", "head.dropuot=1"], config_dir=package / "conf", plugins=["mydogs"])
 
 
+def test_plugins_in_python_are_a_list() -> None:
+    with pytest.raises(dogbreeds.UserError, match=r"plugins was 'mydogs'\. .*'plugins=\[mydogs\]'"):
+        dogbreeds.compose(plugins="mydogs")
+
+
 def test_a_missing_config_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(dogbreeds.MissingFileError, match=rf"{tmp_path}/nope does not exist.*--config-dir <folder>"):
         dogbreeds.compose(config_dir=tmp_path / "nope")
@@ -241,6 +248,31 @@ def test_a_config_without_plugins_is_that_of_versions_without_them() -> None:
     assert "plugins" in config
     assert "plugins" not in job_config(config)
     assert job_config(OmegaConf.merge(config, {"plugins": ["mydogs"]})).plugins == ["mydogs"]
+
+
+@pytest.mark.slow
+def test_parts_in_the_documentation_work_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs/pages/guides/parts-of-your-own.md").read_text()
+    head_source, backbone_source, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(head_source.splitlines()) <= 15
+    assert len(backbone_source.splitlines()) <= 30
+    files = {"parts.py": head_source + backbone_source}
+    configs = re.findall(r"`mydogs/(conf/\S+)`:\n\n```yaml\n(.*?)```", page, re.DOTALL)
+    for name, content in (files | dict(configs)).items():
+        path = tmp_path / "mydogs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    _forget()
+    run = dogbreeds.compose(["head=norm", "model=tinynet"], config_dir="mydogs/conf", plugins=["mydogs"])
+    _forget()
+    assert [block.name for block in run.model.build(0).blocks] == ["stem", "block1", "block2", "block3"]
+    assert [type(layer).__name__ for layer in run.head.build(8, 3, 0).layers] == [
+        "LayerNormalization",
+        "Dropout",
+        "Dense",
+    ]
 
 
 # --- source -------------------------------------------------------------------
@@ -336,7 +368,8 @@ def test_custom_layers_are_refused_only_where_the_network_would_be_saved(parts: 
     with pytest.raises(dogbreeds.UserError, match=r"the layer own, .* tracking\.model=none"):
         _check_saved_layers(run, network)
     _check_saved_layers(dataclasses.replace(run, tracking=dataclasses.replace(run.tracking, model="none")), network)
-    _check_saved_layers(composed("phase=lr_range"), network)
+    lr_range = LrRange(batch_size=32, steps=20, min_lr=1e-6, max_lr=1)
+    _check_saved_layers(dataclasses.replace(run, phase=lr_range), network)
 
 
 def test_error_message_of_a_missing_config_folder_is_the_same_on_the_command_line() -> None:

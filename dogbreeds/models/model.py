@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec, integer, number, one_of, text
 from dogbreeds.core.text import digest
 from dogbreeds.models.blocks import Block, find_blocks
@@ -240,9 +241,11 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     except WEIGHT_FILE_ERRORS as error:
         with_alpha = f", with alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         to_change = "model.alpha" if isinstance(model, MobileNetV2) else "model"
+        own = f"keras.applications.{model.architecture}(include_top=False)"
+        network_name = model.architecture if is_foreign(type(model)) else own
         raise UserError(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
-            f" of keras.applications.{model.architecture}(include_top=False) in the same size{with_alpha}. Type"
+            f" of {network_name} in the same size{with_alpha}. Type"
             f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error
     normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]
