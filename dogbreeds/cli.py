@@ -194,7 +194,11 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
 def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequence[str]) -> str:
     """Format the message for a key that no group has, with the most similar key of the chosen options."""
     chosen = [item for item in overrides if item.split("=")[0] in (*GROUPS, "attempt") and "," not in item]
-    config = compose_config(command, chosen, sources=sources)
+    try:
+        config = compose_config(command, chosen, sources=sources)
+    except HydraException:
+        # Another override is wrong too.
+        config = compose_config(command, sources=sources)
     keys = _dotted_keys(OmegaConf.to_container(config, resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, SearchPathException
 from omegaconf import OmegaConf
 
 import dogbreeds
@@ -28,6 +29,8 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import AugmentedView, DecodedImages
 from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.preprocessing import Preprocessing
+from dogbreeds.tracking.reader import _differences
+from dogbreeds.tracking.records import SOURCE_SUFFIX, param_text
 from dogbreeds.training.phase import LrRange
 
 PARTS = """
@@ -69,6 +72,7 @@ CONFIGS = {
     "head/norm": "_target_: mydogs.parts.NormHead\ndropout: 0.2\n",
     "attempt/mine": "# @package _global_\ndefaults:\n  - override /head: norm\n",
 }
+SOURCE = f"head{SOURCE_SUFFIX}"
 DATA = {"resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
 ERRORS = {
     "missing": "import kears\n",
@@ -228,9 +232,12 @@ def test_an_entry_point_needs_neither_flag(write_plugin, monkeypatch) -> None:
 
 
 def test_a_mistyped_setting_of_a_plugin_s_option_is_answered_with_its_settings(write_plugin) -> None:
-    package = write_plugin()
-    with pytest.raises(dogbreeds.UserError, match=r"Similar settings are head\.dropout\. Type head\.dropout="):
-        dogbreeds.compose(["head=norm", "head.dropuot=1"], config_dir=package / "conf", plugins=["mydogs"])
+    sources = [f"file://{write_plugin()}/conf"]
+    error = ConfigCompositionException("Could not override 'head.dropuot'.")
+    answered = r"Similar settings are head\.dropout\. Type head\.dropout="
+    assert re.search(answered, error_message(error, "train", ["head=norm", "head.dropuot=1"], sources))
+    # What cannot be composed either does not stand in the way.
+    assert "head.widths" in error_message(error, "train", ["head=nope", "head.dropuot=1"], sources)
 
 
 def test_plugins_in_python_are_a_list() -> None:
@@ -336,6 +343,14 @@ def test_identity_of_the_guide_s_copies_is_that_of_earlier_versions() -> None:
     assert Guide(copies=4, **settings).identity == settings
 
 
+def test_a_parent_has_the_same_source_of_its_head() -> None:
+    own, edited = (SimpleNamespace(data=SimpleNamespace(params=params)) for params in ({}, {SOURCE: "mydogs.parts@1"}))
+    assert _differences(own, {SOURCE: param_text(None)}) == []
+    assert _differences(edited, {SOURCE: "mydogs.parts@1"}) == []
+    for run, expected in ((own, "mydogs.parts@1"), (edited, "mydogs.parts@2"), (edited, param_text(None))):
+        assert _differences(run, {SOURCE: expected}) == [SOURCE]
+
+
 # --- layers -------------------------------------------------------------------
 
 
@@ -373,7 +388,5 @@ def test_custom_layers_are_refused_only_where_the_network_would_be_saved(parts: 
 
 
 def test_error_message_of_a_missing_config_folder_is_the_same_on_the_command_line() -> None:
-    from hydra.errors import SearchPathException
-
     message = error_message(SearchPathException("Additional config directory '/nope' not found"), "train")
     assert message.startswith("The config folder /nope does not exist.")

@@ -176,9 +176,9 @@ class Spec:
             object.__setattr__(self, field.name, checked)
 
     def plugin_digest(self, *ignored: str) -> str:
-        """Return a digest of source and settings if the class belongs to a plugin; else an empty text.
+        """Return a digest of source and settings, after a colon, if the class belongs to a plugin; else an empty text.
 
-        It is appended to what identifies the result of the package's own classes, which have a field for all of it.
+        It is appended to what identifies the result of a class of the package.
 
         Args:
             ignored: fields that are left out.

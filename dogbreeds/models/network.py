@@ -193,7 +193,7 @@ class Network:
         )
 
     def custom_layers(self) -> list[str]:
-        """Return the names of the layers that a saved network cannot be loaded with by Keras alone."""
+        """Return the names of the layers that Keras cannot load from a saved network by itself."""
         parts = [part for part in (self.prefix.graph, self.suffix, self.head) if part is not None]
         return [name for part in parts for name in custom_layers(part)]
 

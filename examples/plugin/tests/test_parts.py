@@ -44,3 +44,5 @@ def test_backbone_is_cut_at_its_blocks(run: dogbreeds.Run) -> None:
     backbone = run.model.build(seed=0)
     assert [block.name for block in backbone.blocks] == ["stem", "block1", "block2", "block3"]
     assert backbone.network.output.shape == (None, 6, 6, 64)
+    # Architecture, weights, and a digest of settings and source.
+    assert len(backbone.fingerprint.split(":")) == 3
