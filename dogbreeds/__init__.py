@@ -15,10 +15,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dogbreeds.api import compose, fit
     from dogbreeds.core.errors import MissingFileError, UserError
+    from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
+    from dogbreeds.data.augment import Augment
+    from dogbreeds.data.dataset import Data, Dataset, Source, Split
     from dogbreeds.experiments.result import Result
     from dogbreeds.experiments.run import Run
+    from dogbreeds.models.head import Head
+    from dogbreeds.models.model import Model
+    from dogbreeds.models.preprocessing import Preprocessing
+    from dogbreeds.models.unfreeze import Unfreeze
+    from dogbreeds.training.optimizer import Optimizer
+    from dogbreeds.training.phase import Training
+    from dogbreeds.training.schedule import Schedule
 
-__all__ = ["MissingFileError", "Result", "Run", "UserError", "compose", "fit"]
+__all__ = [
+    "Augment",
+    "Data",
+    "Dataset",
+    "Head",
+    "MissingFileError",
+    "Model",
+    "Optimizer",
+    "Preprocessing",
+    "Result",
+    "Run",
+    "Schedule",
+    "Source",
+    "Split",
+    "Training",
+    "Unfreeze",
+    "UserError",
+    "boolean",
+    "compose",
+    "fit",
+    "integer",
+    "integers",
+    "number",
+    "one_of",
+    "text",
+    "texts",
+]
 # Module of each public name. They are imported at their first use (PEP 562), since TensorFlow and MLflow take seconds.
 _MODULES = {
     "MissingFileError": "core.errors",
@@ -27,6 +63,26 @@ _MODULES = {
     "UserError": "core.errors",
     "compose": "api",
     "fit": "api",
+    # Base classes of parts of one's own, and declarations of their fields.
+    "Augment": "data.augment",
+    "Data": "data.dataset",
+    "Dataset": "data.dataset",
+    "Head": "models.head",
+    "Model": "models.model",
+    "Optimizer": "training.optimizer",
+    "Preprocessing": "models.preprocessing",
+    "Schedule": "training.schedule",
+    "Source": "data.dataset",
+    "Split": "data.dataset",
+    "Training": "training.phase",
+    "Unfreeze": "models.unfreeze",
+    "boolean": "core.spec",
+    "integer": "core.spec",
+    "integers": "core.spec",
+    "number": "core.spec",
+    "one_of": "core.spec",
+    "text": "core.spec",
+    "texts": "core.spec",
 }
 
 

@@ -1,10 +1,12 @@
 """The Python API: what `import dogbreeds` offers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.experiments.compose import compose_run
+from dogbreeds.experiments.compose import compose_run, config_source
+from dogbreeds.experiments.plugins import NamedPlugins
 from dogbreeds.experiments.run import Run
 
 if TYPE_CHECKING:
@@ -12,26 +14,34 @@ if TYPE_CHECKING:
     from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 
 
-def compose(overrides: Sequence[str] = ()) -> Run:
+def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, plugins: Sequence[str] = ()) -> Run:
     """Compose a run from `conf/`, as `python -m dogbreeds.train` does.
 
     Example: `run = dogbreeds.compose(["model=effnetb4", "data=folder", "data.root=photos"])`
 
     Args:
         overrides: as they are typed on the command line.
+        config_dir: folder with further options of config groups, as `--config-dir`.
+        plugins: modules with the classes that they name, as `plugins=[…]`.
 
     Raises:
-        UserError: if a value is not allowed, or an option or a setting does not exist.
+        MissingFileError: if the folder does not exist.
+        UserError: if a plugin cannot be imported, if a value is not allowed, or an option or a setting does not exist.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from dogbreeds.cli import error_message
 
+    sources = [config_source(config_dir)] if config_dir is not None else []
+    if plugins:
+        # The check takes a list, and refuses a string.
+        named: Any = plugins
+        overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=named).plugins)}]"]
     try:
-        return compose_run(overrides)
+        return compose_run(overrides, sources)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(error_message(error, "train")) from error
+        raise UserError(error_message(error, "train", overrides, sources)) from error
 
 
 def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
@@ -53,7 +63,7 @@ def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
     """
     from dogbreeds.experiments.attempt import execute
 
-    if run.origin is None or compose_run(run.origin.overrides) != run:
+    if run.origin is None or compose_run(run.origin.overrides, run.origin.sources) != run:
         raise UserError(
             "The run was not composed, or was changed afterwards. fit records what a run was composed from. Type"
             " dogbreeds.compose([...]) with all its settings."

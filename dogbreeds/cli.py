@@ -6,11 +6,12 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, SearchPathException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +20,8 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
-from dogbreeds.experiments.compose import compose_config
+from dogbreeds.experiments.compose import compose_config, config_source, missing_config_folder
+from dogbreeds.experiments.run import GROUPS
 from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
@@ -55,7 +57,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     except (UserError, MissingFileError, HydraException, OmegaConfBaseException) as error:
         if _show_tracebacks:
             raise
-        sys.exit(f"error: {error_message(error, name)}")
+        sys.exit(f"error: {error_message(error, name, *_typed())}")
     except KeyboardInterrupt as interruption:
         signals.ignore()
         status = "KILLED"
@@ -143,12 +145,21 @@ def typed_value(config: DictConfig, key: str) -> Any:
     return typed[-1] if isinstance(config[key], float) and typed else config[key]
 
 
-def error_message(error: Exception, name: str) -> str:
+def _typed() -> tuple[list[str], list[str]]:
+    """Return the overrides that were typed, and the folder of `--config-dir`, if it exists, as a source of configs."""
+    typed, _ = get_args_parser().parse_known_args(sys.argv[1:])
+    folders = [typed.config_dir] if typed.config_dir and os.path.isdir(typed.config_dir) else []
+    return typed.overrides, [config_source(folder) for folder in folders]
+
+
+def error_message(error: Exception, name: str, overrides: Sequence[str] = (), sources: Sequence[str] = ()) -> str:
     """Format an error for the user: what was received, what is allowed, and what to type.
 
     Args:
         error: a `UserError`, a `MissingFileError`, or an error of Hydra or OmegaConf.
         name: name of the command.
+        overrides: that were typed.
+        sources: where its configs were found, besides `conf/`.
     """
     if isinstance(error, (UserError, MissingFileError)):
         return str(error)
@@ -157,7 +168,9 @@ def error_message(error: Exception, name: str) -> str:
     cause = error.__cause__ if not str(error) and isinstance(error.__cause__, Exception) else error
     first_line = str(cause).splitlines()[0].rstrip(".") if str(cause) else type(cause).__name__
     if first_line.startswith("Could not override '"):
-        return _unknown_key(first_line.split("'")[1], name)
+        return _unknown_key(first_line.split("'")[1], name, overrides, sources)
+    if isinstance(error, SearchPathException):
+        return missing_config_folder(first_line.split("'")[1])
     return (
         f"The command line was not understood ({first_line}). Settings are written group=option or group.key=value, a"
         f" list as 'key=[1,2]'. Type python -m dogbreeds.{name} --help for the groups and their options."
@@ -178,9 +191,15 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
     )
 
 
-def _unknown_key(key: str, command: str) -> str:
-    """Format the message for a key that no group has, with the most similar key."""
-    keys = _dotted_keys(OmegaConf.to_container(compose_config(command), resolve=False))
+def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequence[str]) -> str:
+    """Format the message for a key that no group has, with the most similar key of the chosen options."""
+    chosen = [item for item in overrides if item.split("=")[0] in (*GROUPS, "attempt") and "," not in item]
+    try:
+        config = compose_config(command, chosen, sources=sources)
+    except HydraException:
+        # Another override is wrong too.
+        config = compose_config(command, sources=sources)
+    keys = _dotted_keys(OmegaConf.to_container(config, resolve=False))
     nearest = _nearest(key, keys)
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
     return (

@@ -19,6 +19,7 @@ from dogbreeds.core.spec import Spec, integer, one_of, text
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import (
     Only,
     describe_run,
@@ -99,7 +100,13 @@ def task(config: DictConfig) -> None:
             images = folder_evaluation_set(settings.images, settings.on_corrupt, classifier, cache)
         else:
             images = evaluation_set_of_run(
-                tracking, cast(Record, record), settings.split, config["data"]["root"], classifier, cache
+                tracking,
+                cast(Record, record),
+                settings.split,
+                config["data"]["root"],
+                classifier,
+                cache,
+                named_plugins(config),
             )
         default_output = home() / "multirun/evaluation" / results_folder(record, file) / images.name
         output = Path(settings.output).expanduser() if settings.output else default_output

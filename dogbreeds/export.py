@@ -23,6 +23,7 @@ from dogbreeds.data import sample
 from dogbreeds.data.image import ImageLoader
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import recorded_runs
+from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
@@ -112,7 +113,7 @@ def task(config: DictConfig) -> None:
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
         predictions = tracking.predictions(record.run_id) if record is not None else {}
-        sampled = _check_images(settings, config["data"]["root"], tracking, record, classifier, predictions)
+        sampled = _check_images(settings, config, tracking, record, classifier, predictions)
         images = exporter.with_odd_sizes(sampled)
         default_output = home() / "multirun/exported" / recorded_runs.results_folder(record, file)
         output = Path(settings.output).expanduser() if settings.output else default_output
@@ -155,7 +156,7 @@ def _check_outside(output: Path, file: Path) -> None:
 
 def _check_images(
     settings: Settings,
-    root: str | None,
+    config: DictConfig,
     tracking: Mlflow,
     record: Record | None,
     classifier: "Classifier",
@@ -167,7 +168,8 @@ def _check_images(
     """
     if settings.images_from is not None or record is None:
         return sample.sample_folder(settings.images_from or "", settings.images)
-    data, dataset = recorded_runs.open_dataset(tracking, record, root)
+    root, plugins = config["data"]["root"], named_plugins(config)
+    data, dataset = recorded_runs.open_dataset(tracking, record, root, plugins)
     split, name = (dataset.test, "test") if dataset.test is not None else (dataset.val, "val")
     images = sample.sample_split(split, settings.images, data.on_corrupt == "skip")
     check_predictions(

@@ -239,6 +239,7 @@ def _set_up_process(request: dict, files: list[int]) -> None:
     os.chdir(request["cwd"])
     sys.argv = [request["module"], *request["arguments"]]
     sys.path[0] = request["cwd"]
+    sys.path[1:1] = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in sys.path]
 
 
 if __name__ == "__main__":

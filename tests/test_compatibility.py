@@ -161,8 +161,9 @@ def test_a_field_that_has_its_implied_value_leaves_the_run_s_key_alone(old_home)
 
 def test_a_recorded_config_without_a_new_field_has_its_implied_value() -> None:
     head = {"_target_": f"{__name__}.Softened", "dropout": 0.2}
-    assert build_spec(OmegaConf.create({"head": head}), "head").softness == 0.0
-    assert build_spec(OmegaConf.create({"head": head | {"softness": 0.5}}), "head").softness == 0.5
+    plugins = [__name__]
+    assert build_spec(OmegaConf.create({"head": head}), "head", plugins).softness == 0.0
+    assert build_spec(OmegaConf.create({"head": head | {"softness": 0.5}}), "head", plugins).softness == 0.5
 
 
 def test_tables_list_old_runs(old_home, tmp_path: Path) -> None:

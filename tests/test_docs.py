@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dogbreeds.evaluation.verdict import VERDICTS
-from dogbreeds.experiments.compose import compose_config, from_config
+from dogbreeds.experiments.compose import compose_config, config_source, from_config
 from tests.test_conf import first_values
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,12 +58,16 @@ COMMANDS = sorted({(name, *overrides) for path in WRITTEN for name, overrides in
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_in_the_documentation_composes(command: tuple[str, ...]) -> None:
+def test_command_in_the_documentation_composes(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     name, *overrides = command
     if "--help" in overrides:
         return
-    config = compose_config(name, first_values(overrides))
+    # Parts of one's own have the names of the example's.
+    plugin = ROOT / "examples/plugin"
+    monkeypatch.syspath_prepend(plugin)
+    config = compose_config(name, first_values(overrides), sources=[config_source(plugin / "shapes_plugin/conf")])
     if name in COMMANDS_OF_RUNS:
+        config.plugins = ["shapes_plugin"]
         assert from_config(config).key
 
 

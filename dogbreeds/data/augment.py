@@ -16,7 +16,10 @@ _FILL_GREY = 128.0
 
 @dataclass(frozen=True, kw_only=True)
 class Augment(Spec):
-    """Base of all augmentations. Applies none itself."""
+    """Base of all augmentations. Applies none itself.
+
+    A subclass with augmentation overrides `num_copies`, of which the field `copies` decides, and `apply`.
+    """
 
     group = "augment"
 
@@ -27,7 +30,7 @@ class Augment(Spec):
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the pixels of a copy, part of the key of cached features."""
-        return {}
+        return {name: value for name, value in asdict(self).items() if name != "copies"}
 
     def apply(self, images: np.ndarray, indices: np.ndarray, copy: int, seed: int) -> np.ndarray:
         """Augment a batch of images.
@@ -92,10 +95,6 @@ class Guide(Augment):
 
     def num_copies(self) -> int:
         return self.copies
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "copies"}
 
     def apply(self, images: np.ndarray, indices: np.ndarray, copy: int, seed: int) -> np.ndarray:
         import tensorflow as tf

@@ -8,29 +8,43 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dogbreeds.core.errors import UserError
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.former_names import with_new_names, with_new_overrides
 from dogbreeds.core.paths import config_folder, home
+from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec
+from dogbreeds.core.text import printable
 from dogbreeds.data import folder, miniature, stanford_dogs, table, tfds  # noqa: F401 - options of the group `data`
+from dogbreeds.experiments.plugins import (
+    ENTRY_POINTS,
+    find_class,
+    import_plugins,
+    is_allowed,
+    named_plugins,
+    plugin_hint,
+)
 from dogbreeds.experiments.run import GROUPS, IMPLIED_SPECS, UNGROUPED, Run, Ungrouped
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
-from dogbreeds.tracking.records import RunOrigin
+from dogbreeds.tracking.records import SOURCE_SUFFIX, RunOrigin
 
 # Keys that Hydra's `instantiate` interprets.
 _HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 # Settings that define a named attempt. The model, the data, augmentation, schedule and epochs may vary within it.
 _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "loss", "phase.batch_size", "phase.monitor")
+# Providers of the config sources that every command has.
+_COMMON_PROVIDERS = ("hydra", "main", ENTRY_POINTS, "schema")
 
 # The configs say `${home:}` for the folder of runs.
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
 
 
-def compose_config(name: str, overrides: Sequence[str] = (), with_hydra: bool = False) -> DictConfig:
+def compose_config(
+    name: str, overrides: Sequence[str] = (), with_hydra: bool = False, sources: Sequence[str] | None = None
+) -> DictConfig:
     """Compose a command's config without running the command.
 
     Works inside a running Hydra command too: its global state is restored afterwards.
@@ -39,7 +53,13 @@ def compose_config(name: str, overrides: Sequence[str] = (), with_hydra: bool = 
         name: name of the command and of its file in `conf/`.
         overrides: as they are typed on the command line; names of earlier versions are taken too.
         with_hydra: whether the config includes Hydra's own, under `hydra`.
+        sources: where to find configs besides `conf/`, from `config_source`; None for where the running command does.
     """
+    if sources is None:
+        sources = _further_sources(HydraConfig.get()) if HydraConfig.initialized() else ()
+    if sources:
+        listed = ",".join(QuotedString(source, Quote.single).with_quotes() for source in sources)
+        overrides = [*overrides, f"hydra.searchpath=[{listed}]"]
     global_hydra = GlobalHydra.instance()
     running = global_hydra.hydra
     global_hydra.clear()
@@ -50,13 +70,58 @@ def compose_config(name: str, overrides: Sequence[str] = (), with_hydra: bool = 
         global_hydra.hydra = running
 
 
-def from_config(config: DictConfig) -> Run:
-    """Build the run that a composed config describes.
+def job_config(config: DictConfig, *ignored: str) -> DictConfig:
+    """Return the settings of a command alone, without Hydra's, for digests of them.
+
+    Without plugins, the config is that of versions that did not know them.
+
+    Args:
+        config: config of the command.
+        ignored: further settings that are left out.
+    """
+    left_out = {"hydra", *ignored, *([] if named_plugins(config) else ["plugins"])}
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in left_out])
+
+
+def config_source(place: str | Path) -> str:
+    """Return a folder of configs as a source for Hydra.
 
     Raises:
-        UserError: if a value is not allowed, a key is unknown, or a target lies outside the package.
+        MissingFileError: if the folder does not exist.
     """
-    specs: dict[str, Any] = {group: build_spec(config, group) for group in GROUPS}
+    path = Path(place).expanduser().absolute()
+    if not path.is_dir():
+        raise MissingFileError(missing_config_folder(path))
+    return f"file://{path}"
+
+
+def missing_config_folder(place: str | Path) -> str:
+    """Return the message for a folder of configs that does not exist."""
+    return (
+        f"The config folder {printable(str(place))} does not exist. It must contain a folder for each config group,"
+        " such as head/, with its options. Type --config-dir <folder>, or config_dir=<folder> in Python."
+    )
+
+
+def _further_sources(hydra_config: Any) -> tuple[str, ...]:
+    """Return the config sources that were named for a command, such as by `--config-dir`."""
+    return tuple(
+        f"{source.schema}://{source.path}"
+        for source in hydra_config.runtime.config_sources
+        if source.provider not in _COMMON_PROVIDERS
+    )
+
+
+def from_config(config: DictConfig) -> Run:
+    """Build the run that the composed config of a command describes, with the plugins that it names.
+
+    Raises:
+        UserError: if a value is not allowed, a key is unknown, a plugin cannot be imported, or a target belongs neither
+            to the package nor to a plugin.
+    """
+    plugins = named_plugins(config)
+    import_plugins(plugins)
+    specs: dict[str, Any] = {group: build_spec(config, group, plugins) for group in GROUPS}
     settings = _resolved(config)
     missing = [name for name in UNGROUPED if name not in settings]
     if missing:
@@ -67,12 +132,14 @@ def from_config(config: DictConfig) -> Run:
     return Run(**specs, **dataclasses.asdict(Ungrouped(**{name: settings[name] for name in UNGROUPED})))
 
 
-def build_spec(config: DictConfig, name: str) -> Any:
+def build_spec(config: DictConfig, name: str, plugins: Sequence[str] = ()) -> Any:
     """Build the spec of one group; the config may lack other groups.
 
     Args:
         config: composed config with the group.
         name: name of the group, such as `optimizer`.
+        plugins: modules whose classes the group may name, besides those of the package and of installed plugins. A
+            recorded config must not decide them.
 
     Raises:
         UserError: as `from_config`.
@@ -82,10 +149,8 @@ def build_spec(config: DictConfig, name: str) -> Any:
         return IMPLIED_SPECS[name](**IMPLIED_SPECS[name].implied)
     if isinstance(group, dict):
         group = with_new_names(group, f"{name}.")
-    cls = _check_group(name, group)
-    settings = {**cls.implied, **{key: value for key, value in group.items() if key != "_target_"}}
-    # Hydra gets the class alone. It would resolve the settings a second time, and what that yields was never checked.
-    return instantiate({"_target_": f"{cls.__module__}.{cls.__qualname__}", "_partial_": True})(**settings)
+    cls = _check_group(name, group, plugins)
+    return cls(**{**cls.implied, **{key: value for key, value in group.items() if key != "_target_"}})
 
 
 def _resolved(config: DictConfig) -> Any:
@@ -99,7 +164,7 @@ def _resolved(config: DictConfig) -> Any:
         ) from error
 
 
-def _check_group(name: str, group: Any) -> type[Spec]:
+def _check_group(name: str, group: Any, plugins: Sequence[str]) -> type[Spec]:
     """Return the class that a group names.
 
     Raises:
@@ -107,10 +172,12 @@ def _check_group(name: str, group: Any) -> type[Spec]:
     """
     target = group.get("_target_") if isinstance(group, dict) else None
     cls = _find_spec_class(name, target)
+    if cls is None and isinstance(target, str) and is_allowed(target, plugins):
+        cls = find_class(f"{name}._target_", target, _base(name))
     if cls is None:
         raise UserError(
-            f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, as in the files of conf/{name}/. "
-            f"Type {name}=<option>; python -m dogbreeds.train --help lists the options."
+            f"{name}._target_ was {target!r}. It must be a class of dogbreeds.{name}, or of a plugin, as in the files"
+            f" of conf/{name}/. Type {name}=<option>; {plugin_hint(target)}."
         )
     known = {field.name for field in dataclasses.fields(cls)}
     for key, value in group.items():
@@ -130,15 +197,19 @@ def _check_group(name: str, group: Any) -> type[Spec]:
 
 
 def _find_spec_class(name: str, target: Any) -> type[Spec] | None:
-    """Return a group's spec class that a target names, by its current or its recorded path; None without one."""
-    return next(
-        (cls for cls in _subclasses(Spec) if getattr(cls, "group", None) == name and target in _target_paths(cls)), None
-    )
+    """Return the package's spec class that a target names, by its current or its recorded path; None without one."""
+    return next((cls for cls in _subclasses(_base(name)) if not is_foreign(cls) and target in _target_paths(cls)), None)
+
+
+def _base(name: str) -> type[Spec]:
+    """Return the base class of a group's specs."""
+    return next(cls for cls in Spec.__subclasses__() if vars(cls).get("group") == name and not is_foreign(cls))
 
 
 def _subclasses(base: type[Spec]) -> Iterator[type[Spec]]:
+    """Yield a class and all classes that derive from it."""
+    yield base
     for cls in base.__subclasses__():
-        yield cls
         yield from _subclasses(cls)
 
 
@@ -173,17 +244,18 @@ def run_origin(config: DictConfig, run: Run) -> RunOrigin:
     return _run_origin(config, hydra_config, run, Path(hydra_config.runtime.output_dir))
 
 
-def compose_run(overrides: Sequence[str] = ()) -> Run:
+def compose_run(overrides: Sequence[str] = (), sources: Sequence[str] = ()) -> Run:
     """Compose a run outside a Hydra job.
 
     Args:
         overrides: as they are typed on the command line.
+        sources: where to find configs besides `conf/`, from `config_source`.
 
     Raises:
         UserError: as `from_config`.
         HydraException: if an override cannot be parsed, or names no setting or option.
     """
-    composed = compose_config("train", overrides, with_hydra=True)
+    composed = compose_config("train", overrides, with_hydra=True, sources=sources)
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     run = from_config(config)
     return dataclasses.replace(run, origin=_run_origin(config, composed.hydra, run, None))
@@ -196,7 +268,8 @@ def _run_origin(config: DictConfig, hydra_config: Any, run: Run, output_dir: Pat
         for group, option in hydra_config.runtime.choices.items()
         if option and not group.startswith("hydra")
     }
-    others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
+    sources = _further_sources(hydra_config)
+    others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt=", "plugins="))]
     name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     return RunOrigin(
         yaml=OmegaConf.to_yaml(config),
@@ -204,13 +277,21 @@ def _run_origin(config: DictConfig, hydra_config: Any, run: Run, output_dir: Pat
         name=name[:250],
         folder=output_dir,
         choices={group: option for group, option in choices.items() if group in ("attempt", "model", "data")},
-        changed=_changes_to_attempt(run, choices) if "attempt" in choices else (),
+        sources=sources,
+        changed=_changes_to_attempt(run, choices, named_plugins(config), sources) if "attempt" in choices else (),
     )
 
 
-def _changes_to_attempt(run: Run, choices: dict[str, str]) -> tuple[str, ...]:
+def _changes_to_attempt(
+    run: Run, choices: dict[str, str], plugins: Sequence[str], sources: Sequence[str]
+) -> tuple[str, ...]:
     """Return the defining settings in which a run differs from the attempt that it names."""
-    named = compose_config("train", [f"{group}={choices[group]}" for group in ("attempt", "model", "data")])
+    overrides = [f"{group}={choices[group]}" for group in ("attempt", "model", "data")]
+    named = compose_config("train", [*overrides, f"plugins=[{','.join(plugins)}]"], sources=sources)
     ours = run.parameters()
     theirs = from_config(named).parameters()
-    return tuple(f"{key}={ours[key]}" for key in ours if key.startswith(_DEFINING) and ours[key] != theirs.get(key))
+    return tuple(
+        f"{key}={ours[key]}"
+        for key in ours
+        if key.startswith(_DEFINING) and not key.endswith(SOURCE_SUFFIX) and ours[key] != theirs.get(key)
+    )

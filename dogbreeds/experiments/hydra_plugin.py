@@ -48,6 +48,8 @@ class OptunaSweeper(Sweeper):
 
         from omegaconf import OmegaConf
 
+        from dogbreeds.experiments.compose import job_config
+        from dogbreeds.experiments.plugins import named_plugins, sources_digest
         from dogbreeds.experiments.search import Search, Settings
         from dogbreeds.experiments.search_space import Space
 
@@ -60,9 +62,9 @@ class OptunaSweeper(Sweeper):
         settings = Settings(**self._settings)
         overrides = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(arguments)
         space = Space.from_overrides(overrides)
-        # `rerun` does not change what is searched, and Hydra's part differs in every command.
-        keys = [str(key) for key in self.config if key not in ("hydra", "rerun")]
-        config = OmegaConf.to_yaml(OmegaConf.masked_copy(self.config, keys))
+        # `rerun` does not change what is searched, and Hydra's part differs in every command. The results of a plugin's
+        # earlier code are not those of its present code.
+        config = OmegaConf.to_yaml(job_config(self.config, "rerun")) + sources_digest(named_plugins(self.config))
         return Search(settings, space, config, self.config.rerun).run(self._launcher)
 
 

@@ -24,6 +24,7 @@ from dogbreeds.core.console import prefix_log_lines
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import hydra_plugin
+from dogbreeds.experiments.plugins import import_plugins, named_plugins
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -128,6 +129,8 @@ class LauncherCallback(Callback):
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         hydra_plugin.register()
         try:
+            # A plugin with an error would fail each job by itself.
+            import_plugins(named_plugins(config))
             prepare_launcher(config)
             self.begin(config)
         except UserError as error:

@@ -13,12 +13,14 @@ import numpy as np
 
 from dogbreeds.core import process
 from dogbreeds.core.console import quiet_stderr
+from dogbreeds.core.errors import UserError
+from dogbreeds.core.source import is_foreign
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network, assemble
-from dogbreeds.tracking.records import Parent, Record
+from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
 from dogbreeds.training.batchnorm_statistics import PixelFit
@@ -99,6 +101,7 @@ def prepare(
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
     """
     assembly = assemble_network(run, dataset)
+    _check_saved_layers(run, assembly.network)
     facts = {"model.fingerprint": assembly.backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
     parent = None
     if isinstance(run.phase, Finetune):
@@ -201,6 +204,24 @@ def build_baseline(
     return baseline.build(run.model, backbone, run.preprocessing, network, class_names)
 
 
+def _check_saved_layers(run: Run, network: Network) -> None:
+    """Check that a network that will be saved can be loaded where the plugins of its parts are not installed.
+
+    Raises:
+        UserError: if a layer is not Keras' own.
+    """
+    from_plugins = any(is_foreign(type(spec)) for spec in (run.preprocessing, run.model, run.head))
+    if not from_plugins or not run.tracking.saves_networks or not isinstance(run.phase, Training):
+        return
+    layers = network.custom_layers()
+    if layers:
+        raise UserError(
+            f"The network has the layer {layers[0]}, which is not Keras' own, or calls a function that is not. A saved"
+            " network must load where its plugin is not installed. Build it of layers of keras.layers and of functions"
+            " by name, such as activation='gelu', or type tracking.model=none to train without saving it."
+        )
+
+
 def head_seed(seed: int) -> int:
     """Derive the seed of the head's initial weights and dropout from the run's seed."""
     return int(np.random.SeedSequence([seed, 1]).generate_state(1)[0] >> 2)
@@ -216,13 +237,16 @@ def _headline(run: Run, dataset: Dataset) -> str:
 
 def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
     """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
-    head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
-    pixels = {
-        "preprocessing.mode": run.preprocessing.mode,
+    parameters = run.parameters()
+    head = {name: value for name, value in parameters.items() if name.split(".")[0] == "head"}
+    pixels = {name: value for name, value in parameters.items() if name.startswith("preprocessing.")} | {
         "data.resize": run.data.resize,
         "model.image_size": run.model.image_size,
     }
+    # None for a class of the package, whose runs have no such parameter.
+    names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
+    sources = {name: parameters.get(name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        parent = run.tracking.find_parent(parent_id, facts | head | pixels, run.seed, Path(folder))
+        parent = run.tracking.find_parent(parent_id, facts | head | pixels | sources, run.seed, Path(folder))
         network.head.load_weights(parent.head)
     return parent

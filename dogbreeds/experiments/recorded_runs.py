@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.plugins import is_allowed, is_module_name
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
@@ -175,13 +177,16 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
         yield record, classifier, file
 
 
-def open_dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Data, Dataset]:
+def open_dataset(
+    tracking: Mlflow, record: Record, root: str | None, plugins: Sequence[str] = ()
+) -> tuple[Data, Dataset]:
     """Open the dataset that a run was trained and measured on: only on the same images are other numbers comparable.
 
     Args:
         tracking: where the run is recorded.
         record: the run.
         root: folder that contains the images now; None for the recorded one.
+        plugins: that the running command names. Those that the run named are not taken over.
 
     Returns:
         Settings of the data, and the dataset.
@@ -198,7 +203,8 @@ def open_dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Da
                 " from a folder has a root. Type the command without data.root."
             )
         config["data"]["root"] = root
-    data: Data = build_spec(config, "data")
+    _check_plugin(record, config["data"], plugins)
+    data: Data = build_spec(config, "data", plugins)
     dataset = data.open()
     if dataset.fingerprint != record.params["data.fingerprint"]:
         place = f" in {root or config['data']['root']}" if "root" in config["data"] else ""
@@ -208,6 +214,22 @@ def open_dataset(tracking: Mlflow, record: Record, root: str | None) -> tuple[Da
             " these images first."
         )
     return data, dataset
+
+
+def _check_plugin(record: Record, data: object, plugins: Sequence[str]) -> None:
+    """Check that the class of a run's data is one of the package or of a plugin.
+
+    Raises:
+        UserError: if it belongs to a module that is no plugin of this command.
+    """
+    name = str(data.get("_target_")) if isinstance(data, DictConfig) else ""
+    module = top_level(name)
+    if is_module_name(name) and module != top_level(__name__) and not is_allowed(name, plugins):
+        raise UserError(
+            f"Run {short(record.run_id)} was trained on data of the class {name}, and {module} is no plugin of this"
+            " command. The config of a run does not decide which code runs. Type"
+            f" 'plugins=[{module}]' if you trust that module, or install it with its entry point."
+        )
 
 
 def is_network_file(run: str) -> bool:
@@ -241,6 +263,7 @@ def evaluation_set_of_run(
     root: str | None,
     classifier: "Classifier",
     cache: FeatureCache,
+    plugins: Sequence[str] = (),
 ) -> EvaluationSet:
     """Open a split of the dataset that a run was trained on.
 
@@ -251,11 +274,12 @@ def evaluation_set_of_run(
         root: folder that contains the images now; None for the recorded one.
         classifier: the run's network.
         cache: cache of the decoded images.
+        plugins: that the running command names.
 
     Raises:
         MissingFileError, UserError: if the images are missing, have changed, or cannot be read.
     """
-    data, dataset = open_dataset(tracking, record, root)
+    data, dataset = open_dataset(tracking, record, root, plugins)
     for note in dataset.notes:
         log.warning(note)
     name = split or ("test" if dataset.test is not None else "val")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dogbreeds.core.former_names import stored_name
+from dogbreeds.core.source import is_foreign, source_digest
 from dogbreeds.core.spec import Spec, boolean, integer, text
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
@@ -19,7 +20,7 @@ from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
 from dogbreeds.models.unfreeze import Unfreeze
-from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RunOrigin
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY, SOURCE_SUFFIX, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
 from dogbreeds.training.loss import CrossEntropy
@@ -117,12 +118,16 @@ class Run:
     def parameters(self) -> dict[str, Any]:
         """Return every hyper-parameter by its dotted name, such as `optimizer.lr`.
 
-        A group's own name, such as `optimizer`, maps to the name of the chosen class.
+        A group's own name, such as `optimizer`, maps to the name of the chosen class. For the class of a plugin,
+        `optimizer.class.source` maps to its module and a digest of its source.
         """
         flat: dict[str, Any] = {}
         for group in GROUPS:
             spec = getattr(self, group)
-            flat[group] = type(spec).__name__
+            cls = type(spec)
+            flat[group] = cls.__name__
+            if is_foreign(cls):
+                flat[f"{group}{SOURCE_SUFFIX}"] = f"{cls.__module__}@{source_digest(cls)}"
             flat |= {f"{group}.{name}": setting for name, setting in dataclasses.asdict(spec).items()}
         return flat | {name: getattr(self, name) for name in UNGROUPED}
 

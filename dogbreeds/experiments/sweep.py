@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.text import digest
-from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
+from dogbreeds.experiments.plugins import named_plugins, sources_digest
 from dogbreeds.reports import curves
 from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
@@ -49,14 +50,15 @@ class Sweep(LauncherCallback):
     def begin(self, config: "DictConfig") -> None:
         from omegaconf import OmegaConf
 
-        own_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        tracking = build_spec(own_config, "tracking")
+        plugins = named_plugins(config)
+        own_config = job_config(config)
+        tracking = build_spec(own_config, "tracking", plugins)
         if not isinstance(tracking, Mlflow):
             return
         overrides = tuple(config.hydra.overrides.task)
         name = f"sweep {' '.join(overrides)}"[:250]
         yaml = OmegaConf.to_yaml(own_config)
-        identity = "" if own_config.rerun else digest(f"{yaml}{overrides}".encode())
+        identity = "" if own_config.rerun else digest(f"{yaml}{overrides}{sources_digest(plugins)}".encode())
         Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
 
     @classmethod

@@ -12,6 +12,7 @@ import numpy as np
 
 from dogbreeds.core import prefetch
 from dogbreeds.core.console import progress
+from dogbreeds.core.source import plugin_source
 from dogbreeds.data.dataset import Data, Source
 from dogbreeds.data.image import ImageLoader, UnreadableImageError
 from dogbreeds.features.cache import FeatureCache
@@ -50,7 +51,8 @@ class DecodedImages:
     @property
     def identity(self) -> Identity:
         """What the decoded images of the whole source depend on."""
-        return {"photos": self.source.fingerprint, "size": self.image_size, "resize": self.data.resize}
+        own = {"photos": self.source.fingerprint, "size": self.image_size, "resize": self.data.resize}
+        return own | plugin_source(self.data)
 
     @property
     def _whole_array(self) -> tuple[str, Identity, tuple[int, ...], str]:
@@ -281,4 +283,5 @@ class AugmentedView:
             "number": self.copy,
             "seed": self.seed,
             "rows": zlib.crc32(self.rows.tobytes()),
+            **plugin_source(self.augment),
         }

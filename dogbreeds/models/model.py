@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec, integer, number, one_of, text
 from dogbreeds.core.text import digest
 from dogbreeds.models.blocks import Block, find_blocks
@@ -65,6 +66,8 @@ class Backbone:
 class Model(Spec):
     """Backbone architecture, input size and weights.
 
+    A subclass for another architecture declares `architecture` again, with its own name, and overrides `construct`.
+
     Attributes:
         architecture: name in `keras.applications`, or `Miniature`.
         image_size: pixels a side.
@@ -112,7 +115,7 @@ class Model(Spec):
         return _build(self, seed if self.weights is None else 0)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        """Build the network with the architecture's Keras builder.
+        """Build the network, a functional model, with the architecture's Keras builder.
 
         Args:
             weights: `imagenet` or None, as the Keras builder takes it.
@@ -179,7 +182,8 @@ def _build(model: Model, seed: int) -> Backbone:
     if file is not None:
         network = _load(network, file, model)
     scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
-    fingerprint = f"{model.architecture}:{arrays_digest([*network.get_weights(), *scales])}"
+    weights = arrays_digest([*network.get_weights(), *scales])
+    fingerprint = f"{model.architecture}:{weights}{model.plugin_digest('weights')}"
     return Backbone(network, find_blocks(network), fingerprint)
 
 
@@ -237,9 +241,11 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     except WEIGHT_FILE_ERRORS as error:
         with_alpha = f", with alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         to_change = "model.alpha" if isinstance(model, MobileNetV2) else "model"
+        own = f"keras.applications.{model.architecture}(include_top=False)"
+        network_name = model.architecture if is_foreign(type(model)) else own
         raise UserError(
             f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
-            f" of keras.applications.{model.architecture}(include_top=False) in the same size{with_alpha}. Type"
+            f" of {network_name} in the same size{with_alpha}. Type"
             f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error
     normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.replicas import OneDevice
 
 if TYPE_CHECKING:
@@ -191,6 +192,11 @@ class Network:
             for layer in layers
         )
 
+    def custom_layers(self) -> list[str]:
+        """Return the names of the layers that Keras cannot load from a saved network by itself."""
+        parts = [part for part in (self.prefix.graph, self.suffix, self.head) if part is not None]
+        return [name for part in parts for name in custom_layers(part)]
+
     def parameter_counts(self) -> dict[str, int]:
         """Count the parameters: `total`, `trainable` in the last stage, and those of the `backbone`."""
         parts = {"prefix": self.prefix.graph, "suffix": self.suffix, "head": self.head}
@@ -262,7 +268,7 @@ def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devi
     if cut == len(backbone.blocks):
         outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
     graph = keras.Model(pixels, outputs, name="frozen")
-    return Prefix(graph, f"{backbone.fingerprint}:{preprocessing.mode}:{cut}", devices)
+    return Prefix(graph, f"{backbone.fingerprint}:{preprocessing.fingerprint}:{cut}", devices)
 
 
 def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":

@@ -32,15 +32,20 @@ VALUE_RANGES = {"raw": "0 to 255", "torch": "-2.1 to 2.6", "caffe": "-124 to 151
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Spec):
-    """Pixel convention of the backbone.
+    """Pixel convention of the backbone. A subclass may change the pixels in another way first.
 
     Attributes:
-        mode: `raw` (0 to 255), `torch` or `caffe` (normalised with ImageNet's mean), `tf` (-1 to 1), or `unit`
-            (0 to 1).
+        mode: of the result: `raw` (0 to 255), `torch` or `caffe` (normalised with ImageNet's mean), `tf` (-1 to 1), or
+            `unit` (0 to 1).
     """
 
     group = "preprocessing"
     mode: str = one_of(*MODES)
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides the result, part of the key of cached features."""
+        return f"{self.mode}{self.plugin_digest()}"
 
     def apply(self, pixels: "keras.KerasTensor") -> "keras.KerasTensor":
         """Convert pixels to this mode with built-in Keras layers, so that a saved model needs no custom code.

@@ -33,6 +33,10 @@ class Mlflow(MlflowReader):
     model: str = one_of("best", "all", "none")
     system_metrics_seconds: float = number(at_least=0, example=10)
 
+    @property
+    def saves_networks(self) -> bool:
+        return self.model != "none"
+
     @contextlib.contextmanager
     def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()

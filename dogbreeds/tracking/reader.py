@@ -19,6 +19,7 @@ from dogbreeds.tracking.records import (
     MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     RANKING_METRIC,
+    SOURCE_SUFFIX,
     Parent,
     Record,
     param_text,
@@ -181,7 +182,9 @@ class MlflowReader(MlflowStore):
         """
         with_head = [run for run in matching if run.data.tags.get("head") == "kept"]
         if not with_head:
-            lacking = "has saved its head" if matching else f"matches in {', '.join(sorted(expected))}"
+            own = {name for name in expected if name.endswith(SOURCE_SUFFIX) and expected[name] == param_text(None)}
+            compared = sorted(expected.keys() - own)
+            lacking = "has saved its head" if matching else f"matches in {', '.join(compared)}"
             raise UserError(
                 f"No finished frozen run of experiment '{self.experiment}' {lacking}. phase=finetune starts from the"
                 " best weights of one with the same model, pixels, head and data. Type the same command with"
@@ -214,4 +217,5 @@ def _read_predictions(file: Path) -> Predictions:
 
 def _differences(run: "MlflowRun", expected: dict[str, str]) -> list[str]:
     """Return the names of a run's parameters that are not as expected."""
-    return [name for name, value in expected.items() if run.data.params.get(name) != value]
+    # A parameter that a run lacks, such as that of a plugin's class, has no value.
+    return [name for name, value in expected.items() if run.data.params.get(name, param_text(None)) != value]

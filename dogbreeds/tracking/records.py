@@ -36,6 +36,8 @@ NOT_IN_RUN_KEY = (
     "checkpoint_dir",
     "rerun",
 )
+# Ends the name of the parameter with the module and the source of a plugin's class. No setting has such a name.
+SOURCE_SUFFIX = ".class.source"
 # Fewest characters of a run id in messages.
 _SHORT_ID_LENGTH = 8
 
@@ -62,6 +64,7 @@ class RunOrigin:
         name: display name.
         folder: folder of Hydra's own files; None if no Hydra job composed the run.
         choices: chosen option of each group that runs are searched by: attempt, model, data.
+        sources: where its configs were found, besides `conf/`.
         changed: overrides that differ from the named attempt, such as `optimizer.lr=0.1`; empty without a difference.
         key: digest of the settings.
         identity: digest of settings, images and weights.
@@ -72,6 +75,7 @@ class RunOrigin:
     name: str
     folder: Path | None
     choices: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     key: str = ""
     identity: str = ""

@@ -86,6 +86,11 @@ class Tracking(Spec):
 
     group = "tracking"
 
+    @property
+    def saves_networks(self) -> bool:
+        """Whether the trained network of a run may be saved."""
+        return False
+
     @contextlib.contextmanager
     def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         """Open a tracker for one run. The run ends with the status that the body's outcome gives.

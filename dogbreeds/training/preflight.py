@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.source import plugin_source
 from dogbreeds.core.spec import Spec, integer, number, one_of
 from dogbreeds.data.dataset import Data, Dataset, Source
 from dogbreeds.data.image import UnreadableImageError
@@ -126,6 +127,7 @@ class Preflight(Spec):
             "resize": data.resize,
             "backbone": backbone.fingerprint,
             "layers": LAYERS,
+            **plugin_source(data),
         }
 
         def compute(distances: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
