@@ -12,10 +12,15 @@ from dogbreeds.tracking.local_store import create_store
 pytestmark = pytest.mark.slow
 
 
-def _schema(file: Path) -> list[tuple]:
+def _schema(file: Path) -> dict[str, list[tuple]]:
+    """Return the columns of each table and index, and the version. MLflow's order of constraints varies."""
     with sqlite3.connect(file) as connection:
-        tables = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
-        return [*tables, *connection.execute("SELECT version_num FROM alembic_version")]
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+        columns = {
+            name: [*connection.execute(f"PRAGMA table_info({name})"), *connection.execute(f"PRAGMA index_info({name})")]
+            for name in names
+        }
+        return columns | {"version": connection.execute("SELECT version_num FROM alembic_version").fetchall()}
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

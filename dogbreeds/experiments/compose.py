@@ -1,6 +1,7 @@
 """Compose configs with Hydra, and build a `Run` from one."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import GROUPS, UNGROUPED, Run, Ungrouped
+from dogbreeds.experiments.run_name import SWEPT_ENV, run_name
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import RunOrigin
 
@@ -194,12 +196,10 @@ def _run_origin(config: DictConfig, hydra_config: Any, run: Run, output_dir: Pat
         for group, option in hydra_config.runtime.choices.items()
         if option and not group.startswith("hydra")
     }
-    others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt="))]
-    name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     return RunOrigin(
         yaml=OmegaConf.to_yaml(config),
         overrides=overrides,
-        name=name[:250],
+        name=run_name(choices, overrides, os.environ.get(SWEPT_ENV, "").split()),
         folder=output_dir,
         choices={group: option for group, option in choices.items() if group in ("attempt", "model", "data")},
         changed=_changes_to_attempt(run, choices) if "attempt" in choices else (),

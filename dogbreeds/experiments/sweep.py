@@ -1,6 +1,7 @@
 """A sweep as one MLflow run, with the runs of its jobs nested below it. Hydra calls it, as set in `conf/train.yaml`."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from dogbreeds.core.text import digest
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.launcher import LauncherCallback
+from dogbreeds.experiments.run_name import SWEPT_ENV, sweep_name, swept_keys
 from dogbreeds.reports import curves
 from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Run as MlflowRun
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,13 @@ class Sweep(LauncherCallback):
 
         own_config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tracking = build_spec(own_config, "tracking")
+        overrides = tuple(config.hydra.overrides.task)
+        keys = swept_keys(overrides)
+        os.environ[SWEPT_ENV] = " ".join(keys)
+        name = sweep_name(overrides, keys)
+        log.info(name)
         if not isinstance(tracking, Mlflow):
             return
-        overrides = tuple(config.hydra.overrides.task)
-        name = f"sweep {' '.join(overrides)}"[:250]
         yaml = OmegaConf.to_yaml(own_config)
         identity = "" if own_config.rerun else digest(f"{yaml}{overrides}".encode())
         Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
@@ -93,6 +100,7 @@ class Sweep(LauncherCallback):
         Args:
             status: MLflow's status. FINISHED becomes FAILED if a job has failed.
         """
+        os.environ.pop(SWEPT_ENV, None)
         if cls._current is None:
             return
         sweep, cls._current = cls._current, None
