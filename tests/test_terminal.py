@@ -1,14 +1,19 @@
 """What a terminal of 80 columns shows: the first line at once, lines that fit, progress that is no spam."""
 
+import contextlib
+import fcntl
 import io
 import itertools
 import logging
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -170,21 +175,52 @@ def test_lines_that_are_too_long_are_broken_at_spaces_only() -> None:
     assert fitted(text, None) == text
 
 
+def open_terminal() -> tuple[int, int]:
+    """Open a terminal of 80 columns. Return the file descriptors to read it and to write to it."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    return reader, writer
+
+
 @pytest.mark.parametrize("in_terminal", [True, False])
 def test_log_lines_are_broken_in_a_terminal_and_whole_elsewhere(in_terminal: bool) -> None:
-    reader, writer = pty.openpty() if in_terminal else os.pipe()
+    reader, writer = open_terminal() if in_terminal else os.pipe()
     with open(reader, "rb", buffering=0) as screen, open(writer, "w") as stream:
-        if in_terminal:
-            import fcntl
-            import struct
-            import termios
-
-            fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         handler = TerminalHandler(stream)
         handler.emit(logging.LogRecord("name", logging.INFO, "path", 1, "word " * 30 + "end", None, None))
         lines = screen.read(1_000).decode().splitlines()
     assert len(lines) == (2 if in_terminal else 1)
     assert all(len(line) <= 80 for line in lines) == in_terminal
+
+
+@pytest.mark.own_cache
+@pytest.mark.slow
+def test_attempt_in_a_terminal_of_80_columns_shows_progress_in_lines_that_fit(
+    tmp_path: Path, command_environment, make_home
+) -> None:
+    make_home(tmp_path / "home")
+    reader, writer = open_terminal()
+    with subprocess.Popen(
+        [sys.executable, "-m", "dogbreeds.train", "data.classes=3", "phase.epochs=1", "seed=3"],
+        cwd=tmp_path,
+        env=command_environment(TERM="xterm-256color"),
+        stdout=writer,
+        stderr=writer,
+    ) as process:
+        os.close(writer)
+        shown = bytearray()
+        # Reading fails once the process has ended.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(reader, 65_536):
+                shown += chunk
+    os.close(reader)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    lines = re.split(r"[\r\n]+", text)
+    assert lines[0] == "run 'miniature frozen seed=3'"
+    assert [line for line in lines if len(line) > 80] == []
+    for bar in ("preflight ", "features of train ", "features of val ", "features of test "):
+        assert any(line.startswith(bar) and "━" in line for line in lines), bar
 
 
 # --- progress ----------------------------------------------------------------

@@ -29,7 +29,7 @@ def prefix_log_lines(job_number: int) -> None:
     global _shares_terminal
     _shares_terminal = True
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, TerminalHandler):
+        if type(handler) in (logging.StreamHandler, TerminalHandler):
             handler.setFormatter(logging.Formatter(f"#{job_number} %(message)s"))
 
 
