@@ -4,9 +4,10 @@ import contextlib
 import difflib
 import errno
 import functools
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core import process, signals
+from dogbreeds.core.console import fitted
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.core.paths import home
@@ -26,6 +28,8 @@ from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Columns of a help text.
+_HELP_WIDTH = 80
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -51,7 +55,8 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     process.mark_as_command()
     signals.install_handlers()
     try:
-        task()
+        with _help_fitted():
+            task()
         status = "FINISHED"
         Sweep.close(status)
     except (UserError, MissingFileError, HydraException, OmegaConfBaseException) as error:
@@ -84,6 +89,20 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
         # The error that ended the command has been reported already.
         with signals.deferred(), contextlib.suppress(UserError, OSError):
             Sweep.close(status)
+
+
+@contextlib.contextmanager
+def _help_fitted() -> Iterator[None]:
+    """Break the lines of a help text that are longer than 80 columns: Hydra lists the options of a group in one."""
+    if not {"--help", "-h"} & set(sys.argv):
+        yield
+        return
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        print(fitted(text.getvalue(), _HELP_WIDTH), end="")
 
 
 def _note_platform() -> None:

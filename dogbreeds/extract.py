@@ -4,6 +4,8 @@ Any launcher can run the shards as jobs. They write to the feature cache only, a
 first run that needs the arrays, or this command without shards, joins the shards.
 """
 
+import logging
+
 import hydra
 from omegaconf import DictConfig
 
@@ -16,6 +18,8 @@ from dogbreeds.experiments.training_inputs import extract_features
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import ShardSpec
 
+log = logging.getLogger(__name__)
+
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="extract")
 def task(config: DictConfig) -> None:
@@ -23,6 +27,7 @@ def task(config: DictConfig) -> None:
     launcher.enter_job()
     shard_spec = ShardSpec(shards=config.shards, shard=config.shard)
     run = from_config(config)
+    log.info("features of %s: shard %d of %d", run.model.architecture, shard_spec.shard, shard_spec.shards)
     with signals.job_scope():
         try:
             extract_features(run, shard_spec)

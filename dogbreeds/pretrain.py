@@ -47,6 +47,7 @@ def compress_to_float16(path: Path) -> None:
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="pretrain")
 def task(config: DictConfig) -> float:
     """Pretrain the backbone, save its weights, and return the validation accuracy over all classes."""
+    log.info("drawing %s images", f"{config.images_per_class * drawn_dogs.NUM_BREEDS:,}")
     import keras
 
     keras.utils.set_random_seed(config.seed)

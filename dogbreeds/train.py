@@ -1,5 +1,7 @@
 """Command `python -m dogbreeds.train`: run an attempt, a sweep of them, or a search."""
 
+import logging
+
 import hydra
 from omegaconf import DictConfig
 
@@ -9,17 +11,21 @@ from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config, run_origin
 
+log = logging.getLogger(__name__)
+
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
 def task(config: DictConfig) -> float:
     """Run one attempt, and return its objective for sweepers."""
     launcher.enter_job()
     run = from_config(config)
-    # Imports much, and errors of the config should not wait for it.
+    origin = run_origin(config, run)
+    log.info("run '%s'", origin.name)
+    # Imports much. Neither the first line nor errors of the config should wait for it.
     from dogbreeds.experiments.attempt import execute
 
     with signals.job_scope():
-        return execute(run, run_origin(config, run)).objective
+        return execute(run, origin).objective
 
 
 if __name__ == "__main__":

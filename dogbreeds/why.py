@@ -52,6 +52,7 @@ def task(config: DictConfig) -> None:
     factors = _factors(config, attempt)
     seeds = _seeds(config)
     tracking = _check(hydra_config.mode, run)
+    log.info("%d factors of %s: %s", len(factors), attempt or "this run", " ".join(factors))
     folder = Path(hydra_config.runtime.output_dir)
     origin = RunOrigin(
         yaml=OmegaConf.to_yaml(config),

@@ -12,6 +12,7 @@ from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.run_name import SWEPT_ENV
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin, short
@@ -338,20 +339,23 @@ def test_sweep_saves_the_models_that_tracking_model_selects(
 
 
 @pytest.mark.slow
-def test_sweep_is_one_run_with_its_jobs_nested_below(composed, tmp_path: Path) -> None:
+def test_sweep_is_one_run_with_its_jobs_nested_below(composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from omegaconf import OmegaConf
 
     run = composed(*SMALL)
     assert isinstance(run.tracking, Mlflow)
     settings = {"_target_": "dogbreeds.tracking.mlflow_backend.Mlflow"} | asdict(run.tracking)
     hydra = {"overrides": {"task": ["optimizer.lr=1e-2,1e-3"]}, "sweep": {"dir": str(tmp_path)}}
+    monkeypatch.delenv(SWEPT_ENV, raising=False)
     Sweep().begin(OmegaConf.create({"tracking": settings, "seed": 0, "rerun": False, "hydra": hydra}))
+    assert os.environ[SWEPT_ENV] == "optimizer.lr"
     client, experiment = run.tracking.connect()
     best = 0.0
     for lr in ("1e-2", "1e-3"):
         best = max(best, execute(composed(*SMALL, f"optimizer.lr={lr}"), origin(tmp_path)).objective)
     Sweep.close("FINISHED")
     assert SWEEP_RUN_ENV not in os.environ
+    assert SWEPT_ENV not in os.environ
     records = client.search_runs([experiment])
     parents = [record for record in records if "mlflow.parentRunId" not in record.data.tags]
     assert len(parents) == 1

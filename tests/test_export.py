@@ -159,7 +159,7 @@ def trained(command, *overrides: str) -> str:
     """Train, and return the run's id."""
     ran = command("train", *overrides, *DATA)
     assert ran.returncode == 0, ran.stderr
-    (run,) = re.findall(r"^run   MLflow experiment 'dogbreeds', run (\w+) '", ran.stdout, re.MULTILINE)
+    (run,) = re.findall(r"^run   (\w+) '.*', MLflow experiment 'dogbreeds'$", ran.stdout, re.MULTILINE)
     return run
 
 

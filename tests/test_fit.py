@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -6,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from dogbreeds.core import signals
+from dogbreeds.core import console, signals
 from dogbreeds.evaluation.metrics import MONITORS, score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.head import MLP, BatchNorm, Linear
@@ -60,6 +61,19 @@ def train(
     )
     assert seen == history.epochs
     return history
+
+
+def test_fit_reports_the_steps_of_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[list] = []
+
+    @contextlib.contextmanager
+    def progress(*arguments, brief: bool):
+        reported.append([*arguments, brief, 0])
+        yield lambda steps: reported[-1].append(reported[-1].pop() + steps)
+
+    monkeypatch.setattr(console, "progress", progress)
+    train(network(), epochs=2)
+    assert reported == [[f"epoch {number}", 5, "steps", 0, True, 5] for number in (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -228,11 +228,18 @@ def counted(dataset: Dataset, reads: list[str]) -> Dataset:
 
 
 @pytest.mark.own_cache
-def test_measure_pixel_fit_decodes_images_once_for_all_conventions_and_runs(composed) -> None:
+def test_measure_pixel_fit_decodes_images_once_for_all_conventions_and_runs(
+    composed, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     run, reads = composed("data.classes=6", "preflight.images=20"), []
     dataset, backbone = counted(run.data.open(), reads), run.model.build(0)
     first = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     assert len(set(reads)) == len(reads) == 20
+    # A whole batch of 16, in each convention.
+    assert [message.split(" in ")[0] for message in caplog.messages if message.startswith("preflight: ")] == [
+        f"preflight: {16 * len(MODES)}"
+    ]
     # The sample spans all classes.
     assert {name.split("/")[1] for name in reads} == set(dataset.class_names)
     again = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())

@@ -1,18 +1,22 @@
-"""Terminal output: progress bars, progress log lines, and silenced native libraries."""
+"""Terminal output: lines that fit, progress bars, progress log lines, and silenced native libraries."""
 
 import contextlib
 import logging
 import os
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
 log = logging.getLogger(__name__)
 
-# Seconds between two progress lines where there is no terminal.
+# Seconds between two progress lines where there is no terminal, and between two of brief progress.
 _LOG_INTERVAL_SECONDS = 10.0
+_BRIEF_LOG_INTERVAL_SECONDS = 60.0
+# Seconds after which the bar of brief progress appears.
+_BAR_DELAY_SECONDS = 2.0
 # Whether jobs in other processes write to the same terminal.
 _shares_terminal = False
 
@@ -25,12 +29,42 @@ def prefix_log_lines(job_number: int) -> None:
     global _shares_terminal
     _shares_terminal = True
     for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler:
+        if type(handler) in (logging.StreamHandler, TerminalHandler):
             handler.setFormatter(logging.Formatter(f"#{job_number} %(message)s"))
 
 
+class TerminalHandler(logging.StreamHandler):
+    """Log handler that breaks lines at spaces where they are longer than the terminal is wide.
+
+    Elsewhere, such as in a pipe or a file, each message stays one line.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(super().format(record), terminal_width(self.stream))
+
+
+def fitted(text: str, width: int | None) -> str:
+    """Break the lines of a text at spaces, so that they fit; longer words, such as paths, stay whole.
+
+    Args:
+        text: any number of lines.
+        width: of the terminal, in columns; None leaves the text as it is.
+    """
+    if width is None:
+        return text
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
+
+
 @contextlib.contextmanager
-def progress(description: str, total: int, unit: str, completed: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: int, unit: str, completed: int = 0, brief: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Report progress with rate and time left: a bar in a terminal, otherwise a log line every ten seconds.
 
     Args:
@@ -38,18 +72,24 @@ def progress(description: str, total: int, unit: str, completed: int = 0) -> Ite
         total: number of units, those in `completed` included.
         unit: plural name of a unit.
         completed: units done by an earlier process. They count towards the total and not towards the rate.
+        brief: whether the work is repeated, such as an epoch, and its result has a line of its own. Its bar appears
+            once it has taken seconds, and disappears at its end; its log lines are a minute apart.
 
     Yields:
         A function that takes the number of units just done.
     """
-    draws_bar = sys.stderr.isatty() and not _shares_terminal
-    report = _bar if draws_bar else _log_lines
-    with report(description, total, unit, completed) as advance:
+    report = _bar if _draws_bars() else _log_lines
+    with report(description, total, unit, completed, brief) as advance:
         yield advance
 
 
+def _draws_bars() -> bool:
+    # A dumb terminal cannot move its cursor.
+    return sys.stderr.isatty() and not _shares_terminal and os.environ.get("TERM") != "dumb"
+
+
 @contextlib.contextmanager
-def _bar(description: str, total: int, unit: str, completed: int) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int, unit: str, completed: int, brief: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -66,13 +106,32 @@ def _bar(description: str, total: int, unit: str, completed: int) -> Iterator[Ca
         RateColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
-        task = bars.add_task(description, total=total, completed=completed)
-        yield lambda done: bars.advance(task, done)
+    bars = Progress(*columns, console=Console(stderr=True), expand=True, transient=brief)
+    task = bars.add_task(description, total=total, completed=completed)
+    appears = time.monotonic() + (_BAR_DELAY_SECONDS if brief else 0)
+    is_shown = False
+
+    def show_if_due() -> None:
+        nonlocal is_shown
+        if not is_shown and time.monotonic() >= appears:
+            is_shown = True
+            bars.start()
+
+    def advance(newly_done: int) -> None:
+        bars.advance(task, newly_done)
+        show_if_due()
+
+    show_if_due()
+    try:
+        yield advance
+    finally:
+        if is_shown:
+            bars.stop()
 
 
 @contextlib.contextmanager
-def _log_lines(description: str, total: int, unit: str, completed: int) -> Iterator[Callable[[int], None]]:
+def _log_lines(description: str, total: int, unit: str, completed: int, brief: bool) -> Iterator[Callable[[int], None]]:
+    interval = _BRIEF_LOG_INTERVAL_SECONDS if brief else _LOG_INTERVAL_SECONDS
     started = last_logged = time.monotonic()
     done = 0
 
@@ -80,7 +139,7 @@ def _log_lines(description: str, total: int, unit: str, completed: int) -> Itera
         nonlocal done, last_logged
         done += newly_done
         now = time.monotonic()
-        if now - last_logged >= _LOG_INTERVAL_SECONDS and completed + done < total:
+        if now - last_logged >= interval and completed + done < total:
             last_logged = now
             rate = done / (now - started)
             remaining = total - completed - done
@@ -95,8 +154,9 @@ def _log_lines(description: str, total: int, unit: str, completed: int) -> Itera
             )
 
     yield advance
-    seconds = time.monotonic() - started
-    log.info("%s: %s in %.1f s, %.0f %s/s", description, f"{done:,}", seconds, done / max(seconds, 1e-9), unit)
+    if not brief:
+        seconds = time.monotonic() - started
+        log.info("%s: %s in %.1f s, %.0f %s/s", description, f"{done:,}", seconds, done / max(seconds, 1e-9), unit)
 
 
 @contextlib.contextmanager

@@ -40,6 +40,9 @@ _COATS = {
 _MARKINGS = ("plain", "saddle", "bib", "spotted", "masked", "socked")
 _EARS = ("prick", "drop", "round")
 _TAILS = ("straight", "curled", "docked", "plumed")
+# Corners of the polygon that is drawn for an ellipse of radius 1.
+_ELLIPSE_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_ELLIPSE_COS, _ELLIPSE_SIN = np.cos(_ELLIPSE_ANGLES), np.sin(_ELLIPSE_ANGLES)
 
 
 @dataclass(frozen=True)
@@ -124,27 +127,29 @@ class _Canvas:
         self._centre = centre
         self._cos, self._sin = math.cos(angle), math.sin(angle)
 
-    def _to_pixels(self, points: np.ndarray) -> list[tuple[float, float]]:
-        x = points[:, 0] * self._cos - points[:, 1] * self._sin
-        y = points[:, 0] * self._sin + points[:, 1] * self._cos
-        horizontal = self._centre[0] + self._mirror * self._scale * x
-        vertical = self._centre[1] - self._scale * y
-        return list(zip(horizontal.tolist(), vertical.tolist(), strict=True))
+    def _to_pixels(self, x, y):
+        """Map coordinates to pixels; numbers or arrays give the same bits."""
+        horizontal = x * self._cos - y * self._sin
+        vertical = x * self._sin + y * self._cos
+        return (
+            self._centre[0] + self._mirror * self._scale * horizontal,
+            self._centre[1] - self._scale * vertical,
+        )
 
     def polygon(self, points, colour) -> None:
-        self._draw.polygon(self._to_pixels(np.asarray(points, dtype=float)), fill=colour)
+        self._draw.polygon([self._to_pixels(x, y) for x, y in points], fill=colour)
 
     def ellipse(self, x, y, rx, ry, colour, turn=0.0, roughness=0.0, rng=None) -> None:
-        angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-        radius = np.ones_like(angles)
         if roughness:
-            radius += roughness * rng.uniform(-1, 1.6, size=angles.shape)
-        px, py = rx * radius * np.cos(angles), ry * radius * np.sin(angles)
+            radius = 1 + roughness * rng.uniform(-1, 1.6, size=_ELLIPSE_COS.shape)
+            rx, ry = rx * radius, ry * radius
+        px, py = rx * _ELLIPSE_COS, ry * _ELLIPSE_SIN
         cos, sin = math.cos(turn), math.sin(turn)
-        self.polygon(np.stack([x + px * cos - py * sin, y + px * sin + py * cos], axis=1), colour)
+        horizontal, vertical = self._to_pixels(x + px * cos - py * sin, y + px * sin + py * cos)
+        self._draw.polygon(list(zip(horizontal.tolist(), vertical.tolist(), strict=True)), fill=colour)
 
     def stroke(self, points, width, colour) -> None:
-        line = self._to_pixels(np.asarray(points, dtype=float))
+        line = [self._to_pixels(x, y) for x, y in points]
         line_width = max(2, round(width * self._scale))
         self._draw.line(line, fill=colour, width=line_width, joint="curve")
         for x, y in (line[0], line[-1]):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import OmegaConf
 
 from dogbreeds.experiments.compose import compose_config, from_config
+from dogbreeds.experiments.run_name import run_name
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, RunOrigin
 from dogbreeds.training.phase import Finetune
@@ -56,17 +57,17 @@ def find_or_run(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str
     """
     run = from_config(compose_config("train", overrides))
     if isinstance(run.phase, Finetune) and run.phase.parent is None:
-        parent = _find_or_run(tracking, parent_overrides(overrides, choices), folder)
+        parent = _find_or_run(tracking, parent_overrides(overrides, choices), {**choices, "attempt": "frozen"}, folder)
         overrides = [*overrides, f"phase.parent='{parent.run_id}'"]
-    return _find_or_run(tracking, overrides, folder)
+    return _find_or_run(tracking, overrides, choices, folder)
 
 
-def _find_or_run(tracking: Mlflow, overrides: Sequence[str], folder: Path) -> Record:
+def _find_or_run(tracking: Mlflow, overrides: Sequence[str], choices: Mapping[str, str], folder: Path) -> Record:
     """Return the run with exactly these overrides; as in any sweep, a finished one is skipped."""
     from dogbreeds.experiments.attempt import execute
 
     config = compose_config("train", overrides)
-    name = " ".join(overrides)[:250]
-    result = execute(from_config(config), RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), name, folder))
+    origin = RunOrigin(OmegaConf.to_yaml(config), tuple(overrides), run_name(choices, overrides, ["seed"]), folder)
+    result = execute(from_config(config), origin)
     # Callers reject range tests, and only searches prune.
     return tracking.record(cast("Result | Skipped", result).run_id)

@@ -1,6 +1,7 @@
 """Compose configs with Hydra, and build a `Run` from one."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dogbreeds.experiments.plugins import (
     plugin_hint,
 )
 from dogbreeds.experiments.run import GROUPS, IMPLIED_SPECS, UNGROUPED, Run, Ungrouped
+from dogbreeds.experiments.run_name import SWEPT_ENV, run_name
 from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
 from dogbreeds.tracking.records import SOURCE_SUFFIX, RunOrigin
 
@@ -269,12 +271,10 @@ def _run_origin(config: DictConfig, hydra_config: Any, run: Run, output_dir: Pat
         if option and not group.startswith("hydra")
     }
     sources = _further_sources(hydra_config)
-    others = [item for item in overrides if not item.startswith(("model=", "phase=", "attempt=", "plugins="))]
-    name = " ".join([choices["model"], choices.get("attempt", choices["phase"]), *others])
     return RunOrigin(
         yaml=OmegaConf.to_yaml(config),
         overrides=overrides,
-        name=name[:250],
+        name=run_name(choices, overrides, os.environ.get(SWEPT_ENV, "").split()),
         folder=output_dir,
         choices={group: option for group, option in choices.items() if group in ("attempt", "model", "data")},
         sources=sources,

@@ -134,6 +134,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     log.info(_headline(run, dataset))
     findings = run.preflight.check_data(dataset)
     run.preflight.report(findings)
+    if "tensorflow" not in sys.modules:
+        log.info("loading TensorFlow and the weights of %s", run.model.architecture)
     _import_tensorflow()
 
     import keras

@@ -70,6 +70,8 @@ def mlflow_tracking(config: DictConfig, purpose: str, run: str = _LATEST) -> Mlf
     tracking = build_spec(config, "tracking")
     if not isinstance(tracking, Mlflow) and not is_network_file(run):
         raise UserError(f"tracking=none was given. {purpose} Type tracking=mlflow.")
+    # The first line of the command, before imports that take seconds.
+    log.info("loading %s", run if is_network_file(run) else f"runs of experiment '{tracking.experiment}'")
     return cast(Mlflow, tracking)
 
 

@@ -59,17 +59,23 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
 
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
-    """Format an epoch's scores as one log line.
+    """Format an epoch's scores as one log line, short enough for 80 columns: the losses are those of train and val.
 
     Args:
         epoch: completed epoch.
         epochs: number of epochs that the run may take.
     """
     return (
-        f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  loss"
-        f" {epoch.train_loss:.3f}   val {100 * epoch.val.accuracy.value:5.1f} %  top-5"
-        f" {100 * epoch.val.top5.value:5.1f} %  loss {epoch.val.loss:.3f}   lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
+        f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  val"
+        f" {100 * epoch.val.accuracy.value:5.1f} %  loss {_short(epoch.train_loss)}/{_short(epoch.val.loss)}  lr"
+        f" {epoch.lr:.2g}  {_short(epoch.seconds, decimals=1)} s"
     )
+
+
+def _short(value: float, decimals: int = 3) -> str:
+    """Format a number with as many decimals as five characters hold."""
+    texts = (f"{value:.{kept}f}" for kept in range(decimals, -1, -1))
+    return next((text for text in texts if len(text) <= 5), f"{value:.0e}")
 
 
 def final_metrics(result: Result) -> dict[str, float]:
@@ -131,15 +137,12 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
     best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
-        f"{name:5} validation {epoch.val.accuracy}, top-5 {100 * epoch.val.top5.value:.1f} %, epoch {epoch.number}"
+        f"{name}  val  {epoch.val.accuracy}, top-5 {100 * epoch.val.top5.value:.1f} %, epoch {epoch.number}"
         for name, epoch in best_and_last
         if epoch is not None
     ]
     if result.test is not None:
-        lines.append(
-            f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best"
-            " epoch"
-        )
+        lines.append(f"best  test {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %")
     lines += result.baseline.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.location()}")

@@ -1,6 +1,7 @@
 """A sweep as one MLflow run, with the runs of its jobs nested below it. Hydra calls it, as set in `conf/train.yaml`."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dogbreeds.core.text import digest
 from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.experiments.plugins import named_plugins, sources_digest
+from dogbreeds.experiments.run_name import SWEPT_ENV, sweep_name, swept_keys
 from dogbreeds.reports import curves
 from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Run as MlflowRun
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,13 @@ class Sweep(LauncherCallback):
         plugins = named_plugins(config)
         own_config = job_config(config)
         tracking = build_spec(own_config, "tracking", plugins)
+        overrides = tuple(config.hydra.overrides.task)
+        keys = swept_keys(overrides)
+        os.environ[SWEPT_ENV] = " ".join(keys)
+        name = sweep_name(overrides, keys)
+        log.info(name)
         if not isinstance(tracking, Mlflow):
             return
-        overrides = tuple(config.hydra.overrides.task)
-        name = f"sweep {' '.join(overrides)}"[:250]
         yaml = OmegaConf.to_yaml(own_config)
         identity = "" if own_config.rerun else digest(f"{yaml}{overrides}{sources_digest(plugins)}".encode())
         Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
@@ -95,6 +102,7 @@ class Sweep(LauncherCallback):
         Args:
             status: MLflow's status. FINISHED becomes FAILED if a job has failed.
         """
+        os.environ.pop(SWEPT_ENV, None)
         if cls._current is None:
             return
         sweep, cls._current = cls._current, None

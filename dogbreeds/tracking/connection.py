@@ -22,6 +22,7 @@ from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.core.spec import number, text
 from dogbreeds.core.text import mask_passwords
 from dogbreeds.tracking.delivery import Call, DeliveryQueue, is_outage
+from dogbreeds.tracking.local_store import create_store
 from dogbreeds.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -139,7 +140,10 @@ class MlflowStore(Tracking):
                 }
         with self.user_errors():
             if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+                file = Path(self.uri.removeprefix("sqlite:///"))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if not file.exists():
+                    create_store(file)
             mlflow.set_tracking_uri(self._address)
             client = _Client(mlflow.MlflowClient(self._address), self.user_errors, self._queue)
             return cast("mlflow.MlflowClient", client)

@@ -35,8 +35,9 @@ _HEARTBEAT_SECONDS = 30.0
 _HEARTBEAT_RETRY_SECONDS = 2.0
 # A run on another machine whose last heartbeat is older is closed.
 _HEARTBEAT_TIMEOUT_SECONDS = 600.0
-# MLflow's limit of a parameter's length.
+# MLflow's limits of a parameter's and a tag's length.
 _MAX_PARAM_LENGTH = 6000
+_MAX_TAG_LENGTH = 5000
 
 
 # --- start and resume ---------------------------------------------------------
@@ -66,6 +67,7 @@ def start_run(
         "python": platform.python_version(),
         "key": origin.key,
         "identity": origin.identity,
+        "overrides": mask_passwords(" ".join(origin.overrides))[:_MAX_TAG_LENGTH],
     }
     tags |= _process_and_sweep_tags(origin, sweep_run_id) | choice_tags(origin)
     if commit != "none":

@@ -159,7 +159,7 @@ class MlflowTracker(Tracker):
         return True
 
     def location(self) -> str:
-        return f"MLflow experiment '{self._experiment}', run {short(self.run_id)} '{self._run.info.run_name}'"
+        return f"{short(self.run_id)} '{self._run.info.run_name}', MLflow experiment '{self._experiment}'"
 
 
 def add_files(

@@ -4,7 +4,7 @@ Every BatchNorm layer stores the mean and the variance of its inputs in pretrain
 pretraining reproduce them, images in another convention do not, and no labels are needed to see the difference.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ def first_batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNo
     return found[:LAYERS]
 
 
+def num_used(images: int) -> int:
+    """Return how many images are used: whole batches, because their variances are averaged; at least one batch."""
+    return images - images % _BATCH_SIZE or images
+
+
 def has_trained_statistics(layer: "keras.layers.BatchNormalization") -> bool:
     """Return whether the running statistics differ from their initial values, mean 0 and variance 1."""
     return bool(np.any(np.asarray(layer.moving_mean)) or np.any(np.asarray(layer.moving_variance) != 1))
@@ -87,6 +92,7 @@ def batchnorm_divergences(
     network: "keras.Model",
     layers: "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]",
     images: np.ndarray,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> list[float]:
     """Compute for each convention in `MODES` the KL divergence from the running statistics, the mean over layers.
 
@@ -94,6 +100,7 @@ def batchnorm_divergences(
         network: the backbone.
         layers: from `first_batchnorms`.
         images: [n, size, size, 3] RGB in [0, 255].
+        advance: called with the number of images just done, in each convention.
     """
     import keras
     import tensorflow as tf
@@ -105,7 +112,7 @@ def batchnorm_divergences(
     )
     found = []
     for mode in MODES:
-        batches = [moments(pixels) for pixels in _in_convention(images, mode)]
+        batches = [moments(pixels) for pixels in _in_convention(images, mode, advance)]
         distances = []
         for index, (layer, _) in enumerate(layers):
             means, variances = (
@@ -124,7 +131,9 @@ def batchnorm_divergences(
     return found
 
 
-def lost_variance(network: "keras.Model", images: np.ndarray) -> list[float]:
+def lost_variance(
+    network: "keras.Model", images: np.ndarray, advance: Callable[[int], None] = lambda images: None
+) -> list[float]:
     """Compute for each convention in `MODES` the fraction of the output's variance between images that is lost.
 
     The variance is relative to the mean square of the output, and the fraction relative to the best convention.
@@ -132,6 +141,7 @@ def lost_variance(network: "keras.Model", images: np.ndarray) -> list[float]:
     Args:
         network: the backbone.
         images: [n, size, size, 3] RGB in [0, 255].
+        advance: called with the number of images just done, in each convention.
     """
     import tensorflow as tf
 
@@ -140,19 +150,21 @@ def lost_variance(network: "keras.Model", images: np.ndarray) -> list[float]:
     )
     variances = []
     for mode in MODES:
-        outputs = np.concatenate([pooled(pixels).numpy() for pixels in _in_convention(images, mode)]).astype(np.float64)
+        batches = [pooled(pixels).numpy() for pixels in _in_convention(images, mode, advance)]
+        outputs = np.concatenate(batches).astype(np.float64)
         variances.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
     largest = max(variances)
     return [1 - variance / largest if largest > 0 else 0.0 for variance in variances]
 
 
-def _in_convention(images: np.ndarray, mode: str) -> "Iterator[Any]":
-    """Yield batches of images in a pixel convention."""
+def _in_convention(images: np.ndarray, mode: str, advance: Callable[[int], None]) -> "Iterator[Any]":
+    """Yield batches of images in a pixel convention, and count each once it has been used."""
     import tensorflow as tf
 
-    # Only whole batches, because their variances are averaged; fewer images than a batch are one batch.
-    for start in range(0, len(images) - len(images) % _BATCH_SIZE or len(images), _BATCH_SIZE):
-        yield Preprocessing(mode=mode).apply(tf.cast(images[start : start + _BATCH_SIZE], tf.float32))
+    for start in range(0, num_used(len(images)), _BATCH_SIZE):
+        batch = images[start : start + _BATCH_SIZE]
+        yield Preprocessing(mode=mode).apply(tf.cast(batch, tf.float32))
+        advance(len(batch))
 
 
 def _listed(outputs: Any) -> list[Any]:

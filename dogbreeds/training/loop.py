@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core import signals
+from dogbreeds.core import console, signals
 from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.network import Network
@@ -31,7 +31,6 @@ _ORDER_STREAM = 0x0DE7
 # Size of the feature batches of an evaluation.
 _EVALUATION_BYTES = 64 << 20
 
-# Given the finished epochs, returns the reason to stop training, or None to continue.
 Stop = Callable[[Sequence[Epoch]], str | None]
 
 
@@ -168,24 +167,26 @@ class _TrainingRun:
         batch_size = self._phase.batch_size
         shuffled = epoch_order(self._seed, state.epoch, len(rows))
         steps = self._steps(rows)
-        for index in range(state.step, steps):
-            inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
-            lr = self._lr(index, steps)
-            total_steps = state.epoch * steps + index + 1
-            # A signal is raised after the step is counted, never between the update and the count.
-            with signals.deferred():
-                metrics = self._step(self._network.plan.layers_at(state.epoch), lr, inputs, labels)
-                fault = _fault(metrics)
-                if fault:
-                    history.stop_reason = f"{fault} at step {total_steps} (epoch {state.epoch + 1}), lr {lr:g}"
-                    history.diverged = True
-                    return
-                sums = np.array([metrics.loss * len(labels), metrics.correct, metrics.top5_correct])
-                state.metric_sums = state.metric_sums + sums
-                state.step = index + 1
-                state.seconds = time.perf_counter() - started
-            if self._save_steps and total_steps % self._save_steps == 0:
-                self.checkpoint()
+        with console.progress(f"epoch {state.epoch + 1}", steps, "steps", state.step, brief=True) as advance:
+            for index in range(state.step, steps):
+                inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
+                lr = self._lr(index, steps)
+                total_steps = state.epoch * steps + index + 1
+                # A signal is raised after the step is counted, never between the update and the count.
+                with signals.deferred():
+                    metrics = self._step(self._network.plan.layers_at(state.epoch), lr, inputs, labels)
+                    fault = _fault(metrics)
+                    if fault:
+                        history.stop_reason = f"{fault} at step {total_steps} (epoch {state.epoch + 1}), lr {lr:g}"
+                        history.diverged = True
+                        return
+                    sums = np.array([metrics.loss * len(labels), metrics.correct, metrics.top5_correct])
+                    state.metric_sums = state.metric_sums + sums
+                    state.step = index + 1
+                    state.seconds = time.perf_counter() - started
+                if self._save_steps and total_steps % self._save_steps == 0:
+                    self.checkpoint()
+                advance(1)
 
     def finish_epoch(self, rows: Rows, val: Rows, started: float, stop: Stop) -> Epoch:
         """Evaluate on the validation rows, record the epoch, and write a checkpoint unless it diverged."""

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from dogbreeds.core import console
 from dogbreeds.evaluation.results import Range
 from dogbreeds.models.network import Network
 from dogbreeds.training.loop import Rows, epoch_order
@@ -45,14 +46,16 @@ def range_test(
     lrs = list[float]()
     losses = list[float]()
     shuffled = epoch_order(seed, 0, len(rows))
-    for number in range(phase.steps):
-        epoch, index = divmod(number, batches)
-        if epoch and not index:
-            shuffled = epoch_order(seed, epoch, len(rows))
-        inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
-        lrs.append(phase.min_lr * (phase.max_lr / phase.min_lr) ** (number / (phase.steps - 1)))
-        losses.append(step(network.plan.stages[-1], lrs[-1], inputs, labels).loss)
-        smoothed = Range(tuple(lrs), tuple(losses)).smoothed
-        if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGENCE_FACTOR * min(smoothed):
-            break
+    with console.progress("range test", phase.steps, "steps", brief=True) as advance:
+        for number in range(phase.steps):
+            epoch, index = divmod(number, batches)
+            if epoch and not index:
+                shuffled = epoch_order(seed, epoch, len(rows))
+            inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
+            lrs.append(phase.min_lr * (phase.max_lr / phase.min_lr) ** (number / (phase.steps - 1)))
+            losses.append(step(network.plan.stages[-1], lrs[-1], inputs, labels).loss)
+            smoothed = Range(tuple(lrs), tuple(losses)).smoothed
+            if not math.isfinite(losses[-1]) or smoothed[-1] > _DIVERGENCE_FACTOR * min(smoothed):
+                break
+            advance(1)
     return Range(tuple(lrs), tuple(losses))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import plugin_source
 from dogbreeds.core.spec import Spec, integer, number, one_of
@@ -26,6 +27,7 @@ from dogbreeds.training.batchnorm_statistics import (
     format_distance,
     has_trained_statistics,
     lost_variance,
+    num_used,
 )
 
 if TYPE_CHECKING:
@@ -138,11 +140,12 @@ class Preflight(Spec):
                     " the files, or set data.root to another folder."
                 )
             images = np.stack(decoded)
-            distances[:] = (
-                batchnorm_divergences(backbone.network, layers, images)
-                if has_statistics
-                else lost_variance(backbone.network, images)
-            )
+            with progress("preflight", len(MODES) * num_used(len(images)), "images") as advance:
+                distances[:] = (
+                    batchnorm_divergences(backbone.network, layers, images, advance)
+                    if has_statistics
+                    else lost_variance(backbone.network, images, advance)
+                )
             yield len(distances)
 
         found = cache.get_or_compute("preflight", identity, (len(MODES),), "float64", compute).rows

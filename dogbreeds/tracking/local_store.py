@@ -1,0 +1,37 @@
+"""A new MLflow store in a SQLite file."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dogbreeds.core.files import fsync
+
+# A folder in memory, on Linux.
+_IN_MEMORY = "/dev/shm"
+
+
+def create_store(file: Path) -> None:
+    """Create a store that MLflow can open, complete from the moment at which the file exists.
+
+    MLflow creates its tables in more than a thousand statements, and after many of them SQLite waits for the disk:
+    3 to 9 s where other processes use the disk too. Here this happens in memory, and the disk is waited for once.
+
+    Args:
+        file: the new file. One that another process has created meanwhile stays.
+    """
+    # MLflow's own default, for the experiment Default that it creates in each store.
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    fast = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=fast) as folder, tempfile.TemporaryDirectory(dir=file.parent) as beside:
+        created = Path(folder) / file.name
+        SqlAlchemyStore(f"sqlite:///{created}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+        copy = Path(beside) / file.name
+        shutil.copyfile(created, copy)
+        fsync(copy)
+        # A link never replaces a file. Where there are no links, MLflow creates the store itself.
+        with contextlib.suppress(OSError):
+            os.link(copy, file)
