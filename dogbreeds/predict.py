@@ -19,7 +19,7 @@ from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
 from dogbreeds.core.paths import config_folder
-from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
+from dogbreeds.core.spec import Spec, boolean, integer, one_of, path
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
 from dogbreeds.inference.predictions import Csv, JsonLines
@@ -53,13 +53,13 @@ class Settings(Spec):
     """
 
     group = ""
-    run: str = text(example="latest")
+    run: str = path(example="latest")
     top: int = integer(at_least=1, example=3)
     format: str = one_of("table", "jsonl", "csv")
     batch_size: int | None = integer(at_least=1, example=32, optional=True)
     explain: bool = boolean()
-    explain_dir: str = text(example="explained")
-    output: str | None = text(example="predictions.csv", optional=True)
+    explain_dir: str = path(example="explained")
+    output: str | None = path(example="predictions.csv", optional=True)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core.files import atomic_write
 from dogbreeds.core.paths import config_folder
+from dogbreeds.core.text import size_text
 from dogbreeds.data import drawn_dogs
 from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature
 
@@ -77,7 +78,7 @@ def task(config: DictConfig) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     backbone.save_weights(path)
     compress_to_float16(path)
-    log.info("%s: %.2f MB", path, path.stat().st_size / 1e6)
+    log.info("%s: %s", path, size_text(path.stat().st_size))
     return history.history["val_accuracy"][-1]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import integer, number, text
+from dogbreeds.core.spec import any_path, number, seed
 from dogbreeds.core.text import UNPRINTABLE, digest, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
 from dogbreeds.data.files import decode_file, examine_below, images_below, is_within, list_folder
@@ -32,9 +32,9 @@ class Folder(Data):
         split_seed: seed of that split.
     """
 
-    root: str = text(example="path/to/images", optional=True)
+    root: str = any_path(example="path/to/images")
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
+    split_seed: int = seed()
 
     def open(self) -> Dataset:
         root = self._resolved_root()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError
-from dogbreeds.core.spec import integer, number, one_of, text
-from dogbreeds.core.text import digest, printable
+from dogbreeds.core.spec import number, one_of, path, seed
+from dogbreeds.core.text import digest, printable, shorten
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
 from dogbreeds.data.image import ImageLoader, decode
 
@@ -38,10 +38,10 @@ class StanfordDogs(Data):
     """
 
     split: str = one_of("official", "guide")
-    root: str | None = text(example="~/tensorflow_datasets", optional=True)
+    root: str | None = path(example="/data/tensorflow_datasets", optional=True)
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
-    guide_seed: int = integer(at_least=0, example=42)
+    split_seed: int = seed()
+    guide_seed: int = seed(example=42)
 
     def open(self) -> Dataset:
         builder = self._builder()
@@ -73,7 +73,7 @@ class StanfordDogs(Data):
             except (OSError, tfds.download.DownloadError) as error:
                 raise MissingFileError(
                     f"Stanford Dogs is not at {builder.data_path} and could not be downloaded from vision.stanford.edu"
-                    f" ({' '.join(str(error).split())[:100]}). TensorFlow Datasets downloads and prepares it once, 778"
+                    f" ({shorten(str(error), 100)}). TensorFlow Datasets downloads and prepares it once, 778"
                     " MiB. Type data.root=<folder> if another machine prepared it, data=folder data.root=<images> for a"
                     " folder of images, or model=miniature, which needs no download."
                 ) from error

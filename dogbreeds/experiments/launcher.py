@@ -23,6 +23,7 @@ from dogbreeds.core import signals
 from dogbreeds.core.console import prefix_log_lines
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
+from dogbreeds.core.text import shorten
 from dogbreeds.experiments import hydra_plugin
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _connect_to_ray(init: "DictConfig") -> None:
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). The address must be"
+            f"Ray at {settings['address']} cannot be used ({shorten(str(error), 200)}). The address must be"
             " local, for a Ray that lives as long as the sweep, auto, for the cluster of this machine, or the address"
             " that ray start printed. Type hydra.launcher.ray.init.address=local."
         ) from error
@@ -218,7 +219,7 @@ def lost_job_message(error: Exception) -> str:
         error: one of `lost_job_errors`.
     """
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    reason = first_line.rstrip(".")[:200]
+    reason = shorten(first_line, 200)
     if reason.startswith("sbatch: "):
         return (
             f"Slurm rejected the jobs ({reason}). They must ask for resources that the cluster has. Type"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import Spec, integer, number, one_of, text
-from dogbreeds.core.text import digest
+from dogbreeds.core.spec import Spec, integer, number, one_of, path
+from dogbreeds.core.text import digest, shorten
 from dogbreeds.models.blocks import Block, find_blocks
 from dogbreeds.models.preprocessing import MODES
 
@@ -74,9 +74,9 @@ class Model(Spec):
 
     group = "model"
     architecture: str = one_of(*ARCHITECTURES)
-    image_size: int = integer(at_least=32, example=224)
+    image_size: int = integer(at_least=32, at_most=4096, example=224)
     pixels: str = one_of(*MODES)
-    weights: str | None = text(example="imagenet", optional=True)
+    weights: str | None = path(example="imagenet", optional=True)
 
     def weights_file(self) -> Path | None:
         """Return the weight file to load, or None for random weights and for weights that Keras downloads.
@@ -138,7 +138,7 @@ class MobileNetV2(Model):
         alpha: width multiplier.
     """
 
-    alpha: float = number(above=0, example=0.35)
+    alpha: float = number(above=0, at_most=10, example=0.35)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         import keras
@@ -212,7 +212,7 @@ def imagenet_network(model: Model, top: bool = False) -> "keras.Model":
         cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
         raise MissingFileError(
             f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded"
-            f" ({str(error)[:200]}). Without a network connection, put the file there or give its path. Type"
+            f" ({shorten(str(error), 200)}). Without a network connection, put the file there or give its path. Type"
             " model.weights=path/to/file.h5, or model=miniature, which needs no download."
         ) from error
 
@@ -238,7 +238,7 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
         with_alpha = f", with alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         to_change = "model.alpha" if isinstance(model, MobileNetV2) else "model"
         raise UserError(
-            f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
+            f"{file} does not fit {model.architecture} ({shorten(str(error), 160)}). It must hold the weights"
             f" of keras.applications.{model.architecture}(include_top=False) in the same size{with_alpha}. Type"
             f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from dogbreeds.core.console import terminal_width
 from dogbreeds.core.files import output_stream
 from dogbreeds.core.paths import home
-from dogbreeds.core.spec import Spec, one_of, text
+from dogbreeds.core.spec import Spec, one_of, path
 
 _EXTENSIONS = {"text": "txt", "markdown": "md", "csv": "csv", "html": "html"}
 
@@ -23,7 +23,7 @@ class Output(Spec):
 
     group = ""
     format: str = one_of("text", "markdown", "csv", "html")
-    output: str | None = text(example="result.md", optional=True)
+    output: str | None = path(example="result.md", optional=True)
 
     @property
     def terminal_width(self) -> int | None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
@@ -79,7 +80,11 @@ class MlflowReader(MlflowStore):
         Raises:
             UserError: `ui` is no address.
         """
-        parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
+        try:
+            parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
+        except ValueError:
+            # An address with half a bracket, for example; it is refused below.
+            parts = urlsplit("")
         # Without name and password: URLs are shared.
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme not in ("http", "https") or not host:
@@ -123,7 +128,7 @@ class MlflowReader(MlflowStore):
                 raise
             raise UserError(
                 f"The {what} of run {short(run_id)} cannot be downloaded"
-                f" ({' '.join(str(error.__cause__).split())[:160]}). It must be among the run's artifacts, as"
+                f" ({shorten(str(error.__cause__), 160)}). It must be among the run's artifacts, as"
                 f" {artifact_path}. Restore the file, or name another run."
             ) from error
 
