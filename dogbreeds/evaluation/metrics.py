@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Classes that count as right in the top-5 accuracy.
+TOP = 5
 # Standard normal quantile of 0.975.
 _Z95 = 1.959963984540054
 
@@ -69,12 +71,13 @@ class Scores:
     Attributes:
         loss: mean cross-entropy in nats; NaN if a logit is not finite.
         accuracy: proportion of images whose class has the highest logit.
-        top5: proportion of images whose class is among the five highest logits.
+        top5: proportion of images whose class is among the five highest logits; None with five classes or fewer, where
+            it would be 100 % whatever the network predicts.
     """
 
     loss: float
     accuracy: Proportion
-    top5: Proportion
+    top5: Proportion | None
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
@@ -84,20 +87,21 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
         logits: [n, classes] float.
         labels: [n] int.
     """
-    n = len(labels)
+    n, classes = logits.shape
+    has_top5 = classes > TOP
     # Logits that are not finite have no ranking.
     if not np.isfinite(logits).all():
-        return Scores(math.nan, accuracy=Proportion(0, n), top5=Proportion(0, n))
+        return Scores(math.nan, accuracy=Proportion(0, n), top5=Proportion(0, n) if has_top5 else None)
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
     losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
-    ranked_before = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    ranked_before = (shifted > own) | ((shifted == own) & (np.arange(classes) < labels[:, None]))
     rank = ranked_before.sum(axis=1)
     return Scores(
         loss=float(losses.mean()),
         accuracy=Proportion(int((rank < 1).sum()), n),
-        top5=Proportion(int((rank < 5).sum()), n),
+        top5=Proportion(int((rank < TOP).sum()), n) if has_top5 else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from dogbreeds.evaluation.metrics import PairedOutcome
+from dogbreeds.evaluation.metrics import PairedOutcome, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.result import Result
@@ -67,9 +67,14 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
     """
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  loss"
-        f" {epoch.train_loss:.3f}   val {100 * epoch.val.accuracy.value:5.1f} %  top-5"
-        f" {100 * epoch.val.top5.value:5.1f} %  loss {epoch.val.loss:.3f}   lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
+        f" {epoch.train_loss:.3f}   val {100 * epoch.val.accuracy.value:5.1f} %{_top5(epoch.val, '  top-5 {:5.1f} %')}"
+        f"  loss {epoch.val.loss:.3f}   lr {epoch.lr:.2g}  {epoch.seconds:.1f} s"
     )
+
+
+def _top5(scores: Scores, form: str) -> str:
+    """Format the top-5 accuracy in %; empty with so few classes that there is none."""
+    return form.format(100 * scores.top5.value) if scores.top5 is not None else ""
 
 
 def final_metrics(result: Result) -> dict[str, float]:
@@ -94,9 +99,10 @@ def final_metrics(result: Result) -> dict[str, float]:
     if result.test is not None:
         metrics |= {
             "test/accuracy": result.test.accuracy.value,
-            "test/top5_accuracy": result.test.top5.value,
             "test/loss": result.test.loss,
         }
+        if result.test.top5 is not None:
+            metrics["test/top5_accuracy"] = result.test.top5.value
     return metrics
 
 
@@ -129,15 +135,13 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
     best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
-        f"{name:5} validation {epoch.val.accuracy}, top-5 {100 * epoch.val.top5.value:.1f} %, epoch {epoch.number}"
+        f"{name:5} validation {epoch.val.accuracy}{_top5(epoch.val, ', top-5 {:.1f} %')}, epoch {epoch.number}"
         for name, epoch in best_and_last
         if epoch is not None
     ]
     if result.test is not None:
-        lines.append(
-            f"test  {' ' * 10} {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %, weights of the best"
-            " epoch"
-        )
+        top5 = _top5(result.test, ", top-5 {:.1f} %")
+        lines.append(f"test  {' ' * 10} {result.test.accuracy}{top5}, weights of the best epoch")
     lines += result.baseline.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.location()}")

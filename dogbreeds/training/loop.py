@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dogbreeds.core import signals
-from dogbreeds.evaluation.metrics import score
+from dogbreeds.evaluation.metrics import TOP, score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.network import Network
 from dogbreeds.training.optimizer import Optimizer
@@ -154,7 +154,7 @@ class Step:
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
             correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
+            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, TOP), tf.float32))
             return tf.stack([loss, correct, top5_correct, grad_sum])
 
         return self._network.replicas.compile_step(update, self._network.layers)
@@ -275,14 +275,15 @@ class _TrainingRun:
         state, history = self.state, self.state.history
         steps = self._steps(rows)
         logits = predict(self._network, val)
+        scores = score(logits, val.labels)
         loss, accuracy, top5 = (state.metric_sums / len(rows)).tolist()
         epoch = Epoch(
             number=state.epoch + 1,
             lr=self._lr(steps - 1, steps),
             train_loss=loss,
             train_accuracy=accuracy,
-            train_top5=top5,
-            val=score(logits, val.labels),
+            train_top5=top5 if scores.top5 is not None else None,
+            val=scores,
             seconds=time.perf_counter() - started,
         )
         with signals.deferred():
