@@ -18,6 +18,7 @@ from dogbreeds.features.features import ShardSpec
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="extract")
+@cli.job
 def task(config: DictConfig) -> None:
     """Compute one shard, or everything that is missing."""
     launcher.enter_job()

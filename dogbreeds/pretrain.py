@@ -46,6 +46,7 @@ def compress_to_float16(path: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="pretrain")
+@cli.job
 def task(config: DictConfig) -> float:
     """Pretrain the backbone, save its weights, and return the validation accuracy over all classes."""
     import keras

@@ -11,6 +11,7 @@ from dogbreeds.experiments.compose import from_config, run_origin
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
+@cli.job
 def task(config: DictConfig) -> float:
     """Run one attempt, and return its objective for sweepers."""
     launcher.enter_job()

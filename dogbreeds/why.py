@@ -39,6 +39,7 @@ _EXAMPLE = "\"why.reverts=['optimizer.lr=1e-3']\""
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="why")
+@cli.job
 def task(config: DictConfig) -> None:
     """Run what has not been run yet, then print and record how much each factor explains."""
     hydra_config = HydraConfig.get()

@@ -52,7 +52,9 @@ class Folder(Data):
         if "val" in sources:
             val = _whole(sources["val"])
         else:
-            train_rows, val_rows = stratified_split(sources["train"].labels, self.val_fraction, self.split_seed)
+            train_rows, val_rows = stratified_split(
+                sources["train"].labels, self.val_fraction, self.split_seed, class_names
+            )
             val = Split(sources["train"], val_rows)
         return Dataset(
             name=printable(root.name),

@@ -48,12 +48,12 @@ class StanfordDogs(Data):
         class_names = tuple(builder.info.features["label"].names)
         if self.split == "guide":
             source = _tfds_source(builder, "train+test")
-            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.guide_seed)
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.guide_seed, class_names)
             test: Split | None = None
         else:
             source = _tfds_source(builder, "train")
             test_source = _tfds_source(builder, "test")
-            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.split_seed)
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.split_seed, class_names)
             test = Split(test_source, np.arange(len(test_source.labels)))
         return Dataset(
             name="stanford_dogs",

@@ -12,10 +12,13 @@ import shutil
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
@@ -129,6 +132,7 @@ class LauncherCallback(Callback):
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         hydra_plugin.register()
         try:
+            _check_sweep(config.hydra.overrides.task)
             prepare_launcher(config)
             self.begin(config)
         except UserError as error:
@@ -138,6 +142,17 @@ class LauncherCallback(Callback):
 
     def begin(self, config: "DictConfig") -> None:
         """Do what is due once per sweep, after the launcher is prepared and before the first job."""
+
+
+def _check_sweep(overrides: Sequence[str]) -> None:
+    """Raise `UserError` if a setting has no value to sweep over: Hydra would run no job, and end well."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    for override in parser.parse_overrides(list(overrides)):
+        if override.is_discrete_sweep() and next(iter(override.sweep_iterator()), None) is None:
+            raise UserError(
+                f"{override.input_line} has no values, so the sweep has no jobs. A sweep needs one value or more of"
+                " each setting. Type 'seed=range(0,3)', for example, or leave it out."
+            )
 
 
 def _is_installed(plugin: str) -> bool:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -134,6 +135,14 @@ class MlflowStore(Tracking):
         """Return a client, and the experiment's id if it exists."""
         client = self._client()
         found = client.get_experiment_by_name(self.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            uri = "<tracking.uri>" if "@" in self.uri else shlex.quote(self.uri)
+            raise UserError(
+                f"Experiment '{self.experiment}' (id {found.experiment_id}) of {mask_passwords(self.uri)} was deleted."
+                f" Runs are recorded in an experiment that exists, and read from it. Type MLFLOW_TRACKING_URI={uri}"
+                f" mlflow experiments restore --experiment-id {found.experiment_id}, or tracking.experiment=<another"
+                " name>."
+            )
         return client, found.experiment_id if found is not None else None
 
     def _client(self) -> "mlflow.MlflowClient":
