@@ -131,7 +131,7 @@ def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_pa
     ]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
     assert re.match(
-        rf"2 cached arrays \(1 unfinished\), \d+ KB of at most 50 GB, in {re.escape(str(place))}$", listed[-1]
+        rf"2 cached arrays \(1 unfinished\), [\d.]+ KB of at most 50 GB, in {re.escape(str(place))}$", listed[-1]
     )
     assert fresh_command("cache", "clear=true").stdout == f"2 cached arrays removed from {place}\n"
     assert [path.name for path in place.iterdir() if path.is_dir()] == []
@@ -150,7 +150,7 @@ def test_cache_command_fits_a_terminal(
     cache_command._list(FeatureCache(tmp_path / "cache", 10**9))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
-    assert all(word in printed for word in ("features-", " KB ", "64 px,", "float16", "1 cached arrays, "))
+    assert all(word in printed for word in ("features-", " B ", "64 px,", "float16", "1 cached arrays, "))
 
 
 def test_a_command_says_at_its_start_that_only_linux_is_tested(

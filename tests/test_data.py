@@ -131,7 +131,7 @@ def write(root: Path, files: dict[str, bytes | None]) -> Path:
         ),
         (
             {"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None},
-            "Class number 1 has one image, so none can be held out for validation",
+            "The class b has one image, so none can be held out for validation",
         ),
     ],
 )
