@@ -67,23 +67,23 @@ def number(
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
-    def is_within(value: float) -> bool:
+    def is_within(value: float, convert: Callable[[float], float]) -> bool:
         return (
-            (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
+            (above is None or value > convert(above))
+            and (at_least is None or value >= convert(at_least))
+            and (below is None or value < convert(below))
+            and (at_most is None or value <= convert(at_most))
         )
 
     def check(key: str, value: Any) -> float:
-        if not _is_number(value) or not is_within(value):
+        if not _is_number(value) or not is_within(value, float):
             raise UserError(
                 f"{key} was {received(value)}. It must be a finite number {allowed}. Type {key}={example:g}, for"
                 " example."
             )
         # Networks are trained in float32, where 1e-50 is 0 and 0.999999999 is 1.
         rounded = _as_float32(value)
-        if not math.isfinite(rounded) or not is_within(rounded) or (rounded == 0) != (value == 0):
+        if not math.isfinite(rounded) or not is_within(rounded, _as_float32) or (rounded == 0) != (value == 0):
             raise UserError(
                 f"{key} was {received(value)}, which is {rounded:g} in float32. It must be a finite number"
                 f" {allowed} in that precision too. Type {key}={example:g}, for example."
