@@ -81,7 +81,10 @@ def _allowed(call: ast.Call, module: str) -> str:
         "integer": f"integer {_interval(keywords)}{null}",
         "one_of": f"{', '.join(choices)}{null}" if (choices := _choices(call, module)) else "",
         "boolean": "true, false",
+        "seed": "integer [0,\N{NO-BREAK SPACE}4294967295]",
         "text": f"text{null}",
+        "path": f"path{null}",
+        "any_path": "path, or null",
         "integers": "list of integers above 0",
         "texts": "list of texts",
     }
@@ -90,7 +93,8 @@ def _allowed(call: ast.Call, module: str) -> str:
 
 def _interval(keywords: dict[str | None, ast.expr]) -> str:
     """Describe the bounds of a number: as an interval if there are two, else with a sign."""
-    bounds = {name: f"{ast.literal_eval(value):g}" for name, value in keywords.items() if name in _SIGNS}
+    literals = {name: ast.literal_eval(value) for name, value in keywords.items() if name in _SIGNS}
+    bounds = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in literals.items()}
     if len(bounds) == 2:
         (lower, low), (upper, high) = bounds.items()
         return f"{'(' if lower == 'above' else '['}{low},\N{NO-BREAK SPACE}{high}{')' if upper == 'below' else ']'}"

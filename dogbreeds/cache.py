@@ -10,6 +10,7 @@ from dogbreeds import cli
 from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
+from dogbreeds.core.text import size_text
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.features.array_info import ArrayInfo
 from dogbreeds.features.cache import FeatureCache
@@ -49,7 +50,7 @@ def _list(cache: FeatureCache) -> None:
     rows = [
         (
             info.name,
-            f"{info.size_bytes / 1e6:,.1f} MB",
+            size_text(info.size_bytes),
             f"used {_age(time.time() - info.last_used)} ago",
             _description(info),
         )
@@ -59,7 +60,7 @@ def _list(cache: FeatureCache) -> None:
     unfinished = sum(info.unfinished is not None for info in entries)
     summary = (
         f"{len(entries)} cached arrays{f' ({unfinished} unfinished)' if unfinished else ''},"
-        f" {total_bytes / 1e9:.2f} of at most {cache.max_bytes / 1e9:g} GB, in {cache.root}"
+        f" {size_text(total_bytes)} of at most {size_text(cache.max_bytes)}, in {cache.root}"
     )
     listing = tables.text_table(_COLUMNS, rows, width, gap=3) if rows else ""
     print(listing + tables.paragraph(summary, width), end="")

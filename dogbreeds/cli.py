@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, SearchPathException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,6 +31,8 @@ from dogbreeds.experiments.sweep import Sweep
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # Columns of a help text.
 _HELP_WIDTH = 80
+# How Hydra's error about a value with a comma begins.
+_AMBIGUOUS = "Ambiguous value for argument"
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -47,6 +50,8 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Whole numbers of any length are parsed: the checks of settings refuse those that are too large.
+    sys.set_int_max_str_digits(0)
     _take_former_names()
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
@@ -56,7 +61,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     signals.install_handlers()
     try:
         with _help_fitted():
-            task()
+            _run(task)
         status = "FINISHED"
         Sweep.close(status)
     except (UserError, MissingFileError, HydraException, OmegaConfBaseException) as error:
@@ -103,6 +108,43 @@ def _help_fitted() -> Iterator[None]:
             yield
     finally:
         print(fitted(text.getvalue(), _HELP_WIDTH), end="")
+
+
+class _JobError(BaseException):
+    """Carries the error of a job past Hydra, which would print a line of its own before the message."""
+
+    def __init__(self, error: Exception):
+        super().__init__()
+        self.error = error
+
+
+def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Decorate the task of a command that may be swept: `main` reports the error of a single run.
+
+    In a sweep Hydra gets it, goes on with the other jobs, and says which job it was.
+    """
+
+    @functools.wraps(task)
+    def run(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except Exception as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            raise _JobError(error) from error
+
+    return run
+
+
+def _run(task: Callable[[], Any]) -> None:
+    """Run a Hydra task; an error that a job carries is raised as what it was."""
+    carried = None
+    try:
+        task()
+    except _JobError as job_error:
+        carried = job_error.error
+    if carried is not None:
+        raise carried
 
 
 def _note_platform() -> None:
@@ -190,6 +232,8 @@ def error_message(error: Exception, name: str, overrides: Sequence[str] = (), so
         return _unknown_key(first_line.split("'")[1], name, overrides, sources)
     if isinstance(error, SearchPathException):
         return missing_config_folder(first_line.split("'")[1])
+    if first_line.startswith(_AMBIGUOUS):
+        return _several_values(first_line.removeprefix(_AMBIGUOUS).strip(" '"), name)
     return (
         f"The command line was not understood ({first_line}). Settings are written group=option or group.key=value, a"
         f" list as 'key=[1,2]'. Type python -m dogbreeds.{name} --help for the groups and their options."
@@ -204,22 +248,37 @@ def _unknown_option(error: MissingConfigException, name: str) -> str:
             f"{str(error).splitlines()[0]} There is no such config. Type python -m dogbreeds.{name} --help for the"
             " available ones."
         )
-    return (
-        f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type"
-        f" {group}={_nearest(option, options)}."
-    )
+    similar = difflib.get_close_matches(option, options, n=1)
+    default = compose_config(name, with_hydra=True).hydra.runtime.choices.get(group)
+    fix = [*similar, *(known for known in options if known == default), options[0]][0]
+    return f"{group}={option} is not an option. {group} must be one of {', '.join(options)}. Type {group}={fix}."
 
 
 def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequence[str]) -> str:
-    """Format the message for a key that no group has, with the most similar key of the chosen options."""
+    """Format the message for a key that is neither a group nor a setting of the chosen options, with the most similar.
+
+    Args:
+        key: as it was typed.
+        command: name of the command.
+        overrides: of the command.
+        sources: where to find configs besides `conf/`.
+    """
     chosen = [item for item in overrides if item.split("=")[0] in (*GROUPS, "attempt") and "," not in item]
     try:
-        config = compose_config(command, chosen, sources=sources)
+        composed = compose_config(command, chosen, with_hydra=True, sources=sources)
     except HydraException:
         # Another override is wrong too.
-        config = compose_config(command, sources=sources)
-    keys = _dotted_keys(OmegaConf.to_container(config, resolve=False))
-    nearest = _nearest(key, keys)
+        composed = compose_config(command, with_hydra=True, sources=sources)
+    config: Any = OmegaConf.to_container(composed, resolve=False)
+    groups = list(config.pop("hydra")["runtime"]["choices"])
+    keys = _dotted_keys(config)
+    nearest = _nearest(key, [*groups, *keys])
+    if nearest in groups:
+        return (
+            f"{key} is neither a group nor a setting. The groups are"
+            f" {', '.join(group for group in groups if not group.startswith('hydra'))}. Type {nearest}=<option>; python"
+            f" -m dogbreeds.{command} --help lists the options."
+        )
     siblings = [name for name in keys if name.rpartition(".")[0] == nearest.rpartition(".")[0]]
     return (
         f"{key} is not a setting. Similar settings are {', '.join(siblings)}. Type {nearest}=<value>, or +{key}=<value>"
@@ -227,8 +286,26 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequ
     )
 
 
+def _several_values(override: str, command: str) -> str:
+    """Format the message for a value with a comma, which only a sweep, a list or quotes may have."""
+    key, _, values = override.partition("=")
+    config = compose_config(command, with_hydra=True)
+    # `why` composes its own runs, and only the commands with a callback can be swept.
+    is_swept = bool(config.hydra.callbacks) and command != "why"
+    is_list = OmegaConf.is_list(OmegaConf.select(config, key)) or not is_swept
+    typed = f"'{key}=[{values}]'" if is_list else f"--multirun {override}"
+    return (
+        f"{override} was given without --multirun. A comma separates the values of a sweep, unless they are a list or"
+        f" in quotes. Type {typed}."
+    )
+
+
 def _nearest(name: str, names: list[str]) -> str:
-    return max(names, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())
+    """Return the most similar name; the last part of a dotted one may stand for it."""
+    return max(
+        names,
+        key=lambda other: name == other.rpartition(".")[2] or difflib.SequenceMatcher(None, name, other).ratio(),
+    )
 
 
 def _dotted_keys(config: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
-from dogbreeds.core.spec import Spec, integer, one_of, text
+from dogbreeds.core.spec import Spec, integer, one_of, path, seed
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import build_spec
@@ -62,13 +62,13 @@ class Settings(Spec):
     """
 
     group = ""
-    run: str = text(example="latest")
+    run: str = path(example="latest")
     split: str | None = one_of(*_SPLITS, optional=True)
-    images: str | None = text(example="path/to/images", optional=True)
+    images: str | None = path(example="path/to/images", optional=True)
     on_corrupt: str = one_of("stop", "skip")
     mistakes: int = integer(at_least=0, example=24)
-    seed: int = integer(at_least=0, example=0)
-    output: str | None = text(example="evaluation", optional=True)
+    seed: int = seed()
+    output: str | None = path(example="evaluation", optional=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,8 @@ from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
-from dogbreeds.core.spec import Spec, integer, number, text, texts
+from dogbreeds.core.spec import Spec, integer, number, path, text, texts
+from dogbreeds.core.text import size_text
 from dogbreeds.data import sample
 from dogbreeds.data.image import ImageLoader
 from dogbreeds.evaluation.results import Predictions
@@ -70,11 +71,11 @@ class Settings(Spec):
     """
 
     group = ""
-    run: str = text(example="latest")
+    run: str = path(example="latest")
     formats: tuple[str, ...] = texts(example="[keras,onnx]")
     images: int = integer(at_least=1, example=200)
-    images_from: str | None = text(example="path/to/images", optional=True)
-    output: str | None = text(example="exported", optional=True)
+    images_from: str | None = path(example="path/to/images", optional=True)
+    output: str | None = path(example="exported", optional=True)
     register: str | None = text(example="dogbreeds", optional=True)
     alias: str = text(example="champion")
     alpha: float = number(above=0, below=1, example=0.01)
@@ -230,7 +231,7 @@ def _parity_table(formats: Sequence[ExportedFormat]) -> str:
     columns = [
         Column("format"),
         *([Column("file")] if has_files else []),
-        Column("MB", numeric=True),
+        Column("size", numeric=True),
         Column("max |difference|", numeric=True),
         Column("allowed", numeric=True),
         Column("same class", numeric=True, min_width=8),
@@ -243,7 +244,7 @@ def _parity_table(formats: Sequence[ExportedFormat]) -> str:
             [
                 each.name,
                 *([spec.file] if has_files else []),
-                f"{each.size / 1e6:.1f}",
+                size_text(each.size),
                 f"{each.parity.max_difference:.1e}",
                 f"{spec.tolerance:g}",
                 f"{each.parity.same_class:,} of {each.parity.n:,}",

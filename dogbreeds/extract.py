@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="extract")
+@cli.job
 def task(config: DictConfig) -> None:
     """Compute one shard, or everything that is missing."""
     launcher.enter_job()

@@ -19,7 +19,7 @@ from dogbreeds import cli
 from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
 from dogbreeds.core.paths import config_folder
-from dogbreeds.core.spec import Spec, boolean, integer, one_of, text
+from dogbreeds.core.spec import Spec, boolean, integer, one_of, path
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
 from dogbreeds.inference.predictions import Csv, JsonLines
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Format by the suffix of an output file.
+_FORMATS = {".txt": "table", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl"}
 # Exit code when some images could not be read.
 _SOME_UNREADABLE = 2
 # Between two updates of the progress bar. Predictions arrive a batch at a time; an update for each would flicker.
@@ -45,7 +47,7 @@ class Settings(Spec):
     Attributes:
         run: which run's network, or the path of a saved network.
         top: classes per prediction.
-        format: of the output.
+        format: of the output; null for the one that the output's suffix names, or a table.
         batch_size: images per batch; None for one that suits this machine.
         explain: whether to draw Grad-CAM overlays.
         explain_dir: folder of the overlays.
@@ -53,13 +55,18 @@ class Settings(Spec):
     """
 
     group = ""
-    run: str = text(example="latest")
+    run: str = path(example="latest")
     top: int = integer(at_least=1, example=3)
-    format: str = one_of("table", "jsonl", "csv")
+    format: str = one_of("table", "jsonl", "csv", optional=True)
     batch_size: int | None = integer(at_least=1, example=32, optional=True)
     explain: bool = boolean()
-    explain_dir: str = text(example="explained")
-    output: str | None = text(example="predictions.csv", optional=True)
+    explain_dir: str = path(example="explained")
+    output: str | None = path(example="predictions.csv", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format is None:
+            object.__setattr__(self, "format", files.format_of(self.output, _FORMATS, default="table"))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core.files import atomic_write
 from dogbreeds.core.paths import config_folder
+from dogbreeds.core.text import size_text
 from dogbreeds.data import drawn_dogs
 from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature
 
@@ -45,6 +46,7 @@ def compress_to_float16(path: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="pretrain")
+@cli.job
 def task(config: DictConfig) -> float:
     """Pretrain the backbone, save its weights, and return the validation accuracy over all classes."""
     log.info("drawing %s images", f"{config.images_per_class * drawn_dogs.NUM_BREEDS:,}")
@@ -78,7 +80,7 @@ def task(config: DictConfig) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     backbone.save_weights(path)
     compress_to_float16(path)
-    log.info("%s: %.2f MB", path, path.stat().st_size / 1e6)
+    log.info("%s: %s", path, size_text(path.stat().st_size))
     return history.history["val_accuracy"][-1]
 
 

@@ -10,6 +10,7 @@ from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
+from dogbreeds.core.text import mask_passwords
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
@@ -41,7 +42,8 @@ def task(config: DictConfig) -> None:
     if not records:
         raise UserError(
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
-            " table needs at least one. Type make table, or python -m dogbreeds.train attempt=frozen."
+            f" table needs at least one in {mask_passwords(tracking.uri)}, which DOGBREEDS_HOME and tracking.uri"
+            " choose. Type make table, or python -m dogbreeds.train attempt=frozen."
         )
     attempts_tables = build_tables(
         records,

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
+@cli.job
 def task(config: DictConfig) -> float:
     """Run one attempt, and return its objective for sweepers."""
     launcher.enter_job()

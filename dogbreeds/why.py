@@ -21,6 +21,7 @@ from dogbreeds import cli
 from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
+from dogbreeds.core.spec import MAX_SEED
 from dogbreeds.evaluation.ablation import Cell, cells
 from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
 from dogbreeds.experiments.compose import from_config
@@ -38,6 +39,7 @@ _EXAMPLE = "\"why.reverts=['optimizer.lr=1e-3']\""
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="why")
+@cli.job
 def task(config: DictConfig) -> None:
     """Run what has not been run yet, then print and record how much each factor explains."""
     hydra_config = HydraConfig.get()
@@ -133,10 +135,14 @@ def _factors(config: DictConfig, attempt: str | None) -> tuple[str, ...]:
 
 def _seeds(config: DictConfig) -> list[int]:
     seeds = list(config.why.seeds) if OmegaConf.is_list(config.why.seeds) else []
-    if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+    if (
+        not seeds
+        or len(set(seeds)) < len(seeds)
+        or not all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds)
+    ):
         raise UserError(
-            f"why.seeds was {config.why.seeds}. It must be a list of different whole numbers of 0 or more. Type"
-            " 'why.seeds=[0,1,2]', for example."
+            f"why.seeds was {config.why.seeds}. It must be a list of different whole numbers from 0 to {MAX_SEED}."
+            " Type 'why.seeds=[0,1,2]', for example."
         )
     return seeds
 

@@ -25,31 +25,33 @@ def read(source, row: int) -> np.ndarray:
     return list(source.loaders())[row]()
 
 
+NAMES = ("akita", "beagle", "collie")
+
 # --- splits -----------------------------------------------------------
 
 
 def test_stratified_split_is_disjoint_and_reproducible() -> None:
     labels = np.repeat([0, 1, 2], [10, 20, 5])
-    remaining, held_out = stratified_split(labels, 0.2, seed=0)
+    remaining, held_out = stratified_split(labels, 0.2, 0, NAMES)
     assert np.bincount(labels[held_out]).tolist() == [2, 4, 1]
     assert np.array_equal(np.sort(np.concatenate([remaining, held_out])), np.arange(35))
-    again = stratified_split(labels, 0.2, seed=0)
+    again = stratified_split(labels, 0.2, 0, NAMES)
     assert np.array_equal(again[1], held_out)
-    assert not np.array_equal(stratified_split(labels, 0.2, seed=1)[1], held_out)
+    assert not np.array_equal(stratified_split(labels, 0.2, 1, NAMES)[1], held_out)
 
 
 def test_stratified_split_of_a_class_does_not_depend_on_other_classes() -> None:
-    alone = stratified_split(np.zeros(10, int), 0.3, seed=4)[1]
-    with_another = stratified_split(np.repeat([0, 1], [10, 7]), 0.3, seed=4)[1]
+    alone = stratified_split(np.zeros(10, int), 0.3, 4, NAMES)[1]
+    with_another = stratified_split(np.repeat([0, 1], [10, 7]), 0.3, 4, NAMES)[1]
     assert np.array_equal(with_another[with_another < 10], alone)
 
 
 def test_stratified_split_rejects_a_class_with_one_image() -> None:
     with pytest.raises(
         UserError,
-        match=r"Class number 1 has one image.*Every class needs two images or more.* create root/val/<class>/",
+        match=r"^The class beagle has one image.*Every class needs two images or more.* create root/val/<class>/",
     ):
-        stratified_split(np.array([0, 0, 1]), 0.2, seed=0)
+        stratified_split(np.array([0, 0, 1]), 0.2, 0, NAMES)
 
 
 # --- folders ----------------------------------------------------------
@@ -129,7 +131,7 @@ def write(root: Path, files: dict[str, bytes | None]) -> Path:
         ),
         (
             {"a/1.jpg": None, "a/2.jpg": None, "b/1.jpg": None},
-            "Class number 1 has one image, so none can be held out for validation",
+            "The class b has one image, so none can be held out for validation",
         ),
     ],
 )

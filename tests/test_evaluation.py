@@ -1,13 +1,21 @@
 """Evaluation of small sets of predictions, with numbers by hand, and intervals of drawn ones."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from dogbreeds.evaluation.class_scores import class_scores, confusions
 from dogbreeds.evaluation.metrics import balanced_accuracy, macro_f1, score
+from dogbreeds.evaluation.results import Epoch, ZeroShotBaseline, scores_from_dict
 from dogbreeds.evaluation.summary import Calibration, Measure, augmented, evaluate
+from dogbreeds.evaluation.verdict import Setting, judge
+from dogbreeds.experiments.recording import epoch_line, final_metrics, summary_lines
+from dogbreeds.experiments.result import Result
+from dogbreeds.reports.evaluation_report import score_rows
+from dogbreeds.tracking.tracking import Tracker
+from dogbreeds.training.state import History
 
 NAMES = ("akita", "beagle", "collie")
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
@@ -35,6 +43,41 @@ def test_evaluate_gives_the_numbers_calculated_by_hand() -> None:
     assert found.log_loss.low < found.log_loss.value < found.log_loss.high
     assert found.macro_f1.low < found.macro_f1.value < found.macro_f1.high
     assert all(measure.n == 10 for measure in (found.macro_f1, found.log_loss, found.calibration.before))
+
+
+@pytest.mark.parametrize("predicted", [[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 1, 1], [0, 0, 0, 1, 2, 2], [1, 2, 0, 2, 0, 1]])
+@pytest.mark.parametrize("logit", [0.1, 9.0])
+def test_intervals_of_few_images_stay_within_what_a_score_can_be(predicted: list[int], logit: float) -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    found = evaluate(confident(np.array(predicted), logit=logit), labels, NAMES, (1.5, "others"), seed=0)
+    shares = (found.macro_f1, found.calibration.before, found.calibration.after)
+    assert all(0 <= measure.low <= measure.high <= 1 for measure in shares)
+    assert -1 <= found.calibration.gain.low <= found.calibration.gain.high <= 1
+    assert found.log_loss.low >= 0
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_top5_accuracy_is_nowhere_with_few_classes(classes: int) -> None:
+    names = tuple("abcdef"[:classes])
+    labels = np.arange(classes)
+    scores = score(confident(labels, classes), labels)
+    found = evaluate(confident(labels, classes), labels, names, (1.0, "others"), seed=0)
+    epoch = Epoch(1, 1e-3, 0.5, 1.0, 1.0 if scores.top5 else None, scores, 1.0)
+    history = History(epochs=[epoch], best=epoch)
+    judged = judge([epoch], Setting(classes, 1e-3))
+    result = Result("", history, scores, ZeroShotBaseline("none", 0), judged, 1.0, 2.0)
+    shown = [
+        *found.metrics(),
+        *(row.name for row in score_rows(found)),
+        *epoch.metrics(),
+        *final_metrics(result),
+        epoch_line(epoch, 20),
+        *summary_lines(result, Tracker("name")),
+    ]
+    with_top5 = [text for text in shown if "top" in text]
+    # Of `evaluate` the metric with its interval and the row; of a run 2 metrics of epochs, 4 of the run and 4 lines.
+    assert len(with_top5) == (14 if classes == 6 else 0)
+    assert scores_from_dict(asdict(scores)) == scores
 
 
 def test_class_scores_are_sorted_worst_first() -> None:

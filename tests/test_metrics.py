@@ -31,11 +31,19 @@ def test_score_agrees_with_keras(rng: np.random.Generator) -> None:
     top5 = keras.metrics.sparse_top_k_categorical_accuracy(labels, logits, k=5)
     assert scores.loss == pytest.approx(float(loss), rel=1e-5)
     assert scores.accuracy.value == (logits.argmax(axis=1) == labels).mean()
+    assert scores.top5 is not None
     assert scores.top5.value == pytest.approx(float(np.mean(top5)))
+
+
+@pytest.mark.parametrize("bad", [0.0, math.nan])
+def test_score_has_no_top5_accuracy_where_it_would_be_100_percent_for_any_network(bad: float) -> None:
+    assert score(np.full((4, 5), bad), np.zeros(4, int)).top5 is None
+    assert score(np.full((4, 6), bad), np.zeros(4, int)).top5 is not None
 
 
 def test_score_ranks_equal_logits_by_index() -> None:
     scores = score(np.zeros((120, 120)), np.arange(120))
+    assert scores.top5 is not None
     assert (scores.accuracy.correct, scores.top5.correct) == (1, 5)
     assert scores.loss == pytest.approx(math.log(120))
 

@@ -110,6 +110,8 @@ def test_group_page_names_allowed_values_and_the_meaning_of_a_setting() -> None:
         ("dogbreeds.models.head.MLP", "dropout", "[0,\N{NO-BREAK SPACE}1)"),
         ("dogbreeds.models.preprocessing.Preprocessing", "mode", "raw, torch, caffe, tf, unit"),
         ("dogbreeds.tracking.mlflow_backend.Mlflow", "uri", "text"),
+        ("dogbreeds.experiments.run.Ungrouped", "seed", "integer [0,\N{NO-BREAK SPACE}4294967295]"),
+        ("dogbreeds.data.folder.Folder", "root", "path, or null"),
     ],
 )
 def test_spec_fields_reads_what_a_field_allows_also_of_base_classes(target: str, field: str, allowed: str) -> None:

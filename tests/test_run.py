@@ -120,7 +120,7 @@ def test_key_depends_only_on_settings_that_change_the_result(composed) -> None:
 
 def test_seed_must_not_be_negative(composed) -> None:
     assert composed("seed=0").seed == 0
-    with pytest.raises(UserError, match=r"^seed was -1\. It must be a whole number of 0 or more\."):
+    with pytest.raises(UserError, match=r"^seed was -1\. It must be a whole number from 0 to 4294967295\."):
         composed("seed=-1")
 
 

@@ -30,6 +30,21 @@ def test_spec_converts_values_to_plain_types() -> None:
     assert hash(sample) == hash(Sample(**GOOD | {"rate": 1}))
 
 
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(1e-50, "0"), (1e-40, "0"), (1e39, "inf"), (0.9999999999, "1"), (10**400, "inf")]
+)
+def test_number_must_be_within_its_bounds_in_float32_too(value: float, rounded: str) -> None:
+    below_1 = number(above=0, below=1, example=0.1).metadata["check"]
+    unbounded = number(above=0, example=0.1).metadata["check"]
+    with pytest.raises(UserError, match=rf"^x was .*, which is {rounded} in float32\. It must be .*\. Type x=0\.1"):
+        (below_1 if value < 1 else unbounded)("x", value)
+
+
+def test_number_at_a_bound_that_float32_rounds_is_valid() -> None:
+    check = number(at_least=0.1, at_most=0.3, example=0.2).metadata["check"]
+    assert [check("x", value) for value in (0.1, 0.3)] == [0.1, 0.3]
+
+
 RATE = "a finite number above 0 and at most 1"
 
 

@@ -6,19 +6,40 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import psutil
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import printable
 
 # Temporary folder within an output folder, named after the process that writes it.
 _TEMPORARY = re.compile(r"\.(\d+)\.part")
 # Temporary file in a folder that has one writer at a time.
 _SOLE_TEMPORARY = "aside"
 _FOLDER_HINT = "Type output=<folder>."
+
+
+def format_of(output: str | None, formats: Mapping[str, str], default: str) -> str:
+    """Return the format of an output file, which its suffix names.
+
+    Args:
+        output: path of the file; None for standard output.
+        formats: format by suffix, such as `.csv`.
+        default: format of standard output, and of a file without a suffix.
+
+    Raises:
+        UserError: if the suffix names no format.
+    """
+    suffix = Path(output).suffix.lower() if output is not None else ""
+    if suffix and suffix not in formats:
+        raise UserError(
+            f"output={printable(output or '')} ends with {suffix}, which names no format here. The suffix must be"
+            f" {', '.join(formats)}, unless format is given. Type format={default} too, for example."
+        )
+    return formats.get(suffix, default)
 
 
 @contextlib.contextmanager

@@ -6,15 +6,26 @@ A field is declared with a check, such as `number` or `one_of`, whose errors sta
 import dataclasses
 import json
 import math
+import struct
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import is_foreign, source_digest
-from dogbreeds.core.text import digest
+from dogbreeds.core.text import UNPRINTABLE, digest, received
 
 # Takes a config key and its value; returns the converted value, or raises UserError.
 Check = Callable[[str, Any], Any]
+# Largest whole number of a field without an upper bound of its own: shapes and counts of TensorFlow are int32.
+_MAX_INTEGER = 2**31 - 1
+# The largest seed that NumPy and Keras accept.
+MAX_SEED = 2**32 - 1
+# Smallest float32 that TensorFlow does not flush to zero.
+_MIN_FLOAT32 = 2.0**-126
+# Most characters of a text, and most bytes of a file's name.
+_MAX_CHARACTERS = 4000
+_MAX_NAME_BYTES = 255
 
 
 def _checked_field(check: Check) -> Any:
@@ -22,7 +33,20 @@ def _checked_field(check: Check) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_integer(value: Any, at_least: int, at_most: float) -> bool:
+    return _is_number(value) and at_least <= value <= at_most and int(value) == value
+
+
+def _as_float32(value: float) -> float:
+    """Round as TensorFlow does; infinite beyond the largest float32, and 0 below the smallest."""
+    try:
+        (rounded,) = struct.unpack("f", struct.pack("f", float(value)))
+    except OverflowError:
+        return math.inf
+    return rounded if abs(rounded) >= _MIN_FLOAT32 else 0.0
 
 
 def number(
@@ -45,38 +69,62 @@ def number(
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
 
-    def check(key: str, value: Any) -> float:
-        is_valid = (
-            _is_number(value)
-            and (above is None or value > above)
-            and (at_least is None or value >= at_least)
-            and (below is None or value < below)
-            and (at_most is None or value <= at_most)
+    def is_within(value: float, convert: Callable[[float], float]) -> bool:
+        return (
+            (above is None or value > convert(above))
+            and (at_least is None or value >= convert(at_least))
+            and (below is None or value < convert(below))
+            and (at_most is None or value <= convert(at_most))
         )
-        if not is_valid:
+
+    def check(key: str, value: Any) -> float:
+        if not _is_number(value) or not is_within(value, float):
             raise UserError(
-                f"{key} was {value!r}. It must be a finite number {allowed}. Type {key}={example:g}, for example."
+                f"{key} was {received(value)}. It must be a finite number {allowed}. Type {key}={example:g}, for"
+                " example."
+            )
+        # Networks are trained in float32, where 1e-50 is 0 and 0.999999999 is 1.
+        rounded = _as_float32(value)
+        if not math.isfinite(rounded) or not is_within(rounded, _as_float32) or (rounded == 0) != (value == 0):
+            raise UserError(
+                f"{key} was {received(value)}, which is {rounded:g} in float32. It must be a finite number"
+                f" {allowed} in that precision too. Type {key}={example:g}, for example."
             )
         return float(value)
 
     return _checked_field(check)
 
 
-def integer(*, at_least: int, example: int, optional: bool = False) -> Any:
-    """Declare a field for a whole number; with `optional`, null is allowed too."""
+def integer(*, at_least: int, at_most: int | None = None, example: int, optional: bool = False) -> Any:
+    """Declare a field for a whole number; with `optional`, null is allowed too.
+
+    Args:
+        at_least: lower bound.
+        at_most: upper bound; None for that of int32.
+        example: valid value, for the error message.
+        optional: whether null is allowed.
+    """
+    limit = _MAX_INTEGER if at_most is None else at_most
 
     def check(key: str, value: Any) -> int | None:
         if value is None and optional:
             return None
-        if not _is_number(value) or int(value) != value or value < at_least:
-            null = ", or null" if optional else ""
+        if not _is_integer(value, at_least, limit):
+            # The limit of int32 is of interest only to those who exceed it.
+            is_bounded = at_most is not None or (_is_number(value) and value > limit)
+            allowed = f"from {at_least} to {limit}" if is_bounded else f"of {at_least} or more"
             raise UserError(
-                f"{key} was {value!r}. It must be a whole number of {at_least} or more{null}. Type {key}={example}, for"
-                " example."
+                f"{key} was {received(value)}. It must be a whole number {allowed}{', or null' if optional else ''}."
+                f" Type {key}={example}, for example."
             )
         return int(value)
 
     return _checked_field(check)
+
+
+def seed(*, example: int = 0) -> Any:
+    """Declare a field for the seed of random generators."""
+    return integer(at_least=0, at_most=MAX_SEED, example=example)
 
 
 def one_of(*choices: str, optional: bool = False) -> Any:
@@ -88,8 +136,8 @@ def one_of(*choices: str, optional: bool = False) -> Any:
         if value not in choices:
             null = ", or null" if optional else ""
             raise UserError(
-                f"{key} was {value!r}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]}, for"
-                " example."
+                f"{key} was {received(value)}. It must be one of {', '.join(choices)}{null}. Type {key}={choices[0]},"
+                " for example."
             )
         return str(value)
 
@@ -101,14 +149,14 @@ def boolean() -> Any:
 
     def check(key: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise UserError(f"{key} was {value!r}. It must be true or false. Type {key}=true or {key}=false.")
+            raise UserError(f"{key} was {received(value)}. It must be true or false. Type {key}=true or {key}=false.")
         return value
 
     return _checked_field(check)
 
 
 def text(*, example: str, optional: bool = False) -> Any:
-    """Declare a field for a non-empty string, such as a path or an address; with `optional`, null is allowed too.
+    """Declare a field for a non-empty string, such as a name; with `optional`, null is allowed too.
 
     A whole number is converted to the string that was typed.
     """
@@ -116,26 +164,96 @@ def text(*, example: str, optional: bool = False) -> Any:
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
             return None
-        # Hydra parses a folder name or run id of digits only as a number. One with a leading 0 stays a string, so no
-        # digit is lost here.
-        if type(value) is int:
-            value = str(value)
+        value = _typed(value)
         if not isinstance(value, str) or not value:
-            raise UserError(f"{key} was {value!r}. It must be a non-empty string. Type {key}={example}, for example.")
+            raise UserError(
+                f"{key} was {received(value)}. It must be a non-empty string. Type {key}={example}, for example."
+            )
+        if not _is_storable(value):
+            raise UserError(
+                f"{key} was {received(value)}. It must be a string without control characters, of at most"
+                f" {_MAX_CHARACTERS} characters. Type {key}={example}, for example."
+            )
         return value
 
     return _checked_field(check)
 
 
-def integers(*, example: str) -> Any:
-    """Declare a field for a list of whole numbers above 0."""
+def path(*, example: str, optional: bool = False) -> Any:
+    """Declare a field for the path of a file or folder, which need not exist; with `optional`, null is allowed too.
+
+    Words with another meaning, such as `latest`, and addresses are paths too.
+    """
+    check_text = text(example=example, optional=optional).metadata["check"]
+
+    def check(key: str, value: Any) -> str | None:
+        value = check_text(key, value)
+        if value is not None and not _is_path(value):
+            raise UserError(
+                f"{key} was {received(value)}. It must be a path whose names have at most {_MAX_NAME_BYTES} bytes, and"
+                f" after ~ the name of a user. Type {key}={example}, for example."
+            )
+        return value
+
+    return _checked_field(check)
+
+
+def any_path(*, example: str) -> Any:
+    """Declare a field for a path, or null, that is checked where it is opened."""
+
+    def check(key: str, value: Any) -> str | None:
+        if value is not None and (not isinstance(_typed(value), str) or not _typed(value)):
+            raise UserError(
+                f"{key} was {received(value)}. It must be a non-empty string. Type {key}={example}, for example."
+            )
+        return _typed(value)
+
+    return _checked_field(check)
+
+
+def _typed(value: Any) -> Any:
+    """Return the string that was typed if Hydra parsed it as a whole number, such as a run's id of digits only.
+
+    One with a leading 0 stays a string, so no digit is lost here.
+    """
+    # Python writes no integer of more than 4,300 digits, about 14,000 bits.
+    return str(value) if type(value) is int and value.bit_length() <= 14_000 else value
+
+
+def _is_storable(value: str) -> bool:
+    """Whether files, databases and terminals can hold a string."""
+    return not UNPRINTABLE.search(value) and len(value) <= _MAX_CHARACTERS
+
+
+def _is_path(value: str) -> bool:
+    if "://" in value:
+        return True
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return False
+    return all(len(name.encode()) <= _MAX_NAME_BYTES for name in value.split("/"))
+
+
+def integers(*, at_most: int = _MAX_INTEGER, max_items: int = 100, example: str) -> Any:
+    """Declare a field for a list of whole numbers above 0.
+
+    Args:
+        at_most: upper bound of the numbers.
+        max_items: how many there may be.
+        example: valid value, for the error message.
+    """
 
     def check(key: str, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, (list, tuple)) or not all(
-            _is_number(item) and int(item) == item and item > 0 for item in value
-        ):
+        if not isinstance(value, (list, tuple)) or not all(_is_integer(item, 1, math.inf) for item in value):
             raise UserError(
-                f"{key} was {value!r}. It must be a list of whole numbers above 0. Type '{key}={example}', for example."
+                f"{key} was {received(value)}. It must be a list of whole numbers above 0. Type '{key}={example}', for"
+                " example."
+            )
+        if len(value) > max_items or any(item > at_most for item in value):
+            raise UserError(
+                f"{key} was {received(value)}. It must be a list of at most {max_items} numbers, none above {at_most}."
+                f" Type '{key}={example}', for example."
             )
         return tuple(int(item) for item in value)
 
@@ -146,8 +264,12 @@ def texts(*, example: str) -> Any:
     """Declare a field for a list of non-empty strings. The list may be empty."""
 
     def check(key: str, value: Any) -> tuple[str, ...]:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
-            raise UserError(f"{key} was {value!r}. It must be a list of names. Type '{key}={example}', for example.")
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(item, str) and item and _is_storable(item) for item in value
+        ):
+            raise UserError(
+                f"{key} was {received(value)}. It must be a list of names. Type '{key}={example}', for example."
+            )
         return tuple(value)
 
     return _checked_field(check)

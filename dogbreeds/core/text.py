@@ -3,9 +3,12 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 # Control characters, line separators, and surrogates, which stand for bytes that are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Most characters of a received value in a message.
+_MAX_RECEIVED = 100
 
 
 def printable(name: str) -> str:
@@ -36,3 +39,43 @@ def mask_passwords(text: str) -> str:
     """Replace the passwords in a text's addresses by `***`."""
     text = re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:***@", text)
     return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1***", text)
+
+
+def received(value: Any) -> str:
+    """Describe a value that the user gave, for an error message: as it is written in Python, without its middle."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4,300 digits.
+        return "a number of more than 4,300 digits"
+    if len(shown) <= _MAX_RECEIVED:
+        return shown
+    half = _MAX_RECEIVED // 2
+    return f"{shown[:half]}…{shown[-half:]} ({len(shown):,} characters)"
+
+
+def size_text(size: float) -> str:
+    """Format a number of bytes in the unit that fits, such as `640 B`, `14.7 MB` or `2 GB`."""
+    unit = "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000, larger
+    number = f"{size:.1f}" if size < 99.95 else f"{size:.0f}"
+    return f"{number.removesuffix('.0')} {unit}"
+
+
+def shorten(text: str, most: int) -> str:
+    """Return the beginning of a text in one line: whole sentences if the first of them fits, else whole words and `…`.
+
+    Args:
+        text: such as the message of a library's error.
+        most: number of characters to return at most.
+    """
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line.rstrip(".")
+    sentences = [end.start() for end in re.finditer(r"(?<!e\.g)(?<!i\.e)\. (?=[A-Z])", line[: most + 1])]
+    if sentences:
+        return line[: sentences[-1]]
+    return f"{line[:most].rpartition(' ')[0] or line[: most - 1]}…"

@@ -4,14 +4,14 @@ A *source* is a fixed set of images in a fixed order; a *split* is a selection o
 for each source as a whole, so another split of it, such as one with another seed, needs no second pass over the images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, number, one_of
-from dogbreeds.core.text import digest
+from dogbreeds.core.text import digest, printable
 from dogbreeds.data.image import ImageLoader
 
 
@@ -94,13 +94,16 @@ class Dataset:
         return digest("\n".join([*self.class_names, *parts]).encode())
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Split rows in two within each class. The same seed gives the same split.
 
     Args:
         labels: [n] class index of each row.
         fraction: fraction of each class to hold out, above 0 and below 1. Both parts get a row of each class or more.
         seed: 0 or more.
+        class_names: names of the classes, for the error.
 
     Returns:
         The remaining rows and the held-out rows, both ascending.
@@ -113,8 +116,9 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         rows = np.flatnonzero(labels == label)
         if len(rows) < 2:
             raise UserError(
-                f"Class number {label} has one image, so none can be held out for validation. Every class needs two"
-                " images or more, or its own folder in val. Add images, or create root/val/<class>/."
+                f"The class {printable(class_names[label])} has one image, so none can be held out for validation."
+                " Every class needs two images or more, or its own folder in val. Add images, or create"
+                " root/val/<class>/."
             )
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
         order = np.random.Generator(np.random.Philox(key=[seed, int(label)])).permutation(len(rows))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import integer, number, text
+from dogbreeds.core.spec import any_path, number, seed
 from dogbreeds.core.text import UNPRINTABLE, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split
 from dogbreeds.data.files import images_below, is_within, list_folder
@@ -23,9 +23,9 @@ class Folder(Data):
         split_seed: seed of that split.
     """
 
-    root: str = text(example="path/to/images", optional=True)
+    root: str = any_path(example="path/to/images")
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
+    split_seed: int = seed()
 
     def open(self) -> Dataset:
         root = self._resolved_root()

@@ -95,7 +95,7 @@ def assemble_dataset(
     if "val" in sources:
         val = whole(sources["val"])
     else:
-        train_rows, val_rows = stratified_split(sources["train"].labels, val_fraction, split_seed)
+        train_rows, val_rows = stratified_split(sources["train"].labels, val_fraction, split_seed, class_names)
         train, val = Split(sources["train"], train_rows), Split(sources["train"], val_rows)
     test = whole(sources["test"]) if "test" in sources else None
     return Dataset(name, class_names, train, val, test, tuple(note for note in notes if note))

@@ -25,9 +25,9 @@ class Miniature(Data):
     """
 
     classes: int = integer(at_least=2, example=120)
-    train_per_class: int = integer(at_least=1, example=20)
-    val_per_class: int = integer(at_least=1, example=10)
-    test_per_class: int = integer(at_least=1, example=10)
+    train_per_class: int = integer(at_least=1, at_most=10_000, example=20)
+    val_per_class: int = integer(at_least=1, at_most=10_000, example=10)
+    test_per_class: int = integer(at_least=1, at_most=10_000, example=10)
 
     def __post_init__(self) -> None:
         from dogbreeds.data.drawn_dogs import NUM_BREEDS

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dogbreeds.core.spec import integer, number, one_of, text
+from dogbreeds.core.spec import number, one_of, path, seed
 from dogbreeds.data.dataset import Data, Dataset, Split, stratified_split
 from dogbreeds.data.labelled_files import whole
 from dogbreeds.data.tfds import open_builder, tfds_source
@@ -30,22 +30,22 @@ class StanfordDogs(Data):
     """
 
     split: str = one_of("official", "guide")
-    root: str | None = text(example="~/tensorflow_datasets", optional=True)
+    root: str | None = path(example="/data/tensorflow_datasets", optional=True)
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
-    guide_seed: int = integer(at_least=0, example=42)
+    split_seed: int = seed()
+    guide_seed: int = seed(example=42)
 
     def open(self) -> Dataset:
         builder = open_builder("stanford_dogs", self.root, _ABSENT)
         class_names = tuple(builder.info.features["label"].names)
         if self.split == "guide":
             source = tfds_source(builder, "train+test")
-            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.guide_seed)
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.guide_seed, class_names)
             test: Split | None = None
         else:
             source = tfds_source(builder, "train")
             test_source = tfds_source(builder, "test")
-            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.split_seed)
+            train_rows, val_rows = stratified_split(source.labels, self.val_fraction, self.split_seed, class_names)
             test = whole(test_source)
         return Dataset(
             name="stanford_dogs",

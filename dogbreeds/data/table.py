@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import boolean, integer, number, text
-from dogbreeds.core.text import UNPRINTABLE, printable
+from dogbreeds.core.spec import boolean, number, path, seed, text
+from dogbreeds.core.text import UNPRINTABLE, printable, shorten
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.data.files import is_within
 from dogbreeds.data.labelled_files import LabelledFile, assemble_dataset, readable_source
@@ -40,14 +40,14 @@ class Table(Data):
         split_seed: seed of that split.
     """
 
-    table: str | None = text(example="path/to/images.csv", optional=True)
+    table: str | None = path(example="path/to/images.csv", optional=True)
     image_column: str = text(example="image")
     label_column: str = text(example="label")
     split_column: str = text(example="split")
-    root: str | None = text(example="path/to/images", optional=True)
+    root: str | None = path(example="path/to/images", optional=True)
     outside_root: bool = boolean()
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
+    split_seed: int = seed()
 
     def open(self) -> Dataset:
         path = self._existing_table()
@@ -157,7 +157,7 @@ class Table(Data):
             separator = max(_SEPARATORS, key=header.count)
             return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())[:150]
+            reason = shorten(str(error), 150)
             raise UserError(
                 f"{printable(str(path))} cannot be read as a {'Parquet' if is_parquet else 'CSV'} file ({reason}). It"
                 " must be a CSV file in UTF-8 with a line of column names, or a Parquet file ending in .parquet. Save"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import integer, number, text
-from dogbreeds.core.text import digest, printable
+from dogbreeds.core.spec import number, path, seed, text
+from dogbreeds.core.text import digest, printable, shorten
 from dogbreeds.data.dataset import Data, Dataset, Source
 from dogbreeds.data.image import ImageLoader, decode
 from dogbreeds.data.labelled_files import assemble_dataset
@@ -52,11 +52,11 @@ class Tfds(Data):
     """
 
     name: str | None = text(example="oxford_flowers102", optional=True)
-    root: str | None = text(example="~/tensorflow_datasets", optional=True)
+    root: str | None = path(example="/data/tensorflow_datasets", optional=True)
     image: str | None = text(example="image", optional=True)
     label: str | None = text(example="label", optional=True)
     val_fraction: float = number(above=0, below=1, example=0.2)
-    split_seed: int = integer(at_least=0, example=0)
+    split_seed: int = seed()
 
     def open(self) -> Dataset:
         if self.name is None or not _NAME.fullmatch(self.name):
@@ -126,16 +126,16 @@ def open_builder(name: str, root: str | None, absent: str) -> "tfds.core.Dataset
         builder = tfds.builder(name, data_dir=root)
     # TFDS raises each of them for a name that is wrong: unknown set, unknown config, unknown version.
     except (ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".: ")
+        reason = shorten(str(error).splitlines()[0], 200).rstrip(":")
         raise UserError(
-            f"data.name={name} is no data set ({reason[:200]}). It must be a name from TensorFlow Datasets' catalog, or"
+            f"data.name={name} is no data set ({reason}). It must be a name from TensorFlow Datasets' catalog, or"
             " of a data set that data.root holds. Type data.name=oxford_flowers102, for example."
         ) from error
     if not builder.data_path.exists():
         try:
             builder.download_and_prepare()
         except (OSError, tfds.download.DownloadError) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = shorten(str(error), 100)
             raise MissingFileError(absent.format(name=name, path=builder.data_path, reason=reason)) from error
     return builder
 

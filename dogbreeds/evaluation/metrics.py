@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Classes that count as right in the top-5 accuracy.
+TOP = 5
 # Standard normal quantile of 0.975.
 _Z95 = 1.959963984540054
 # Metrics of the validation split that can select the best epoch.
@@ -71,14 +73,15 @@ class Scores:
     Attributes:
         loss: mean cross-entropy in nats; NaN if a logit is not finite.
         accuracy: proportion of images whose class has the highest logit.
-        top5: proportion of images whose class is among the five highest logits.
+        top5: proportion of images whose class is among the five highest logits; None with five classes or fewer, where
+            it would be 100 % whatever the network predicts.
         balanced_accuracy: mean recall of the classes that have images, in [0, 1]; NaN if an earlier version measured.
         macro_f1: mean F1 of these classes, in [0, 1]; NaN likewise.
     """
 
     loss: float
     accuracy: Proportion
-    top5: Proportion
+    top5: Proportion | None
     balanced_accuracy: float = math.nan
     macro_f1: float = math.nan
 
@@ -100,22 +103,22 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
         logits: [n, classes] float.
         labels: [n] int.
     """
-    n = len(labels)
+    n, classes = logits.shape
+    has_top5 = classes > TOP
     # Logits that are not finite have no ranking.
     if not np.isfinite(logits).all():
-        return Scores(math.nan, Proportion(0, n), Proportion(0, n), balanced_accuracy=0.0, macro_f1=0.0)
+        return Scores(math.nan, Proportion(0, n), Proportion(0, n) if has_top5 else None, 0.0, 0.0)
     wide = logits.astype(np.float64)
     shifted = wide - wide.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None].astype(np.int64), axis=1)
     losses = np.log(np.exp(shifted).sum(axis=1)) - own[:, 0]
-    ranked_before = (shifted > own) | ((shifted == own) & (np.arange(logits.shape[1]) < labels[:, None]))
+    ranked_before = (shifted > own) | ((shifted == own) & (np.arange(classes) < labels[:, None]))
     rank = ranked_before.sum(axis=1)
-    classes = logits.shape[1]
     predicted = shifted.argmax(axis=1)
     return Scores(
         loss=float(losses.mean()),
         accuracy=Proportion(int((rank < 1).sum()), n),
-        top5=Proportion(int((rank < 5).sum()), n),
+        top5=Proportion(int((rank < TOP).sum()), n) if has_top5 else None,
         balanced_accuracy=balanced_accuracy(labels, predicted, classes),
         macro_f1=macro_f1(labels, predicted, classes),
     )

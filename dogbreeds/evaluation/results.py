@@ -60,7 +60,7 @@ class Epoch:
         lr: learning rate of its last step.
         train_loss: training loss in nats, the mean over its steps.
         train_accuracy: training accuracy in [0, 1], the mean over its steps.
-        train_top5: training top-5 accuracy in [0, 1], the mean over its steps.
+        train_top5: training top-5 accuracy in [0, 1], the mean over its steps; None where `val` has none.
         val: scores on the validation split after the epoch.
         seconds: duration.
     """
@@ -69,28 +69,30 @@ class Epoch:
     lr: float
     train_loss: float
     train_accuracy: float
-    train_top5: float
+    train_top5: float | None
     val: Scores
     seconds: float
 
     def metrics(self) -> dict[str, float]:
         """Return the results by metric name."""
-        return {
+        metrics = {
             "train/loss": self.train_loss,
             "train/accuracy": self.train_accuracy,
             "train/top5_accuracy": self.train_top5,
             "val/loss": self.val.loss,
             "val/accuracy": self.val.accuracy.value,
-            "val/top5_accuracy": self.val.top5.value,
+            "val/top5_accuracy": self.val.top5.value if self.val.top5 is not None else None,
             "val/balanced_accuracy": self.val.balanced_accuracy,
             "val/macro_f1": self.val.macro_f1,
             "lr": self.lr,
         }
+        return {name: value for name, value in metrics.items() if value is not None}
 
 
 def scores_from_dict(values: Mapping[str, Any]) -> Scores:
     """Restore scores from what `dataclasses.asdict` made of them."""
-    return Scores(**{**values, "accuracy": Proportion(**values["accuracy"]), "top5": Proportion(**values["top5"])})
+    accuracy, top5 = (Proportion(**found) if (found := values[name]) else None for name in ("accuracy", "top5"))
+    return Scores(**{**values, "accuracy": accuracy, "top5": top5})
 
 
 # Weight of the earlier steps in the running mean of the loss.

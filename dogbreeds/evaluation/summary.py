@@ -9,6 +9,7 @@ its calibration error too high, by about as much as those of the images themselv
 interval of the macro F1 contained the true value in 91 to 94 of 100 cases.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -137,8 +138,9 @@ class Evaluation:
             "calibration_error": self.calibration.before,
             "calibration_error_scaled": self.calibration.after,
             "accuracy": _measure(self.scores.accuracy),
-            "top5_accuracy": _measure(self.scores.top5),
         }
+        if self.scores.top5 is not None:
+            measures["top5_accuracy"] = _measure(self.scores.top5)
         for name, measure in measures.items():
             metrics |= {name: measure.value, f"{name}_low": measure.low, f"{name}_high": measure.high}
         metrics["temperature"] = self.calibration.temperature
@@ -189,7 +191,7 @@ def evaluate(
     matrix = confusion_matrix(labels, predicted, len(names))
     return Evaluation(
         scores=score(logits, labels),
-        macro_f1=_bootstrapped(lambda rows: macro_f1(labels[rows], predicted[rows], len(names)), draws),
+        macro_f1=_bootstrapped(lambda rows: macro_f1(labels[rows], predicted[rows], len(names)), draws, most=1.0),
         log_loss=log_loss(plain, labels, draws),
         calibration=_calibration(
             plain=plain,
@@ -273,10 +275,10 @@ def _draws(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, n, (_DRAWS, n))
 
 
-def _bootstrapped(statistic: Callable[[np.ndarray], float], draws: np.ndarray) -> Measure:
-    """Bootstrap a statistic that is never negative."""
+def _bootstrapped(statistic: Callable[[np.ndarray], float], draws: np.ndarray, most: float = math.inf) -> Measure:
+    """Bootstrap a statistic that is from 0 to `most`."""
     (found,) = _basic_bootstrap(lambda rows: [statistic(rows)], draws)
-    return _at_least_zero(found)
+    return _within(found, 0.0, most)
 
 
 def _basic_bootstrap(statistics: Callable[[np.ndarray], list[float]], draws: np.ndarray) -> list[Measure]:
@@ -305,8 +307,9 @@ def _calibration_errors(
         return [before, after, before - after]
 
     before, after, gain = _basic_bootstrap(errors, draws)
-    return _at_least_zero(before), _at_least_zero(after), gain
+    return _within(before, 0.0, 1.0), _within(after, 0.0, 1.0), _within(gain, -1.0, 1.0)
 
 
-def _at_least_zero(measure: Measure) -> Measure:
-    return Measure(measure.value, max(0.0, measure.low), measure.high, measure.n)
+def _within(measure: Measure, least: float, most: float) -> Measure:
+    """Cut an interval to the values that the statistic can have: a mirrored one may reach beyond them."""
+    return Measure(measure.value, max(least, measure.low), min(most, measure.high), measure.n)

@@ -4,9 +4,9 @@ The thresholds were chosen on one half of the seeds of `make faults`, which repo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dogbreeds.evaluation.metrics import PairedOutcome
 
@@ -74,6 +74,7 @@ class Setting:
         native: whether the run's pixels are those that the preflight found to fit best; None if it cannot tell.
         pair: the fine-tune compared with its frozen parent; None for a frozen run.
         diverged: at which step and learning rate the loss was not finite; empty if it never was.
+        settings: the run's settings by dotted name, as `Run.parameters` gives them; they decide the advice alone.
     """
 
     classes: int
@@ -81,6 +82,11 @@ class Setting:
     native: bool | None = None
     pair: PairedOutcome | None = None
     diverged: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def lacks(self, name: str, value: str) -> bool:
+        """Whether typing a setting would change the run. A setting that the run does not have cannot be typed."""
+        return self.settings.get(name, "") not in ("", value) if self.settings else True
 
 
 def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
@@ -98,7 +104,7 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         return _with_advice(failure, epochs, setting)
     if setting.pair is not None:
         return _compared_with_parent(setting.pair, setting)
-    return _find_overfitting(epochs) or _learned(epochs)
+    return _find_overfitting(epochs, setting) or _learned(epochs, setting)
 
 
 def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
@@ -170,16 +176,18 @@ def _with_advice(failure: Verdict, epochs: "Sequence[Epoch]", setting: Setting) 
     peak = failure.numbers.get("peak", 0.0)
     lower_rate = _lower_rate(setting.lr)
     if setting.native is False:
-        advice = "The pixels are not those of pretraining: type preprocessing=native."
+        # Where `native` names the wrong pixels, the preflight has said which are right.
+        is_native = not setting.lacks("preprocessing.mode", setting.settings.get("model.pixels", ""))
+        fix = "set preprocessing as the preflight says" if is_native else "type preprocessing=native"
+        advice = f"The pixels are not those of pretraining: {fix}."
     elif failure.name == "never_learned" and trained > 2 * peak + 0.1:
         advice = "The training images were memorised: check whether their labels are correct."
     elif setting.pair is not None:
-        advice = (
-            f"Fine-tuning was too aggressive: type optimizer.lr={lower_rate}, and unfreeze.batchnorm=frozen if it is"
-            " not."
-        )
+        batchnorm = ", and unfreeze.batchnorm=frozen" if setting.lacks("unfreeze.batchnorm", "frozen") else ""
+        advice = f"Fine-tuning was too aggressive: type optimizer.lr={lower_rate}{batchnorm}."
     elif setting.lr >= 3e-3 or failure.name == "collapsed":
-        advice = f"The learning rate is too high for this head: type optimizer.lr={lower_rate}, or head=batchnorm."
+        other_head = ", or head=batchnorm" if setting.lacks("head", "BatchNorm") else ""
+        advice = f"The learning rate is too high for this head: type optimizer.lr={lower_rate}{other_head}."
     elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
         advice = "The training loss is still falling: increase phase.epochs, or find a rate with phase=lr_range."
     else:
@@ -197,10 +205,9 @@ def _compared_with_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
         advice = "Use the fine-tuned network."
     else:
         name = "worse_than_frozen"
-        advice = (
-            f"Use the frozen network, or fine-tune again: type optimizer.lr={_lower_rate(setting.lr)}, or"
-            " unfreeze.batchnorm=frozen if it is not."
-        )
+        batchnorm = ", or unfreeze.batchnorm=frozen" if setting.lacks("unfreeze.batchnorm", "frozen") else ""
+        lower_rate = _lower_rate(setting.lr)
+        advice = f"Use the frozen network, or fine-tune again: type optimizer.lr={lower_rate}{batchnorm}."
     numbers = {
         "difference": pair.difference,
         "p_value": pair.p_value,
@@ -212,7 +219,7 @@ def _compared_with_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
     )
 
 
-def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
+def _find_overfitting(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
     """Find a validation loss that rose while the training loss fell."""
     losses = [epoch.val.loss for epoch in epochs]
     lowest = losses.index(min(losses))
@@ -226,18 +233,30 @@ def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
         f" accuracy reached {_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
     )
     numbers = {"peak": max(epoch.val.accuracy.value for epoch in epochs), "loss_rise": rise, "gap": gap}
-    return Verdict("overfitting", reason, "Stop at that epoch, raise head.dropout, or type augment=guide.", numbers)
+    has_dropout = not setting.settings or "head.dropout" in setting.settings
+    remedies = ["raise head.dropout"] if has_dropout else []
+    remedies += ["type augment=guide"] if setting.lacks("augment", "Guide") else ["raise augment.copies"]
+    return Verdict("overfitting", reason, f"Stop at that epoch, {', or '.join(remedies)}.", numbers)
 
 
-def _learned(epochs: "Sequence[Epoch]") -> Verdict:
+def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
     reason = (
         f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
         " last"
     )
-    return Verdict(
-        "learned", reason, "Fine-tuning can start from it: type phase=finetune.", {"peak": best.val.accuracy.value}
-    )
+    return Verdict("learned", reason, _next_step(setting.settings), {"peak": best.val.accuracy.value})
+
+
+def _next_step(settings: Mapping[str, Any]) -> str:
+    """Return what to do after a run that has learned: a fine-tune, or what it lacks to be the parent of one."""
+    if settings.get("unfreeze", "Nothing") != "Nothing":
+        return "To see what the unfrozen blocks add, or to fine-tune, train with a frozen backbone: type unfreeze=none."
+    if settings.get("tracking") == "Nothing":
+        return "Fine-tuning can start from it once it is recorded: type tracking=mlflow."
+    if settings.get("tracking.model") == "none":
+        return "Fine-tuning can start from it once its head is saved: type tracking.model=best."
+    return "Fine-tuning can start from it: type phase=finetune."
 
 
 def _lower_rate(lr: float) -> str:

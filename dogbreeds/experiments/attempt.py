@@ -109,7 +109,8 @@ def _execute(prepared: PreparedRun, tracker: Tracker) -> Result | Range:
 def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, tracker: Tracker) -> Result:
     val = inputs.rows(prepared.dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
-    setting = Setting(len(prepared.dataset.class_names), prepared.run.optimizer.lr, prepared.native)
+    run = prepared.run
+    setting = Setting(len(prepared.dataset.class_names), run.optimizer.lr, prepared.native, settings=run.parameters())
     history = _fit_or_resume(prepared, phase, inputs, val, setting, tracker)
     predictions = _predict_with_best_epoch(prepared, history, inputs, val, tracker)
     pairs = _compare_with_parent(prepared, predictions)

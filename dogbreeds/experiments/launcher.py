@@ -12,10 +12,13 @@ import shutil
 import socket
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
@@ -23,6 +26,7 @@ from dogbreeds.core import signals
 from dogbreeds.core.console import prefix_log_lines
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
+from dogbreeds.core.text import shorten
 from dogbreeds.experiments import hydra_plugin
 from dogbreeds.experiments.plugins import import_plugins, named_plugins
 
@@ -129,6 +133,7 @@ class LauncherCallback(Callback):
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         hydra_plugin.register()
         try:
+            _check_sweep(config.hydra.overrides.task)
             # A plugin with an error would fail each job by itself.
             import_plugins(named_plugins(config))
             prepare_launcher(config)
@@ -140,6 +145,17 @@ class LauncherCallback(Callback):
 
     def begin(self, config: "DictConfig") -> None:
         """Do what is due once per sweep, after the launcher is prepared and before the first job."""
+
+
+def _check_sweep(overrides: Sequence[str]) -> None:
+    """Raise `UserError` if a setting has no value to sweep over: Hydra would run no job, and end well."""
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    for override in parser.parse_overrides(list(overrides)):
+        if override.is_discrete_sweep() and next(iter(override.sweep_iterator()), None) is None:
+            raise UserError(
+                f"{override.input_line} has no values, so the sweep has no jobs. A sweep needs one value or more of"
+                " each setting. Type 'seed=range(0,3)', for example, or leave it out."
+            )
 
 
 def _is_installed(plugin: str) -> bool:
@@ -167,7 +183,7 @@ def _connect_to_ray(init: "DictConfig") -> None:
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"Ray at {settings['address']} cannot be used ({' '.join(str(error).split())[:200]}). The address must be"
+            f"Ray at {settings['address']} cannot be used ({shorten(str(error), 200)}). The address must be"
             " local, for a Ray that lives as long as the sweep, auto, for the cluster of this machine, or the address"
             " that ray start printed. Type hydra.launcher.ray.init.address=local."
         ) from error
@@ -221,7 +237,7 @@ def lost_job_message(error: Exception) -> str:
         error: one of `lost_job_errors`.
     """
     first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    reason = first_line.rstrip(".")[:200]
+    reason = shorten(first_line, 200)
     if reason.startswith("sbatch: "):
         return (
             f"Slurm rejected the jobs ({reason}). They must ask for resources that the cluster has. Type"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
-from dogbreeds.core.text import digest
+from dogbreeds.core.text import digest, mask_passwords
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.plugins import is_allowed, is_module_name
@@ -96,7 +96,8 @@ def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_
     if not records:
         which = f"{' with a saved network' if needs_network else ''}{f' for {only}' if str(only) else ''}"
         raise UserError(
-            f"Experiment '{tracking.experiment}' has no finished run{which}. {key}={run} needs one. "
+            f"Experiment '{tracking.experiment}' has no finished run{which}. {key}={run} needs one in"
+            f" {mask_passwords(tracking.uri)}, which DOGBREEDS_HOME and tracking.uri choose. "
             f"Type python -m dogbreeds.train first{', or name a saved network by its file' if needs_network else ''}."
         )
     if run == _LATEST:

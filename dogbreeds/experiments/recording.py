@@ -2,7 +2,7 @@
 
 import logging
 
-from dogbreeds.evaluation.metrics import PairedOutcome
+from dogbreeds.evaluation.metrics import PairedOutcome, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.result import Result
@@ -78,6 +78,11 @@ def _short(value: float, decimals: int = 3) -> str:
     return next((text for text in texts if len(text) <= 5), f"{value:.0e}")
 
 
+def _top5(scores: Scores) -> str:
+    """Format the top-5 accuracy; empty with so few classes that there is none."""
+    return f", top-5 {100 * scores.top5.value:.1f} %" if scores.top5 is not None else ""
+
+
 def final_metrics(result: Result) -> dict[str, float]:
     """Return the metrics of a finished attempt: time, verdict, best and last epoch, and test scores."""
     history = result.history
@@ -100,11 +105,12 @@ def final_metrics(result: Result) -> dict[str, float]:
     if result.test is not None:
         metrics |= {
             "test/accuracy": result.test.accuracy.value,
-            "test/top5_accuracy": result.test.top5.value,
             "test/loss": result.test.loss,
             "test/balanced_accuracy": result.test.balanced_accuracy,
             "test/macro_f1": result.test.macro_f1,
         }
+        if result.test.top5 is not None:
+            metrics["test/top5_accuracy"] = result.test.top5.value
     return metrics
 
 
@@ -137,12 +143,12 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
     best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
-        f"{name}  val  {epoch.val.accuracy}, top-5 {100 * epoch.val.top5.value:.1f} %, epoch {epoch.number}"
+        f"{name}  val  {epoch.val.accuracy}{_top5(epoch.val)}, epoch {epoch.number}"
         for name, epoch in best_and_last
         if epoch is not None
     ]
     if result.test is not None:
-        lines.append(f"best  test {result.test.accuracy}, top-5 {100 * result.test.top5.value:.1f} %")
+        lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")
     lines += result.baseline.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.location()}")

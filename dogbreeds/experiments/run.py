@@ -11,7 +11,7 @@ from typing import Any
 
 from dogbreeds.core.former_names import stored_name
 from dogbreeds.core.source import is_foreign, source_digest
-from dogbreeds.core.spec import Spec, boolean, integer, text
+from dogbreeds.core.spec import Spec, boolean, integer, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
 from dogbreeds.features.features import Features
@@ -43,10 +43,10 @@ class Ungrouped(Spec):
     """
 
     group = ""
-    seed: int = integer(at_least=0, example=0)
+    seed: int = seed()
     stop_on_collapse: bool = boolean()
     checkpoint_steps: int | None = integer(at_least=1, example=100, optional=True)
-    checkpoint_dir: str = text(example="multirun/checkpoints")
+    checkpoint_dir: str = path(example="multirun/checkpoints")
     rerun: bool = boolean()
 
 

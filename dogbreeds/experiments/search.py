@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dogbreeds.core import locks, signals
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
-from dogbreeds.core.spec import Spec, integer, text
+from dogbreeds.core.spec import Spec, integer, path, seed, text
 from dogbreeds.core.text import digest
 from dogbreeds.experiments.search_space import Space
 from dogbreeds.experiments.trial import (
@@ -58,13 +58,13 @@ class Settings(Spec):
     """
 
     group = "hydra.sweeper"
-    n_trials: int = integer(at_least=1, example=40)
-    n_jobs: int = integer(at_least=1, example=2)
+    n_trials: int = integer(at_least=1, at_most=100_000, example=40)
+    n_jobs: int = integer(at_least=1, at_most=1000, example=2)
     n_startup_trials: int = integer(at_least=0, example=8)
     n_warmup_steps: int = integer(at_least=0, example=1)
-    seed: int = integer(at_least=0, example=0)
+    seed: int = seed()
     study_name: str | None = text(example="learning-rates", optional=True)
-    storage: str = text(example="multirun/studies")
+    storage: str = path(example="multirun/studies")
 
 
 class _SampledTrial(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.text import mask_passwords
+from dogbreeds.core.text import mask_passwords, shorten
 from dogbreeds.evaluation import verdict
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def study_errors(place: str) -> Iterator[None]:
         yield
     # The last three come from a missing database driver, a deleted study and a damaged file.
     except (OptunaError, SQLAlchemyError, OSError, ImportError, KeyError, json.JSONDecodeError) as error:
-        reason = mask_passwords(" ".join(str(error).split()))[:200]
+        reason = shorten(mask_passwords(str(error)), 200)
         raise UserError(
             f"The studies in {mask_passwords(place)} cannot be used ({reason}). hydra.sweeper.storage must be a"
             " writable folder, or the address of a database that Optuna supports. Type hydra.sweeper.storage=<folder>,"

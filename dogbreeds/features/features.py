@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, number, one_of, text
+from dogbreeds.core.spec import Spec, integer, number, one_of, path
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
 
@@ -26,7 +26,7 @@ class Features(Spec):
     """
 
     group = "features"
-    dir: str = text(example="~/.cache/dogbreeds")
+    dir: str = path(example="/data/dogbreeds-cache")
     dtype: str = one_of("float32", "float16")
     max_gigabytes: float = number(above=0, example=50)
     batch_size: int | None = integer(at_least=1, example=64, optional=True)

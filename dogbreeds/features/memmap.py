@@ -14,6 +14,7 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.files import atomic_write
+from dogbreeds.core.text import size_text
 
 # Bytes of a memory-mapped array that stay in memory while it is streamed.
 WINDOW_BYTES = 64 << 20
@@ -60,7 +61,7 @@ def reserve_disk_space(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise CacheWriteError(
-                f"{path.parent.parent} has no room for {size / 1e9:.1f} GB of features ({error.strerror}). The feature"
+                f"{path.parent.parent} has no room for {size_text(size)} of features ({error.strerror}). The feature"
                 " cache needs a disk with that much free space. Set features.dir=<folder>, or features.dtype=float16"
                 " for half the size, or type make clear to empty the cache."
             ) from error

@@ -10,6 +10,7 @@ import numpy as np
 
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import shorten
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.network import compile_inference, inference_batch_size
 
@@ -119,7 +120,7 @@ def load(file: Path) -> Classifier:
         model = keras.models.load_model(file, compile=False, safe_mode=True)
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{file} cannot be read as a saved network ({' '.join(str(error).split())[:160]}). It must be a complete"
+            f"{file} cannot be read as a saved network ({shorten(str(error), 160)}). It must be a complete"
             " .keras file that a training run saved. Type run=latest, or the path of such a file."
         ) from error
     outputs = getattr(model, "output", None)

@@ -19,7 +19,7 @@ class Tta(Spec):
     """
 
     group = "tta"
-    views: int = integer(at_least=1, example=4)
+    views: int = integer(at_least=1, at_most=100, example=4)
 
 
 def view(images: np.ndarray, number: int) -> np.ndarray:

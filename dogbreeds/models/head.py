@@ -81,7 +81,7 @@ class BatchNorm(Head):
 class MLP(Head):
     """Dense ReLU layers, each followed by dropout. The head of the guide, which collapses at a high learning rate."""
 
-    widths: tuple[int, ...] = integers(example="[512,256]")
+    widths: tuple[int, ...] = integers(at_most=16_384, example="[512,256]")
     dropout: float = number(at_least=0, below=1, example=0.5)
 
     def hidden(self, seed: int) -> "list[keras.Layer]":

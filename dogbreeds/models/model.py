@@ -18,8 +18,8 @@ import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import is_foreign
-from dogbreeds.core.spec import Spec, integer, number, one_of, text
-from dogbreeds.core.text import digest
+from dogbreeds.core.spec import Spec, integer, number, one_of, path
+from dogbreeds.core.text import digest, shorten
 from dogbreeds.models.blocks import Block, find_blocks
 from dogbreeds.models.preprocessing import MODES
 
@@ -77,9 +77,9 @@ class Model(Spec):
 
     group = "model"
     architecture: str = one_of(*ARCHITECTURES)
-    image_size: int = integer(at_least=32, example=224)
+    image_size: int = integer(at_least=32, at_most=4096, example=224)
     pixels: str = one_of(*MODES)
-    weights: str | None = text(example="imagenet", optional=True)
+    weights: str | None = path(example="imagenet", optional=True)
 
     def weights_file(self) -> Path | None:
         """Return the weight file to load, or None for random weights and for weights that Keras downloads.
@@ -141,7 +141,7 @@ class MobileNetV2(Model):
         alpha: width multiplier.
     """
 
-    alpha: float = number(above=0, example=0.35)
+    alpha: float = number(above=0, at_most=10, example=0.35)
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         import keras
@@ -216,7 +216,7 @@ def imagenet_network(model: Model, top: bool = False) -> "keras.Model":
         cache = Path(keras.config.keras_home() if hasattr(keras.config, "keras_home") else "~/.keras") / "models"
         raise MissingFileError(
             f"The ImageNet weights of {model.architecture} are not in {cache} and could not be downloaded"
-            f" ({str(error)[:200]}). Without a network connection, put the file there or give its path. Type"
+            f" ({shorten(str(error), 200)}). Without a network connection, put the file there or give its path. Type"
             " model.weights=path/to/file.h5, or model=miniature, which needs no download."
         ) from error
 
@@ -244,8 +244,8 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
         own = f"keras.applications.{model.architecture}(include_top=False)"
         network_name = model.architecture if is_foreign(type(model)) else own
         raise UserError(
-            f"{file} does not fit {model.architecture} ({' '.join(str(error).split())[:160]}). It must hold the weights"
-            f" of {network_name} in the same size{with_alpha}. Type"
+            f"{file} does not fit {model.architecture} ({shorten(str(error), 160)}). It must hold the weights of"
+            f" {network_name} in the same size{with_alpha}. Type"
             f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error
     normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]

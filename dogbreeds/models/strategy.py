@@ -8,9 +8,11 @@ from typing import Any
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec
+from dogbreeds.core.text import received
 from dogbreeds.models.replicas import OneDevice, Replicas
 
-_DEVICE_NAME = re.compile(r"(CPU|GPU):\d+")
+_DEVICE_NAME = re.compile(r"(CPU|GPU):\d{1,3}")
+_MAX_DEVICES = 1000
 _DRY_RUN = "'strategy.devices=[CPU:0,CPU:1]'"
 
 
@@ -36,14 +38,14 @@ class Single(Strategy):
 
 def _check_devices(key: str, value: Any) -> int | tuple[str, ...] | None:
     """Check that the value is null, a number of GPUs, or distinct device names of one kind."""
-    if value is None or (type(value) is int and value >= 1):
+    if value is None or (type(value) is int and 1 <= value <= _MAX_DEVICES):
         return value
     names = tuple(value) if isinstance(value, (list, tuple)) else ()
     are_names = all(isinstance(name, str) and _DEVICE_NAME.fullmatch(name) for name in names)
     if not names or not are_names or len({name[:3] for name in names}) > 1 or len(set(names)) < len(names):
         raise UserError(
-            f"{key} was {value!r}. It must be null for all GPUs, a number of GPUs, or distinct device names of one"
-            f" kind, such as GPU:0. Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
+            f"{key} was {received(value)}. It must be null for all GPUs, a number of GPUs, or distinct device names of"
+            f" one kind, such as GPU:0. Type {key}=2 or '{key}=[GPU:0,GPU:1]', for example."
         )
     return names
 

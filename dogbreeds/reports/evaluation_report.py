@@ -176,7 +176,7 @@ def score_rows(evaluation: Evaluation) -> list[ScoreRow]:
     scaled = f", temperature {calibration.temperature:.2f}"
     rows = [
         _proportion_row("accuracy", evaluation.scores.accuracy),
-        _proportion_row("top-5 accuracy", evaluation.scores.top5),
+        *([_proportion_row("top-5 accuracy", top5)] if (top5 := evaluation.scores.top5) is not None else []),
         _percent_row("macro F1", evaluation.macro_f1),
         _nats_row("log loss", evaluation.log_loss),
         _percent_row("calibration error", calibration.before),

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.console import terminal_width
-from dogbreeds.core.files import output_stream
+from dogbreeds.core.files import format_of, output_stream
 from dogbreeds.core.paths import home
-from dogbreeds.core.spec import Spec, one_of, text
+from dogbreeds.core.spec import Spec, one_of, path
 
 _EXTENSIONS = {"text": "txt", "markdown": "md", "csv": "csv", "html": "html"}
 
@@ -17,13 +17,19 @@ class Output(Spec):
     """Format and destination of a command's result.
 
     Attributes:
-        format: `text`, `markdown`, `csv` or `html`.
+        format: `text`, `markdown`, `csv` or `html`; null for the one that the output's suffix names, or text.
         output: path of the file to write; None prints, and puts HTML into `multirun/`.
     """
 
     group = ""
-    format: str = one_of("text", "markdown", "csv", "html")
-    output: str | None = text(example="result.md", optional=True)
+    format: str = one_of("text", "markdown", "csv", "html", optional=True)
+    output: str | None = path(example="result.md", optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format is None:
+            formats = {f".{suffix}": name for name, suffix in _EXTENSIONS.items()}
+            object.__setattr__(self, "format", format_of(self.output, formats, default="text"))
 
     @property
     def terminal_width(self) -> int | None:

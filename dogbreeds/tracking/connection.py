@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import os
+import shlex
 import sys
 import threading
 import time
@@ -19,8 +20,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from dogbreeds.core.console import log_levels_restored
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import PROCESS_TAGS
-from dogbreeds.core.spec import number, text
-from dogbreeds.core.text import mask_passwords
+from dogbreeds.core.spec import number, path, text
+from dogbreeds.core.text import mask_passwords, received, shorten
 from dogbreeds.tracking.delivery import Call, DeliveryQueue, is_outage
 from dogbreeds.tracking.local_store import create_store
 from dogbreeds.tracking.tracking import Tracking
@@ -70,6 +71,14 @@ def mlflow_settings_restored() -> Iterator[None]:
             mlflow.set_tracking_uri(uri)
 
 
+def _is_address(uri: str) -> bool:
+    """Whether a URI names its kind of store. MLflow takes any other text for a folder, and refuses folders."""
+    try:
+        return bool(urlsplit(uri).scheme) or uri == "databricks"
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class MlflowStore(Tracking):
     """An MLflow experiment in a local SQLite file or on a server.
@@ -82,9 +91,18 @@ class MlflowStore(Tracking):
     """
 
     uri: str = text(example="http://127.0.0.1:5000")
-    artifacts: str = text(example="mlruns/artifacts")
+    artifacts: str = path(example="mlruns/artifacts")
     experiment: str = text(example="dogbreeds")
-    patience_minutes: float = number(at_least=0, example=10)
+    patience_minutes: float = number(at_least=0, at_most=525_600, example=10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _is_address(self.uri):
+            raise UserError(
+                f"tracking.uri was {received(mask_passwords(self.uri))}. It must be sqlite:///<file>, the address of an"
+                " MLflow server, or that of another database that MLflow supports. Type"
+                " tracking.uri=sqlite:///mlflow.db or tracking=none."
+            )
 
     def connect(self) -> "tuple[mlflow.MlflowClient, str]":
         """Open the store; create its database and the experiment if they do not exist.
@@ -118,6 +136,14 @@ class MlflowStore(Tracking):
         """Return a client, and the experiment's id if it exists."""
         client = self._client()
         found = client.get_experiment_by_name(self.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            uri = "<tracking.uri>" if "@" in self.uri else shlex.quote(self.uri)
+            raise UserError(
+                f"Experiment '{self.experiment}' (id {found.experiment_id}) of {mask_passwords(self.uri)} was deleted."
+                f" Runs are recorded in an experiment that exists, and read from it. Type MLFLOW_TRACKING_URI={uri}"
+                f" mlflow experiments restore --experiment-id {found.experiment_id}, or tracking.experiment=<another"
+                " name>."
+            )
         return client, found.experiment_id if found is not None else None
 
     def _client(self) -> "mlflow.MlflowClient":
@@ -176,7 +202,7 @@ class MlflowStore(Tracking):
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            why = mask_passwords(" ".join(str(error).split()))[:200]
+            why = shorten(mask_passwords(str(error)), 200)
             raise UserError(
                 f"tracking.uri={mask_passwords(self.uri)} cannot be used ({why}). It must be sqlite:///<file>,"
                 " undamaged and on a disk with free space, the address of an MLflow server, or another database that"

@@ -14,6 +14,7 @@ from typing import Any
 
 from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import shorten
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class DeliveryQueue:
 
     def _on_outage(self, error: BaseException, start: float) -> None:
         now = time.monotonic()
-        self._outage_reason = " ".join(str(list(_causes(error))[-1]).split())[:100]
+        self._outage_reason = shorten(str(list(_causes(error))[-1]), 100)
         self._outage_start = start if self._outage_start is None else self._outage_start
         if not self._outage_logged and now - self._outage_start >= _WARN_AFTER_SECONDS and self._patience():
             self._outage_logged = True

@@ -31,7 +31,7 @@ class Mlflow(MlflowReader):
     """
 
     model: str = one_of("best", "all", "none")
-    system_metrics_seconds: float = number(at_least=0, example=10)
+    system_metrics_seconds: float = number(at_least=0, at_most=86_400, example=10)
 
     @property
     def saves_networks(self) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
@@ -19,7 +20,6 @@ from dogbreeds.tracking.records import (
     MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     RANKING_METRIC,
-    SOURCE_SUFFIX,
     Parent,
     Record,
     param_text,
@@ -80,7 +80,11 @@ class MlflowReader(MlflowStore):
         Raises:
             UserError: `ui` is no address.
         """
-        parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
+        try:
+            parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
+        except ValueError:
+            # An address with half a bracket, for example; it is refused below.
+            parts = urlsplit("")
         # Without name and password: URLs are shared.
         host = parts.netloc.rpartition("@")[2]
         if parts.scheme not in ("http", "https") or not host:
@@ -124,7 +128,7 @@ class MlflowReader(MlflowStore):
                 raise
             raise UserError(
                 f"The {what} of run {short(run_id)} cannot be downloaded"
-                f" ({' '.join(str(error.__cause__).split())[:160]}). It must be among the run's artifacts, as"
+                f" ({shorten(str(error.__cause__), 160)}). It must be among the run's artifacts, as"
                 f" {artifact_path}. Restore the file, or name another run."
             ) from error
 
@@ -140,7 +144,7 @@ class MlflowReader(MlflowStore):
             matching = [self._named_parent(frozen, run_id, expected)]
         else:
             matching = [run for run in frozen if not _differences(run, expected)]
-        best = self._best_parent(matching, expected, seed)
+        best = self._best_parent(frozen, matching, expected, seed)
         head = Path(client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder)))
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
         predictions = self.predictions(best.info.run_id)
@@ -163,32 +167,27 @@ class MlflowReader(MlflowStore):
                 " matches."
             )
         (run,) = named
-        differences = _differences(run, expected)
-        if differences:
-            values = "; ".join(
-                f"{name} is {run.data.params.get(name)} there and {expected[name]} here" for name in differences
-            )
+        if _differences(run, expected):
             raise UserError(
-                f"phase.parent={short(run.info.run_id)} cannot be the parent: {values}. A fine-tune needs the weights,"
-                " pixels, head and data of its frozen run. Type phase.parent=null to use the best run that matches, or"
-                " make the settings the same."
+                f"phase.parent={short(run.info.run_id)} cannot be the parent: {_describe_differences(run, expected)}. A"
+                " fine-tune needs the weights, pixels, head and data of its frozen run. Type phase.parent=null to use"
+                " the best run that matches, or make the settings the same."
             )
         return run
 
-    def _best_parent(self, matching: "list[MlflowRun]", expected: dict[str, str], seed: int) -> "MlflowRun":
-        """Return the most accurate run that saved its head, of the same seed if possible.
+    def _best_parent(
+        self, frozen: "list[MlflowRun]", matching: "list[MlflowRun]", expected: dict[str, str], seed: int
+    ) -> "MlflowRun":
+        """Return the most accurate of the matching runs that saved its head, of the same seed if possible.
 
         Ties go to the lower loss: which run started last is chance where jobs run in parallel.
         """
         with_head = [run for run in matching if run.data.tags.get("head") == "kept"]
         if not with_head:
-            own = {name for name in expected if name.endswith(SOURCE_SUFFIX) and expected[name] == param_text(None)}
-            compared = sorted(expected.keys() - own)
-            lacking = "has saved its head" if matching else f"matches in {', '.join(compared)}"
             raise UserError(
-                f"No finished frozen run of experiment '{self.experiment}' {lacking}. phase=finetune starts from the"
-                " best weights of one with the same model, pixels, head and data. Type the same command with"
-                " phase=frozen first, without tracking.model=none."
+                f"No finished frozen run of experiment '{self.experiment}' {_lacking(frozen, matching, expected)}."
+                " phase=finetune starts from the best weights of one with the same model, pixels, head and data. Type"
+                " the same command with phase=frozen unfreeze=none first, without tracking.model=none."
             )
 
         def rank(run: "MlflowRun") -> tuple[bool, float, float]:
@@ -219,3 +218,26 @@ def _differences(run: "MlflowRun", expected: dict[str, str]) -> list[str]:
     """Return the names of a run's parameters that are not as expected."""
     # A parameter that a run lacks, such as that of a plugin's class, has no value.
     return [name for name, value in expected.items() if run.data.params.get(name, param_text(None)) != value]
+
+
+def _lacking(frozen: "list[MlflowRun]", matching: "list[MlflowRun]", expected: dict[str, str]) -> str:
+    """Say what no frozen run has: a saved head, or the same settings, of which those of the nearest run are named."""
+    if matching:
+        return "that matches has saved its head"
+    if not frozen:
+        return "was found"
+    nearest = min(frozen, key=lambda run: len(_differences(run, expected)))
+    described = _describe_differences(nearest, expected)
+    return f"matches: of the nearest, {short(nearest.info.run_id)}, {described}"
+
+
+def _describe_differences(run: "MlflowRun", expected: dict[str, str]) -> str:
+    """List the parameters of a run that are not as expected, with both values."""
+    names = _differences(run, expected)
+    # The settings of another class are others anyway.
+    groups = {name for name in names if "." not in name}
+    return "; ".join(
+        f"{name} is {run.data.params.get(name)} there and {expected[name]} here"
+        for name in names
+        if name in groups or name.partition(".")[0] not in groups
+    )

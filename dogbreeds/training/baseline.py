@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.spec import Spec, text
+from dogbreeds.core.spec import Spec, path
+from dogbreeds.core.text import shorten
 from dogbreeds.data.class_names import has_wordnet_id, imagenet_outputs
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import MEASURED_BASELINE_PREFIX, SPLIT_NAMES, ZeroShotBaseline
@@ -113,7 +114,7 @@ class Top(Baseline):
         weights: Keras weight file of the model with its top; None for Keras' own, if the backbone's weights are Keras'.
     """
 
-    weights: str | None = text(example="path/to/file.weights.h5", optional=True)
+    weights: str | None = path(example="path/to/file.weights.h5", optional=True)
 
     def weights_file(self) -> Path | None:
         if self.weights is None:
@@ -218,7 +219,7 @@ def _read_full_model(model: Model, file: Path) -> "keras.Model":
         width = f", alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         raise UserError(
             f"baseline.weights={file} does not fit {model.architecture} with its top"
-            f" ({' '.join(str(error).split())[:160]}). It must hold the weights of"
+            f" ({shorten(str(error), 160)}). It must hold the weights of"
             f" keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. Set"
             " baseline.weights=<the right file>, or baseline.weights=null."
         ) from error

@@ -193,14 +193,15 @@ class _TrainingRun:
         state, history = self.state, self.state.history
         steps = self._steps(rows)
         logits = predict(self._network, val)
+        scores = score(logits, val.labels)
         loss, accuracy, top5 = (state.metric_sums / len(rows)).tolist()
         epoch = Epoch(
             number=state.epoch + 1,
             lr=self._lr(steps - 1, steps),
             train_loss=loss,
             train_accuracy=accuracy,
-            train_top5=top5,
-            val=score(logits, val.labels),
+            train_top5=top5 if scores.top5 is not None else None,
+            val=scores,
             seconds=time.perf_counter() - started,
         )
         with signals.deferred():

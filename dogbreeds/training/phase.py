@@ -62,7 +62,7 @@ class LrRange(Phase):
         max_lr: learning rate of the last step.
     """
 
-    steps: int = integer(at_least=20, example=200)
+    steps: int = integer(at_least=20, at_most=100_000, example=200)
     min_lr: float = number(above=0, example=1e-6)
     max_lr: float = number(above=0, example=1)
 

@@ -75,7 +75,7 @@ class Preflight(Spec):
 
     group = "preflight"
     action: str = one_of("stop", "warn", "none")
-    images: int = integer(at_least=8, example=64)
+    images: int = integer(at_least=8, at_most=4096, example=64)
     max_duplicate_fraction: float = number(at_least=0, at_most=1, example=0.01)
 
     def report(self, findings: Sequence[Finding]) -> None:

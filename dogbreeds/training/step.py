@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dogbreeds.evaluation.metrics import TOP
 from dogbreeds.models.network import Network
 from dogbreeds.training.optimizer import Optimizer
 
@@ -99,7 +100,7 @@ class Step:
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
             correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
-            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, 5), tf.float32))
+            top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, TOP), tf.float32))
             return tf.stack([loss, correct, top5_correct, grad_sum])
 
         return self._network.replicas.compile_step(update, self._network.layers)

@@ -1,0 +1,196 @@
+"""Advice: what messages and verdicts say to type is accepted by the next command, and changes something."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from dogbreeds import compare, evaluate, export, predict, table
+from dogbreeds.core.spec import Spec
+from dogbreeds.evaluation.metrics import PairedOutcome
+from dogbreeds.evaluation.verdict import Setting, judge
+from dogbreeds.experiments.compose import compose_config, from_config
+from tests.test_docs import MESSAGES
+from tests.test_verdict import CASES, N, curve
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
+
+# An override as it is typed, perhaps in quotes.
+_OVERRIDE = (
+    r"""["']?(?:--multirun )?(?<![\w.])[a-z_]+(?:[./][a-z_]+)*=(?:\[[^\]]*\]|'[^']*'|<[^>]*>|[^\s,;'"\[]+)["']?"""
+)
+_ADVICE = re.compile(rf"{_OVERRIDE}(?: {_OVERRIDE})*")
+# What a placeholder stands for, by setting.
+SAMPLES = {
+    "data.classes": "240",
+    "data.max_corrupt_fraction": "0.1",
+    "data.root": ".",
+    "formats": "[keras,onnx]",
+    "hydra.launcher.partition": "gpu",
+    "only.data": "miniature",
+    "optimizer.lr": "1e-3",
+    "phase.max_lr": "100",
+    "preprocessing": "torch",
+    "shard": "0",
+    "split": "val",
+    "strategy.devices": "2",
+    "unfreeze.layers": "20",
+    "unfreeze.names": "[top]",
+    "unfreeze.top": "2",
+}
+# Options that a setting belongs to, where the default is another.
+OPTIONS = {
+    "data.root": ["data=folder"],
+    "hydra.launcher.gpus_per_node": ["hydra/launcher=submitit_slurm"],
+    "hydra.launcher.partition": ["hydra/launcher=submitit_slurm"],
+    "hydra.launcher.ray.init.address": ["hydra/launcher=ray"],
+    "hydra.sweeper.storage": ["hydra/sweeper=optuna"],
+    "hydra.sweeper.study_name": ["hydra/sweeper=optuna"],
+    "phase.max_lr": ["phase=lr_range"],
+    "phase.min_lr": ["phase=lr_range"],
+    "phase.parent": ["phase=finetune"],
+    "strategy.devices": ["strategy=mirrored"],
+    "unfreeze.exact": ["unfreeze=last_n"],
+    "unfreeze.layers": ["unfreeze=last_n"],
+    "unfreeze.names": ["unfreeze=blocks"],
+    "unfreeze.top": ["unfreeze=blocks"],
+}
+# Commands besides `train`, with the specs of their settings.
+COMMANDS: dict[str, type[Spec] | None] = {
+    "predict": predict.Settings,
+    "evaluate": evaluate.Settings,
+    "export": export.Settings,
+    "compare": compare.Settings,
+    "table": table.Settings,
+    "extract": None,
+    "why": None,
+    "cache": None,
+}
+
+
+def advised(message: str) -> Iterator[tuple[str, ...]]:
+    """Yield the overrides of each alternative that a message says to type."""
+    start = re.search(r"\b([Tt]ype|[Ss]et) ", message)
+    for found in _ADVICE.findall(message[start.end() :] if start else ""):
+        words = [word.rstrip(".") for word in re.findall(_OVERRIDE, found)]
+        yield tuple(word[1:-1] if word[0] in "'\"" and word[-1] == word[0] else word for word in words)
+
+
+def filled(override: str) -> str:
+    """Put a sample in the place of a placeholder."""
+    key, _, value = override.partition("=")
+    if not re.search(r"[<…%\[]", value) or (key not in SAMPLES and "[" in value):
+        return override
+    return f"{key}={SAMPLES.get(key, 'sample')}"
+
+
+ADVICE = sorted({overrides for messages in MESSAGES.values() for text in messages for overrides in advised(text)})
+
+
+def accept(overrides: Sequence[str]) -> None:
+    """Compose a command with overrides, and check its settings as the command does."""
+    keys = [override.partition("=")[0] for override in overrides]
+    options = [option for key in keys for option in OPTIONS.get(key, [])]
+    name = next(name for name in ("train", *COMMANDS) if set(keys) <= KEYS[name] | OPTIONS.keys() - {"split"})
+    config = compose_config(name, [*options, *overrides])
+    if name in ("train", "extract", "why"):
+        assert from_config(config).key
+    spec = COMMANDS.get(name)
+    if spec is not None:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        checks = {field.name: field.metadata["check"] for field in fields(spec)}
+        for key in set(keys) & checks.keys():
+            checks[key](key, plain[key])
+
+
+def _keys(name: str) -> set[str]:
+    config = compose_config(name, with_hydra=True)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    groups = set(plain["hydra"]["runtime"]["choices"])
+    return (
+        groups
+        | {f"{key}.{inner}" for key, value in plain.items() if isinstance(value, dict) for inner in value}
+        | set(plain)
+    )
+
+
+@pytest.fixture(scope="module")
+def keys() -> None:
+    KEYS.update({name: _keys(name) for name in ("train", *COMMANDS)})
+
+
+KEYS: dict[str, set[str]] = {}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("overrides", ADVICE, ids=" ".join)
+def test_command_accepts_what_a_message_says_to_type(overrides: tuple[str, ...]) -> None:
+    accept([filled(override) for override in overrides])
+
+
+def test_advice_is_found_in_messages_of_every_kind() -> None:
+    assert len(ADVICE) > 60
+    assert {
+        ("phase=finetune",),
+        ("phase=frozen", "unfreeze=last_n"),
+        ("first=best", "second=latest"),
+        ("optimizer.lr=…",),
+        ("images=path/to/images",),
+        ("formats=[keras,onnx]",),
+        ("why.seeds=[0,1,2]",),
+        ("data=folder", "data.root=<images>"),
+    } <= set(ADVICE)
+
+
+LEARNED = curve([60, 70, 74, 76, 77])
+SETTINGS = {"phase": "Frozen", "unfreeze": "Nothing", "tracking": "Mlflow", "tracking.model": "best"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "advice"),
+    [
+        ({}, "phase=finetune"),
+        ({"tracking.model": "all"}, "phase=finetune"),
+        # A parent's backbone is frozen, and its head is recorded.
+        ({"unfreeze": "LastN"}, "unfreeze=none"),
+        ({"tracking": "Nothing"}, "tracking=mlflow"),
+        ({"tracking.model": "none"}, "tracking.model=best"),
+    ],
+)
+def test_verdict_advises_a_fine_tune_only_if_it_would_find_its_parent(changed: dict[str, str], advice: str) -> None:
+    verdict = judge(LEARNED, Setting(120, 1e-3, settings=SETTINGS | changed))
+    assert verdict.name == "learned"
+    assert list(advised(verdict.advice)) == [(advice,)]
+
+
+RUNS = (
+    (),
+    ("head=batchnorm",),
+    ("augment=guide",),
+    ("phase=frozen", "unfreeze=last_n"),
+    ("tracking=none",),
+    ("tracking.model=none",),
+    ("phase=finetune",),
+    ("phase=finetune", "unfreeze.batchnorm=trainable"),
+    ("preprocessing=torch",),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", RUNS, ids=" ".join)
+def test_advice_of_every_verdict_is_accepted_and_changes_the_run(typed: tuple[str, ...]) -> None:
+    run = from_config(compose_config("train", typed))
+    pair = PairedOutcome(10, 60, N, "test") if "phase=finetune" in typed else None
+    said = set()
+    for epochs, about, *_ in CASES.values():
+        for native in (True, run.preprocessing.mode == run.model.pixels):
+            setting = Setting(120, run.optimizer.lr, native, pair, about.diverged, run.parameters())
+            said |= set(advised(judge(epochs, setting).advice))
+    assert said
+    for overrides in said:
+        changed = from_config(compose_config("train", [*typed, *overrides]))
+        assert changed != run, overrides
