@@ -75,8 +75,8 @@ def test_top5_accuracy_is_nowhere_with_few_classes(classes: int) -> None:
         *summary_lines(result, Tracker("name")),
     ]
     with_top5 = [text for text in shown if "top" in text]
-    # Of `evaluate` the metric with its interval and the row; of a run 2 metrics of epochs, 4 of the run and 4 lines.
-    assert len(with_top5) == (14 if classes == 6 else 0)
+    # Of `evaluate` the metric with its interval and the row; of a run 2 metrics of epochs, 4 of the run and 3 lines.
+    assert len(with_top5) == (13 if classes == 6 else 0)
     assert scores_from_dict(asdict(scores)) == scores
 
 
