@@ -55,6 +55,7 @@ def test_several_values_are_a_list_where_a_command_cannot_be_swept(command: str,
             marks=pytest.mark.slow,
         ),
         (["--multirun", "seed=range(0,0)"], "seed=range(0,0) has no values, so the sweep has no jobs. "),
+        pytest.param(["--multirun", "head=glob(x*)"], "head=glob(x*) has no values", marks=pytest.mark.slow),
         pytest.param(
             ["tracking.uri=foo"], "tracking.uri was 'foo'. It must be sqlite:///<file>, ", marks=pytest.mark.slow
         ),
