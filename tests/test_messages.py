@@ -76,6 +76,13 @@ def test_failed_job_of_a_sweep_is_named(command) -> None:
     assert "error: optimizer.lr was -1. " in done.stderr
 
 
+def test_mobilenet_s_width_must_have_weights() -> None:
+    assert dogbreeds.compose(["model=mobilenetv2", "model.alpha=1.3"]).parameters()["model.alpha"] == 1.3
+    with pytest.raises(UserError, match=r"^model\.alpha=0\.4 .* 0\.35, .* Type model\.alpha=0\.35, or"):
+        dogbreeds.compose(["model=mobilenetv2", "model.alpha=0.4"])
+    assert dogbreeds.compose(["model=mobilenetv2", "model.alpha=0.4", "model.weights=null"]).key
+
+
 # --- formats ------------------------------------------------------------------
 
 PREDICT = {"run": "x.keras", "top": 1, "batch_size": None, "explain": False, "explain_dir": "x"}
