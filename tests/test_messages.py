@@ -55,6 +55,7 @@ def test_several_values_are_a_list_where_a_command_cannot_be_swept(command: str,
             marks=pytest.mark.slow,
         ),
         (["--multirun", "seed=range(0,0)"], "seed=range(0,0) has no values, so the sweep has no jobs. "),
+        pytest.param(["--multirun", "head=glob(x*)"], "head=glob(x*) has no values", marks=pytest.mark.slow),
         pytest.param(
             ["tracking.uri=foo"], "tracking.uri was 'foo'. It must be sqlite:///<file>, ", marks=pytest.mark.slow
         ),
@@ -73,6 +74,13 @@ def test_failed_job_of_a_sweep_is_named(command) -> None:
     assert done.returncode == 1
     assert "['optimizer.lr=-1', 'tracking=none']" in done.stderr
     assert "error: optimizer.lr was -1. " in done.stderr
+
+
+def test_mobilenet_s_width_must_have_weights() -> None:
+    assert dogbreeds.compose(["model=mobilenetv2", "model.alpha=1.3"]).parameters()["model.alpha"] == 1.3
+    with pytest.raises(UserError, match=r"^model\.alpha=0\.4 .* 0\.35, .* Type model\.alpha=0\.35, or"):
+        dogbreeds.compose(["model=mobilenetv2", "model.alpha=0.4"])
+    assert dogbreeds.compose(["model=mobilenetv2", "model.alpha=0.4", "model.weights=null"]).key
 
 
 # --- formats ------------------------------------------------------------------

@@ -80,8 +80,8 @@ def test_find_record_rejects_no_match_and_several_matches(tracking: Mlflow, reco
     with pytest.raises(
         UserError,
         match=(
-            r"Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one. Type"
-            r" python"
+            r"Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one in sqlite:///\S+,"
+            r" which DOGBREEDS_HOME and tracking.uri choose. Type python"
         ),
     ):
         find_record(tracking, "latest", ANY)

@@ -149,7 +149,9 @@ class LauncherCallback(Callback):
 
 def _check_sweep(overrides: Sequence[str]) -> None:
     """Raise `UserError` if a setting has no value to sweep over: Hydra would run no job, and end well."""
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    running = GlobalHydra.instance()
+    # A glob(…) is looked up among the configs of the running command.
+    parser = OverridesParser.create(running.config_loader() if running.is_initialized() else None)
     for override in parser.parse_overrides(list(overrides)):
         if override.is_discrete_sweep() and next(iter(override.sweep_iterator()), None) is None:
             raise UserError(

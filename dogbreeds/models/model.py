@@ -43,6 +43,8 @@ ARCHITECTURES = (
 # Source: keras.applications.efficientnet, tensorflow/tensorflow#49930.
 _IMAGENET_STDDEV = (0.229, 0.224, 0.225)
 
+# Width multipliers of MobileNetV2 for which Keras has ImageNet weights.
+_IMAGENET_ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 # What Keras raises, or warns of, when a weight file does not match the network.
 WEIGHT_FILE_ERRORS = (ValueError, KeyError, OSError, TypeError, UserWarning)
 
@@ -142,6 +144,15 @@ class MobileNetV2(Model):
     """
 
     alpha: float = number(above=0, at_most=10, example=0.35)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights == "imagenet" and self.alpha not in _IMAGENET_ALPHAS:
+            raise UserError(
+                f"model.alpha={self.alpha:g} was given with model.weights=imagenet. There are ImageNet weights for"
+                f" {', '.join(f'{alpha:g}' for alpha in _IMAGENET_ALPHAS)}. Type model.alpha=0.35, or"
+                " model.weights=<file>."
+            )
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         import keras
