@@ -74,6 +74,7 @@ class Setting:
         native: whether the run's pixels are those that the preflight found to fit best; None if it cannot tell.
         pair: the fine-tune compared with its frozen parent; None for a frozen run.
         diverged: at which step and learning rate the loss was not finite; empty if it never was.
+        finetune: what to type to fine-tune from the run; empty if that is not possible.
     """
 
     classes: int
@@ -81,6 +82,7 @@ class Setting:
     native: bool | None = None
     pair: PairedOutcome | None = None
     diverged: str = ""
+    finetune: str = "phase=finetune"
 
 
 def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
@@ -98,7 +100,7 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         return _with_advice(failure, epochs, setting)
     if setting.pair is not None:
         return _compared_with_parent(setting.pair, setting)
-    return _find_overfitting(epochs) or _learned(epochs)
+    return _find_overfitting(epochs) or _learned(epochs, setting)
 
 
 def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
@@ -229,15 +231,18 @@ def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
     return Verdict("overfitting", reason, "Stop at that epoch, raise head.dropout, or type augment=guide.", numbers)
 
 
-def _learned(epochs: "Sequence[Epoch]") -> Verdict:
+def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
     reason = (
         f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
         " last"
     )
-    return Verdict(
-        "learned", reason, "Fine-tuning can start from it: type phase=finetune.", {"peak": best.val.accuracy.value}
+    advice = (
+        f"Fine-tuning can start from it: type {setting.finetune}."
+        if setting.finetune
+        else "No fine-tuning can start from it, since it was not saved: leave tracking.folder=null out."
     )
+    return Verdict("learned", reason, advice, {"peak": best.val.accuracy.value})
 
 
 def _lower_rate(lr: float) -> str:

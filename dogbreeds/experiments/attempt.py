@@ -16,7 +16,7 @@ from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBase
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
-from dogbreeds.experiments.prepare import PreparedRun, prepare
+from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
@@ -60,6 +60,7 @@ def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedRes
 def _skip_or_run(run: Run, origin: RunOrigin, started: float) -> Result | Range | Skipped:
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
+    check_saved_parent(run)
     dataset = run.data.open()
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
@@ -109,7 +110,12 @@ def _execute(prepared: PreparedRun, tracker: Tracker) -> Result | Range:
 def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, tracker: Tracker) -> Result:
     val = inputs.rows(prepared.dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
-    setting = Setting(len(prepared.dataset.class_names), prepared.run.optimizer.lr, prepared.native)
+    setting = Setting(
+        len(prepared.dataset.class_names),
+        prepared.run.optimizer.lr,
+        prepared.native,
+        finetune=tracker.finetune_overrides,
+    )
     history = _fit_or_resume(prepared, phase, inputs, val, setting, tracker)
     predictions = _predict_with_best_epoch(prepared, history, inputs, val, tracker)
     pairs = _compare_with_parent(prepared, predictions)
@@ -120,7 +126,9 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
     baseline = _measure_baseline(prepared, tested=test is not None)
     result = Result(
         run_id=tracker.run_id,
+        folder=tracker.folder,
         history=history,
+        predictions=predictions,
         test=test,
         baseline=baseline,
         verdict=judged,

@@ -18,7 +18,7 @@ from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec
 from dogbreeds.data import folder, miniature, stanford_dogs  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.run import GROUPS, UNGROUPED, Run, Ungrouped
-from dogbreeds.tracking import mlflow_backend  # noqa: F401 - an option of the group `tracking`
+from dogbreeds.tracking import mlflow_backend, saved_run  # noqa: F401 - options of the group `tracking`
 from dogbreeds.tracking.records import RunOrigin
 
 # Keys that Hydra's `instantiate` interprets.

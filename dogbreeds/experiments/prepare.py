@@ -18,7 +18,8 @@ from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network, assemble
-from dogbreeds.tracking.records import Parent, Record
+from dogbreeds.tracking.records import Parent, Record, is_path
+from dogbreeds.tracking.saved_run import SavedRun
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
 from dogbreeds.training.batchnorm_statistics import PixelFit
@@ -214,6 +215,16 @@ def _headline(run: Run, dataset: Dataset) -> str:
     )
 
 
+def check_saved_parent(run: Run) -> None:
+    """Check that the folder that a fine-tune names as its parent is there, if it names one.
+
+    Raises:
+        MissingFileError, UserError: it is not, or no run was saved in it.
+    """
+    if isinstance(run.phase, Finetune) and run.phase.parent is not None and is_path(run.phase.parent):
+        SavedRun.read(run.phase.parent)
+
+
 def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
     """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
     head = {name: value for name, value in run.parameters().items() if name.split(".")[0] == "head"}
@@ -222,7 +233,11 @@ def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network
         "data.resize": run.data.resize,
         "model.image_size": run.model.image_size,
     }
+    must_match = facts | head | pixels
     with tempfile.TemporaryDirectory() as folder:
-        parent = run.tracking.find_parent(parent_id, facts | head | pixels, run.seed, Path(folder))
+        if parent_id is not None and is_path(parent_id):
+            parent = SavedRun.read(parent_id).parent(must_match)
+        else:
+            parent = run.tracking.find_parent(parent_id, must_match, run.seed, Path(folder))
         network.head.load_weights(parent.head)
     return parent

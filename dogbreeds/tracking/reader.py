@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
+from dogbreeds.tracking.prediction_files import read_predictions
 from dogbreeds.tracking.records import (
     HEAD_WEIGHTS,
     MODEL_FILE,
@@ -21,6 +20,8 @@ from dogbreeds.tracking.records import (
     RANKING_METRIC,
     Parent,
     Record,
+    check_parent,
+    differing,
     param_text,
     record_of,
     short,
@@ -138,7 +139,7 @@ class MlflowReader(MlflowStore):
         if run_id is not None:
             matching = [self._named_parent(frozen, run_id, expected)]
         else:
-            matching = [run for run in frozen if not _differences(run, expected)]
+            matching = [run for run in frozen if not differing(run.data.params, expected)]
         best = self._best_parent(matching, expected, seed)
         head = Path(client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder)))
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
@@ -162,16 +163,7 @@ class MlflowReader(MlflowStore):
                 " matches."
             )
         (run,) = named
-        differences = _differences(run, expected)
-        if differences:
-            values = "; ".join(
-                f"{name} is {run.data.params.get(name)} there and {expected[name]} here" for name in differences
-            )
-            raise UserError(
-                f"phase.parent={short(run.info.run_id)} cannot be the parent: {values}. A fine-tune needs the weights,"
-                " pixels, head and data of its frozen run. Type phase.parent=null to use the best run that matches, or"
-                " make the settings the same."
-            )
+        check_parent(short(run.info.run_id), run.data.params, expected)
         return run
 
     def _best_parent(self, matching: "list[MlflowRun]", expected: dict[str, str], seed: int) -> "MlflowRun":
@@ -202,16 +194,4 @@ class MlflowReader(MlflowStore):
             if not client.list_artifacts(run_id, PREDICTIONS_FOLDER):
                 return {}
             downloaded = Path(client.download_artifacts(run_id, PREDICTIONS_FOLDER, folder))
-            return {file.stem: _read_predictions(file) for file in downloaded.glob("*.npz")}
-
-
-def _read_predictions(file: Path) -> Predictions:
-    with np.load(file) as stored:
-        # Earlier versions recorded no class names.
-        class_names = stored["class_names"].tolist() if "class_names" in stored.files else ()
-        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(class_names))
-
-
-def _differences(run: "MlflowRun", expected: dict[str, str]) -> list[str]:
-    """Return the names of a run's parameters that are not as expected."""
-    return [name for name, value in expected.items() if run.data.params.get(name) != value]
+            return read_predictions(downloaded)
