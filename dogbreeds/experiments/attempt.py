@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.data.dataset import Split
+from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
@@ -35,7 +35,7 @@ from dogbreeds.training.state import History, TrainingState
 log = logging.getLogger(__name__)
 
 
-def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedResult:
+def execute(run: Run, origin: RunOrigin, dataset: Dataset | None = None) -> Result | Range | Skipped | PrunedResult:
     """Run an attempt and record it, resuming it if it was interrupted. A sweep skips attempts that have finished.
 
     Process-wide state is restored afterwards, also after an error or an interruption: see `isolation`.
@@ -43,6 +43,7 @@ def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedRes
     Args:
         run: settings of the attempt.
         origin: what the run was composed from.
+        dataset: data to train on; None opens that of the settings.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
@@ -50,18 +51,18 @@ def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedRes
     """
     with process_state_restored():
         try:
-            return _skip_or_run(run, origin, time.perf_counter())
+            return _skip_or_run(run, origin, dataset, time.perf_counter())
         except Pruned as pruned:
             return PrunedResult(pruned.best)
         finally:
             FeatureCache.release()
 
 
-def _skip_or_run(run: Run, origin: RunOrigin, started: float) -> Result | Range | Skipped:
+def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: float) -> Result | Range | Skipped:
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
     check_saved_parent(run)
-    dataset = run.data.open()
+    dataset = dataset or run.data.open()
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)

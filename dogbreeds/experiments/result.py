@@ -11,7 +11,14 @@ from dogbreeds.training.state import History
 
 @dataclass(frozen=True)
 class Result:
-    """A finished attempt.
+    """A finished attempt, as `fit` returns it.
+
+    Example:
+        >>> result.verdict.name, result.best.number, result.best.val.accuracy.n, result.test.accuracy.n
+        ('learned', 2, 120, 120)
+        >>> low, high = result.best.val.accuracy.interval
+        >>> list(result.history.frame().columns[:3])
+        ['train/loss', 'train/accuracy', 'train/top5_accuracy']
 
     Attributes:
         run_id: MLflow run that it is recorded as; empty with tracking=none.

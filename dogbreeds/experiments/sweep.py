@@ -54,10 +54,7 @@ class Sweep(LauncherCallback):
         if not isinstance(tracking, Mlflow):
             return
         overrides = tuple(config.hydra.overrides.task)
-        name = f"sweep {' '.join(overrides)}"[:250]
-        yaml = OmegaConf.to_yaml(own_config)
-        identity = "" if own_config.rerun else digest(f"{yaml}{overrides}".encode())
-        Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
+        Sweep.open(tracking, sweep_origin(own_config, overrides, Path(config.hydra.sweep.dir)))
 
     @classmethod
     def open(cls, tracking: Mlflow, origin: RunOrigin) -> str:
@@ -137,6 +134,21 @@ class Sweep(LauncherCallback):
         nested = client.search_runs([run.info.experiment_id], condition, max_results=1000)
         reused = [tag for tag in run.data.tags if tag.startswith(REUSED_TAG_PREFIX)]
         return [*nested, *(client.get_run(tag.removeprefix(REUSED_TAG_PREFIX)) for tag in reused)]
+
+
+def sweep_origin(config: "DictConfig", overrides: Sequence[str], folder: Path | None) -> RunOrigin:
+    """Describe what a sweep was composed from. The same sweep has the same identity, unless `rerun` is set.
+
+    Args:
+        config: config of its jobs, without the settings that differ among them.
+        overrides: as they were typed.
+        folder: folder of Hydra's own files; None without one.
+    """
+    from omegaconf import OmegaConf
+
+    yaml = OmegaConf.to_yaml(config)
+    identity = "" if config.rerun else digest(f"{yaml}{tuple(overrides)}".encode())
+    return RunOrigin(yaml, tuple(overrides), f"sweep {' '.join(overrides)}"[:250], folder, identity=identity)
 
 
 def distinct_overrides(overrides: Sequence[str]) -> list[str]:
