@@ -51,7 +51,7 @@ NamedRun = Result | Skipped | str | Path
 def compose(overrides: Sequence[str] = ()) -> Run:
     """Compose a run from `conf/`, as `python -m dogbreeds.train` does.
 
-    Example:
+    Examples:
         >>> import dogbreeds as db
         >>> run = db.compose(["data.classes=12", "phase.epochs=2"])
         >>> run.optimizer.lr, run.parameters()["head"], len(run.key)
@@ -71,7 +71,7 @@ def compose(overrides: Sequence[str] = ()) -> Run:
 def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
     """Check pixels and data of a run before training, as `fit` does. It needs no pass over the images.
 
-    Example:
+    Examples:
         >>> db.preflight(run)
         []
 
@@ -97,7 +97,7 @@ def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None =
 
     Ctrl-C raises `KeyboardInterrupt` once a checkpoint is written. The same call resumes from it.
 
-    Example:
+    Examples:
         >>> result = db.fit(run)
         >>> result.verdict.name, len(result.history.epochs)
         ('learned', 2)
@@ -134,7 +134,7 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
 
     A job that has finished before is skipped, and one that fails does not stop the others.
 
-    Example:
+    Examples:
         >>> results = db.sweep(["data.classes=12", "phase.epochs=2", "optimizer.lr=1e-3,3e-3"])
         >>> [type(each).__name__ for each in results]
         ['Skipped', 'Result']
@@ -161,7 +161,7 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
 def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier":
     """Load the trained network of a run.
 
-    Example:
+    Examples:
         >>> dog = db.load("best")
         >>> dog.class_names[0], dog.record.tags["verdict"]
         ('000-cream-bib-prick', 'learned')
@@ -186,7 +186,7 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
 def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":
     """Return the finished runs as a table, the newest first.
 
-    Example:
+    Examples:
         >>> db.runs()[["optimizer.lr", "best/val_accuracy", "verdict"]].shape
         (3, 3)
 
@@ -213,7 +213,7 @@ def paired(
 ) -> "Comparison":
     """Compare two runs image by image, overall and by class.
 
-    Example:
+    Examples:
         >>> comparison = db.paired(result, tuned)
         >>> comparison.split, comparison.pair.n, 0 <= comparison.pair.p_value <= 1
         ('test', 120, True)
@@ -246,7 +246,7 @@ def paired(
 def judge_history(curves: Mapping[str, Sequence[float]], *, n_val: int, classes: int, lr: float) -> "Verdict":
     """Judge any training by its curves, as `fit` judges its own. Nothing of it needs to come from this package.
 
-    Example:
+    Examples:
         >>> verdict = db.judge_history(
         ...     {
         ...         "loss": [3.1, 2.6, 4.2, 4.7],

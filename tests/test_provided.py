@@ -9,7 +9,6 @@ import pytest
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.data.dataset import Dataset, Provided
-from dogbreeds.experiments.run import Run
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 10, 3), dtype=np.uint8)
 NUMBERS = np.arange(12) % 3
@@ -118,8 +117,6 @@ def test_files_that_cannot_be_read_or_are_named_twice_are_refused(write_images, 
         assert "on_corrupt" not in str(error.value)
 
 
-def test_a_run_on_such_data_does_not_open_it_again(composed: Callable[..., Run]) -> None:
-    data = composed().data
-    provided = Provided(resize=data.resize, on_corrupt=data.on_corrupt, max_corrupt_fraction=data.max_corrupt_fraction)
+def test_such_data_is_not_opened_again() -> None:
     with pytest.raises(UserError, match=r"evaluate\(dataset\)"):
-        provided.open()
+        Provided(resize="stretch", on_corrupt="stop", max_corrupt_fraction=0).open()

@@ -65,7 +65,7 @@ def test_the_last_line_of_a_run_names_its_folder_as_phase_parent(frozen: Result)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["", "model.keras"])
+@pytest.mark.parametrize("name", ["", pytest.param("model.keras", marks=pytest.mark.long)])
 def test_a_fine_tune_starts_from_the_folder_or_a_file_in_it(
     composed_here: Callable[..., Run], frozen: Result, name: str
 ) -> None:

@@ -4,7 +4,7 @@
 class UserError(ValueError):
     """Error that the user can fix. Its message states what was received, what is allowed, and what to type.
 
-    Example:
+    Examples:
         >>> try:
         ...     db.compose(["head=linaer"])
         ... except db.UserError as error:
@@ -16,7 +16,7 @@ class UserError(ValueError):
 class MissingFileError(FileNotFoundError):
     """A file or folder given by the user does not exist. Its message has the same parts as that of `UserError`.
 
-    Example:
+    Examples:
         >>> try:
         ...     db.load("networks/best.keras")
         ... except db.MissingFileError as error:

@@ -95,7 +95,7 @@ class Dataset:
     ) -> "Dataset":
         """Build a data set from images in memory, for `fit`. It does not copy them.
 
-        Example:
+        Examples:
             >>> images = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
             >>> dataset = db.Dataset.from_arrays(train=(images, ["cat", "dog"] * 10), name="noise")
             >>> {name: len(split.rows) for name, split in dataset.splits.items()}
@@ -139,7 +139,7 @@ class Dataset:
     ) -> "Dataset":
         """Build a data set from image files, for `fit`. They are decoded when they are needed, once.
 
-        Example:
+        Examples:
             >>> paths = sorted(pathlib.Path("photos").glob("*/*.jpg"))
             >>> dataset = db.Dataset.from_files(train=(paths, [path.parent.name for path in paths]))
             >>> len(dataset.class_names)

@@ -104,10 +104,11 @@ def _class_indices(part: str, labels: np.ndarray, names: Sequence[str]) -> np.nd
         index_by_label = {index: index for index in range(len(names))}
     unknown = [label for label in labels.tolist() if label not in index_by_label]
     if unknown:
-        allowed = f"one of {', '.join(names[:5])}" if labels.dtype.kind == "U" else f"from 0 to {len(names) - 1}"
+        more = ", …" if len(names) > 5 else ""
+        allowed = f"one of {', '.join(names[:5])}{more}" if labels.dtype.kind == "U" else f"from 0 to {len(names) - 1}"
         raise UserError(
-            f"{part} has the label {unknown[0]!r}. Labels must be {allowed}{' …' if len(names) > 5 else ''}. Correct the"
-            " labels, or type class_names=[…] with all classes."
+            f"{part} has the label {unknown[0]!r}. Labels must be {allowed}. Correct the labels, or type"
+            " class_names=[…] with all classes."
         )
     return np.array([index_by_label[label] for label in labels.tolist()], dtype=np.int32)
 

@@ -43,7 +43,7 @@ _DATA_DEFAULTS: dict[str, Any] = {"on_corrupt": "stop", "max_corrupt_fraction": 
 class Classifier(classifier.Classifier):
     """A trained network that predicts, explains, is evaluated and exported. `load` returns one.
 
-    Example:
+    Examples:
         >>> dog = db.load("best")
         >>> len(dog.class_names), dog.image_size
         (12, 64)
@@ -65,7 +65,7 @@ class Classifier(classifier.Classifier):
     def predict(self, images: str | Path | Sequence[str], top: int | None = None) -> list[Prediction]:
         """Predict the classes of images.
 
-        Example:
+        Examples:
             >>> for prediction in dog.predict("photos/*/0.jpg", top=1):
             ...     print(prediction.image, len(prediction.top), repr(prediction.error))
             photos/breed_0/0.jpg 1 ''
@@ -91,7 +91,7 @@ class Classifier(classifier.Classifier):
     ) -> list[Prediction]:
         """Predict images, and draw over each, by Grad-CAM, where the network found its class.
 
-        Example:
+        Examples:
             >>> (prediction,) = dog.explain("photos/breed_0/0.jpg", output="explained")
             >>> prediction.overlay.startswith("explained/")
             True
@@ -140,7 +140,7 @@ class Classifier(classifier.Classifier):
     ) -> Evaluation:
         """Measure the network on labelled images.
 
-        Example:
+        Examples:
             >>> evaluation = dog.evaluate()
             >>> evaluation.scores.accuracy.n, 0 <= evaluation.macro_f1.value <= 1
             (120, True)
@@ -185,7 +185,7 @@ class Classifier(classifier.Classifier):
 
         The command `export` also adds the files to the run, and registers the network.
 
-        Example:
+        Examples:
             >>> exported = dog.export("exported", formats=["keras", "savedmodel"])
             >>> [(each.name, each.agrees) for each in exported]
             [('keras', True), ('savedmodel', True)]

@@ -13,7 +13,7 @@ from dogbreeds.training.state import History
 class Result:
     """A finished attempt, as `fit` returns it.
 
-    Example:
+    Examples:
         >>> result.verdict.name, result.best.number, result.best.val.accuracy.n, result.test.accuracy.n
         ('learned', 2, 120, 120)
         >>> low, high = result.best.val.accuracy.interval

@@ -55,7 +55,7 @@ UNGROUPED = tuple(field.name for field in dataclasses.fields(Ungrouped))
 class Run:
     """Every setting of one attempt, as `compose` returns it.
 
-    Example:
+    Examples:
         >>> faster = db.compose(["optimizer.lr=1e-2"])
         >>> faster.optimizer.lr, faster.phase.epochs, faster.parameters()["model.architecture"]
         (0.01, 20, 'Miniature')

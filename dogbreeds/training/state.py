@@ -35,7 +35,7 @@ class History:
     def frame(self) -> "pandas.DataFrame":
         """Return the epochs as a table: one row for each, with its metrics, learning rate and seconds.
 
-        Example:
+        Examples:
             >>> result.history.frame()[["train/loss", "val/accuracy"]].shape
             (2, 2)
         """
