@@ -3,9 +3,9 @@
 A run checks the preprocessing against the pretrained weights before it trains, caches the features of the frozen part
 of the backbone, and ends with a verdict. Each command is a module, such as `python -m dogbreeds.train`. In Python:
 
-    import dogbreeds
+    import dogbreeds as db
 
-    result = dogbreeds.fit(dogbreeds.compose(["phase.epochs=3"]))
+    result = db.fit(db.compose(["phase.epochs=3"]))
     print(result.verdict.name, result.verdict.reason)
 """
 
@@ -13,11 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit
+    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs, sweep
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
     from dogbreeds.data.augment import Augment
     from dogbreeds.data.dataset import Data, Dataset, Source, Split
+    from dogbreeds.experiments.classifier import Classifier
     from dogbreeds.experiments.result import Result
     from dogbreeds.experiments.run import Run
     from dogbreeds.models.head import Head
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Augment",
+    "Classifier",
     "Data",
     "Dataset",
     "Head",
@@ -50,19 +52,32 @@ __all__ = [
     "fit",
     "integer",
     "integers",
+    "judge_history",
+    "load",
     "number",
     "one_of",
+    "paired",
+    "preflight",
+    "runs",
+    "sweep",
     "text",
     "texts",
 ]
 # Module of each public name. They are imported at their first use (PEP 562), since TensorFlow and MLflow take seconds.
 _MODULES = {
+    "Classifier": "experiments.classifier",
     "MissingFileError": "core.errors",
     "Result": "experiments.result",
     "Run": "experiments.run",
     "UserError": "core.errors",
     "compose": "api",
     "fit": "api",
+    "judge_history": "api",
+    "load": "api",
+    "paired": "api",
+    "preflight": "api",
+    "runs": "api",
+    "sweep": "api",
     # Base classes of parts of one's own, and declarations of their fields.
     "Augment": "data.augment",
     "Data": "data.dataset",

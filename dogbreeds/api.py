@@ -1,23 +1,62 @@
-"""The Python API: what `import dogbreeds` offers."""
+"""The Python API: what `import dogbreeds` offers.
 
-from collections.abc import Sequence
+Each example goes on from the ones before it. While these functions run, they print what the commands print, unless the
+caller has configured logging. Afterwards signal handlers, environment variables, Keras' dtype policy and all random
+states are as they were before, also after an interruption.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dogbreeds.cli import error_message
+from dogbreeds.core.console import log_lines_printed
 from dogbreeds.core.errors import UserError
-from dogbreeds.experiments.compose import compose_run, config_source
+from dogbreeds.evaluation.keras_history import judge_curves
+from dogbreeds.experiments.compose import compose_config, compose_run, config_source
+from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import NamedPlugins
+from dogbreeds.experiments.python_runs import (
+    Ending,
+    check_composed,
+    origin_of,
+    run_name,
+    run_sweep,
+    split_jobs,
+    with_dataset,
+    with_parent,
+)
+from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking, open_network
+from dogbreeds.experiments.result import Result, Skipped
 from dogbreeds.experiments.run import Run
+from dogbreeds.tracking.connection import mlflow_settings_restored
 
 if TYPE_CHECKING:
-    from dogbreeds.evaluation.results import Range
-    from dogbreeds.experiments.result import PrunedResult, Result, Skipped
+    import pandas
+    from omegaconf import DictConfig
+
+    from dogbreeds.data.dataset import Dataset
+    from dogbreeds.evaluation.paired_comparison import Comparison
+    from dogbreeds.evaluation.verdict import Verdict
+    from dogbreeds.experiments.classifier import Classifier
+    from dogbreeds.training.preflight import Finding
+
+# A run: what trained it returned, its id or the beginning of it, `latest` or `best`, or the folder that it left.
+NamedRun = Result | Skipped | str | Path
 
 
 def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, plugins: Sequence[str] = ()) -> Run:
     """Compose a run from `conf/`, as `python -m dogbreeds.train` does.
 
-    Example: `run = dogbreeds.compose(["model=effnetb4", "data=folder", "data.root=photos"])`
+    Examples:
+        >>> import dogbreeds as db
+        >>> run = db.compose(["data.classes=12", "phase.epochs=2"])
+        >>> run.optimizer.lr, run.parameters()["head"], len(run.key)
+        (0.001, 'MLP', 16)
 
     Args:
         overrides: as they are typed on the command line.
@@ -28,32 +67,59 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         MissingFileError: if the folder does not exist.
         UserError: if a plugin cannot be imported, if a value is not allowed, or an option or a setting does not exist.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from dogbreeds.cli import error_message
-
     sources = [config_source(config_dir)] if config_dir is not None else []
     if plugins:
         # The check takes a list, and refuses a string.
         named: Any = plugins
         overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=named).plugins)}]"]
-    try:
+    with _overrides_explained("train", overrides, sources):
         return compose_run(overrides, sources)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(error_message(error, "train", overrides, sources)) from error
 
 
-def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
-    """Train a run and record it; resume it if it was interrupted.
+@python_call()
+def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
+    """Check pixels and data of a run before training, as `fit` does. It needs no pass over the images.
 
-    Signal handlers, environment, Keras' dtype policy and all random states are afterwards as they were before, also
-    after an interruption, which raises `KeyboardInterrupt` and leaves a checkpoint.
-
-    Example: `result = dogbreeds.fit(run); print(result.verdict.name, result.verdict.advice)`
+    Examples:
+        >>> db.preflight(run)
+        []
 
     Args:
         run: from `compose`.
+        dataset: data to use instead of that of the run.
+
+    Returns:
+        What was found; empty if all is well, or with `preflight=none`.
+
+    Raises:
+        MissingFileError: if a file is missing.
+        UserError: if the settings do not fit together, or, with `preflight=stop`, if a finding is certain.
+    """
+    from dogbreeds.experiments.prepare import assemble_network
+
+    run = run if dataset is None else with_dataset(run)
+    return assemble_network(run, dataset or run.data.open()).findings
+
+
+def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None = None) -> Ending:
+    """Train a run and record it; resume it if it was interrupted.
+
+    Ctrl-C raises `KeyboardInterrupt` once a checkpoint is written. The same call resumes from it.
+
+    Examples:
+        >>> result = db.fit(run)
+        >>> result.verdict.name, len(result.history.epochs)
+        ('learned', 2)
+        >>> tuned = db.fit(db.compose(["data.classes=12", "phase=finetune", "phase.epochs=1"]), parent=result)
+        >>> tuned.verdict.name
+        'no_better_than_frozen'
+
+    Args:
+        run: from `compose`.
+        dataset: data to train on instead of that of the run: see `Dataset.from_arrays`. Other images are another run;
+            the same ones resume it.
+        parent: frozen run that a fine-tune starts from: its result, its id, or the folder that it left with
+            `tracking=none`. None chooses the best that matches, or what the run's `phase.parent` names.
 
     Returns:
         The result; of a learning-rate range test (`phase=lr_range`) its curve.
@@ -63,9 +129,175 @@ def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
     """
     from dogbreeds.experiments.attempt import execute
 
-    if run.origin is None or compose_run(run.origin.overrides, run.origin.sources) != run:
-        raise UserError(
-            "The run was not composed, or was changed afterwards. fit records what a run was composed from. Type"
-            " dogbreeds.compose([...]) with all its settings."
+    check_composed(run)
+    if parent is not None:
+        run = with_parent(run, parent)
+    if dataset is not None:
+        run = with_dataset(run)
+    with log_lines_printed():
+        return execute(run, origin_of(run), dataset)
+
+
+def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list[Ending]:
+    """Run one job for each combination of values, one after another, as `--multirun` does.
+
+    A job that has finished before is skipped, and one that fails does not stop the others.
+
+    Examples:
+        >>> results = db.sweep(["data.classes=12", "phase.epochs=2", "optimizer.lr=1e-3,3e-3"])
+        >>> [type(each).__name__ for each in results]
+        ['Skipped', 'Result']
+
+    Args:
+        overrides: as they are typed on the command line, with commas between values.
+        dataset: data of all jobs, as for `fit`.
+
+    Returns:
+        The ending of each job, in order. `objective` is the best validation accuracy of each.
+
+    Raises:
+        MissingFileError, UserError: if an override is not allowed; or the first error of a job, after the others ran.
+    """
+    with _overrides_explained("train", overrides):
+        runs = [compose(job) for job in split_jobs(overrides)]
+    if dataset is not None:
+        runs = [with_dataset(run) for run in runs]
+    with python_call():
+        return run_sweep(runs, overrides, dataset)
+
+
+@python_call()
+def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier":
+    """Load the trained network of a run.
+
+    Examples:
+        >>> dog = db.load("best")
+        >>> dog.class_names[0], dog.record.tags["verdict"]
+        ('000-cream-bib-prick', 'learned')
+
+    Args:
+        run: `latest`, `best` (by validation accuracy), a run's id or its beginning, a result, a `.keras` file, or the
+            folder that a run with `tracking=none` left.
+        overrides: of the command `predict`, such as `only.data=miniature` or `tracking.uri=…`.
+
+    Raises:
+        MissingFileError, UserError: if there is no such run or file, or if it is not the network of the run.
+    """
+    from dogbreeds.experiments.classifier import Classifier
+
+    name = run_name(run)
+    config = _compose_command("predict", overrides)
+    tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", name)
+    with open_network(tracking, name, Only(**config["only"])) as (record, network, file):
+        return Classifier(network.model, network.class_names, record, file, tracking if record is not None else None)
+
+
+def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":
+    """Return the finished runs as a table, the newest first.
+
+    Examples:
+        >>> db.runs()[["optimizer.lr", "best/val_accuracy", "verdict"]].shape
+        (3, 3)
+
+    Args:
+        overrides: of the command `table`, such as `only.data=miniature` or `tracking.uri=…`.
+
+    Returns:
+        One row for each run, indexed by its id: name, start, verdict, then parameters and metrics by their names.
+
+    Raises:
+        UserError: if an override is not allowed, or the store cannot be read.
+    """
+    from dogbreeds.reports.runs_frame import runs_frame
+
+    config = _compose_command("table", overrides)
+    only = Only(**config["only"])
+    with mlflow_settings_restored():
+        tracking = mlflow_tracking(config, "The table is built from the runs in MLflow.")
+        return runs_frame([record for record in tracking.records() if only.holds(record)])
+
+
+def paired(
+    first: NamedRun, second: NamedRun, *, split: str | None = None, overrides: Sequence[str] = ()
+) -> "Comparison":
+    """Compare two runs image by image, overall and by class.
+
+    Examples:
+        >>> comparison = db.paired(result, tuned)
+        >>> comparison.split, comparison.pair.n, 0 <= comparison.pair.p_value <= 1
+        ('test', 120, True)
+
+    Args:
+        first: the run to compare with.
+        second: the run that is compared with it.
+        split: `val` or `test`; None for test if both runs have it, else val.
+        overrides: of the command `compare`, such as `tracking.uri=…`.
+
+    Returns:
+        The comparison: `pair` has images gained and lost, their difference and its interval, and the p-value of
+        McNemar's test; `changes` has the same for each class.
+
+    Raises:
+        MissingFileError, UserError: if there is no such run, or the runs have no predictions on the same images.
+    """
+    from dogbreeds.experiments.paired_runs import compare_predictions, predictions_of
+
+    config = _compose_command("compare", overrides)
+    tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
+    only = Only(**config["only"])
+    with mlflow_settings_restored():
+        first_predictions, second_predictions = (
+            predictions_of(run, tracking, only, key) for run, key in ((first, "first"), (second, "second"))
         )
-    return execute(run, run.origin)
+    return compare_predictions(first_predictions, second_predictions, split)
+
+
+def judge_history(curves: Mapping[str, Sequence[float]], *, n_val: int, classes: int, lr: float) -> "Verdict":
+    """Judge any training by its curves, as `fit` judges its own. Nothing of it needs to come from this package.
+
+    Examples:
+        >>> verdict = db.judge_history(
+        ...     {
+        ...         "loss": [3.1, 2.6, 4.2, 4.7],
+        ...         "accuracy": [0.31, 0.42, 0.06, 0.02],
+        ...         "val_loss": [2.7, 2.9, 4.5, 4.8],
+        ...         "val_accuracy": [0.40, 0.43, 0.05, 0.01],
+        ...     },
+        ...     n_val=4072,
+        ...     classes=120,
+        ...     lr=1e-2,
+        ... )
+        >>> verdict.name, verdict.numbers["peak_epoch"]
+        ('collapsed', 2.0)
+
+    Args:
+        curves: value of each epoch, by name, as Keras' `model.fit(...).history` has them: `loss`, `val_loss`, and an
+            accuracy with and without `val_`.
+        n_val: number of validation images.
+        classes: number of classes.
+        lr: learning rate.
+
+    Raises:
+        UserError: if a curve is missing, or a number is not allowed.
+    """
+    return judge_curves(curves, n_val, classes, lr)
+
+
+def _compose_command(name: str, overrides: Sequence[str]) -> "DictConfig":
+    with _overrides_explained(name, overrides):
+        return compose_config(name, overrides)
+
+
+@contextmanager
+def _overrides_explained(command: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> Iterator[None]:
+    """Turn the errors that Hydra raises in the body into `UserError`, with what to type.
+
+    Args:
+        command: command that the overrides are of.
+        overrides: of the command.
+        sources: where to find configs besides `conf/`.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(error_message(error, command, overrides, sources)) from error

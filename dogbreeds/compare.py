@@ -9,8 +9,7 @@ from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import integer, number, one_of, text
-from dogbreeds.evaluation import paired_comparison
-from dogbreeds.evaluation.results import Predictions
+from dogbreeds.experiments.paired_runs import compare_predictions, recorded_predictions
 from dogbreeds.experiments.recorded_runs import Only, find_record, mlflow_tracking
 from dogbreeds.reports import comparison_rendering
 from dogbreeds.reports.output import Output
@@ -50,11 +49,13 @@ def task(config: DictConfig) -> None:
     tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
     first = _find_run(tracking, settings.first, only, key="first")
     second = _find_run(tracking, settings.second, only, key="second")
-    split, first_predictions, second_predictions = _load_predictions(tracking, first, second, settings.split)
+    first_predictions, second_predictions = (
+        recorded_predictions(tracking, record, key) for key, record in (("first", first), ("second", second))
+    )
     comparison = RunComparison(
         first=first,
         second=second,
-        paired=paired_comparison.compare(first_predictions, second_predictions, split),
+        paired=compare_predictions(first_predictions, second_predictions, settings.split),
         alpha=settings.alpha,
         max_classes=settings.classes,
     )
@@ -70,32 +71,6 @@ def _find_run(tracking: Mlflow, run: str | None, only: Only, key: str) -> Record
             " second=latest, for example."
         )
     return find_record(tracking, run, only, key, needs_network=False)
-
-
-def _load_predictions(
-    tracking: Mlflow, first: Record, second: Record, split: str | None
-) -> tuple[str, Predictions, Predictions]:
-    """Load both runs' predictions on a split, and choose the split if it is None.
-
-    Returns:
-        The split, the first run's predictions and the second's.
-    """
-    first_predictions = tracking.predictions(first.run_id)
-    second_predictions = tracking.predictions(second.run_id)
-    for key, record, predictions in (("first", first, first_predictions), ("second", second, second_predictions)):
-        if not predictions:
-            raise UserError(
-                f"{key}, run {short(record.run_id)} ({record.tags['verdict'].replace('_', ' ')}), has no predictions:"
-                f" it finished no epoch, or they were deleted. Both runs need predictions. Type {key}=<another run>."
-            )
-    common = sorted(first_predictions.keys() & second_predictions.keys())
-    split = split or ("test" if "test" in common else "val")
-    if split not in common:
-        raise UserError(
-            f"split={split} is not recorded for both runs. They have {' and '.join(common)} in common. Type"
-            f" split={common[0]}."
-        )
-    return split, first_predictions[split], second_predictions[split]
 
 
 def _render(comparison: RunComparison, settings: Settings, tracking: Mlflow) -> str:

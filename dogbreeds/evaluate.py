@@ -3,12 +3,11 @@
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import hydra
-import numpy as np
 from omegaconf import DictConfig
 
 from dogbreeds import cli
@@ -16,9 +15,9 @@ from dogbreeds.core import console, files
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, one_of, path, seed
-from dogbreeds.evaluation.results import Predictions
 from dogbreeds.evaluation.summary import Evaluation
 from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.network_evaluation import evaluate_network
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import (
     Only,
@@ -30,17 +29,11 @@ from dogbreeds.experiments.recorded_runs import (
     results_folder,
 )
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.inference import evaluator
-from dogbreeds.inference.evaluation_set import EvaluationSet, folder_evaluation_set
+from dogbreeds.inference.evaluation_set import folder_evaluation_set
 from dogbreeds.inference.tta import Tta
-from dogbreeds.models.precision import probability_tolerance
-from dogbreeds.reports import evaluation_notes, tables
-from dogbreeds.reports.evaluation_report import OWNED_FILES, EvaluationReport, scores_text, tta_summary
-from dogbreeds.tracking.records import Record, short
-from dogbreeds.tracking.saved_network import check_predictions
-
-if TYPE_CHECKING:
-    from dogbreeds.inference.classifier import Classifier
+from dogbreeds.reports import tables
+from dogbreeds.reports.evaluation_report import OWNED_FILES, scores_text, tta_summary
+from dogbreeds.tracking.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -110,56 +103,24 @@ def task(config: DictConfig) -> None:
             )
         default_output = home() / "multirun/evaluation" / results_folder(record, file) / images.name
         output = Path(settings.output).expanduser() if settings.output else default_output
-        run_predictions = tracking.predictions(record.run_id) if record else {}
         # The folder comes before the evaluation, so that an unwritable one fails at once.
         with files.atomic_folder(output, OWNED_FILES) as folder:
-            evaluation, logits = evaluator.evaluate(classifier, images, views, settings.seed, run_predictions)
-            difference = _check_predictions(record, run_predictions, classifier, images, logits)
-            about = evaluation_notes.about(
-                record,
-                network=name,
-                split=images.name,
-                images=images.description,
-                image_ids=images.ids,
-                difference=difference,
+            measured = evaluate_network(
+                classifier,
+                images,
+                record=record,
+                file=file,
+                run_predictions=tracking.predictions(record.run_id) if record else {},
+                views=views,
+                seed=settings.seed,
             )
-            EvaluationReport(
-                title=f"{'Run ' + short(record.run_id) if record else file.name} on {images.name}",
-                about=about,
-                facts=evaluation_notes.provenance(record, file, images.name, images.description),
-                evaluation=evaluation,
-                class_names=classifier.class_names,
-                image_ids=images.ids,
-                labels=images.labels,
-                logits=logits,
-                mistakes=evaluator.most_confident_mistakes(classifier, images, logits, settings.mistakes),
-            ).write(folder)
+            measured.write_report(folder, settings.mistakes)
             if record is not None:
                 artifact_path = f"evaluation/{images.name}"
-                metrics = {f"{artifact_path}/{key}": value for key, value in evaluation.metrics().items()}
+                metrics = {f"{artifact_path}/{key}": value for key, value in measured.evaluation.metrics().items()}
                 tracking.add_files(record.run_id, folder, artifact_path, metrics)
     FeatureCache.release()
-    _print_scores(evaluation, about, output)
-
-
-def _check_predictions(
-    record: Record | None,
-    run_predictions: Mapping[str, Predictions],
-    classifier: "Classifier",
-    images: EvaluationSet,
-    logits: np.ndarray,
-) -> float | None:
-    """Return the largest difference from the probabilities that the run recorded; stop if it is too large."""
-    if record is None:
-        return None
-    return check_predictions(
-        record,
-        run_predictions.get(images.name),
-        classifier.class_names,
-        images.ids,
-        logits,
-        probability_tolerance(),
-    )
+    _print_scores(measured.evaluation, measured.about, output)
 
 
 def _print_scores(evaluation: Evaluation, about: Sequence[str], output: Path) -> None:

@@ -1,6 +1,7 @@
 """The command `python -m dogbreeds.export`: exports a trained network in checked formats; registers it in MLflow."""
 
 import dataclasses
+import functools
 import logging
 import re
 import shlex
@@ -15,29 +16,26 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
-from dogbreeds.core import console, files
+from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, number, path, text, texts
 from dogbreeds.core.text import size_text
 from dogbreeds.data import sample
-from dogbreeds.data.image import ImageLoader
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import recorded_runs
+from dogbreeds.experiments.network_export import export_network, sample_of_run
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.inference.exporter import ExportedFormat
-from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import tables
-from dogbreeds.reports.model_card import model_card
 from dogbreeds.reports.tables import Column
 from dogbreeds.tracking import logged_model, promotion_gate, registry
 from dogbreeds.tracking.logged_model import ServingLimits
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record, short
-from dogbreeds.tracking.saved_network import check_predictions
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -48,9 +46,6 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Aliases that MLflow reserves for versions.
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
-# Every file that an export may write; a later export into the same folder replaces them. breeds.txt is what
-# classes.txt was called before version 0.2.0.
-_OWNED_FILES = ("checks.json", "README.md", "classes.txt", "breeds.txt", *(spec.file for spec in FORMATS.values()))
 # A terminal of this width has room for the names of the files.
 _MIN_WIDTH_FILES = 90
 
@@ -114,17 +109,23 @@ def task(config: DictConfig) -> None:
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
         predictions = tracking.predictions(record.run_id) if record is not None else {}
-        sampled = _check_images(settings, config, tracking, record, classifier, predictions)
-        images = exporter.with_odd_sizes(sampled)
+        if settings.images_from is not None or record is None:
+            images = sample.sample_folder(settings.images_from or "", settings.images)
+        else:
+            root, plugins = config["data"]["root"], named_plugins(config)
+            images = sample_of_run(tracking, record, root, settings.images, classifier, predictions, plugins)
         default_output = home() / "multirun/exported" / recorded_runs.results_folder(record, file)
         output = Path(settings.output).expanduser() if settings.output else default_output
-        _check_outside(output, file)
-        with files.atomic_folder(output, _OWNED_FILES) as folder:
-            formats = exporter.export_and_check(settings.formats, classifier, images, folder)
-            _write_model_card(folder, formats, record, classifier, file, predictions)
-            exporter.write_checks(folder / "checks.json", formats)
-            if record is not None:
-                _add_files_to_run(tracking, record, folder)
+        formats = export_network(
+            classifier,
+            settings.formats,
+            images,
+            output,
+            record=record,
+            file=file,
+            predictions=predictions,
+            add_to_run=functools.partial(_add_files_to_run, tracking, record) if record is not None else None,
+        )
         last_lines = []
         try:
             if record is not None:
@@ -144,67 +145,6 @@ def _settings(config: DictConfig) -> Settings:
     values: Any = OmegaConf.to_container(config, resolve=True)
     fields = {field.name: values[field.name] for field in dataclasses.fields(Settings)}
     return Settings(**fields | {"run": cli.typed_value(config, "run")})
-
-
-def _check_outside(output: Path, file: Path) -> None:
-    """Raise `UserError` if the network lies in the output folder, where the export would replace it."""
-    if output.resolve() in file.resolve().parents:
-        raise UserError(
-            f"{file} lies in {output}, which is the output folder. The output must be another folder. Type"
-            " output=<folder>."
-        )
-
-
-def _check_images(
-    settings: Settings,
-    config: DictConfig,
-    tracking: Mlflow,
-    record: Record | None,
-    classifier: "Classifier",
-    predictions: Mapping[str, Predictions],
-) -> list[ImageLoader]:
-    """Sample images to check formats on: from `images_from`, or from the run's test (else validation) split.
-
-    On the run's own images, the network must give the probabilities that the run recorded.
-    """
-    if settings.images_from is not None or record is None:
-        return sample.sample_folder(settings.images_from or "", settings.images)
-    root, plugins = config["data"]["root"], named_plugins(config)
-    data, dataset = recorded_runs.open_dataset(tracking, record, root, plugins)
-    split, name = (dataset.test, "test") if dataset.test is not None else (dataset.val, "val")
-    images = sample.sample_split(split, settings.images, data.on_corrupt == "skip")
-    check_predictions(
-        record,
-        predictions.get(name),
-        classifier.class_names,
-        list(images),
-        exporter.logits(classifier, images.values()),
-        probability_tolerance(),
-    )
-    return list(images.values())
-
-
-def _write_model_card(
-    folder: Path,
-    formats: Sequence[ExportedFormat],
-    record: Record | None,
-    classifier: "Classifier",
-    file: Path,
-    predictions: Mapping[str, Predictions],
-) -> None:
-    """Write the model card and the list of class names."""
-    specs = {each.name: FORMATS[each.name] for each in formats if each.agrees}
-    card = model_card(
-        title=f"{record.params['model.architecture']} on {record.params['data.name']}" if record else file.stem,
-        record=record,
-        predictions=predictions,
-        class_names=classifier.class_names,
-        image_size=classifier.image_size,
-        resize=classifier.resize,
-        usages={name: spec.usage.format(file=spec.file) for name, spec in specs.items()},
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classifier.class_names), encoding="utf-8")
 
 
 def _add_files_to_run(tracking: Mlflow, record: Record, folder: Path) -> None:

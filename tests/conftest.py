@@ -106,7 +106,10 @@ def composed_in(empty_store: Path) -> Callable[[Path, Path], Callable[..., Run]]
 
         def run(*overrides: str) -> Run:
             locations = [f"features.dir={cache}", f"checkpoint_dir={folder}/checkpoints"]
-            if not any(override.startswith("tracking=") for override in overrides):
+            if "tracking=none" in overrides:
+                # Saving the network takes a third of the time of a small run.
+                locations.append("tracking.folder=null")
+            else:
                 locations += [
                     f"tracking.uri=sqlite:///{folder}/mlruns/mlflow.db",
                     f"tracking.artifacts={folder}/mlruns/artifacts",

@@ -24,6 +24,7 @@ DEVICES = tuple(f"CPU:{number}" for number in range(NUM_DEVICES))
 # 45 images in batches of 11: two devices get 5 and 6 of them, and the last batch of each epoch is a single image.
 COMMON = (
     "tracking=none",
+    "tracking.folder=null",
     "preflight=none",
     "data.classes=5",
     "data.train_per_class=9",

@@ -1,6 +1,7 @@
 """Terminal output: lines that fit, progress bars, progress log lines, and silenced native libraries."""
 
 import contextlib
+import html
 import logging
 import os
 import sys
@@ -17,6 +18,8 @@ _LOG_INTERVAL_SECONDS = 10.0
 _BRIEF_LOG_INTERVAL_SECONDS = 60.0
 # Seconds after which the bar of brief progress appears.
 _BAR_DELAY_SECONDS = 2.0
+# Seconds between two states of a notebook's progress bar.
+_REDRAW_SECONDS = 0.2
 # Whether jobs in other processes write to the same terminal.
 _shares_terminal = False
 
@@ -62,10 +65,31 @@ def fitted(text: str, width: int | None) -> str:
 
 
 @contextlib.contextmanager
+def log_lines_printed() -> Iterator[None]:
+    """Print the package's messages on standard output while the body runs, as commands do.
+
+    Has no effect if the caller has configured logging, which then decides.
+    """
+    logger = logging.getLogger("dogbreeds")
+    if logging.getLogger().handlers or logger.handlers or logger.level:
+        yield
+        return
+    handler = TerminalHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+
+@contextlib.contextmanager
 def progress(
     description: str, total: int, unit: str, completed: int = 0, brief: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Report progress with rate and time left: a bar in a terminal, otherwise a log line every ten seconds.
+    """Report progress with rate and time left: a bar in a terminal or a notebook, else a log line every ten seconds.
 
     Args:
         description: name of the work, a few words.
@@ -78,7 +102,7 @@ def progress(
     Yields:
         A function that takes the number of units just done.
     """
-    report = _bar if _draws_bars() else _log_lines
+    report = _notebook_bar if _in_notebook() else _bar if _draws_bars() else _log_lines
     with report(description, total, unit, completed, brief) as advance:
         yield advance
 
@@ -86,6 +110,63 @@ def progress(
 def _draws_bars() -> bool:
     # A dumb terminal cannot move its cursor.
     return sys.stderr.isatty() and not _shares_terminal and os.environ.get("TERM") != "dumb"
+
+
+def _in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+class _NotebookBar:
+    """A progress bar as a notebook displays it; in an exported notebook its last state is a line of text."""
+
+    def __init__(self, description: str, total: int, unit: str, completed: int):
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._completed = completed
+        self._started = time.monotonic()
+        self.done = 0
+
+    def __repr__(self) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        done = self._completed + self.done
+        left = f", {(self._total - done) * seconds / self.done:.0f} s left" if self.done and done < self._total else ""
+        rate = f", {self.done / seconds:,.0f} {self._unit}/s" if self.done else ""
+        return f"{self._description}: {done:,} of {self._total:,}{rate}{left}"
+
+    def _repr_html_(self) -> str:
+        done = self._completed + self.done
+        return f'<progress value="{done}" max="{self._total}"></progress> {html.escape(repr(self))}'
+
+
+@contextlib.contextmanager
+def _notebook_bar(
+    description: str, total: int, unit: str, completed: int, brief: bool
+) -> Iterator[Callable[[int], None]]:
+    from IPython.display import HTML, display
+
+    bar = _NotebookBar(description, total, unit, completed)
+    handle = None if brief else display(bar, display_id=True)
+    started = last_drawn = time.monotonic()
+
+    def advance(newly_done: int) -> None:
+        nonlocal handle, last_drawn
+        bar.done += newly_done
+        now = time.monotonic()
+        if handle is None and now - started >= _BAR_DELAY_SECONDS:
+            handle = display(bar, display_id=True)
+        if handle is not None and now - last_drawn >= _REDRAW_SECONDS:
+            last_drawn = now
+            handle.update(bar)
+
+    try:
+        yield advance
+    finally:
+        if handle is not None:
+            handle.update(HTML("") if brief else bar)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ for each source as a whole, so another split of it, such as one with another see
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +80,87 @@ class Dataset:
     val: Split
     test: Split | None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[Any, Any],
+        val: tuple[Any, Any] | None = None,
+        test: tuple[Any, Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+    ) -> "Dataset":
+        """Build a data set from images in memory, for `fit`. It does not copy them.
+
+        Examples:
+            >>> images = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+            >>> dataset = db.Dataset.from_arrays(train=(images, ["cat", "dog"] * 10), name="noise")
+            >>> {name: len(split.rows) for name, split in dataset.splits.items()}
+            {'train': 16, 'val': 4}
+
+        Args:
+            train: images and labels. Images are [n, h, w, 3] uint8 RGB in [0, 255], or a list of [h, w, 3] of any
+                sizes; labels are [n] class numbers from 0, or class names.
+            val: images and labels for validation; None holds out a part of `train`.
+            test: images and labels to test on.
+            class_names: in the order of the class numbers; None takes the sorted names among the training labels, or
+                `class 0`, `class 1`, and so on.
+            name: name for logs and records.
+            val_fraction: fraction of each class to hold out without `val`.
+            split_seed: seed of that split.
+
+        Raises:
+            UserError: an image or a label is not of that form.
+        """
+        from dogbreeds.data.provided import arrays_dataset
+
+        return arrays_dataset(
+            {"train": train, "val": val, "test": test},
+            class_names=class_names,
+            name=name,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        train: tuple[Sequence[str | Path], Any],
+        val: tuple[Sequence[str | Path], Any] | None = None,
+        test: tuple[Sequence[str | Path], Any] | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        name: str = "files",
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+    ) -> "Dataset":
+        """Build a data set from image files, for `fit`. They are decoded when they are needed, once.
+
+        Examples:
+            >>> paths = sorted(pathlib.Path("photos").glob("*/*.jpg"))
+            >>> dataset = db.Dataset.from_files(train=(paths, [path.parent.name for path in paths]))
+            >>> len(dataset.class_names)
+            3
+
+        Args:
+            train: paths of JPEG, PNG or WebP files, and labels as in `from_arrays`.
+            val, test, class_names, name, val_fraction, split_seed: as in `from_arrays`.
+
+        Raises:
+            UserError: a file cannot be read, or a label is not of that form.
+        """
+        from dogbreeds.data.provided import files_dataset
+
+        return files_dataset(
+            {"train": train, "val": val, "test": test},
+            class_names=class_names,
+            name=name,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+        )
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -163,3 +246,15 @@ class Data(Spec):
                 f"data.max_corrupt_fraction allows {self.max_corrupt_fraction:g} of them. "
                 f"Repair the files, or type data.max_corrupt_fraction={min(1.0, round(1.2 * skipped / total, 3)):g}."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provided(Data):
+    """A data set that a Python caller gave to `fit`. A run records its fingerprint, not where its images are."""
+
+    def open(self) -> Dataset:
+        raise UserError(
+            "The images of this run were given in Python, as a Dataset. A run does not record such images, so they must"
+            " be given again. Type classifier.evaluate(dataset) in Python, or name a folder of images:"
+            " images=path/to/images, images_from=path/to/images for export."
+        )

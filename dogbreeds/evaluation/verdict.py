@@ -75,6 +75,7 @@ class Setting:
         pair: the fine-tune compared with its frozen parent; None for a frozen run.
         diverged: at which step and learning rate the loss was not finite; empty if it never was.
         settings: the run's settings by dotted name, as `Run.parameters` gives them; they decide the advice alone.
+        finetune: what to type to fine-tune from the run; empty if that is not possible.
     """
 
     classes: int
@@ -87,6 +88,8 @@ class Setting:
     def lacks(self, name: str, value: str) -> bool:
         """Whether typing a setting would change the run. A setting that the run does not have cannot be typed."""
         return self.settings.get(name, "") not in ("", value) if self.settings else True
+
+    finetune: str = "phase=finetune"
 
 
 def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
@@ -245,18 +248,18 @@ def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
         " last"
     )
-    return Verdict("learned", reason, _next_step(setting.settings), {"peak": best.val.accuracy.value})
+    return Verdict("learned", reason, _next_step(setting), {"peak": best.val.accuracy.value})
 
 
-def _next_step(settings: Mapping[str, Any]) -> str:
+def _next_step(setting: Setting) -> str:
     """Return what to do after a run that has learned: a fine-tune, or what it lacks to be the parent of one."""
-    if settings.get("unfreeze", "Nothing") != "Nothing":
+    if setting.settings.get("unfreeze", "Nothing") != "Nothing":
         return "To see what the unfrozen blocks add, or to fine-tune, train with a frozen backbone: type unfreeze=none."
-    if settings.get("tracking") == "Nothing":
-        return "Fine-tuning can start from it once it is recorded: type tracking=mlflow."
-    if settings.get("tracking.model") == "none":
+    if setting.settings.get("tracking.model") == "none":
         return "Fine-tuning can start from it once its head is saved: type tracking.model=best."
-    return "Fine-tuning can start from it: type phase=finetune."
+    if not setting.finetune:
+        return "No fine-tuning can start from it, since it was not saved: leave tracking.folder=null out."
+    return f"Fine-tuning can start from it: type {setting.finetune}."
 
 
 def _lower_rate(lr: float) -> str:

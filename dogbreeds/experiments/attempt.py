@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dogbreeds.data.dataset import Split
+from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
-from dogbreeds.experiments.prepare import PreparedRun, prepare
+from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
+from dogbreeds.experiments.range_test import run_range_test
 from dogbreeds.experiments.result import PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
@@ -28,14 +29,13 @@ from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training import preflight
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.loop import Rows, fit, predict
-from dogbreeds.training.lr_range import range_test
 from dogbreeds.training.phase import LrRange, Training
 from dogbreeds.training.state import History, TrainingState
 
 log = logging.getLogger(__name__)
 
 
-def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedResult:
+def execute(run: Run, origin: RunOrigin, dataset: Dataset | None = None) -> Result | Range | Skipped | PrunedResult:
     """Run an attempt and record it, resuming it if it was interrupted. A sweep skips attempts that have finished.
 
     Process-wide state is restored afterwards, also after an error or an interruption: see `isolation`.
@@ -43,6 +43,7 @@ def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedRes
     Args:
         run: settings of the attempt.
         origin: what the run was composed from.
+        dataset: data to train on; None opens that of the settings.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
@@ -50,17 +51,18 @@ def execute(run: Run, origin: RunOrigin) -> Result | Range | Skipped | PrunedRes
     """
     with process_state_restored():
         try:
-            return _skip_or_run(run, origin, time.perf_counter())
+            return _skip_or_run(run, origin, dataset, time.perf_counter())
         except Pruned as pruned:
             return PrunedResult(pruned.best)
         finally:
             FeatureCache.release()
 
 
-def _skip_or_run(run: Run, origin: RunOrigin, started: float) -> Result | Range | Skipped:
+def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: float) -> Result | Range | Skipped:
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
-    dataset = run.data.open()
+    check_saved_parent(run)
+    dataset = dataset or run.data.open()
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
@@ -99,7 +101,7 @@ def _execute(prepared: PreparedRun, tracker: Tracker) -> Result | Range:
     inputs.train(0)
     _finish_preflight(prepared, inputs, tracker)
     if isinstance(prepared.run.phase, LrRange):
-        return _range_test(prepared, prepared.run.phase, inputs, tracker)
+        return run_range_test(prepared, prepared.run.phase, inputs, tracker)
     return _train(prepared, prepared.run.phase, inputs, tracker)
 
 
@@ -110,7 +112,13 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
     val = inputs.rows(prepared.dataset.val)
     feature_seconds = time.perf_counter() - prepared.started
     run = prepared.run
-    setting = Setting(len(prepared.dataset.class_names), run.optimizer.lr, prepared.native, settings=run.parameters())
+    setting = Setting(
+        len(prepared.dataset.class_names),
+        run.optimizer.lr,
+        prepared.native,
+        settings=run.parameters(),
+        finetune=tracker.finetune_overrides,
+    )
     history = _fit_or_resume(prepared, phase, inputs, val, setting, tracker)
     predictions = _predict_with_best_epoch(prepared, history, inputs, val, tracker)
     pairs = _compare_with_parent(prepared, predictions)
@@ -121,7 +129,9 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
     baseline = _measure_baseline(prepared, tested=test is not None)
     result = Result(
         run_id=tracker.run_id,
+        folder=tracker.folder,
         history=history,
+        predictions=predictions,
         test=test,
         baseline=baseline,
         verdict=judged,
@@ -173,7 +183,7 @@ def _fit_or_resume(
         resume_from=state,
         save=save,
         save_steps=run.checkpoint_steps,
-        class_weights=_class_weights(prepared, inputs),
+        class_weights=inputs.class_weights(),
     )
     pruned = history.stop_reason.startswith(resume.PRUNED_PREFIX)
     prune_reason = history.stop_reason.removeprefix(resume.PRUNED_PREFIX) if pruned else None
@@ -184,10 +194,6 @@ def _fit_or_resume(
     if history.diverged:
         resume.archive_checkpoint(prepared.checkpoints, tracker)
     return history
-
-
-def _class_weights(prepared: PreparedRun, inputs: TrainingInputs) -> np.ndarray | None:
-    return prepared.run.loss.weights(inputs.train(0).labels, len(prepared.dataset.class_names))
 
 
 def _predict_with_best_epoch(
@@ -292,7 +298,7 @@ def _ids(split: Split, rows: Rows) -> list[str]:
     return [split.source.ids[row] for row in rows.indices]
 
 
-# --- preflight and range test -------------------------------------------------
+# --- preflight ----------------------------------------------------------------
 
 
 def _finish_preflight(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> None:
@@ -313,34 +319,3 @@ def _check_initial_loss(prepared: PreparedRun, inputs: TrainingInputs, tracker: 
     findings = preflight.check_initial_loss(loss, len(prepared.dataset.class_names), prepared.parent is None)
     prepared.run.preflight.report(findings)
     return findings
-
-
-def _range_test(prepared: PreparedRun, phase: LrRange, inputs: TrainingInputs, tracker: Tracker) -> Range:
-    """Run the learning-rate range test, and record and log its suggestion."""
-    run = prepared.run
-    class_weights = _class_weights(prepared, inputs)
-    measured = range_test(prepared.network, inputs.train(0), phase, run.optimizer, run.seed, class_weights)
-    tracker.series({"lr": measured.lrs, "train/loss": measured.losses})
-    tracker.figure(lambda: curves.lr_range_curve(measured, tracker.name), "lr_range.png")
-    if measured.suggestion is None and measured.falling:
-        log.info(
-            "the loss is still falling at lr %.1g, where the test ends: type phase.max_lr=%.0g",
-            measured.lrs[-1],
-            100 * measured.lrs[-1],
-        )
-    elif measured.suggestion is None:
-        log.info(
-            "the loss never fell: no learning rate between %.1g and %.1g trains; check preprocessing and head",
-            measured.lrs[0],
-            measured.lrs[-1],
-        )
-    else:
-        tracker.metrics({"suggested/lr": measured.suggestion})
-        log.info(
-            "the loss is lowest at lr %.2g and rises above it: type optimizer.lr=%.1g",
-            10 * measured.suggestion,
-            measured.suggestion,
-        )
-    log.info("time  %.1f s", time.perf_counter() - prepared.started)
-    log.info("run   %s", tracker.location())
-    return measured

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.core import process, signals
-from dogbreeds.core.console import log_levels_restored
+from dogbreeds.core.console import log_levels_restored, log_lines_printed
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.tracking.connection import mlflow_settings_restored
 
 
@@ -40,6 +41,16 @@ def process_state_restored() -> Iterator[None]:
             # A second signal must not cut this off.
             with signals.deferred():
                 stack.close()
+
+
+@contextlib.contextmanager
+def python_call() -> Iterator[None]:
+    """Surround a call of the Python API: print its messages as a command does, and leave the process as it was."""
+    with log_lines_printed(), process_state_restored():
+        try:
+            yield
+        finally:
+            FeatureCache.release()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network, assemble
-from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record
+from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
+from dogbreeds.tracking.saved_run import SavedRun
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
 from dogbreeds.training.batchnorm_statistics import PixelFit
@@ -237,6 +238,16 @@ def _headline(run: Run, dataset: Dataset) -> str:
     )
 
 
+def check_saved_parent(run: Run) -> None:
+    """Check that the folder that a fine-tune names as its parent is there, if it names one.
+
+    Raises:
+        MissingFileError, UserError: it is not, or no run was saved in it.
+    """
+    if isinstance(run.phase, Finetune) and run.phase.parent is not None and is_path(run.phase.parent):
+        SavedRun.read(run.phase.parent)
+
+
 def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
     """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
     parameters = run.parameters()
@@ -247,8 +258,11 @@ def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    sources = {name: parameters.get(name) for name in names}
+    must_match = facts | head | pixels | {name: parameters.get(name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
-        parent = run.tracking.find_parent(parent_id, facts | head | pixels | sources, run.seed, Path(folder))
+        if parent_id is not None and is_path(parent_id):
+            parent = SavedRun.read(parent_id).parent(must_match)
+        else:
+            parent = run.tracking.find_parent(parent_id, must_match, run.seed, Path(folder))
         network.head.load_weights(parent.head)
     return parent

@@ -23,6 +23,7 @@ from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_s
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, Record, short
 from dogbreeds.tracking.saved_network import check_class_count
+from dogbreeds.tracking.saved_run import SavedRun
 
 if TYPE_CHECKING:
     from dogbreeds.inference.classifier import Classifier
@@ -152,7 +153,7 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
 
     Args:
         tracking: where runs are recorded.
-        run: `latest`, `best`, the beginning of a run's id, or a saved network file.
+        run: `latest`, `best`, the beginning of a run's id, a saved network file, or the folder of a saved run.
         only: filter of the runs among which `latest` and `best` are found.
 
     Yields:
@@ -165,6 +166,8 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
 
     path = Path(run).expanduser()
     if is_network_file(run):
+        if path.is_dir():
+            path = SavedRun.read(run).network
         if not path.is_file():
             raise MissingFileError(
                 f"run={run} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
@@ -285,10 +288,24 @@ def evaluation_set_of_run(
     data, dataset = open_dataset(tracking, record, root, plugins)
     for note in dataset.notes:
         log.warning(note)
+    name = split_name(dataset, split)
+    return split_evaluation_set(name, dataset.splits[name], data, classifier, cache)
+
+
+def split_name(dataset: Dataset, split: str | None) -> str:
+    """Return the name of the split to use.
+
+    Args:
+        dataset: the data.
+        split: `train`, `val` or `test`; None for test if there is one, else val.
+
+    Raises:
+        UserError: the data has no such split.
+    """
     name = split or ("test" if dataset.test is not None else "val")
     if name not in dataset.splits:
         raise UserError(
             f"split={name} was given, and {dataset.name} has no such split. It has {', '.join(dataset.splits)}. Type"
             " split=val, for example."
         )
-    return split_evaluation_set(name, dataset.splits[name], data, classifier, cache)
+    return name

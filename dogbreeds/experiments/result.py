@@ -1,20 +1,30 @@
 """The ways in which an attempt can end."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from dogbreeds.evaluation.metrics import Scores
-from dogbreeds.evaluation.results import ZeroShotBaseline
+from dogbreeds.evaluation.results import Epoch, Predictions, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Verdict
 from dogbreeds.training.state import History
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished attempt.
+    """A finished attempt, as `fit` returns it.
+
+    Examples:
+        >>> result.verdict.name, result.best.number, result.best.val.accuracy.n, result.test.accuracy.n
+        ('learned', 2, 120, 120)
+        >>> low, high = result.best.val.accuracy.interval
+        >>> list(result.history.frame().columns[:3])
+        ['train/loss', 'train/accuracy', 'train/top5_accuracy']
 
     Attributes:
         run_id: MLflow run that it is recorded as; empty with tracking=none.
+        folder: folder that it is saved in with tracking=none; else None.
         history: epochs, and the best epoch's weights and predictions.
+        predictions: of the best epoch's weights on `val` and, if there is one, `test`; empty without a best epoch.
         test: scores on the test split with the best epoch's weights; None without a test split or a best epoch.
         baseline: zero-training baseline.
         verdict: what happened, with its reason and advice.
@@ -23,12 +33,19 @@ class Result:
     """
 
     run_id: str
+    folder: Path | None
     history: History
+    predictions: dict[str, Predictions]
     test: Scores | None
     baseline: ZeroShotBaseline
     verdict: Verdict
     feature_seconds: float
     seconds: float
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch with the highest validation accuracy; None if no epoch was completed."""
+        return self.history.best
 
     @property
     def objective(self) -> float:

@@ -55,7 +55,14 @@ UNGROUPED = tuple(field.name for field in dataclasses.fields(Ungrouped))
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Every setting of one attempt.
+    """Every setting of one attempt, as `compose` returns it.
+
+    Examples:
+        >>> faster = db.compose(["optimizer.lr=1e-2"])
+        >>> faster.optimizer.lr, faster.phase.epochs, faster.parameters()["model.architecture"]
+        (0.01, 20, 'Miniature')
+        >>> faster.key == db.compose(["optimizer.lr=0.01", "preflight=none"]).key
+        True
 
     Field names are those of the config groups and of the modules; `UNGROUPED` settings follow the groups.
     """

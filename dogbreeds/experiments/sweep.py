@@ -52,7 +52,6 @@ class Sweep(LauncherCallback):
     _current: _OpenSweep | None = None
 
     def begin(self, config: "DictConfig") -> None:
-        from omegaconf import OmegaConf
 
         plugins = named_plugins(config)
         own_config = job_config(config)
@@ -64,9 +63,7 @@ class Sweep(LauncherCallback):
         log.info(name)
         if not isinstance(tracking, Mlflow):
             return
-        yaml = OmegaConf.to_yaml(own_config)
-        identity = "" if own_config.rerun else digest(f"{yaml}{overrides}{sources_digest(plugins)}".encode())
-        Sweep.open(tracking, RunOrigin(yaml, overrides, name, Path(config.hydra.sweep.dir), identity=identity))
+        Sweep.open(tracking, sweep_origin(own_config, overrides, Path(config.hydra.sweep.dir), plugins))
 
     @classmethod
     def open(cls, tracking: Mlflow, origin: RunOrigin) -> str:
@@ -147,6 +144,25 @@ class Sweep(LauncherCallback):
         nested = client.search_runs([run.info.experiment_id], condition, max_results=1000)
         reused = [tag for tag in run.data.tags if tag.startswith(REUSED_TAG_PREFIX)]
         return [*nested, *(client.get_run(tag.removeprefix(REUSED_TAG_PREFIX)) for tag in reused)]
+
+
+def sweep_origin(
+    config: "DictConfig", overrides: Sequence[str], folder: Path | None, plugins: Sequence[str] = ()
+) -> RunOrigin:
+    """Describe what a sweep was composed from. The same sweep has the same identity, unless `rerun` is set.
+
+    Args:
+        config: config of its jobs, without the settings that differ among them.
+        overrides: as they were typed.
+        folder: folder of Hydra's own files; None without one.
+        plugins: modules of plugins, whose source is part of the identity.
+    """
+    from omegaconf import OmegaConf
+
+    yaml = OmegaConf.to_yaml(config)
+    identity = "" if config.rerun else digest(f"{yaml}{tuple(overrides)}{sources_digest(plugins)}".encode())
+    name = sweep_name(overrides, swept_keys(overrides))
+    return RunOrigin(yaml, tuple(overrides), name, folder, identity=identity)
 
 
 def distinct_overrides(overrides: Sequence[str]) -> list[str]:

@@ -64,6 +64,10 @@ class TrainingInputs:
             self._train[copy] = self.rows(self._dataset.train, view)
         return self._train[copy]
 
+    def class_weights(self) -> np.ndarray | None:
+        """Return the weight of each class in the loss, [classes] float32; None if all are 1."""
+        return self._run.loss.weights(self.train(0).labels, len(self._dataset.class_names))
+
     def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
         """Compute one shard of a split's inputs into the cache.
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 _METRICS_PER_CALL = 1000
 # MLflow's UI then shows the pages for model training, not those for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
-
 # Environment variables that opening a store sets, and the logger whose level it sets.
 _VARIABLES = (
     "MLFLOW_DISABLE_TELEMETRY",

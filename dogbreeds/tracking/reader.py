@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
+from dogbreeds.tracking.prediction_files import read_predictions
 from dogbreeds.tracking.records import (
     HEAD_WEIGHTS,
     MODEL_FILE,
@@ -22,6 +21,9 @@ from dogbreeds.tracking.records import (
     RANKING_METRIC,
     Parent,
     Record,
+    check_parent,
+    describe_differences,
+    differing,
     param_text,
     record_of,
     short,
@@ -143,7 +145,7 @@ class MlflowReader(MlflowStore):
         if run_id is not None:
             matching = [self._named_parent(frozen, run_id, expected)]
         else:
-            matching = [run for run in frozen if not _differences(run, expected)]
+            matching = [run for run in frozen if not differing(run.data.params, expected)]
         best = self._best_parent(frozen, matching, expected, seed)
         head = Path(client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder)))
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
@@ -167,12 +169,7 @@ class MlflowReader(MlflowStore):
                 " matches."
             )
         (run,) = named
-        if _differences(run, expected):
-            raise UserError(
-                f"phase.parent={short(run.info.run_id)} cannot be the parent: {_describe_differences(run, expected)}. A"
-                " fine-tune needs the weights, pixels, head and data of its frozen run. Type phase.parent=null to use"
-                " the best run that matches, or make the settings the same."
-            )
+        check_parent(short(run.info.run_id), run.data.params, expected)
         return run
 
     def _best_parent(
@@ -204,20 +201,7 @@ class MlflowReader(MlflowStore):
             if not client.list_artifacts(run_id, PREDICTIONS_FOLDER):
                 return {}
             downloaded = Path(client.download_artifacts(run_id, PREDICTIONS_FOLDER, folder))
-            return {file.stem: _read_predictions(file) for file in downloaded.glob("*.npz")}
-
-
-def _read_predictions(file: Path) -> Predictions:
-    with np.load(file) as stored:
-        # Earlier versions recorded no class names.
-        class_names = stored["class_names"].tolist() if "class_names" in stored.files else ()
-        return Predictions(stored["ids"].tolist(), stored["labels"], stored["logits"], tuple(class_names))
-
-
-def _differences(run: "MlflowRun", expected: dict[str, str]) -> list[str]:
-    """Return the names of a run's parameters that are not as expected."""
-    # A parameter that a run lacks, such as that of a plugin's class, has no value.
-    return [name for name, value in expected.items() if run.data.params.get(name, param_text(None)) != value]
+            return read_predictions(downloaded)
 
 
 def _lacking(frozen: "list[MlflowRun]", matching: "list[MlflowRun]", expected: dict[str, str]) -> str:
@@ -226,18 +210,6 @@ def _lacking(frozen: "list[MlflowRun]", matching: "list[MlflowRun]", expected: d
         return "that matches has saved its head"
     if not frozen:
         return "was found"
-    nearest = min(frozen, key=lambda run: len(_differences(run, expected)))
-    described = _describe_differences(nearest, expected)
+    nearest = min(frozen, key=lambda run: len(differing(run.data.params, expected)))
+    described = describe_differences(nearest.data.params, expected)
     return f"matches: of the nearest, {short(nearest.info.run_id)}, {described}"
-
-
-def _describe_differences(run: "MlflowRun", expected: dict[str, str]) -> str:
-    """List the parameters of a run that are not as expected, with both values."""
-    names = _differences(run, expected)
-    # The settings of another class are others anyway.
-    groups = {name for name in names if "." not in name}
-    return "; ".join(
-        f"{name} is {run.data.params.get(name)} there and {expected[name]} here"
-        for name in names
-        if name in groups or name.partition(".")[0] not in groups
-    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import with_new_names
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Parent:
     """The frozen run that a fine-tune starts from.
 
     Attributes:
-        run_id: its MLflow run.
+        run_id: its MLflow run, or the path of its folder.
         head: file with its head's best weights.
         accuracy: its best validation accuracy, in [0, 1].
         predictions: its predictions, by split.
@@ -141,12 +142,60 @@ class Record:
     experiment_id: str = ""
 
 
+def is_path(run: str) -> bool:
+    """Return whether the name of a run is the path of a saved run's folder, or of a file in it, rather than an id."""
+    return "/" in run
+
+
+def differing(params: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
+    """Return the names of a run's parameters that are not as expected."""
+    # A parameter that a run lacks, such as that of a plugin's class, has no value.
+    return [name for name, value in expected.items() if params.get(name, param_text(None)) != value]
+
+
+def describe_differences(params: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    """List the parameters of a run that are not as expected, with both values; empty if all are."""
+    names = differing(params, expected)
+    # The settings of another class are others anyway.
+    groups = {name for name in names if "." not in name}
+    return "; ".join(
+        f"{name} is {params.get(name)} there and {expected[name]} here"
+        for name in names
+        if name in groups or name.partition(".")[0] not in groups
+    )
+
+
+def check_parent(name: str, params: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Check that a named run can be the parent of a fine-tune.
+
+    Args:
+        name: the run, as `phase.parent` may name it.
+        params: its parameters.
+        expected: parameters that must be the same in both runs.
+
+    Raises:
+        UserError: one of them differs.
+    """
+    values = describe_differences(params, expected)
+    if values:
+        other = (
+            "phase.parent=<another folder>" if is_path(name) else "phase.parent=null to use the best run that matches"
+        )
+        raise UserError(
+            f"phase.parent={name} cannot be the parent: {values}. A fine-tune needs the weights, pixels, head and data"
+            f" of its frozen run. Type {other}, or make the settings the same."
+        )
+
+
 def short(run_id: str) -> str:
     """Shorten a run id for display.
 
     Returns:
-        The first 8 characters, or more where Hydra would parse them as a number when they are typed in an override.
+        The first 8 characters, or more where Hydra would parse them as a number when they are typed in an override. The
+        path of a saved run's folder stays as it is.
     """
+    if is_path(run_id):
+        return run_id
     length = _SHORT_ID_LENGTH
     while length < len(run_id) and re.fullmatch(r"\d+(e\d+)?", run_id[:length]):
         length += 1

@@ -1,4 +1,4 @@
-"""Base classes of experiment tracking, and the option `tracking=none`."""
+"""Base classes of experiment tracking."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,7 +22,12 @@ class Tracker:
     Attributes:
         name: display name of the run.
         run_id: id of the recorded run; empty without one.
+        folder: folder that the run is saved in; None without one.
+        finetune_overrides: what to type to fine-tune from the run; empty if that is not possible.
     """
+
+    folder: Path | None = None
+    finetune_overrides: str = ""
 
     def __init__(self, name: str, run_id: str = ""):
         self.name = name
@@ -131,11 +136,6 @@ class Tracking(Spec):
             UserError: there is no such run, or a parameter differs.
         """
         raise UserError(
-            "phase=finetune was set with tracking=none. A fine-tune starts from a frozen run that MLflow has recorded."
-            " Type tracking=mlflow, or phase=frozen unfreeze=last_n to train from a new head."
+            "phase=finetune was set with tracking=none. It starts from a frozen run that MLflow finds or phase.parent"
+            " names. Type tracking=mlflow, or phase.parent=<folder>, which the frozen run names in its last line."
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nothing(Tracking):
-    """Record nothing."""

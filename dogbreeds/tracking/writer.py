@@ -11,6 +11,7 @@ import numpy as np
 
 from dogbreeds.core.text import digest_file, mask_passwords
 from dogbreeds.evaluation.results import Predictions
+from dogbreeds.tracking.prediction_files import write_predictions
 from dogbreeds.tracking.records import (
     HEAD_WEIGHTS,
     MODEL_FILE,
@@ -42,6 +43,8 @@ class MlflowTracker(Tracker):
         experiment: name of its experiment.
         save_models: which trained networks are saved: "best" of the sweep, "all" or "none".
     """
+
+    finetune_overrides = "phase=finetune"
 
     def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str):
         super().__init__(run.info.run_name, run.info.run_id)
@@ -105,14 +108,7 @@ class MlflowTracker(Tracker):
 
     def predictions(self, split: str, predictions: Predictions) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{split}.npz"
-            np.savez_compressed(
-                path,
-                ids=np.asarray(predictions.ids),
-                labels=predictions.labels,
-                logits=predictions.logits,
-                class_names=np.asarray(predictions.class_names, dtype=np.str_),
-            )
+            path = write_predictions(Path(folder), split, predictions)
             self._client.log_artifact(self.run_id, str(path), PREDICTIONS_FOLDER)
 
     def model(self, build: "Callable[[], keras.Model]", accuracy: float, tolerance: float) -> None:

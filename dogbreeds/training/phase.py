@@ -46,7 +46,8 @@ class Finetune(Training):
     """Train the head and part of the backbone, starting from the best weights of a frozen run.
 
     Attributes:
-        parent: MLflow id of that run, or its beginning; None selects the best frozen run that matches.
+        parent: MLflow id of that run, or its beginning; or the folder of a run with `tracking=none`, a path with a `/`.
+            None selects the best frozen run that matches.
     """
 
     parent: str | None = text(example="3f2a9c", optional=True)

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dogbreeds.evaluation.results import Epoch, scores_from_dict
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass
@@ -28,6 +31,18 @@ class History:
     best_weights: list[np.ndarray] = field(default_factory=list)
     best_logits: np.ndarray | None = None
     diverged: bool = False
+
+    def frame(self) -> "pandas.DataFrame":
+        """Return the epochs as a table: one row for each, with its metrics, learning rate and seconds.
+
+        Examples:
+            >>> result.history.frame()[["train/loss", "val/accuracy"]].shape
+            (2, 2)
+        """
+        import pandas
+
+        rows = [{"epoch": epoch.number, **epoch.metrics(), "seconds": epoch.seconds} for epoch in self.epochs]
+        return pandas.DataFrame(rows).set_index("epoch") if rows else pandas.DataFrame()
 
 
 @dataclass

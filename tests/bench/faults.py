@@ -264,7 +264,9 @@ def attempt(
 
 def _run(settings: tuple[str, ...], seed: int, folder: str, change: Callable[[Run], Run]) -> Result:
     """Run an attempt from its first epoch: its checkpoints are in `folder`, which has none of an earlier benchmark."""
-    run = _composed("tracking=none", f"seed={seed}", f"checkpoint_dir={folder}/checkpoints", *settings)
+    run = _composed(
+        "tracking=none", "tracking.folder=null", f"seed={seed}", f"checkpoint_dir={folder}/checkpoints", *settings
+    )
     result = execute(dataclasses.replace(change(run), tracking=_FolderTracking(folder=folder)), ORIGIN)
     assert isinstance(result, Result)
     return result
@@ -320,7 +322,7 @@ def preflights(
         for (name, settings), seed in itertools.product(backbones(Path(folder), names).items(), seeds):
             rng = np.random.default_rng([seed, 99])
             sample = (f"data.classes={rng.integers(20, 121)}", f"data.train_per_class={rng.integers(2, 21)}")
-            run = _composed("tracking=none", *settings, "data=miniature", *sample, *overrides)
+            run = _composed("tracking=none", "tracking.folder=null", *settings, "data=miniature", *sample, *overrides)
             fit = run.preflight.measure_pixel_fit(
                 run.model.build(0), run.data.open(), run.data, run.features.open_cache()
             )

@@ -130,7 +130,9 @@ def build_network(kind: Kind, workload: Workload) -> tuple[Run, Network]:
     """Compose a run of this kind and build its network."""
     run = workload.change(
         from_config(
-            compose.compose_config("train", [*workload.model, "data=miniature", "tracking=none", *kind.settings])
+            compose.compose_config(
+                "train", [*workload.model, "data=miniature", "tracking=none", "tracking.folder=null", *kind.settings]
+            )
         )
     )
     backbone = run.model.build(0)

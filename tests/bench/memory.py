@@ -22,7 +22,7 @@ def peak(images: int, model: Sequence[str] = B4) -> int:
     """Measure the peak memory of a run with this many images, in a process of its own, in MiB."""
     each = images // 30
     settings = (
-        *model, "tracking=none", "phase.epochs=1", "data=miniature", "data.classes=10",
+        *model, "tracking=none", "tracking.folder=null", "phase.epochs=1", "data=miniature", "data.classes=10",
         f"data.train_per_class={2 * each}", f"data.val_per_class={each // 2}", f"data.test_per_class={each // 2}",
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -219,6 +219,7 @@ def compose_run(setup: Setup, root: Path, cache: Path, *overrides: str) -> Run:
         f"phase.epochs={setup.workload.epochs}",
         "phase.patience_epochs=null",
         "tracking=none",
+        "tracking.folder=null",
         f"phase.batch_size={FROZEN_BATCH}",
     )
     places = (f"data.root={root}", f"features.dir={cache}", f"checkpoint_dir={cache}_checkpoints")
