@@ -136,7 +136,7 @@ def test_advice_is_found_in_messages_of_every_kind() -> None:
     assert len(ADVICE) > 60
     assert {
         ("phase=finetune",),
-        ("phase=frozen", "unfreeze=last_n"),
+        ("phase=frozen", "unfreeze=none"),
         ("first=best", "second=latest"),
         ("optimizer.lr=…",),
         ("images=path/to/images",),
@@ -157,7 +157,6 @@ SETTINGS = {"phase": "Frozen", "unfreeze": "Nothing", "tracking": "Mlflow", "tra
         ({"tracking.model": "all"}, "phase=finetune"),
         # A parent's backbone is frozen, and its head is recorded.
         ({"unfreeze": "LastN"}, "unfreeze=none"),
-        ({"tracking": "Nothing"}, "tracking=mlflow"),
         ({"tracking.model": "none"}, "tracking.model=best"),
     ],
 )
@@ -171,7 +170,7 @@ RUNS = (
     (),
     ("head=batchnorm",),
     ("augment=guide",),
-    ("phase=frozen", "unfreeze=last_n"),
+    ("phase=frozen", "unfreeze=none"),
     ("tracking=none",),
     ("tracking.model=none",),
     ("phase=finetune",),

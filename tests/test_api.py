@@ -55,7 +55,7 @@ def test_fit_refuses_a_run_that_was_changed_after_it_was_composed(own_home: Path
 @pytest.mark.parametrize(
     ("override", "typed"),
     [
-        ("hat=linear", "head.widths="),
+        ("hat=linear", "Type head="),
         ("head=linaer", "head=linear"),
         ("head.dropuot=0", "head.dropout"),
         ("head.widths=[1", "--help"),
@@ -287,6 +287,14 @@ def test_progress_is_displayed_by_a_notebook(monkeypatch: pytest.MonkeyPatch) ->
         '<progress value="40" max="40"',
     ]
     assert "features of &lt;train&gt;: 40 of 40" in displayed[-1]
+    displayed.clear()
+    # The bar of what is soon over and has a line of its own does not appear, and goes at its end.
+    with console.progress("epoch", 4, "steps", brief=True) as advance:
+        advance(1)
+        assert displayed == []
+        monkeypatch.setattr(console, "_BAR_DELAY_SECONDS", 0)
+        advance(1)
+    assert [line.split(">")[0] for line in displayed] == ['<progress value="2" max="4"', ""]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -129,8 +129,11 @@ class _NotebookBar:
         self._completed = completed
         self._started = time.monotonic()
         self.done = 0
+        self.is_hidden = False
 
     def __repr__(self) -> str:
+        if self.is_hidden:
+            return ""
         seconds = max(time.monotonic() - self._started, 1e-9)
         done = self._completed + self.done
         left = f", {(self._total - done) * seconds / self.done:.0f} s left" if self.done and done < self._total else ""
@@ -138,6 +141,8 @@ class _NotebookBar:
         return f"{self._description}: {done:,} of {self._total:,}{rate}{left}"
 
     def _repr_html_(self) -> str:
+        if self.is_hidden:
+            return ""
         done = self._completed + self.done
         return f'<progress value="{done}" max="{self._total}"></progress> {html.escape(repr(self))}'
 
@@ -146,7 +151,7 @@ class _NotebookBar:
 def _notebook_bar(
     description: str, total: int, unit: str, completed: int, brief: bool
 ) -> Iterator[Callable[[int], None]]:
-    from IPython.display import HTML, display
+    from IPython.display import display
 
     bar = _NotebookBar(description, total, unit, completed)
     handle = None if brief else display(bar, display_id=True)
@@ -166,7 +171,8 @@ def _notebook_bar(
         yield advance
     finally:
         if handle is not None:
-            handle.update(HTML("") if brief else bar)
+            bar.is_hidden = brief
+            handle.update(bar)
 
 
 @contextlib.contextmanager
