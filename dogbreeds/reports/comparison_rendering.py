@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.text import visible
+from dogbreeds.core.text import csv_rows, visible
 from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
@@ -157,7 +157,7 @@ def as_csv(comparison: RunComparison) -> str:
         ]
         for change in comparison.paired.changes
     ]
-    return tables.csv_table(_CSV_COLUMNS, rows)
+    return csv_rows([_CSV_COLUMNS, *rows])
 
 
 def as_html(comparison: RunComparison, run_url: RunUrl) -> str:
