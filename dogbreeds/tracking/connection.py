@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from dogbreeds.core import signals
 from dogbreeds.core.console import log_levels_restored
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import PROCESS_TAGS
@@ -35,7 +36,7 @@ _METRICS_PER_CALL = 1000
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
-# Environment variables that opening a store sets, and the logger whose level it sets.
+# Environment variables that opening a store sets, and the loggers whose levels it sets.
 _VARIABLES = (
     "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_LOGGING_LEVEL",
@@ -47,15 +48,19 @@ _VARIABLES = (
     "MLFLOW_TRACKING_URI",
 )
 _MIGRATION_LOG = "alembic"
+# Logs each error of the database with a traceback, before it raises the error that `user_errors` converts.
+_DATABASE_LOG = "mlflow.store.db.utils"
+# SQLite's message.
+_LOCKED = "database is locked"
 
 
 @contextlib.contextmanager
 def mlflow_settings_restored() -> Iterator[None]:
-    """Restore what opening a store in the block changes in this process: variables, tracking URI and log level."""
+    """Restore what opening a store in the block changes in this process: variables, tracking URI and log levels."""
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
     try:
-        with log_levels_restored(_MIGRATION_LOG):
+        with log_levels_restored(_MIGRATION_LOG, _DATABASE_LOG):
             yield
     finally:
         mlflow = sys.modules.get("mlflow")
@@ -124,6 +129,7 @@ class MlflowStore(Tracking):
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger(_MIGRATION_LOG).setLevel(logging.WARNING)
+        logging.getLogger(_DATABASE_LOG).setLevel(logging.CRITICAL)
         import mlflow
 
         if self._queue is not None:
@@ -137,7 +143,7 @@ class MlflowStore(Tracking):
                     "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
                     "MLFLOW_TRACKING_PASSWORD": unquote(parts.password),
                 }
-        with self.user_errors():
+        with self.user_errors(), signals.deferred():
             if self.uri.startswith("sqlite:///"):
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             mlflow.set_tracking_uri(self._address)
@@ -172,6 +178,12 @@ class MlflowStore(Tracking):
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            if _LOCKED in str(error):
+                raise UserError(
+                    f"{mask_passwords(self.uri)} is locked: another process has been writing to it for longer than"
+                    " MLflow waits, 20 seconds. SQLite lets one process write at a time. Wait until that process is"
+                    " done, or end it, and run the same command again."
+                ) from error
             why = mask_passwords(" ".join(str(error).split()))[:200]
             raise UserError(
                 f"tracking.uri={mask_passwords(self.uri)} cannot be used ({why}). It must be sqlite:///<file>,"
@@ -295,12 +307,15 @@ class _Client(_MethodProxy):
             self._queue.shutting_down = True
 
     def _call_once(self, call: Call) -> Any:
-        with self._user_errors():
+        # A signal that is raised within a transaction would leave the database locked.
+        with self._user_errors(), signals.deferred():
             return call()
 
     def _call_and_wait(self, call: Call) -> Any:
+        if self._queue is None:
+            return self._call_once(call)
         with self._user_errors():
-            return self._queue.submit_and_wait(call) if self._queue is not None else call()
+            return self._queue.submit_and_wait(call)
 
     def _call_in_background(self, call: Call) -> None:
         if self._queue is None:

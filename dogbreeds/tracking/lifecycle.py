@@ -75,10 +75,10 @@ def start_run(
         run_id = client.create_run_once(experiment_id, tags).info.run_id
         try:
             _log_config(client, run_id, origin)
+            return client.get_run(run_id)
         except UserError:
             client.set_terminated(run_id, "FAILED")
             raise
-    return client.get_run(run_id)
 
 
 def resume_run(client: "mlflow.MlflowClient", run_id: str, origin: RunOrigin, sweep_run_id: str | None) -> "MlflowRun":
@@ -236,6 +236,7 @@ def end_run_on_exit(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None
     The status is FINISHED, KILLED if the run was interrupted or pruned, or FAILED after any other error.
     """
     pruned = None
+    ended = False
     try:
         with heartbeat(client, run_id):
             try:
@@ -243,14 +244,16 @@ def end_run_on_exit(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None
             except Pruned as error:
                 pruned = error
             client.flush()
+        with signals.deferred():
+            client.set_terminated(run_id, "FINISHED" if pruned is None else "KILLED")
+            ended = True
     except BaseException as error:
-        client.begin_shutdown()
-        # The body's error matters more than one of the store.
-        with signals.deferred(), contextlib.suppress(UserError):
-            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if not ended:
+            client.begin_shutdown()
+            # The body's error matters more than one of the store.
+            with signals.deferred(), contextlib.suppress(UserError):
+                client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    with signals.deferred():
-        client.set_terminated(run_id, "FINISHED" if pruned is None else "KILLED")
     if pruned is not None:
         raise pruned
 
@@ -298,7 +301,9 @@ def system_metrics(
             for monitor in self.monitors:
                 monitor.clear_metrics()
 
-    monitor = Monitor(run_id, sampling_interval=seconds, resume_logging=resumed, tracking_uri=uri)
+    # It reads the store itself.
+    with signals.deferred():
+        monitor = Monitor(run_id, sampling_interval=seconds, resume_logging=resumed, tracking_uri=uri)
     monitor.start()
     try:
         yield
