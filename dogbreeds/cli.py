@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
@@ -24,6 +25,8 @@ from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# The commands that --multirun runs several jobs of.
+_MULTIRUN_COMMANDS = ("train", "extract")
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -42,6 +45,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     _take_former_names()
+    _refuse_multirun(name)
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
@@ -100,6 +104,19 @@ def _take_former_names() -> None:
         if new != former:
             print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
     sys.argv[1:] = present
+
+
+def _refuse_multirun(name: str) -> None:
+    """End a command that has no jobs if it is asked for several: Hydra would make a folder for them, here."""
+    if name in _MULTIRUN_COMMANDS:
+        return
+    typed = get_args_parser().parse_known_args(sys.argv[1:])[0]
+    modes = [override.lower() for override in typed.overrides if override.lstrip("+").startswith("hydra.mode=")]
+    if typed.multirun or any(mode.endswith("=multirun") for mode in modes):
+        sys.exit(
+            f"error: --multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)}"
+            f" run a job for each combination of values. Type python -m dogbreeds.{name} without --multirun."
+        )
 
 
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

@@ -14,6 +14,8 @@ from dogbreeds import cli
 from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
+_SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "predict", "pretrain", "table", "why")
+
 # A command that prints at its end whether it has imported TensorFlow or MLflow.
 _PROBE = (
     "import sys; from dogbreeds import cli, train\ntry: cli.main(train.task, 'train')\nfinally:"
@@ -158,3 +160,32 @@ def test_a_command_says_at_its_start_that_only_linux_is_tested(
     monkeypatch.setattr("sys.platform", "darwin")
     cli._note_platform()
     assert "Linux" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", _SINGLE_COMMANDS)
+@pytest.mark.parametrize("option", ["--multirun", "-m", "hydra.mode=MULTIRUN", "++hydra.mode=multirun"])
+def test_command_without_jobs_refuses_multirun_and_writes_nothing(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "argv", [name, option, "seed=1,2"])
+    started: list[str] = []
+    with pytest.raises(SystemExit, match=rf"^error: --multirun .* python -m dogbreeds\.{name} without --multirun"):
+        cli.main(lambda: started.append(name), name)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_with_a_config_takes_or_refuses_multirun() -> None:
+    names = {file.stem for file in (home() / "conf").glob("*.yaml")}
+    assert names == {*_SINGLE_COMMANDS, "train", "extract"}
+
+
+@pytest.mark.slow
+def test_table_refuses_multirun_in_a_process_of_its_own(fresh_command, tmp_path: Path) -> None:
+    refused = fresh_command("table", "--multirun")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: --multirun was given")
+    assert refused.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
