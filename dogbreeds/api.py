@@ -38,7 +38,8 @@ def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
     """Train a run and record it; resume it if it was interrupted.
 
     Signal handlers, environment, Keras' dtype policy and all random states are afterwards as they were before, also
-    after an interruption, which raises `KeyboardInterrupt` and leaves a checkpoint.
+    after an interruption, which raises `KeyboardInterrupt` and leaves a checkpoint. While another process trains the
+    same run, this one waits, says so, and takes over the result; with `rerun=true` it then trains.
 
     Example: `result = dogbreeds.fit(run); print(result.verdict.name, result.verdict.advice)`
 
@@ -46,7 +47,8 @@ def fit(run: Run) -> "Result | Range | Skipped | PrunedResult":
         run: from `compose`.
 
     Returns:
-        The result; of a learning-rate range test (`phase=lr_range`) its curve.
+        The result; of a learning-rate range test (`phase=lr_range`) its curve. `Skipped`, with the run's id, if another
+        process has finished the same run while this one waited for it.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.

@@ -20,6 +20,7 @@ import numpy as np
 from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.files import atomic_write
+from dogbreeds.core.locks import LockHeldError
 from dogbreeds.core.process import format_process, process_tags
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,21 @@ log = logging.getLogger(__name__)
 _MAX_CHECKPOINTS = 2
 # Name of the metadata among a checkpoint's arrays.
 _METADATA = "about"
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """The lock of a run, while it is held.
+
+    Attributes:
+        dead_processes: processes that were killed, or whose machine was lost, while they held the lock, as
+            `format_process` spells them. Clear the list once they have been dealt with; otherwise the next owner of the
+            lock gets it too.
+        waited: whether another process held the lock first.
+    """
+
+    dead_processes: list[str]
+    waited: bool
 
 
 @dataclass(frozen=True)
@@ -41,12 +57,8 @@ class Checkpoints:
     folder: Path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[list[str]]:
+    def locked(self) -> Iterator[RunLock]:
         """Hold the run's lock, after waiting for a process that holds it.
-
-        Yields:
-            Processes that were killed, or whose machine was lost, while they held the lock, as `format_process` spells
-            them. Clear the list once they have been dealt with; otherwise the next owner of the lock gets it too.
 
         Raises:
             UserError: if the lock file cannot be created.
@@ -54,16 +66,20 @@ class Checkpoints:
         with contextlib.ExitStack() as stack:
             with self._write_errors("locked"):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(
-                    locks.exclusive(self._lock_file, waiting_for="another process that is working on the same run")
-                )
+                waited = False
+                try:
+                    lock_file = locks.exclusive(self._lock_file, waiting_for=None)
+                except LockHeldError:
+                    waited = True
+                    lock_file = locks.exclusive(self._lock_file, waiting_for=self._holder())
+                file = stack.enter_context(lock_file)
                 file.seek(0)
                 gone = file.read().decode(errors="replace").splitlines()
                 end_of_gone = file.tell()
                 file.write(f"{format_process(process_tags())}\n".encode())
                 file.flush()
             try:
-                yield gone
+                yield RunLock(gone, waited)
             finally:
                 if gone:
                     file.truncate(end_of_gone)
@@ -132,6 +148,16 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _holder(self) -> str:
+        """Describe the process that holds the lock, for whoever waits for it."""
+        lines: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            lines = self._lock_file.read_text(errors="replace").splitlines()
+        # In `format_process`'s order: host, boot, process, start.
+        words = lines[-1].split() if lines else []
+        which = f"process {words[2]} on {words[0]}" if len(words) == 4 else "another process"
+        return f"{which}, which is working on the same run"
 
     @property
     def _lock_file(self) -> Path:
