@@ -100,14 +100,15 @@ def test_help_lists_every_group(fresh_command) -> None:
 @pytest.mark.slow
 def test_cache_command_lists_and_clears_the_cache(command) -> None:
     assert command("train", "data.classes=3", "phase.epochs=1", "tracking=none").returncode == 0
-    listed = command("cache").stdout.splitlines()
+    listed = command("cache").stdout.split("\n\n")[0].splitlines()
     assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3 + ["preflight"]
     assert listed[-1].startswith("7 cached arrays, 0.00 of at most 50 GB, in ")
     assert command("cache", "clear=true").stdout.startswith("7 cached arrays removed from ")
     assert command("cache").stdout.startswith("0 cached arrays, ")
     refused = command("cache", "clear=perhaps")
     assert refused.returncode == 1
-    assert "error: clear was 'perhaps'. It must be true or false. Type clear=true " in refused.stderr
+    assert "error: clear was 'perhaps'. It must be true, " in refused.stderr
+    assert "Type clear=true " in refused.stderr
 
 
 @pytest.mark.own_cache

@@ -176,7 +176,7 @@ def close_orphaned_runs(
 
 def _is_orphaned(run: "MlflowRun", dead_processes: Collection[str]) -> bool:
     tags = run.data.tags
-    return run.info.status == "RUNNING" and (format_process(tags) in dead_processes or _is_process_gone(tags))
+    return run.info.status == "RUNNING" and (format_process(tags) in dead_processes or is_process_gone(tags))
 
 
 def _is_remote_and_silent(tags: Mapping[str, str]) -> bool:
@@ -186,7 +186,7 @@ def _is_remote_and_silent(tags: Mapping[str, str]) -> bool:
     return time.time() - float(tags["heartbeat"]) > _HEARTBEAT_TIMEOUT_SECONDS
 
 
-def _is_process_gone(tags: Mapping[str, str]) -> bool:
+def is_process_gone(tags: Mapping[str, str]) -> bool:
     """Whether a run's process no longer exists. On another machine only the heartbeat can tell."""
     if tags["host"] != platform.node():
         return _is_remote_and_silent(tags)

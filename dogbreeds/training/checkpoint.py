@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,35 @@ class RunLock:
 
     dead_processes: list[str]
     waited: bool
+
+
+class StoredCheckpoints(NamedTuple):
+    """The checkpoints of a run, or the last one of a run that diverged, as they lie on disk.
+
+    Attributes:
+        path: folder of a run's checkpoints, named after its identity; a file if it was archived.
+        size_bytes: size of all its files.
+        last_written: in seconds since the epoch.
+    """
+
+    path: Path
+    size_bytes: int
+    last_written: float
+
+
+def stored_checkpoints(folder: Path) -> list[StoredCheckpoints]:
+    """List the checkpoints in the folder of all runs' checkpoints, archived ones too, the newest first."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if path.is_dir() or path.suffix == ".npz"]
+    found = []
+    for path in paths:
+        # The run may finish meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])] or [path.stat()]
+            size_bytes = sum(stat.st_size for stat in stats)
+            found.append(StoredCheckpoints(path, size_bytes, max(stat.st_mtime for stat in stats)))
+    return sorted(found, key=lambda stored: -stored.last_written)
 
 
 @dataclass(frozen=True)
@@ -138,6 +167,19 @@ class Checkpoints:
         newest.replace(archived)
         self.remove()
         return archived
+
+    def remove_unless_in_use(self) -> bool:
+        """Remove all checkpoints of the run unless a process works on it; return whether they were removed."""
+        # An existing lock file may name a process that was killed, for whoever runs this next: it stays.
+        is_new = not self._lock_file.exists()
+        try:
+            with self._write_errors("locked"), locks.exclusive(self._lock_file, waiting_for=None):
+                self.remove()
+                if is_new:
+                    self._lock_file.unlink(missing_ok=True)
+        except LockHeldError:
+            return False
+        return not self.folder.exists()
 
     @property
     def newest(self) -> Path | None:
