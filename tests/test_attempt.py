@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -184,17 +183,23 @@ def test_execute_skips_a_finished_run_in_a_sweep_unless_rerun(
 
 
 def test_execute_takes_over_the_result_of_the_run_that_it_waited_for(
-    finished, composed_in_module, shared_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog
+    finished, composed_in_module, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, record, client = finished
     monkeypatch.setattr(locks, "_LOG_AFTER_SECONDS", 0.0)
     run = composed_in_module(*SMALL)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(Checkpoints(Path(run.checkpoint_dir) / record.data.tags["identity"]).locked())
-        threading.Timer(0.3, stack.pop_all().close).start()
+    awaited: list[str] = []
+    with contextlib.ExitStack() as holder:
+        holder.enter_context(Checkpoints(Path(run.checkpoint_dir) / record.data.tags["identity"]).locked())
+
+        def release(message: str, waiting_for: str) -> None:
+            awaited.append(waiting_for)
+            holder.close()
+
+        monkeypatch.setattr(locks.log, "warning", release)
         taken_over = execute(run, origin(shared_folder))
     assert (type(taken_over), taken_over.run_id) == (Skipped, result.run_id)
-    assert [message.startswith("waiting for process ") for message in caplog.messages] == [True]
+    assert len(awaited) == 1
     same = client.search_runs([record.info.experiment_id], f"tags.identity = '{record.data.tags['identity']}'")
     assert [run.info.run_id for run in same] == [result.run_id]
 

@@ -210,7 +210,7 @@ def test_clear_removes_only_if_confirmed(confirm: bool, tracking: Mlflow, capsys
         assert "confirm=true" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.own_cache
 def test_cache_command_lists_checkpoints_and_runs_and_clears_what_is_named(command, tmp_path: Path) -> None:
     small = ("data.classes=3", "phase.epochs=1", "tracking.system_metrics_seconds=0")
