@@ -27,7 +27,6 @@ from dogbreeds.tracking.disk_use import RunOnDisk
 from dogbreeds.tracking.mlflow_backend import Mlflow
 
 _COLUMNS = (Column(), Column(numeric=True), Column(numeric=True), Column(min_width=12))
-_KIND_COLUMNS = (Column(), Column(numeric=True), Column(numeric=True), Column(min_width=12))
 # Seconds of each unit, the largest first.
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (0, "s"))
 _DAY = 86_400.0

@@ -149,17 +149,24 @@ def test_networks_and_deleted_runs_are_removed_and_nothing_that_is_needed(
     deleted, deleted_in_use, newest = recorded(0.8), recorded(0.7, "RUNNING", **process_tags()), recorded(0.1)
     for run_id in (deleted, deleted_in_use):
         client.delete_run(run_id)
+    of_another_tool = recorded(0.7, "RUNNING", host="elsewhere")
+    client.delete_run(of_another_tool)
+    restored = recorded(0.1)
+    client.delete_run(restored)
     runs = disk_use.runs_on_disk(tracking)
+    client.restore_run(restored)
     items = list(disk_space.run_items(tracking, runs))
     assert {(item.kind, item.name, item.size_bytes) for item in items} == {
         ("networks", short(worse), 1000),
         ("deleted_runs", short(deleted), 1100),
+        ("deleted_runs", short(restored), 1100),
     }
-    assert all(item.remove() for item in items)
+    assert [item.name for item in items if not item.remove()] == [short(restored)]
     disk_use.compact(tracking)
     after = {run.record.run_id: run for run in disk_use.runs_on_disk(tracking)}
     with_network = {run_id for run_id, run in after.items() if run.network_bytes}
-    assert set(after) == {best, worse, registered, best_elsewhere, interrupted, sweep, job, deleted_in_use, newest}
+    needed = {best, registered, best_elsewhere, interrupted, sweep, job, newest}
+    assert set(after) == {*needed, worse, deleted_in_use, of_another_tool, restored}
     assert with_network == set(after) - {worse}
     assert after[worse].record.tags["model"].startswith("removed: ")
     assert after[worse].other_bytes == 100

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from dogbreeds.core.files import remove
+from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.tracking.lifecycle import is_process_gone
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import MODEL_FOLDER, Record, record_of
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 _SQLITE = "sqlite:///"
+# Without these nobody can tell whether a process still works on a run.
+_TAGS_OF_OURS = {*PROCESS_TAGS, "heartbeat"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def _on_disk(run: "MlflowRun") -> RunOnDisk:
         record=record_of(run),
         folder=folder,
         deleted=run.info.lifecycle_stage == "deleted",
-        running=run.info.status == "RUNNING" and ("host" not in tags or not is_process_gone(tags)),
+        running=run.info.status == "RUNNING" and (not _TAGS_OF_OURS.issubset(tags) or not is_process_gone(tags)),
         ended=(run.info.end_time or run.info.start_time) / 1000,
         network_bytes=network_bytes,
         other_bytes=folder_size(folder) - network_bytes if folder else 0,
@@ -115,9 +118,11 @@ def remove_network(tracking: Mlflow, run: RunOnDisk) -> bool:
 
 
 def delete_for_good(tracking: Mlflow, run: RunOnDisk) -> bool:
-    """Delete a run that was deleted in MLflow from the database, and its files."""
+    """Delete a run that was deleted in MLflow from the database, and its files; do nothing if it was restored."""
     import mlflow
 
+    if tracking.connect()[0].get_run(run.record.run_id).info.lifecycle_stage != "deleted":
+        return False
     # As `mlflow gc` does, which would delete experiments that nobody named, too.
     store = mlflow.MlflowClient(tracking.uri)._tracking_client.store
     if run.folder is not None:
