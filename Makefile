@@ -124,11 +124,11 @@ server: setup ## start MLflow's server on port 5000, or PORT=; POSTGRESQL=postgr
 		--artifacts-destination "$(ARTIFACTS)" $(if $(ALLOWED),--allowed-hosts "$(ALLOWED)") \
 		--backend-store-uri "$(or $(POSTGRESQL),sqlite:///$(CURDIR)/mlruns/server.db)"
 
-cache: setup ## list the feature cache
+cache: setup ## list what keeps disk space: cached features, checkpoints, recorded runs
 	@$(BIN)/python -m dogbreeds.cache
 
-clear: setup ## empty the feature cache, except for arrays in use
-	@$(BIN)/python -m dogbreeds.cache clear=true
+clear: setup ## empty the feature cache, except for arrays in use; KINDS=leftover,deleted_runs lists others, with CONFIRM=true removes them
+	@$(BIN)/python -m dogbreeds.cache $(if $(KINDS),'clear=[$(KINDS)]' $(if $(CONFIRM),confirm=$(CONFIRM)),clear=true)
 
 pretrain: setup ## pretrain the miniature's backbone on drawn dogs again; about half an hour
 	$(BIN)/python -m dogbreeds.pretrain

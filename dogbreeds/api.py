@@ -104,7 +104,8 @@ def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
 def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None = None) -> Ending:
     """Train a run and record it; resume it if it was interrupted.
 
-    Ctrl-C raises `KeyboardInterrupt` once a checkpoint is written. The same call resumes from it.
+    Ctrl-C raises `KeyboardInterrupt` once a checkpoint is written. The same call resumes from it. While another process
+    trains the same run, this one waits, says so, and takes over the result; with `rerun=true` it then trains.
 
     Examples:
         >>> result = db.fit(run)
@@ -122,7 +123,8 @@ def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None =
             `tracking=none`. None chooses the best that matches, or what the run's `phase.parent` names.
 
     Returns:
-        The result; of a learning-rate range test (`phase=lr_range`) its curve.
+        The result; of a learning-rate range test (`phase=lr_range`) its curve. `Skipped`, with the run's id, if another
+        process has finished the same run while this one waited for it.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.

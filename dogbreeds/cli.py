@@ -33,6 +33,8 @@ _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
 _HELP_WIDTH = 80
 # How Hydra's error about a value with a comma begins.
 _AMBIGUOUS = "Ambiguous value for argument"
+# The commands that --multirun runs several jobs of.
+_MULTIRUN_COMMANDS = ("train", "extract")
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -53,6 +55,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     # Whole numbers of any length are parsed: the checks of settings refuse those that are too large.
     sys.set_int_max_str_digits(0)
     _take_former_names()
+    _refuse_multirun(name)
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
@@ -163,6 +166,20 @@ def _take_former_names() -> None:
         if new != former:
             print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
     sys.argv[1:] = present
+
+
+def _refuse_multirun(name: str) -> None:
+    """End a command that has no jobs if it is asked for several: Hydra would make a folder for them, here."""
+    if name in _MULTIRUN_COMMANDS:
+        return
+    typed = get_args_parser().parse_known_args(sys.argv[1:])[0]
+    modes = [override.lower() for override in typed.overrides if override.lstrip("+").startswith("hydra.mode=")]
+    if typed.multirun or any(mode.endswith("=multirun") for mode in modes):
+        message = (
+            f"--multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)} run a job"
+            f" for each combination of values. Type python -m dogbreeds.{name} without --multirun."
+        )
+        sys.exit(f"error: {message}")
 
 
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

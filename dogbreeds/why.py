@@ -14,7 +14,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
@@ -53,7 +52,7 @@ def task(config: DictConfig) -> None:
     run = from_config(config)
     factors = _factors(config, attempt)
     seeds = _seeds(config)
-    tracking = _check(hydra_config.mode, run)
+    tracking = _check(run)
     log.info("%d factors of %s: %s", len(factors), attempt or "this run", " ".join(factors))
     folder = Path(hydra_config.runtime.output_dir)
     origin = RunOrigin(
@@ -74,14 +73,12 @@ def task(config: DictConfig) -> None:
     tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
 
 
-def _check(mode: RunMode | None, run: Run) -> Mlflow:
+def _check(run: Run) -> Mlflow:
     """Return where runs are recorded.
 
     Raises:
-        UserError: with --multirun, a range test, or tracking=none.
+        UserError: with a range test, or tracking=none.
     """
-    if mode == RunMode.MULTIRUN:
-        raise UserError("--multirun was given. why makes its own runs, over why.seeds. Leave --multirun out.")
     if isinstance(run.phase, LrRange):
         raise UserError(
             "phase=lr_range was given. A range test has no accuracy to explain. Type phase=frozen or phase=finetune."

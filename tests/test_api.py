@@ -46,6 +46,37 @@ def test_fit_trains_a_composed_run_and_records_what_it_was_composed_from(own_hom
     assert "hydra.folder" not in recorded.data.tags
 
 
+class _Interrupt(logging.Handler):
+    """Sends Ctrl-C when the first epoch is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("epoch 1/"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_interrupted_fit_ends_its_run_at_once_and_keeps_the_checkpoint(
+    own_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = dogbreeds.compose([*SMALL, "phase.epochs=2", "tracking.system_metrics_seconds=0.05"])
+    caplog.set_level(logging.INFO, "dogbreeds")
+    logger, interrupt = logging.getLogger("dogbreeds"), _Interrupt()
+    logger.addHandler(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dogbreeds.fit(run)
+    finally:
+        logger.removeHandler(interrupt)
+    client = mlflow.MlflowClient(run.tracking.uri)
+    assert [recorded.info.status for recorded in client.search_runs(["1"])] == ["KILLED"]
+    assert list(Path(run.checkpoint_dir).glob("*/*.npz"))
+    result = dogbreeds.fit(run)
+    assert any("Resuming from checkpoint: epoch 1/2" in message for message in caplog.messages)
+    assert [(recorded.info.run_id, recorded.info.status) for recorded in client.search_runs(["1"])] == [
+        (result.run_id, "FINISHED")
+    ]
+
+
 def test_fit_refuses_a_run_that_was_changed_after_it_was_composed(own_home: Path) -> None:
     changed = dataclasses.replace(dogbreeds.compose(SMALL), seed=1)
     with pytest.raises(dogbreeds.UserError, match=r"Type dogbreeds\.compose"):

@@ -1,5 +1,6 @@
 """`execute`: complete attempts, read back from a real SQLite store."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.experiments.attempt import execute
@@ -15,7 +17,8 @@ from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.run_name import SWEPT_ENV
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import SWEEP_RUN_ENV, RunOrigin, short
+from dogbreeds.tracking.records import SWEEP_RUN_ENV, PriorRuns, Record, RunOrigin, short
+from dogbreeds.training.checkpoint import Checkpoints
 
 SMALL = ("data.classes=6", "phase.epochs=3", "tracking.system_metrics_seconds=0.2")
 
@@ -46,11 +49,20 @@ def attempted(composed, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def attempted_in_module(composed_in, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory):
-    """As `attempted`, in a folder and a store that the tests of this module share with `finished`."""
-    folder = tmp_path_factory.mktemp("finished")
-    composed = composed_in(folder, shared_cache)
-    return lambda *overrides: execute_recorded(composed(*SMALL, *overrides), folder)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished")
+
+
+@pytest.fixture(scope="module")
+def composed_in_module(composed_in, shared_cache: Path, shared_folder: Path):
+    """As `composed`, in a folder and a store that the tests of this module share with `finished`."""
+    return composed_in(shared_folder, shared_cache)
+
+
+@pytest.fixture(scope="module")
+def attempted_in_module(composed_in_module, shared_folder: Path):
+    """As `attempted`, in the folder and the store of `composed_in_module`."""
+    return lambda *overrides: execute_recorded(composed_in_module(*SMALL, *overrides), shared_folder)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +181,42 @@ def test_execute_skips_a_finished_run_in_a_sweep_unless_rerun(
     assert any(message.startswith(f"skipped: run {short(first.run_id)} ") for message in caplog.messages)
     rerun = execute(composed(*settings, "rerun=true"), origin(tmp_path))
     assert rerun.run_id != first.run_id
+
+
+def test_execute_takes_over_the_result_of_the_run_that_it_waited_for(
+    finished, composed_in_module, shared_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, record, client = finished
+    monkeypatch.setattr(locks, "_LOG_AFTER_SECONDS", 0.0)
+    run = composed_in_module(*SMALL)
+    awaited: list[str] = []
+    with contextlib.ExitStack() as holder:
+        holder.enter_context(Checkpoints(Path(run.checkpoint_dir) / record.data.tags["identity"]).locked())
+
+        def release(message: str, waiting_for: str) -> None:
+            awaited.append(waiting_for)
+            holder.close()
+
+        monkeypatch.setattr(locks.log, "warning", release)
+        taken_over = execute(run, origin(shared_folder))
+    assert (type(taken_over), taken_over.run_id) == (Skipped, result.run_id)
+    assert len(awaited) == 1
+    same = client.search_runs([record.info.experiment_id], f"tags.identity = '{record.data.tags['identity']}'")
+    assert [run.info.run_id for run in same] == [result.run_id]
+
+
+@pytest.mark.parametrize(
+    ("finished_at", "interrupted_at", "newest"),
+    [(2.0, None, True), (2.0, 1.0, True), (1.0, 2.0, False), (None, 1.0, False)],
+)
+def test_result_is_not_taken_over_from_before_an_interrupted_run(
+    finished_at: float | None, interrupted_at: float | None, newest: bool
+) -> None:
+    finished, unfinished = (
+        None if started is None else Record("a", "a run", started, "", {}, {}, {})
+        for started in (finished_at, interrupted_at)
+    )
+    assert PriorRuns(finished, unfinished).newest_is_finished == newest
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
 from dogbreeds.training.checkpoint import Checkpoints
 
@@ -129,26 +131,45 @@ def _die_with_the_lock(folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_lock_tells_whether_it_was_waited_for_and_names_the_holder(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_LOG_AFTER_SECONDS", 0.0)
+    awaited: list[str] = []
+    with contextlib.ExitStack() as holder:
+        assert not holder.enter_context(checkpoints.locked()).waited
+
+        def release(message: str, waiting_for: str) -> None:
+            awaited.append(waiting_for)
+            holder.close()
+
+        # A warning: a Python caller that configures no logging sees no other messages.
+        monkeypatch.setattr(locks.log, "warning", release)
+        with checkpoints.locked() as lock:
+            assert lock.waited
+    assert [text.startswith(f"process {os.getpid()} on {platform.node()}") for text in awaited] == [True]
+
+
 def test_lock_lists_the_processes_that_were_killed_while_they_held_it(checkpoints: Checkpoints) -> None:
-    with checkpoints.locked() as gone:
-        assert gone == []
+    with checkpoints.locked() as lock:
+        assert lock.dead_processes == []
     # The previous owner released the lock.
-    with checkpoints.locked() as gone:
-        assert gone == []
+    with checkpoints.locked() as lock:
+        assert lock.dead_processes == []
     expected = []
     for _ in range(2):
         killed = multiprocessing.get_context("spawn").Process(target=_die_with_the_lock, args=(checkpoints.folder,))
         killed.start()
         killed.join()
         expected.append(killed.pid)
-    with pytest.raises(ValueError, match="the server is away"), checkpoints.locked() as gone:
-        assert [re.fullmatch(rf"{platform.node()} \S+ (\d+) \d+\.\d+", process)[1] for process in gone] == [
-            str(number) for number in expected
-        ]
+    with pytest.raises(ValueError, match="the server is away"), checkpoints.locked() as first:
+        assert [
+            re.fullmatch(rf"{platform.node()} \S+ (\d+) \d+\.\d+", process)[1] for process in first.dead_processes
+        ] == [str(number) for number in expected]
         raise ValueError("the server is away")
     with checkpoints.locked() as again:
-        assert again == gone
-        again.clear()
-    with checkpoints.locked() as gone:
-        assert gone == []
+        assert again.dead_processes == first.dead_processes
+        again.dead_processes.clear()
+    with checkpoints.locked() as lock:
+        assert lock.dead_processes == []
     assert list(checkpoints.folder.parent.iterdir()) == []

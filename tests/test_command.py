@@ -15,6 +15,8 @@ from dogbreeds import cli
 from dogbreeds.core.paths import home
 from dogbreeds.features.cache import FeatureCache
 
+_SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "predict", "pretrain", "table", "why")
+
 # A command that prints at its end whether it has imported TensorFlow or MLflow.
 _PROBE = (
     "import sys; from dogbreeds import cli, train\ntry: cli.main(train.task, 'train')\nfinally:"
@@ -99,14 +101,15 @@ def test_help_lists_every_group(fresh_command) -> None:
 @pytest.mark.slow
 def test_cache_command_lists_and_clears_the_cache(command) -> None:
     assert command("train", "data.classes=3", "phase.epochs=1", "tracking=none").returncode == 0
-    listed = command("cache").stdout.splitlines()
+    listed = command("cache").stdout.split("\n\n")[0].splitlines()
     assert sorted(line.split("-")[0] for line in listed[:-1]) == ["features"] * 3 + ["photos"] * 3 + ["preflight"]
     assert re.match(r"7 cached arrays, [\d.]+ [KM]B of at most 50 GB, in ", listed[-1])
     assert command("cache", "clear=true").stdout.startswith("7 cached arrays removed from ")
     assert command("cache").stdout.startswith("0 cached arrays, ")
     refused = command("cache", "clear=perhaps")
     assert refused.returncode == 1
-    assert "error: clear was 'perhaps'. It must be true or false. Type clear=true " in refused.stderr
+    assert "error: clear was 'perhaps'. It must be true, " in refused.stderr
+    assert "Type clear=true " in refused.stderr
 
 
 @pytest.mark.own_cache
@@ -161,3 +164,32 @@ def test_a_command_says_at_its_start_that_only_linux_is_tested(
     monkeypatch.setattr("sys.platform", "darwin")
     cli._note_platform()
     assert "Linux" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", _SINGLE_COMMANDS)
+@pytest.mark.parametrize("option", ["--multirun", "-m", "hydra.mode=MULTIRUN", "++hydra.mode=multirun"])
+def test_command_without_jobs_refuses_multirun_and_writes_nothing(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "argv", [name, option, "seed=1,2"])
+    started: list[str] = []
+    with pytest.raises(SystemExit, match=rf"^error: --multirun .* python -m dogbreeds\.{name} without --multirun"):
+        cli.main(lambda: started.append(name), name)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_with_a_config_takes_or_refuses_multirun() -> None:
+    names = {file.stem for file in (home() / "conf").glob("*.yaml")}
+    assert names == {*_SINGLE_COMMANDS, "train", "extract"}
+
+
+@pytest.mark.slow
+def test_table_refuses_multirun_in_a_process_of_its_own(fresh_command, tmp_path: Path) -> None:
+    refused = fresh_command("table", "--multirun")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("error: --multirun was given")
+    assert refused.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -49,8 +49,12 @@ def test_card_of_a_file_says_how_to_measure_it() -> None:
 
 
 def test_card_of_stanford_dogs_names_the_overlap_with_imagenet() -> None:
-    for text in (card("stanford_dogs", "StanfordDogs"), card("photos", **{"data.imagenet_classes": "120"})):
+    for data, text in (
+        ("stanford_dogs", card("stanford_dogs", "StanfordDogs")),
+        ("photos", card("photos", **{"data.imagenet_classes": "120"})),
+    ):
         assert "Stanford Dogs is part of ImageNet" in text
+        assert f"those of `{data}`" in text
         assert "No zero-shot baseline was recorded" in text
     assert "drawn by a program" in card("miniature", "Miniature")
 

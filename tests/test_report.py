@@ -1,15 +1,20 @@
 """Evaluation reports of small and odd sets of images."""
 
 import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import evaluate
+from dogbreeds.reports import picture_text
+from dogbreeds.reports.curves import accuracy_curves
 from dogbreeds.reports.evaluation_report import FILES, EvaluationReport, scores_text
-from dogbreeds.reports.figures import confusion_matrix
+from dogbreeds.reports.figures import confusion_matrix, contact_sheet
 
 NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
 
@@ -72,3 +77,51 @@ def test_report_of_a_single_image_is_not_temperature_scaled(tmp_path: Path) -> N
 def test_confusion_matrix_includes_classes_that_were_only_predicted() -> None:
     figure = confusion_matrix(np.array([[3, 0, 1], [0, 0, 0], [0, 0, 0]]), ("akita", "beagle", "collie"))
     assert sorted(label.get_text() for label in figure.axes[0].get_yticklabels()) == ["akita", "collie"]
+
+
+# --- names in figures that the default font cannot draw -----------------------
+
+DOG, HAN = "\N{DOG FACE}", "犬"
+_OWN_FONTS = ("STIXGeneral", "DejaVu Sans")
+
+
+@pytest.fixture
+def no_other_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Only Matplotlib's own fonts are installed, whatever this machine has."""
+    installed = [entry for entry in fontManager.ttflist if entry.name in _OWN_FONTS]
+    monkeypatch.setattr(fontManager, "ttflist", installed)
+    for remembered in (picture_text._installed_glyphs, picture_text._fallback_font):
+        remembered.cache_clear()
+    yield
+    for remembered in (picture_text._installed_glyphs, picture_text._fallback_font):
+        remembered.cache_clear()
+
+
+def only_in_stix() -> str:
+    """A letter that Matplotlib's default font lacks, and that another of its fonts has."""
+    stix, default = (set(get_font(findfont(FontProperties(family=[name]))).get_charmap()) for name in _OWN_FONTS)
+    return next(chr(code) for code in sorted(stix - default) if chr(code).isalpha() and code < 0xE000)
+
+
+@pytest.mark.filterwarnings("error")
+def test_figures_draw_any_class_name_without_a_warning(no_other_fonts: None) -> None:
+    letter = only_in_stix()
+    names = (f"{DOG}\N{EMOJI MODIFIER FITZPATRICK TYPE-3} $5", HAN, f"{letter} \t")
+    mistake = Mistake(np.zeros((8, 8, 3), np.uint8), names[0], names[1], 0.9)
+    drawn = [
+        confusion_matrix(np.eye(3), names),
+        contact_sheet([mistake]),
+        accuracy_curves({name: [[0.1, 0.2]] for name in names}, names[0]),
+    ]
+    for figure in drawn:
+        figure.savefig(io.BytesIO(), format="png")
+    labels = {label.get_text(): label.get_fontfamily() for label in drawn[0].axes[0].get_yticklabels()}
+    assert labels == {
+        r"[dog face] \$5": ["sans-serif"],
+        r"\u72ac": ["sans-serif"],
+        rf"{letter} \t": ["sans-serif", "STIXGeneral"],
+    }
+
+
+def test_name_that_the_default_font_has_is_drawn_as_it_is(no_other_fonts: None) -> None:
+    assert picture_text.picture_text("Bärli–é ☺") == "Bärli–é ☺"

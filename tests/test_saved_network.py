@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dogbreeds.experiments.recorded_runs import Only, open_network
 from dogbreeds.inference.classifier import Classifier
 from dogbreeds.inference.evaluation_set import EvaluationSet
 from dogbreeds.models.precision import probability_tolerance
+from dogbreeds.tracking import writer
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import HEAD_WEIGHTS, Record, RunOrigin, short
 from dogbreeds.tracking.saved_network import check_class_count, check_predictions
@@ -232,3 +234,21 @@ def test_a_fine_tune_refuses_a_parent_s_head_that_was_swapped(tracking: Mlflow, 
     tiny_network(3, seed=1).head.save_weights(artifact(tracking, run_id, HEAD_WEIGHTS))
     with pytest.raises(UserError, match=rf"^{HEAD_WEIGHTS} of run {short(run_id)} is not the file that the run saved"):
         tracking.find_parent(None, {"data.classes": 3}, 0, tmp_path)
+
+
+@pytest.mark.parametrize(("half", "smaller"), [(True, True), (False, False)])
+def test_network_is_compressed_if_that_saves_space_and_is_the_same(tmp_path: Path, half: bool, smaller: bool) -> None:
+    file, weights = tmp_path / "network.keras", np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    content = (weights.astype(np.float16).astype(np.float32) if half else weights).tobytes()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("model.weights.h5", content)
+        archive.writestr("config.json", "{}")
+    before = file.stat().st_size
+    writer._compress(file)
+    assert (file.stat().st_size < 0.8 * before) == smaller
+    with zipfile.ZipFile(file) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "model.weights.h5": content,
+            "config.json": b"{}",
+        }
+    assert [path.name for path in tmp_path.iterdir()] == ["network.keras"]

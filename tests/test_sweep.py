@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dogbreeds.tracking.records import short
-from tests.process_output import read_to_end, read_until
+from tests.process_output import read_to_end, read_until, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.own_cache]
 
@@ -138,6 +138,21 @@ def test_sigterm_ends_parallel_jobs(start_command, tmp_path: Path) -> None:
     assert [run.info.status for run in jobs] == ["KILLED", "KILLED"]
     # Each job has its two newest checkpoints.
     assert len(list((tmp_path / "home/multirun/checkpoints").glob("*/*.npz"))) == 4
+
+
+def test_second_of_two_identical_trainings_waits_and_takes_the_first_ones_result(
+    start_command, command, tmp_path: Path
+) -> None:
+    with start_command("train", *SMALL) as first:
+        wait_until(lambda: any((tmp_path / "home/multirun/checkpoints").glob("*.lock")), first)
+        second = command("train", *SMALL)
+        output, errors = first.communicate(600)
+    assert (first.returncode, second.returncode) == (0, 0), errors + second.stderr
+    lines = second.stdout.splitlines()
+    assert [line for line in lines if line.startswith("waiting for process ")]
+    assert [line for line in lines if line.startswith("skipped: run ") and "rerun=true" in line]
+    assert (count_epochs(output.splitlines()), count_epochs(lines)) == (EPOCHS, 0)
+    assert len(runs(tmp_path)[2]) == 1
 
 
 @pytest.mark.long

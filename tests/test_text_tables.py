@@ -3,12 +3,15 @@
 import csv
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from dogbreeds.reports.tables import Column, csv_table, fitted, linked, markdown_table, paragraph, text_table
+import dogbreeds
+from dogbreeds.core.text import csv_rows, neutralise_formula, restore_formula
+from dogbreeds.reports.tables import Column, fitted, linked, markdown_table, paragraph, text_table
 
 COLUMNS = (Column("name", min_width=8), Column("mean accuracy", numeric=True), Column("verdict"))
 ROWS = [
@@ -101,6 +104,51 @@ def test_fitted_pads_a_text_or_shortens_its_middle() -> None:
 def test_markdown_and_csv_keep_each_row_on_its_line() -> None:
     assert markdown_table(("a", "b"), [("x|y", "z\nw")]) == "| a | b |\n| --- | --- |\n| x\\|y | z\\nw |"
     rows = [('say "x", y', 1.5), ("z\nw", "")]
-    printed = csv_table(("a", "b"), rows)
+    printed = csv_rows([("a", "b"), *rows])
     assert list(csv.reader(io.StringIO(printed))) == [["a", "b"], ['say "x", y', "1.5"], ["z\nw", ""]]
     assert "\r" not in printed
+
+
+FORMULAS = [
+    "=1+1",
+    "+cmd",
+    "-x",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "'=1",
+    "''-x",
+    "-0.5 %",
+    "+1+1",
+    "--5",
+    "-",
+    "-0.5\n",
+]
+PLAIN = ["", "dog", "a=b", "'", "'tis", "–", "-0.5", "+3", "-1e-9", "-.5", "犬", " =1"]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
+def test_csv_has_no_formula_and_gives_each_text_back(text: str) -> None:
+    (cell,) = next(csv.reader(io.StringIO(csv_rows([[text]]), newline="")))
+    assert cell == (f"'{text}" if text in FORMULAS else text)
+    assert restore_formula(cell) == text
+
+
+def test_neutralised_texts_are_restored_whatever_apostrophes_they_have() -> None:
+    for text in (f"{apostrophes}{text}" for text in (*FORMULAS, *PLAIN) for apostrophes in ("", "'", "''")):
+        assert restore_formula(neutralise_formula(text)) == text
+
+
+def test_csv_leaves_numbers_as_they_are() -> None:
+    assert csv_rows([[-0.5, -3, 1e-9, None]]) == "-0.5,-3,1e-09,\n"
+
+
+def test_csv_cell_with_a_separator_of_some_spreadsheets_is_quoted() -> None:
+    assert csv_rows([["a;=1+1", 2], ["b", 3]]) == '"a;=1+1",2\nb,3\n'
+
+
+def test_only_core_text_writes_csv() -> None:
+    package = Path(dogbreeds.__file__).parent
+    importing = [file for file in package.rglob("*.py") if re.search(r"\bimport csv\b|to_csv\(", file.read_text())]
+    assert importing == [package / "core/text.py"]

@@ -1,5 +1,9 @@
 """Prior runs, resumed runs and orphaned runs, in a real SQLite store."""
 
+import logging
+import os
+import signal
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +12,8 @@ import mlflow
 import psutil
 import pytest
 
+from dogbreeds.core import signals
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import process_tags
 from dogbreeds.tracking import lifecycle
 from dogbreeds.tracking.records import PriorRuns, RunOrigin
@@ -177,3 +183,52 @@ def test_tracker_records_everything_once_when_a_run_is_resumed(composed, tmp_pat
         "features.dir": "here",
         "more": "1",
     }
+
+
+# --- interruptions and locks of a local store ---------------------------------
+
+
+@pytest.mark.parametrize("method", ["create_run", "set_tag"])
+def test_interruption_within_a_call_of_the_store_ends_the_run_as_killed(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    tracking = composed("tracking.system_metrics_seconds=0").tracking
+    tracking.connect()
+    real = getattr(mlflow.MlflowClient, method)
+    completed = []
+
+    def interrupted(*arguments, **named):
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)
+        result = real(*arguments, **named)
+        completed.append(method)
+        return result
+
+    monkeypatch.setattr(mlflow.MlflowClient, method, interrupted)
+    with pytest.raises(KeyboardInterrupt), signals.handled(), tracking.open(origin(tmp_path)) as tracker:
+        tracker.describe("opened")
+    assert completed == [method]
+    client, experiment = tracking.connect()
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED"
+
+
+def test_database_that_another_process_locks_is_an_error_without_a_traceback_in_the_log(
+    composed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow.store.db import utils
+
+    tracking = composed().tracking
+    client, experiment = tracking.connect()
+    # MLflow would wait for 20 seconds.
+    text = utils.sql.text
+    monkeypatch.setattr(utils.sql, "text", lambda statement: text(statement.replace("20000", "10")))
+    writer = sqlite3.connect(tracking.uri.removeprefix("sqlite:///"), isolation_level=None)
+    try:
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(UserError, match=r"is locked.*run the same command again"):
+            client.create_run(experiment)
+    finally:
+        writer.close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert client.search_runs([experiment]) == []

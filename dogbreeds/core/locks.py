@@ -83,7 +83,8 @@ def _wait(file: IO[bytes], kind: int, waiting_for: str | None) -> None:
             if waiting_for is None:
                 raise LockHeldError(file.name) from None
         if not logged and time.monotonic() - started >= _LOG_AFTER_SECONDS:
-            log.info("waiting for %s", waiting_for)
+            # A warning, so that a Python caller without any logging sees it too.
+            log.warning("waiting for %s", waiting_for)
             logged = True
         signals.raise_pending()
         time.sleep(pause)

@@ -135,8 +135,14 @@ def cancel_remote_jobs() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Protect a block from interruption: a signal that arrives within it is raised at its end."""
+    """Protect a block from interruption: a signal that arrives within it is raised at its end.
+
+    Has no effect outside the main thread, where no signal is raised.
+    """
     global _deferral_depth
+    if not _in_main_thread():
+        yield
+        return
     _deferral_depth += 1
     try:
         yield

@@ -1,7 +1,10 @@
 """Text that is safe to print, store and compare."""
 
+import csv
 import hashlib
+import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,11 @@ from typing import Any
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Most characters of a received value in a message.
 _MAX_RECEIVED = 100
+
+# A text that a spreadsheet takes for a formula, and what `neutralise_formula` makes of it. A number is none.
+_FORMULA = re.compile(r"(?![+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z)'*[=+\-@\t\r\n]", re.IGNORECASE)
+_NEUTRALISED = re.compile(r"'+[=+\-@\t\r\n]")
+_SEPARATOR = re.compile(r"[;\t\r]")
 
 
 def printable(name: str) -> str:
@@ -22,6 +30,32 @@ def printable(name: str) -> str:
 def visible(text: str) -> str:
     """Escape unprintable characters for display, such as a terminal's control characters in the name of a run."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def csv_rows(rows: Iterable[Iterable[object]]) -> str:
+    """Format rows as CSV. Texts that a spreadsheet would run as formulas are neutralised: see `neutralise_formula`."""
+    with io.StringIO() as file:
+        plain_writer = csv.writer(file, lineterminator="\n")
+        quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        for row in rows:
+            cells = [neutralise_formula(cell) if isinstance(cell, str) else cell for cell in row]
+            # Some spreadsheets end a cell at these characters too, unless it is quoted.
+            has_separator = any(isinstance(cell, str) and _SEPARATOR.search(cell) for cell in cells)
+            (quoting_writer if has_separator else plain_writer).writerow(cells)
+        return file.getvalue()
+
+
+def neutralise_formula(text: str) -> str:
+    """Put an apostrophe before a text that begins with =, +, -, @, a tab or a line break, unless it is a number.
+
+    A text that begins with apostrophes and one of these gets one more, so that `restore_formula` is the exact inverse.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def restore_formula(text: str) -> str:
+    """Return the text that `neutralise_formula` was given, for programs that read the CSV files of this package."""
+    return text[1:] if _NEUTRALISED.match(text) else text
 
 
 def digest(content: bytes) -> str:

@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def execute(run: Run, origin: RunOrigin, dataset: Dataset | None = None) -> Result | Range | Skipped | PrunedResult:
-    """Run an attempt and record it, resuming it if it was interrupted. A sweep skips attempts that have finished.
+    """Run an attempt and record it, resuming it if it was interrupted.
 
+    A sweep skips attempts that have finished. So does a command that had to wait for another one with the same run.
     Process-wide state is restored afterwards, also after an error or an interruption: see `isolation`.
 
     Args:
@@ -66,10 +67,11 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
-    with checkpoints.locked() as dead_processes:
-        prior = run.tracking.prior_runs(run.key, identity, dead_processes)
-        dead_processes.clear()
-        if prior.finished is not None and SWEEP_RUN_ENV in os.environ and not run.rerun:
+    with checkpoints.locked() as lock:
+        prior = run.tracking.prior_runs(run.key, identity, lock.dead_processes)
+        lock.dead_processes.clear()
+        skips_finished = SWEEP_RUN_ENV in os.environ or (lock.waited and prior.newest_is_finished)
+        if prior.finished is not None and skips_finished and not run.rerun:
             return _skip(run, prior.finished, origin)
         unfinished = resume.unfinished_record(run, prior, checkpoints)
         prepared = prepare(run, dataset, checkpoints, unfinished, started)

@@ -55,10 +55,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An attempt of a sweep that was skipped because an earlier run had finished it.
+    """An attempt that was skipped because another run has finished it: before a sweep, or during a wait for its lock.
 
     Attributes:
-        run_id: MLflow run of the earlier result.
+        run_id: MLflow run of that result.
         objective: best validation accuracy of that run, or the learning rate that it suggested; 0 if it has neither.
     """
 

@@ -15,6 +15,8 @@ from dogbreeds.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+# Prefix of the file name of an archived checkpoint.
+ARCHIVE_PREFIX = "diverged-"
 # Prefix of the stop reason of a pruned attempt. Checkpoints contain it.
 PRUNED_PREFIX = "pruned: "
 
@@ -80,7 +82,7 @@ def checkpoint_setting(prepared: PreparedRun) -> dict[str, str | None]:
 
 def archive_checkpoint(checkpoints: Checkpoints, tracker: Tracker) -> None:
     """Save the last checkpoint of an attempt that diverged, and tag the run with its file."""
-    file = checkpoints.archive_newest(f"diverged-{tracker.run_id or checkpoints.folder.name}.npz")
+    file = checkpoints.archive_newest(f"{ARCHIVE_PREFIX}{tracker.run_id or checkpoints.folder.name}.npz")
     if file is None:
         log.info("diverged before the first checkpoint: there is no finite state to save")
         return

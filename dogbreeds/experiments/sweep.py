@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dogbreeds.core import signals
 from dogbreeds.core.text import digest
 from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
@@ -81,15 +82,17 @@ class Sweep(LauncherCallback):
         close_orphaned_runs(client, experiment_id)
         same = client.search_runs([experiment_id], f"tags.identity = '{origin.identity}'") if origin.identity else []
         ended = [run for run in same if run.info.status != "RUNNING"]
-        if ended:
-            run = resume_run(client, ended[0].info.run_id, origin, None)
-        else:
-            run = start_run(client, experiment_id, origin, None)
-        run_id = run.info.run_id
-        stack = contextlib.ExitStack()
-        stack.enter_context(heartbeat(client, run_id))
-        os.environ[SWEEP_RUN_ENV] = run_id
-        cls._current = _OpenSweep(tracking, client, run_id, stack)
+        # A signal is raised at the end of the block, when `close` finds the run.
+        with signals.deferred():
+            if ended:
+                run = resume_run(client, ended[0].info.run_id, origin, None)
+            else:
+                run = start_run(client, experiment_id, origin, None)
+            run_id = run.info.run_id
+            stack = contextlib.ExitStack()
+            stack.enter_context(heartbeat(client, run_id))
+            os.environ[SWEEP_RUN_ENV] = run_id
+            cls._current = _OpenSweep(tracking, client, run_id, stack)
         return run_id
 
     @classmethod

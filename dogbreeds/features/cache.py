@@ -175,8 +175,27 @@ class FeatureCache:
         Returns:
             The numbers of arrays that were removed and that remain.
         """
-        removed = sum(self._remove(info.name) for info in self.entries())
+        removed = sum(self.remove(info.name) for info in self.entries())
         return removed, len(self.entries())
+
+    def remove(self, name: str) -> bool:
+        """Remove an entry or unfinished array unless a process uses it, computes it or waits for it."""
+        match = FOLDER_NAME.fullmatch(name)
+        entry = self.root / (match[1] if match else name)
+        if entry in self._in_use:
+            return False
+        try:
+            with (
+                explain_write_errors(self.root / name),
+                locks.exclusive(self._lock_file(entry), waiting_for=None),
+                locks.exclusive(self._use_file(entry), waiting_for=None),
+                # Another process may have removed it first.
+                contextlib.suppress(FileNotFoundError),
+            ):
+                shutil.rmtree(self.root / name)
+        except LockHeldError:
+            return False
+        return True
 
     @classmethod
     def release(cls) -> None:
@@ -281,7 +300,7 @@ class FeatureCache:
             if info.identity[SHARD]["step"] == step:
                 # A shard of another user cannot be removed.
                 with contextlib.suppress(CacheWriteError):
-                    self._remove(info.name)
+                    self.remove(info.name)
 
     # --- entries -------------------------------------------------------------
 
@@ -308,26 +327,7 @@ class FeatureCache:
                 return
             # An array of another user cannot be removed; what was computed is usable all the same.
             with contextlib.suppress(CacheWriteError):
-                total_bytes -= info.size_bytes if self._remove(info.name) else 0
-
-    def _remove(self, name: str) -> bool:
-        """Remove an entry or unfinished array unless a process uses it, computes it or waits for it."""
-        match = FOLDER_NAME.fullmatch(name)
-        entry = self.root / (match[1] if match else name)
-        if entry in self._in_use:
-            return False
-        try:
-            with (
-                explain_write_errors(self.root / name),
-                locks.exclusive(self._lock_file(entry), waiting_for=None),
-                locks.exclusive(self._use_file(entry), waiting_for=None),
-                # Another process may have removed it first.
-                contextlib.suppress(FileNotFoundError),
-            ):
-                shutil.rmtree(self.root / name)
-        except LockHeldError:
-            return False
-        return True
+                total_bytes -= info.size_bytes if self.remove(info.name) else 0
 
 
 def _inode_key(folder: Path) -> tuple[str, int]:

@@ -1,10 +1,9 @@
 """Predictions of images, and their formats for programs: JSON lines and CSV."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from dogbreeds.core.text import csv_rows
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,9 @@ class Csv:
         self._overlays = overlays
         suffixes = ["", *(f"_{number}" for number in range(2, top + 1))]
         columns = [f"{name}{suffix}" for suffix in suffixes for name in ("class", "probability")]
-        self.heading = _csv_row(["image", *columns, *(["explained"] if overlays else []), "error"])
+        self.heading = csv_rows([["image", *columns, *(["explained"] if overlays else []), "error"]])
 
     def __call__(self, prediction: Prediction) -> str:
-        cells = [str(cell) for name, probability in prediction.top for cell in (name, _rounded(probability))]
+        cells = [cell for name, probability in prediction.top for cell in (name, _rounded(probability))]
         overlay = [prediction.overlay or ""] if self._overlays else []
-        return _csv_row([prediction.image, *(cells or [""] * (2 * self._top)), *overlay, prediction.error])
-
-
-def _csv_row(cells: Sequence[str]) -> str:
-    with io.StringIO() as file:
-        csv.writer(file, lineterminator="\n").writerow(cells)
-        return file.getvalue()
+        return csv_rows([[prediction.image, *(cells or [""] * (2 * self._top)), *overlay, prediction.error]])

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from dogbreeds.core.text import csv_rows
 from dogbreeds.reports import curves, pages, tables
 from dogbreeds.reports.attempts_table import COLUMNS, AttemptRow, AttemptsTable, missing_attempts
 from dogbreeds.reports.tables import Column
@@ -92,7 +93,7 @@ def as_csv(attempts_tables: Sequence[AttemptsTable], run_url: RunUrl) -> str:
             runs = " ".join(record.run_id for record in row.records)
             links = " ".join(run_url(record) for record in row.records)
             rows.append([attempts.model, attempts.data, *line, runs, links])
-    return tables.csv_table(["model", "data", *COLUMNS, "runs", "links"], rows)
+    return csv_rows([["model", "data", *COLUMNS, "runs", "links"], *rows])
 
 
 def as_html(attempts_tables: Sequence[AttemptsTable], run_url: RunUrl) -> str:

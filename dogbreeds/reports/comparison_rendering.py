@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.text import visible
+from dogbreeds.core.text import csv_rows, visible
 from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
 from dogbreeds.reports import pages, tables
-from dogbreeds.reports.figures import escape_mathtext
+from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 from dogbreeds.reports.run_comparison import RunComparison
 from dogbreeds.reports.tables import Column
 from dogbreeds.tracking.records import Record, short
@@ -157,7 +157,7 @@ def as_csv(comparison: RunComparison) -> str:
         ]
         for change in comparison.paired.changes
     ]
-    return tables.csv_table(_CSV_COLUMNS, rows)
+    return csv_rows([_CSV_COLUMNS, *rows])
 
 
 def as_html(comparison: RunComparison, run_url: RunUrl) -> str:
@@ -197,7 +197,7 @@ def class_changes(comparison: RunComparison) -> "Figure":
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
-    return figure
+    return use_fallback_fonts(figure)
 
 
 def _draw_most_changed(axes: "Axes", changes: Sequence[Change], split: str) -> None:
@@ -209,7 +209,7 @@ def _draw_most_changed(axes: "Axes", changes: Sequence[Change], split: str) -> N
         axes.plot(before, row, "o", color="white", mec=colour, ms=6, label="first" if row == 0 else "_")
         axes.plot(after, row, "o", color=colour, ms=6, label="second" if row == 0 else "_")
     axes.set(xlim=(-3, 103), xlabel=f"correct images of {split} (%)", ylim=(len(changes) - 0.4, -0.6))
-    axes.set_yticks(range(len(changes)), [escape_mathtext(display_name(change.name)) for change in changes])
+    axes.set_yticks(range(len(changes)), [picture_text(display_name(change.name)) for change in changes])
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 

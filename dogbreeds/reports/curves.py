@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds.reports.figures import escape_mathtext
+from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def accuracy_curves(histories: "Mapping[str, Sequence[Sequence[float]]]", title:
         best = sum(max(accuracies, default=0) for accuracies in seeds) / len(seeds)
         for seed, accuracies in enumerate(seeds):
             # Matplotlib leaves labels that begin with _ out of the legend.
-            label = "_" if seed else f"{_shortened(name)}: best {100 * best:.1f} %"
+            label = "_" if seed else f"{picture_text(_shortened(name))}: best {100 * best:.1f} %"
             axes.plot(
                 range(1, len(accuracies) + 1),
                 [100 * accuracy for accuracy in accuracies],
@@ -51,8 +51,8 @@ def accuracy_curves(histories: "Mapping[str, Sequence[Sequence[float]]]", title:
     if len(histories) <= _MAX_LEGEND_ENTRIES:
         axes.legend(loc="center right", frameon=False)
     if title:
-        figure.suptitle(escape_mathtext(title), fontsize=11)
-    return figure
+        figure.suptitle(picture_text(title), fontsize=11)
+    return use_fallback_fonts(figure)
 
 
 def _shortened(name: str) -> str:
@@ -91,8 +91,8 @@ def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure
     loss_axes.set_ylim(bottom=0)
     for axes in (accuracy_axes, loss_axes):
         _style_epoch_axis(axes)
-    figure.suptitle(escape_mathtext(title), fontsize=11)
-    return figure
+    figure.suptitle(picture_text(title), fontsize=11)
+    return use_fallback_fonts(figure)
 
 
 def _draw_accuracy(axes: "Axes", epochs: "Sequence[Epoch]", best: int) -> None:
@@ -152,5 +152,5 @@ def lr_range_curve(result: "Range", title: str) -> "Figure":
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.suptitle(escape_mathtext(title), fontsize=11)
-    return figure
+    figure.suptitle(picture_text(title), fontsize=11)
+    return use_fallback_fonts(figure)

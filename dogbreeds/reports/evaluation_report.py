@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dogbreeds.core.text import csv_rows
 from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.class_scores import ClassScore, ConfusedClasses
 from dogbreeds.evaluation.metrics import Proportion, probabilities
@@ -254,4 +255,4 @@ def _class_cells(score: ClassScore) -> list[str]:
 def _write_csv(path: Path, rows: Sequence[dict[str, object]], columns: Sequence[str] = ()) -> None:
     """Write rows by column name; `columns` names the columns where there may be no row."""
     headings = columns or list(rows[0])
-    path.write_text(tables.csv_table(headings, (row.values() for row in rows)), encoding="utf-8")
+    path.write_text(csv_rows([headings, *(row.values() for row in rows)]), encoding="utf-8")

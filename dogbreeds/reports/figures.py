@@ -8,6 +8,7 @@ import numpy as np
 
 from dogbreeds.evaluation.calibration import BINS, Bin
 from dogbreeds.evaluation.results import Mistake
+from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +22,6 @@ _MAX_NAMED_CLASSES = 150
 _IMAGES_PER_ROW = 6
 # Characters in a line below an image of the contact sheet.
 _CAPTION_WIDTH = 22
-
-
-def escape_mathtext(text: str) -> str:
-    """Escape `$`, so that Matplotlib draws the text as it is and not as a formula."""
-    return text.replace("$", r"\$")
 
 
 def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
@@ -43,12 +39,12 @@ def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
     grid = np.ravel(figure.subplots(rows, _IMAGES_PER_ROW, squeeze=False))
     for axes, mistake in zip(grid, mistakes, strict=False):
         axes.imshow(mistake.image)
-        predicted = f"{escape_mathtext(mistake.predicted)} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%"
+        predicted = f"{picture_text(mistake.predicted)} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%"
         axes.set_title(textwrap.fill(predicted, _CAPTION_WIDTH), fontsize=8, color=_WRONG_COLOUR, loc="left", pad=3)
         axes.text(
             0,
             -0.03,
-            textwrap.fill(f"is {escape_mathtext(mistake.label)}", _CAPTION_WIDTH),
+            textwrap.fill(f"is {picture_text(mistake.label)}", _CAPTION_WIDTH),
             fontsize=8,
             color=_CORRECT_COLOUR,
             va="top",
@@ -56,7 +52,7 @@ def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
         )
     for axes in grid:
         axes.set_axis_off()
-    return figure
+    return use_fallback_fonts(figure)
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
@@ -80,7 +76,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
         np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none"
     )
     if len(order) <= _MAX_NAMED_CLASSES:
-        labels = [escape_mathtext(names[index]) for index in order]
+        labels = [picture_text(names[index]) for index in order]
         fontsize = 5.5 if len(order) > 40 else 8
         axes.set_xticks(range(len(order)), labels, rotation=90, fontsize=fontsize)
         axes.set_yticks(range(len(order)), labels, fontsize=fontsize)
@@ -92,7 +88,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     bar = figure.colorbar(heatmap, ax=axes, shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("% of the class's images")
     bar.outline.set_visible(False)
-    return figure
+    return use_fallback_fonts(figure)
 
 
 def _similarity_order(matrix: np.ndarray) -> np.ndarray:

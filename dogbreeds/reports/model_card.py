@@ -8,8 +8,8 @@ from dogbreeds.reports import baseline_note
 from dogbreeds.tracking.records import Record
 
 _IMAGENET_LIMIT = (
-    "Stanford Dogs is part of ImageNet, so weights pretrained on ImageNet have seen its images. Accuracy on that"
-    " data set is optimistic and predicts little about images from elsewhere."
+    "Stanford Dogs is part of ImageNet, so weights pretrained on ImageNet have seen its images. As far as those of"
+    " `{data}` are among them, the accuracy is optimistic and predicts little about images from elsewhere."
 )
 _UNKNOWN = (
     "Unknown: the network was exported from a file, which does not record its accuracy. `python -m dogbreeds.evaluate"
@@ -92,8 +92,7 @@ def _limit(record: Record) -> str:
     """Return the sentences on what the accuracy does not say."""
     if record.params["data"] == "Miniature":
         return _DRAWN_LIMIT
+    data = record.params["data.name"]
     if baseline_note.overlaps_imagenet(record):
-        return _IMAGENET_LIMIT
-    return (
-        f"The accuracy is that on images of `{record.params['data.name']}`. On images from elsewhere it may be lower."
-    )
+        return _IMAGENET_LIMIT.format(data=data)
+    return f"The accuracy is that on images of `{data}`. On images from elsewhere it may be lower."

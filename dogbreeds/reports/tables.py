@@ -1,9 +1,8 @@
-"""Text tables: wrapped to a terminal, one row a line in files and pipes; also as Markdown and CSV.
+"""Text tables: wrapped to a terminal, one row a line in files and pipes; also as Markdown.
 
 Nothing is coloured, cropped or parsed as markup, and control characters are escaped.
 """
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -159,12 +158,3 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(visible(cell).replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def csv_table(headings: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Format a table as CSV."""
-    with io.StringIO() as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(headings)
-        writer.writerows(rows)
-        return file.getvalue()

@@ -1,41 +1,33 @@
 """Connection to an MLflow store: the client, and how it handles errors and a tracking server that is away."""
 
-import collections
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import shlex
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from dogbreeds.core import signals
 from dogbreeds.core.console import log_levels_restored
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.core.spec import number, path, text
 from dogbreeds.core.text import mask_passwords, received, shorten
-from dogbreeds.tracking.delivery import Call, DeliveryQueue, is_outage
+from dogbreeds.tracking.client import Client
+from dogbreeds.tracking.delivery import DeliveryQueue
 from dogbreeds.tracking.local_store import create_store
 from dogbreeds.tracking.tracking import Tracking
 
 if TYPE_CHECKING:
     import mlflow
-    from mlflow.entities import DatasetInput, Metric
-    from mlflow.entities import Run as MlflowRun
 
-# MLflow's limit of metrics in one call.
-_METRICS_PER_CALL = 1000
 # MLflow's UI then shows the pages for model training, not those for language models.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# Environment variables that opening a store sets, and the logger whose level it sets.
+# Environment variables that opening a store sets, and the loggers whose levels it sets.
 _VARIABLES = (
     "MLFLOW_DISABLE_TELEMETRY",
     "MLFLOW_LOGGING_LEVEL",
@@ -47,15 +39,19 @@ _VARIABLES = (
     "MLFLOW_TRACKING_URI",
 )
 _MIGRATION_LOG = "alembic"
+# Logs each error of the database with a traceback, before it raises the error that `user_errors` converts.
+_DATABASE_LOG = "mlflow.store.db.utils"
+# SQLite's message.
+_LOCKED = "database is locked"
 
 
 @contextlib.contextmanager
 def mlflow_settings_restored() -> Iterator[None]:
-    """Restore what opening a store in the block changes in this process: variables, tracking URI and log level."""
+    """Restore what opening a store in the block changes in this process: variables, tracking URI and log levels."""
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
     try:
-        with log_levels_restored(_MIGRATION_LOG):
+        with log_levels_restored(_MIGRATION_LOG, _DATABASE_LOG):
             yield
     finally:
         mlflow = sys.modules.get("mlflow")
@@ -149,6 +145,7 @@ class MlflowStore(Tracking):
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger(_MIGRATION_LOG).setLevel(logging.WARNING)
+        logging.getLogger(_DATABASE_LOG).setLevel(logging.CRITICAL)
         import mlflow
 
         if self._queue is not None:
@@ -162,14 +159,14 @@ class MlflowStore(Tracking):
                     "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
                     "MLFLOW_TRACKING_PASSWORD": unquote(parts.password),
                 }
-        with self.user_errors():
+        with self.user_errors(), signals.deferred():
             if self.uri.startswith("sqlite:///"):
                 file = Path(self.uri.removeprefix("sqlite:///"))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if not file.exists():
                     create_store(file)
             mlflow.set_tracking_uri(self._address)
-            client = _Client(mlflow.MlflowClient(self._address), self.user_errors, self._queue)
+            client = Client(mlflow.MlflowClient(self._address), self.user_errors, self._queue)
             return cast("mlflow.MlflowClient", client)
 
     @property
@@ -200,6 +197,12 @@ class MlflowStore(Tracking):
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            if _LOCKED in str(error):
+                raise UserError(
+                    f"{mask_passwords(self.uri)} is locked: another process has been writing to it for longer than"
+                    " MLflow waits, 20 seconds. SQLite lets one process write at a time. Wait until that process is"
+                    " done, or end it, and run the same command again."
+                ) from error
             why = shorten(mask_passwords(str(error)), 200)
             raise UserError(
                 f"tracking.uri={mask_passwords(self.uri)} cannot be used ({why}). It must be sqlite:///<file>,"
@@ -214,136 +217,3 @@ class MlflowStore(Tracking):
 def _delivery_queue(address: str, _process: int) -> DeliveryQueue:
     """Return the queue of a server and a process: a forked process needs another, since its parent's thread is gone."""
     return DeliveryQueue(address)
-
-
-class _MethodProxy:
-    """Forwards the methods of an MLflow object, each called through the same function."""
-
-    def __init__(self, target: Any, invoke: Callable[[Call], Any]):
-        self._target = target
-        self._invoke = invoke
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._target, name)
-        return lambda *arguments, **named: self._invoke(functools.partial(method, *arguments, **named))
-
-
-class _Client(_MethodProxy):
-    """MLflow's client. Its errors become `UserError`, and its calls wait for a server that is away.
-
-    Attributes:
-        background: the same client for calls that are not waited for. With a local store they are made at once.
-        without_retry: the same client for calls that are tried once, at once.
-    """
-
-    def __init__(
-        self,
-        client: "mlflow.MlflowClient",
-        user_errors: Callable[[], contextlib.AbstractContextManager[None]],
-        delivery_queue: DeliveryQueue | None,
-    ):
-        super().__init__(client, self._call_and_wait)
-        self._user_errors = user_errors
-        self._queue = delivery_queue
-        self._pending: list[Future[Any]] = []
-        self._unsent: dict[str, list[Metric]] = collections.defaultdict(list)
-        # With a local store each thread sends its own metrics.
-        self._send_lock = threading.Lock()
-        # System metrics come from their own thread.
-        self._pending_lock = threading.Lock()
-        self.background = _MethodProxy(client, self._call_in_background)
-        self.without_retry = _MethodProxy(client, self._call_once)
-
-    def wrap(self, other: Any) -> _MethodProxy:
-        """Wrap another MLflow object, so that its calls wait and fail as this client's do."""
-        return _MethodProxy(other, self._call_and_wait)
-
-    def create_run_once(self, experiment_id: str, tags: dict[str, str]) -> "MlflowRun":
-        """Create one run, even if the server created it and went away before it answered.
-
-        Args:
-            experiment_id: experiment of the run.
-            tags: its tags, which name this process and moment.
-        """
-        created_here = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in (*PROCESS_TAGS, "heartbeat"))
-        tries = itertools.count()
-
-        def create() -> "MlflowRun":
-            found = self._target.search_runs([experiment_id], created_here) if next(tries) else []
-            return found[0] if found else self._target.create_run(experiment_id, tags=tags)
-
-        return self._call_and_wait(create)
-
-    def log_metric(self, run_id: str, name: str, value: float) -> None:
-        """Record a metric once, however often the call is sent: MLflow's own takes a new timestamp at each try."""
-        from mlflow.entities import Metric
-
-        self.log_batch(run_id, metrics=[Metric(name, value, int(time.time() * 1000), 0)])
-
-    def queue_metrics(self, run_id: str, metrics: "Sequence[Metric]") -> None:
-        """Record metrics without waiting. Those that pile up during an outage are sent in large batches."""
-        self._unsent[run_id].extend(metrics)
-        self._call_in_background(functools.partial(self._send_metrics, run_id))
-
-    def queue_inputs(self, run_id: str, inputs: "Sequence[DatasetInput]") -> None:
-        """Record data sets without waiting.
-
-        MLflow refuses one of two jobs that record the same data set at the same moment. The second try succeeds, since
-        the data set exists by then.
-        """
-
-        def record() -> None:
-            try:
-                self._target.log_inputs(run_id, inputs)
-            except Exception as error:
-                if is_outage(error):
-                    raise
-                self._target.log_inputs(run_id, inputs)
-
-        self._call_in_background(record)
-
-    def _send_metrics(self, run_id: str) -> None:
-        unsent = self._unsent[run_id]
-        with self._send_lock:
-            while unsent:
-                batch = unsent[:_METRICS_PER_CALL]
-                self._target.log_batch(run_id, metrics=batch)
-                # After the call: one without an answer is repeated, and MLflow stores an identical metric once.
-                del unsent[: len(batch)]
-
-    def flush(self) -> None:
-        """Wait until all background calls are delivered."""
-        if self._queue is not None:
-            self._queue.submit_and_wait(lambda: None)
-        self._raise_background_errors()
-
-    def begin_shutdown(self) -> None:
-        """Wait for a server for a few seconds only from now on, since the command is ending."""
-        if self._queue is not None:
-            self._queue.shutting_down = True
-
-    def _call_once(self, call: Call) -> Any:
-        with self._user_errors():
-            return call()
-
-    def _call_and_wait(self, call: Call) -> Any:
-        with self._user_errors():
-            return self._queue.submit_and_wait(call) if self._queue is not None else call()
-
-    def _call_in_background(self, call: Call) -> None:
-        if self._queue is None:
-            self._call_once(call)
-            return
-        self._raise_background_errors()
-        with self._pending_lock:
-            self._pending.append(self._queue.submit(call))
-
-    def _raise_background_errors(self) -> None:
-        """Raise the error of a background call that the server refused."""
-        with self._pending_lock:
-            self._pending = [future for future in self._pending if not future.done() or future.exception() is not None]
-            pending = list(self._pending)
-        for future in pending:
-            if future.done():
-                with self._user_errors():
-                    future.result()

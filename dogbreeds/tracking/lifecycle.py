@@ -77,10 +77,10 @@ def start_run(
         run_id = client.create_run_once(experiment_id, tags).info.run_id
         try:
             _log_config(client, run_id, origin)
+            return client.get_run(run_id)
         except UserError:
             client.set_terminated(run_id, "FAILED")
             raise
-    return client.get_run(run_id)
 
 
 def resume_run(client: "mlflow.MlflowClient", run_id: str, origin: RunOrigin, sweep_run_id: str | None) -> "MlflowRun":
@@ -178,7 +178,7 @@ def close_orphaned_runs(
 
 def _is_orphaned(run: "MlflowRun", dead_processes: Collection[str]) -> bool:
     tags = run.data.tags
-    return run.info.status == "RUNNING" and (format_process(tags) in dead_processes or _is_process_gone(tags))
+    return run.info.status == "RUNNING" and (format_process(tags) in dead_processes or is_process_gone(tags))
 
 
 def _is_remote_and_silent(tags: Mapping[str, str]) -> bool:
@@ -188,7 +188,7 @@ def _is_remote_and_silent(tags: Mapping[str, str]) -> bool:
     return time.time() - float(tags["heartbeat"]) > _HEARTBEAT_TIMEOUT_SECONDS
 
 
-def _is_process_gone(tags: Mapping[str, str]) -> bool:
+def is_process_gone(tags: Mapping[str, str]) -> bool:
     """Whether a run's process no longer exists. On another machine only the heartbeat can tell."""
     if tags["host"] != platform.node():
         return _is_remote_and_silent(tags)
@@ -238,6 +238,7 @@ def end_run_on_exit(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None
     The status is FINISHED, KILLED if the run was interrupted or pruned, or FAILED after any other error.
     """
     pruned = None
+    ended = False
     try:
         with heartbeat(client, run_id):
             try:
@@ -245,14 +246,16 @@ def end_run_on_exit(client: "mlflow.MlflowClient", run_id: str) -> Iterator[None
             except Pruned as error:
                 pruned = error
             client.flush()
+        with signals.deferred():
+            client.set_terminated(run_id, "FINISHED" if pruned is None else "KILLED")
+            ended = True
     except BaseException as error:
-        client.begin_shutdown()
-        # The body's error matters more than one of the store.
-        with signals.deferred(), contextlib.suppress(UserError):
-            client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if not ended:
+            client.begin_shutdown()
+            # The body's error matters more than one of the store.
+            with signals.deferred(), contextlib.suppress(UserError):
+                client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    with signals.deferred():
-        client.set_terminated(run_id, "FINISHED" if pruned is None else "KILLED")
     if pruned is not None:
         raise pruned
 
@@ -300,7 +303,9 @@ def system_metrics(
             for monitor in self.monitors:
                 monitor.clear_metrics()
 
-    monitor = Monitor(run_id, sampling_interval=seconds, resume_logging=resumed, tracking_uri=uri)
+    # It reads the store itself.
+    with signals.deferred():
+        monitor = Monitor(run_id, sampling_interval=seconds, resume_logging=resumed, tracking_uri=uri)
     monitor.start()
     try:
         yield

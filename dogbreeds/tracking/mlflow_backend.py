@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dogbreeds.core import signals
 from dogbreeds.core.spec import number, one_of
 from dogbreeds.tracking.lifecycle import (
     choice_tags,
@@ -41,14 +42,17 @@ class Mlflow(MlflowReader):
     def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
         client, experiment_id = self.connect()
         sweep_run_id = os.environ.get(SWEEP_RUN_ENV)
-        resumed = unfinished is not None
-        run = (
-            start_run(client, experiment_id, origin, sweep_run_id)
-            if unfinished is None
-            else resume_run(client, unfinished.run_id, origin, sweep_run_id)
-        )
-        sampling = system_metrics(client, run.info.run_id, self._address, self.system_metrics_seconds, resumed)
-        with end_run_on_exit(client, run.info.run_id), sampling:
+        with contextlib.ExitStack() as stack:
+            # A signal is raised at the end of the block, where it ends the run.
+            with signals.deferred():
+                if unfinished is None:
+                    run = start_run(client, experiment_id, origin, sweep_run_id)
+                else:
+                    run = resume_run(client, unfinished.run_id, origin, sweep_run_id)
+                run_id = run.info.run_id
+                stack.enter_context(end_run_on_exit(client, run_id))
+            resumed = unfinished is not None
+            stack.enter_context(system_metrics(client, run_id, self._address, self.system_metrics_seconds, resumed))
             yield MlflowTracker(client, run, self.experiment, self.model)
 
     def prior_runs(self, key: str, identity: str, dead_processes: Collection[str] = ()) -> PriorRuns:

@@ -96,6 +96,13 @@ class PriorRuns:
     unfinished: "Record | None" = None
     others: tuple[str, ...] = ()
 
+    @property
+    def newest_is_finished(self) -> bool:
+        """Whether no interrupted run is newer than the finished one."""
+        if self.finished is None:
+            return False
+        return self.unfinished is None or self.unfinished.started < self.finished.started
+
 
 @dataclass(frozen=True)
 class Parent:

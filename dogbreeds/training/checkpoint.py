@@ -13,13 +13,14 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.files import atomic_write
+from dogbreeds.core.locks import LockHeldError
 from dogbreeds.core.process import format_process, process_tags
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,50 @@ log = logging.getLogger(__name__)
 _MAX_CHECKPOINTS = 2
 # Name of the metadata among a checkpoint's arrays.
 _METADATA = "about"
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """The lock of a run, while it is held.
+
+    Attributes:
+        dead_processes: processes that were killed, or whose machine was lost, while they held the lock, as
+            `format_process` spells them. Clear the list once they have been dealt with; otherwise the next owner of the
+            lock gets it too.
+        waited: whether another process held the lock first.
+    """
+
+    dead_processes: list[str]
+    waited: bool
+
+
+class StoredCheckpoints(NamedTuple):
+    """The checkpoints of a run, or the last one of a run that diverged, as they lie on disk.
+
+    Attributes:
+        path: folder of a run's checkpoints, named after its identity; a file if it was archived.
+        size_bytes: size of all its files.
+        last_written: in seconds since the epoch.
+    """
+
+    path: Path
+    size_bytes: int
+    last_written: float
+
+
+def stored_checkpoints(folder: Path) -> list[StoredCheckpoints]:
+    """List the checkpoints in the folder of all runs' checkpoints, archived ones too, the newest first."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if path.is_dir() or path.suffix == ".npz"]
+    found = []
+    for path in paths:
+        # The run may finish meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])] or [path.stat()]
+            size_bytes = sum(stat.st_size for stat in stats)
+            found.append(StoredCheckpoints(path, size_bytes, max(stat.st_mtime for stat in stats)))
+    return sorted(found, key=lambda stored: -stored.last_written)
 
 
 @dataclass(frozen=True)
@@ -41,12 +86,8 @@ class Checkpoints:
     folder: Path
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[list[str]]:
+    def locked(self) -> Iterator[RunLock]:
         """Hold the run's lock, after waiting for a process that holds it.
-
-        Yields:
-            Processes that were killed, or whose machine was lost, while they held the lock, as `format_process` spells
-            them. Clear the list once they have been dealt with; otherwise the next owner of the lock gets it too.
 
         Raises:
             UserError: if the lock file cannot be created.
@@ -54,16 +95,20 @@ class Checkpoints:
         with contextlib.ExitStack() as stack:
             with self._write_errors("locked"):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(
-                    locks.exclusive(self._lock_file, waiting_for="another process that is working on the same run")
-                )
+                waited = False
+                try:
+                    lock_file = locks.exclusive(self._lock_file, waiting_for=None)
+                except LockHeldError:
+                    waited = True
+                    lock_file = locks.exclusive(self._lock_file, waiting_for=self._holder())
+                file = stack.enter_context(lock_file)
                 file.seek(0)
                 gone = file.read().decode(errors="replace").splitlines()
                 end_of_gone = file.tell()
                 file.write(f"{format_process(process_tags())}\n".encode())
                 file.flush()
             try:
-                yield gone
+                yield RunLock(gone, waited)
             finally:
                 if gone:
                     file.truncate(end_of_gone)
@@ -123,6 +168,19 @@ class Checkpoints:
         self.remove()
         return archived
 
+    def remove_unless_in_use(self) -> bool:
+        """Remove all checkpoints of the run unless a process works on it; return whether they were removed."""
+        # An existing lock file may name a process that was killed, for whoever runs this next: it stays.
+        is_new = not self._lock_file.exists()
+        try:
+            with self._write_errors("locked"), locks.exclusive(self._lock_file, waiting_for=None):
+                self.remove()
+                if is_new:
+                    self._lock_file.unlink(missing_ok=True)
+        except LockHeldError:
+            return False
+        return not self.folder.exists()
+
     @property
     def newest(self) -> Path | None:
         """The checkpoint file that was written last; None if there is none."""
@@ -132,6 +190,16 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all checkpoints of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _holder(self) -> str:
+        """Describe the process that holds the lock, for whoever waits for it."""
+        lines: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            lines = self._lock_file.read_text(errors="replace").splitlines()
+        # In `format_process`'s order: host, boot, process, start.
+        words = lines[-1].split() if lines else []
+        which = f"process {words[2]} on {words[0]}" if len(words) == 4 else "another process"
+        return f"{which}, which is working on the same run"
 
     @property
     def _lock_file(self) -> Path:
