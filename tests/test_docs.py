@@ -171,7 +171,10 @@ def test_every_module_with_errors_has_one_in_the_list_of_errors() -> None:
     raising = {
         module
         for module in MESSAGES
-        if re.search(r"raise (UserError|MissingFileError)\(", (ROOT / "dogbreeds" / module).read_text())
+        # `error_message` formats the errors of Hydra, which are listed with those of `cli`.
+        if re.search(
+            r"raise (UserError|MissingFileError)\((?!error_message)", (ROOT / "dogbreeds" / module).read_text()
+        )
     }
     listed = {
         module

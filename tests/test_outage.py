@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from dogbreeds.core import signals
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import mask_passwords
-from dogbreeds.tracking.connection import _Client
+from dogbreeds.tracking.client import Client
 from dogbreeds.tracking.delivery import DeliveryQueue, is_outage
 from dogbreeds.tracking.lifecycle import end_run_on_exit, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
@@ -117,7 +117,7 @@ def test_queue_delivers_submitted_calls_once_and_in_order_after_an_outage(
 
 def test_client_sends_metrics_in_batches_of_1000_after_an_outage(fake_server: FakeServer) -> None:
     delivery_queue = waiting_queue(fake_server.uri)
-    client = _Client(mlflow.MlflowClient(fake_server.uri), contextlib.nullcontext, delivery_queue)
+    client = Client(mlflow.MlflowClient(fake_server.uri), contextlib.nullcontext, delivery_queue)
     fake_server.status = 503
     for step in range(1500):
         client.queue_metrics("r", [Metric("loss", step / 2, 1000, step), Metric("accuracy", step / 3, 1000, step)])
@@ -218,7 +218,7 @@ def test_start_run_creates_one_run_if_the_answer_is_lost(composed, tmp_path: Pat
 
     tracking = composed().tracking
     client, experiment = tracking.connect()
-    losing = _Client(LosesFirstAnswer(tracking.uri), tracking.user_errors, waiting_queue("a store that loses answers"))
+    losing = Client(LosesFirstAnswer(tracking.uri), tracking.user_errors, waiting_queue("a store that loses answers"))
     run = start_run(losing, experiment, RunOrigin("seed: 0\n", (), "an attempt", tmp_path), None)
     assert [found.info.run_id for found in client.search_runs([experiment])] == [run.info.run_id]
 
@@ -275,7 +275,7 @@ def test_connect_uses_the_experiment_that_another_job_creates_meanwhile(
 def test_a_refused_background_call_ends_the_run_as_failed(composed, tmp_path: Path) -> None:
     tracking = composed().tracking
     local, experiment = tracking.connect()
-    client = _Client(mlflow.MlflowClient(tracking.uri), tracking.user_errors, waiting_queue("a store that refuses"))
+    client = Client(mlflow.MlflowClient(tracking.uri), tracking.user_errors, waiting_queue("a store that refuses"))
     run = start_run(client, experiment, RunOrigin("seed: 0\n", (), "an attempt", tmp_path), None)
     with pytest.raises(UserError, match="cannot be used"), end_run_on_exit(client, run.info.run_id):
         client.background.log_param(run.info.run_id, "overrides", "MLflow refuses to change one")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dogbreeds import evaluate, export
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest_file
 from dogbreeds.evaluation.results import Predictions
+from dogbreeds.experiments import network_export
+from dogbreeds.experiments.network_evaluation import evaluate_network
 from dogbreeds.experiments.recorded_runs import Only, open_network
 from dogbreeds.inference.classifier import Classifier
 from dogbreeds.inference.evaluation_set import EvaluationSet
@@ -101,9 +102,15 @@ def test_a_network_without_a_digest_is_opened_with_one_line(
     assert [message for message in caplog.messages if "digest" in message] == [
         f"run {short(run_id)} has no digest of model/model.keras, as before version 0.2.0: the file is taken as it is"
     ]
-    assert evaluate._check_predictions(
-        record, tracking.predictions(run_id), classifier, images_of_test(), classifier.logits(IMAGES)
-    ) == pytest.approx(0, abs=1e-5)
+    difference = check_predictions(
+        record,
+        tracking.predictions(run_id)["test"],
+        classifier.class_names,
+        IDS,
+        classifier.logits(IMAGES),
+        probability_tolerance(),
+    )
+    assert difference == pytest.approx(0, abs=1e-5)
 
 
 def test_a_network_with_another_number_of_classes_is_refused_without_a_digest(tracking: Mlflow, tmp_path: Path) -> None:
@@ -126,8 +133,14 @@ def test_evaluate_stops_at_other_probabilities_than_were_recorded(tracking: Mlfl
     save_tiny(artifact(tracking, run_id), classes=3, seed=1)
     record, classifier = opened(tracking, run_id)
     with pytest.raises(UserError) as error:
-        evaluate._check_predictions(
-            record, tracking.predictions(run_id), classifier, images_of_test(), classifier.logits(IMAGES)
+        evaluate_network(
+            classifier,
+            images_of_test(),
+            record=record,
+            file=artifact(tracking, run_id),
+            run_predictions=tracking.predictions(run_id),
+            views=1,
+            seed=0,
         )
     message = str(error.value)
     assert message.startswith(f"The saved network of run {short(run_id)} is not the one that the run trained: ")
@@ -141,24 +154,14 @@ def test_export_stops_at_other_probabilities_than_were_recorded(
     run_id = record_run(tracking, tmp_path)
     forget(tracking, run_id)
     images = {name: lambda pixels=pixels: pixels for name, pixels in zip(IDS[1::2], IMAGES[1::2], strict=True)}
-    monkeypatch.setattr(export.sample, "sample_split", lambda split, count, skip: images)
+    monkeypatch.setattr(network_export.sample, "sample_split", lambda split, count, skip: images)
     dataset = type("Opened", (), {"test": object(), "val": None})
     data = type("Data", (), {"on_corrupt": "stop"})
-    monkeypatch.setattr(export.recorded_runs, "open_dataset", lambda *arguments: (data, dataset))
+    monkeypatch.setattr(network_export, "open_dataset", lambda *arguments: (data, dataset))
 
     def check() -> list:
         record, classifier = opened(tracking, run_id)
-        settings = export.Settings(
-            run=run_id,
-            formats=["keras"],
-            images=3,
-            images_from=None,
-            output=None,
-            register="dogs",
-            alias="champion",
-            alpha=0.01,
-        )
-        return export._check_images(settings, None, tracking, record, classifier, tracking.predictions(run_id))
+        return network_export.sample_of_run(tracking, record, None, 3, classifier, tracking.predictions(run_id))
 
     assert check() == list(images.values())
     save_tiny(artifact(tracking, run_id), classes=3, seed=1)
