@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -41,6 +42,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = options_first(sys.argv[1:])
     _take_former_names()
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
@@ -91,6 +93,14 @@ def _note_platform() -> None:
             " reach parallel jobs, and interrupted runs of a machine that was restarted are not recognised.",
             file=sys.stderr,
         )
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """Return command-line arguments with options such as `--multirun` and their values before the overrides.
+
+    Python 3.11's argparse takes all overrides from one place: after `data=folder --multirun` it rejects the others.
+    """
+    return sorted(arguments, key=lambda argument: re.match(r"~|\+*[\w./@:]+=", argument) is not None)
 
 
 def _take_former_names() -> None:
