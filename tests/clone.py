@@ -32,10 +32,10 @@ class Clone:
     Args:
         folder: where it is made.
         store: an empty store of MLflow, which is copied.
-        cache: folder of the feature cache.
+        environment: the environment variables of its shell.
     """
 
-    def __init__(self, folder: Path, store: Path, cache: Path):
+    def __init__(self, folder: Path, store: Path, environment: dict[str, str]):
         self.folder = folder
         programs = folder / ".venv/bin"
         programs.mkdir(parents=True)
@@ -50,12 +50,8 @@ class Clone:
         # As `make setup EXTRAS=dev` writes it.
         (folder / ".venv/.ready").write_text("dev\n")
         # A make that runs the tests has set variables for its children.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        self._environment = inherited | {
-            "DOGBREEDS_HOME": str(folder),
-            "DOGBREEDS_CACHE": str(cache),
-            "PATH": f"{programs}:{os.environ['PATH']}",
-        }
+        inherited = {name: value for name, value in environment.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        self._environment = inherited | {"DOGBREEDS_HOME": str(folder), "PATH": f"{programs}:{environment['PATH']}"}
         self._write_images()
 
     def _write_images(self) -> None:

@@ -4,6 +4,7 @@ A shell runs each line as it is written, in a folder that looks like a clone of 
 that differ only in numbers run once.
 """
 
+import os
 import re
 import shlex
 import shutil
@@ -72,6 +73,8 @@ PRINTED = (
     (r"--cfg job", 0, r"^optimizer:$"),
     (r"train preprocessing=torch data", 1, r"error: preprocessing\.mode=torch .*Set preprocessing=native"),
     (r"phase=lr_range", 0, r"optimizer\.lr="),
+    # The jobs write to files, or with the job's number before each line.
+    (r"hydra/launcher=(ray|submitit)", 0, r""),
     (r"dogbreeds\.train", 0, r"^best  validation [\d.]+ %"),
     (r"dogbreeds\.extract", 0, r"features of train"),
     (r"dogbreeds\.why", 0, r"verdict"),
@@ -188,7 +191,8 @@ SLOW = [(line,) for line in RUN_HERE if LINES[line] and line not in LONG_LINES]
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, shared_cache: Path) -> Clone:
     """A clone with two runs, whose saved network is `model.keras`."""
-    clone = Clone(tmp_path_factory.mktemp("recorded") / "clone", empty_store, shared_cache)
+    environment = os.environ | {"DOGBREEDS_CACHE": str(shared_cache)}
+    clone = Clone(tmp_path_factory.mktemp("recorded") / "clone", empty_store, environment)
     code, output = clone.run(
         "python -m dogbreeds.train --multirun data=folder data.root=photos head=linear,mlp phase.epochs=2"
     )
@@ -199,8 +203,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, shared
 
 
 @pytest.fixture
-def clone(tmp_path: Path, empty_store: Path, shared_cache: Path) -> Clone:
-    return Clone(tmp_path / "clone", empty_store, shared_cache)
+def clone(tmp_path: Path, empty_store: Path, shared_cache: Path, ray_environment: dict[str, str]) -> Clone:
+    environment = os.environ | ray_environment | {"DOGBREEDS_CACHE": str(shared_cache)}
+    return Clone(tmp_path / "clone", empty_store, environment)
 
 
 @pytest.fixture
@@ -228,6 +233,9 @@ def test_command_of_the_documentation_runs(line: str, request: pytest.FixtureReq
     assert code == expected, output
     assert re.search(fact, output, re.MULTILINE), output
     assert "Traceback" not in output
+    # Each job of a sweep has recorded its result.
+    if "--multirun" in typed and "dogbreeds.train" in typed:
+        assert len(clone.run_ids()) >= 2
     file = re.search(r"output=(\S+)", line)
     assert file is None or (clone.folder / file[1]).stat().st_size > 0
 

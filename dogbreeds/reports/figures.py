@@ -77,13 +77,14 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     present = np.flatnonzero(matrix.sum(axis=1) + matrix.sum(axis=0))
     order = present[_similarity_order(matrix[np.ix_(present, present)])]
     shares = matrix[np.ix_(order, order)] / np.maximum(1, matrix[order].sum(axis=1, keepdims=True))
-    side = 3.5 + _NAME_INCHES * min(len(order), _MAX_NAMED_CLASSES)
+    is_named = len(order) <= _MAX_NAMED_CLASSES
+    side = 3.5 + _NAME_INCHES * len(order) if is_named else PAGE_INCHES
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     heatmap = axes.imshow(
         np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none"
     )
-    if len(order) <= _MAX_NAMED_CLASSES:
+    if is_named:
         labels = [escape_mathtext(names[index]) for index in order]
         axes.set_xticks(range(len(order)), labels, rotation=90, fontsize=_NAME_POINTS)
         axes.set_yticks(range(len(order)), labels, fontsize=_NAME_POINTS)
