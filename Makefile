@@ -114,9 +114,11 @@ bench-grid: setup ## estimate the cost of a grid of attempts on B4; some minutes
 pictures: setup ## draw the documentation's pictures from runs on drawn dogs; a few minutes; NAMES="verdicts cost" for some
 	$(BIN)/python docs/make_pictures.py $(NAMES)
 
+# One person needs one worker and none of MLflow's background jobs: 0.5 GB of memory in the place of 1.9.
 ui: setup ## compare runs in MLflow, on port 5000 of this machine, or PORT=
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
-		--backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+	@echo 'Runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs'
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
+		--workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
 
 server: setup ## start MLflow's server on port 5000, or PORT=; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
 	@mkdir -p mlruns

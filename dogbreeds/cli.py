@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -54,6 +55,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Whole numbers of any length are parsed: the checks of settings refuse those that are too large.
     sys.set_int_max_str_digits(0)
+    sys.argv[1:] = options_first(sys.argv[1:])
     _take_former_names()
     _refuse_multirun(name)
     _note_platform()
@@ -157,6 +159,14 @@ def _note_platform() -> None:
             " reach parallel jobs, and interrupted runs of a machine that was restarted are not recognised.",
             file=sys.stderr,
         )
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """Return command-line arguments with options such as `--multirun` and their values before the overrides.
+
+    Python 3.11's argparse takes all overrides from one place: after `data=folder --multirun` it rejects the others.
+    """
+    return sorted(arguments, key=lambda argument: re.match(r"~|\+*[\w./@:]+=", argument) is not None)
 
 
 def _take_former_names() -> None:

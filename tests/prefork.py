@@ -6,6 +6,7 @@ any other: it has a session, environment, working folder, output and standard er
 the interpreter's end as with `python -m`.
 
 python tests/prefork.py <file descriptor of a listening socket>   # the server; it imports at the first request
+python tests/prefork.py -m <module> <arguments>                   # a command with this process' streams and folder
 """
 
 import contextlib
@@ -70,14 +71,11 @@ class Process:
         self.returncode: int | None = None
         stdout_read, stdout_write = os.pipe()
         stderr_read, stderr_write = os.pipe()
-        self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(address)
-        request = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment}
         with tempfile.TemporaryFile() as file:
             file.write(stdin)
             file.seek(0)
             descriptors = [file.fileno(), stdout_write, stderr_write]
-            socket.send_fds(self._connection, [json.dumps(request).encode()], descriptors)
+            self._connection = _request(address, module, arguments, cwd, environment, descriptors)
         os.close(stdout_write)
         os.close(stderr_write)
         self.stdout: IO[str] = open(stdout_read)  # noqa: SIM115
@@ -136,6 +134,29 @@ class Process:
         self.stdout.close()
         self.stderr.close()
         self._connection.close()
+
+
+def _request(
+    address: str, module: str, arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], streams: list[int]
+) -> socket.socket:
+    """Ask the server for a process, and return the connection on which it reports the pid and the exit code."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    request = {"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment}
+    socket.send_fds(connection, [json.dumps(request).encode()], streams)
+    return connection
+
+
+def run_here(module: str, *arguments: str) -> int:
+    """Run a module with this process' streams, folder and environment, and return its exit code.
+
+    SIGTERM kills the module's process and its children.
+    """
+    connection = _request(os.environ[ADDRESS_ENV], module, arguments, Path.cwd(), dict(os.environ), [0, 1, 2])
+    with connection, connection.makefile() as answers:
+        pid = int(answers.readline())
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(pid, signal.SIGKILL))
+        return int(answers.readline())
 
 
 def start_server(address: Path, log: Path) -> "subprocess.Popen[bytes]":
@@ -243,5 +264,7 @@ def _set_up_process(request: dict, files: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "-m":
+        sys.exit(run_here(*sys.argv[2:]))
     serve(socket.socket(fileno=int(sys.argv[1])))
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

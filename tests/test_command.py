@@ -90,6 +90,19 @@ def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
     assert done.stdout.splitlines()[-1] == "TensorFlow was left alone"
 
 
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("a=1 --multirun b.c=2,3", "--multirun a=1 b.c=2,3"),
+        ("a=1 --config-dir conf -m hydra/launcher=basic", "--config-dir conf -m a=1 hydra/launcher=basic"),
+        ("~a +b=[1] --cfg job ++c/d@e=2", "--cfg job ~a +b=[1] ++c/d@e=2"),
+        ("--config-dir=conf a=1", "--config-dir=conf a=1"),
+    ],
+)
+def test_overrides_may_stand_before_and_after_an_option(typed: str, taken: str) -> None:
+    assert cli.options_first(typed.split()) == taken.split()
+
+
 def test_help_lists_every_group(fresh_command) -> None:
     done = fresh_command("train", "--help")
     assert done.returncode == 0

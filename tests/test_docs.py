@@ -5,9 +5,6 @@
 
 import ast
 import re
-import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,44 +12,13 @@ import yaml
 
 from dogbreeds.evaluation.verdict import VERDICTS
 from dogbreeds.experiments.compose import compose_config, config_source, from_config
+from tests.documentation import PAGES, ROOT, TEXTS, WRITTEN, blocks, command_lines, generated, typed_commands
 from tests.test_conf import first_values
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "docs"))
-
-import generated  # noqa: E402 - of the folder above
 
 # Hydra warns of launchers that its plugins register under the same names.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
-PAGES = ROOT / "docs/pages"
-WRITTEN = [*sorted(PAGES.rglob("*.md")), ROOT / "docs/SECURITY.md", ROOT / "README.md"]
-# Text by page, with what is generated in it.
-TEXTS = {path: generated.fill(path.read_text(), path.name) for path in WRITTEN}
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 # Commands whose config is that of a run.
 COMMANDS_OF_RUNS = ("train", "extract", "why")
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    """Return the content of a page's fenced blocks of a language."""
-    return [content for _, name, content in FENCE.findall(TEXTS[path]) if name == language]
-
-
-def command_lines(path: Path) -> list[list[str]]:
-    """Return the words of each line of a page's shell blocks, without comments."""
-    text = "\n".join(blocks(path, "sh")).replace("\\\n", " ")
-    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
-
-
-def typed_commands(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the overrides of every command of the package in a page's shell blocks."""
-    for words in command_lines(path):
-        for index, word in enumerate(words):
-            if word.startswith("dogbreeds.") and words[index - 1] == "-m":
-                end = next((end for end in range(index, len(words)) if words[end] in ("|", "&&", "&")), len(words))
-                yield word.removeprefix("dogbreeds."), words[index + 1 : end]
-
-
 COMMANDS = sorted({(name, *overrides) for path in WRITTEN for name, overrides in typed_commands(path)})
 
 
@@ -89,7 +55,7 @@ def test_make_targets_and_scripts_in_the_documentation_exist() -> None:
 
 
 def test_python_in_the_documentation_compiles() -> None:
-    found = [(path, block) for path in WRITTEN for block in blocks(path, "python")]
+    found = [(path, block) for path in WRITTEN for block in blocks(TEXTS[path], "python")]
     for path, block in found:
         compile(block, str(path), "exec")
     assert len(found) >= 2

@@ -2,9 +2,10 @@
 
 import re
 
-from tests.test_docs import ROOT
+from tests import documentation
+from tests.documentation import ROOT
 
-README = (ROOT / "README.md").read_text()
+README = documentation.README.read_text()
 
 
 def test_readme_is_short() -> None:

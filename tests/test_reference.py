@@ -162,9 +162,14 @@ def test_navigation_lists_every_page_once() -> None:
     assert sorted(listed(config["nav"])) == sorted(pages)
 
 
-def test_pictures_that_pages_name_exist() -> None:
-    named = {name for path in PAGES.rglob("*.md") for name in re.findall(r"<!-- picture: (\S+) \|", path.read_text())}
-    assert {f"pictures/{name}" for name in named} <= set(generated.pictures())
+def test_site_shows_every_picture_with_a_description() -> None:
+    shown = [
+        picture
+        for path in PAGES.rglob("*.md")
+        for picture in re.findall(r"<!-- picture: (\S+) \| (.+) -->", path.read_text())
+    ]
+    assert {f"pictures/{name}" for name, _ in shown} == set(generated.pictures())
+    assert min(len(description.split()) for _, description in shown) >= 5
 
 
 # --- MLflow -------------------------------------------------------------------

@@ -2,19 +2,23 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.text import Text
 
+from dogbreeds.evaluation.calibration import Bin
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import evaluate
 from dogbreeds.reports import picture_text
 from dogbreeds.reports.curves import accuracy_curves
 from dogbreeds.reports.evaluation_report import FILES, EvaluationReport, scores_text
-from dogbreeds.reports.figures import confusion_matrix, contact_sheet
+from dogbreeds.reports.figures import confusion_matrix, contact_sheet, reliability_diagram
 
 NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
 
@@ -45,6 +49,8 @@ def test_report_escapes_mathtext_and_html_in_class_names(tmp_path: Path) -> None
     assert "cost $5 or $6" in page
     assert "&lt;b&gt;akita&lt;/b&gt;" in page
     assert "<b>akita" not in page
+    # Neither its names nor its cells shrink on a narrow screen.
+    assert '<figure class="whole"><svg role="img" aria-label="confusion matrix"' in page
 
 
 def test_report_without_mistakes_has_no_contact_sheet_and_tables_with_headers(tmp_path: Path) -> None:
@@ -125,3 +131,27 @@ def test_figures_draw_any_class_name_without_a_warning(no_other_fonts: None) -> 
 
 def test_name_that_the_default_font_has_is_drawn_as_it_is(no_other_fonts: None) -> None:
     assert picture_text.picture_text("Bärli–é ☺") == "Bärli–é ☺"
+
+
+def text_points(figure: Figure) -> float:
+    """Return the size of a figure's smallest text."""
+    figure.draw_without_rendering()
+    return min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible())
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_text_of_a_figure_of_the_page_is_legible_at_700_pixels(count: int) -> None:
+    bins = [Bin((index + 0.5) / 10, 0.5, 3) for index in range(10)]
+    mistake = Mistake(np.zeros((8, 8, 3), np.uint8), "a", "b", 0.9)
+    for figure in (reliability_diagram(bins, bins, 0.9), contact_sheet([mistake] * count)):
+        assert text_points(figure) * 700 / (72 * figure.get_figwidth()) >= 12
+
+
+@pytest.mark.parametrize("classes", [2, 40, 120])
+def test_class_names_of_the_confusion_matrix_are_legible_at_its_full_size(classes: int) -> None:
+    figure = confusion_matrix(np.eye(classes), [f"class_{number}" for number in range(classes)])
+    assert text_points(figure) / 0.75 >= 12
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == classes
+    # From the first row down: none reaches into the next.
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))

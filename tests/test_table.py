@@ -253,8 +253,11 @@ def test_renderings_link_the_run_of_each_seed() -> None:
         == "http://mlflow/#/experiments/7/runs/frozen-1-2 http://mlflow/#/experiments/7/runs/frozen-0-1"
     )
     page = as_html([table], run_url)
-    assert [re.findall(r'<td class="run"><a href="(.*?)">(.*?)</a><br><a href="(.*?)">(.*?)</a></td>', page)] == [
-        [(rows[2]["links"].split()[0], "frozen-1", rows[2]["links"].split()[1], "frozen-0")]
+    # In the first column, which stays in sight when the table scrolls.
+    (cell,) = re.findall(r'<tr><td class="attempt">frozen(.*?)</td>', page)
+    assert re.findall(r'<br><a href="(.*?)" title="run (.*?)">(.*?)</a>', cell) == [
+        (rows[2]["links"].split()[0], "frozen-1-2", "frozen-1"),
+        (rows[2]["links"].split()[1], "frozen-0-1", "frozen-0"),
     ]
     lines = as_text(table, None, run_url).splitlines()
     assert [line.split()[-1] for line in lines if "frozen-" in line] == ["frozen-1", "frozen-0"]
@@ -325,7 +328,7 @@ def test_markdown_csv_and_html_have_the_same_results(table) -> None:
     assert rows[1]["runs"] == "lr_collapse-0-0"
     page = as_html([table], run_url)
     assert page.count("<svg") == 1
-    assert "35.4 → 5.0&nbsp;%" in page
+    assert "35.4\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}5.0&nbsp;%" in page
     assert "src=" not in page
     assert set(re.findall(r'href="(http[^"]*)"', page)) == {
         run_url(row.records[0]) for row in table.rows if row.records

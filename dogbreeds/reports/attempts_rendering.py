@@ -113,11 +113,11 @@ class _PageRow(NamedTuple):
 
     Attributes:
         texts: one for each of `COLUMNS`.
-        runs: short id and URL of each run.
+        runs: id, short id and URL of each run.
     """
 
     texts: list[str]
-    runs: list[tuple[str, str]]
+    runs: list[tuple[str, str, str]]
 
 
 class _PageSection(NamedTuple):
@@ -135,9 +135,9 @@ def _page_section(attempts: AttemptsTable, run_url: RunUrl) -> _PageSection:
     histories = attempts.histories()
     return _PageSection(
         title=attempts.title,
-        headings=[*headings, "run"],
+        headings=headings,
         rows=[
-            _PageRow(line, [(short(record.run_id), run_url(record)) for record in row.records])
+            _PageRow(line, [(record.run_id, short(record.run_id), run_url(record)) for record in row.records])
             for row, line in zip(attempts.rows, lines, strict=True)
         ],
         curves=curves.accuracy_curves(histories, "") if histories else None,

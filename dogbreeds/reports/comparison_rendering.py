@@ -9,6 +9,7 @@ from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
 from dogbreeds.reports import pages, tables
+from dogbreeds.reports.figures import PAGE_INCHES
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 from dogbreeds.reports.run_comparison import RunComparison
 from dogbreeds.reports.tables import Column
@@ -185,7 +186,7 @@ def class_changes(comparison: RunComparison) -> "Figure":
     from matplotlib.ticker import MaxNLocator
 
     most_changed = comparison.most_changed
-    figure = Figure(figsize=(9, 1.2 + 0.28 * max(len(most_changed), 6)), layout="constrained")
+    figure = Figure(figsize=(PAGE_INCHES, 1.2 + 0.28 * max(len(most_changed), 6)), layout="constrained")
     classes_axes, histogram_axes = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_most_changed(classes_axes, most_changed, comparison.paired.split)
     counts = Counter(change.net for change in comparison.paired.changes)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from dogbreeds.reports.figures import PAGE_INCHES
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def accuracy_curves(histories: "Mapping[str, Sequence[Sequence[float]]]", title:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(PAGE_INCHES, 4), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["viridis"]
     for index, (name, seeds) in enumerate(histories.items()):

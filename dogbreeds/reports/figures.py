@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 _CORRECT_COLOUR, _WRONG_COLOUR = "#17692f", "#a3261b"
 _POINT_COLOUR, _GREY = "#1f5fa8", "#8a8a8a"
-# With more classes, their names along the sides of the confusion matrix would be illegible.
+# Width in inches of figures that are as wide as a page: at 700 pixels, text of 10 points is 13 pixels high.
+PAGE_INCHES = 7.2
+# With more classes, the confusion matrix has no names along its sides.
 _MAX_NAMED_CLASSES = 150
+# Text size of those names, and inches from one to the next. The page shows this figure at its full size.
+_NAME_POINTS, _NAME_INCHES = 9, 0.145
 # Images in a row of the contact sheet.
-_IMAGES_PER_ROW = 6
+_IMAGES_PER_ROW = 4
 # Characters in a line below an image of the contact sheet.
 _CAPTION_WIDTH = 22
 
@@ -35,17 +39,17 @@ def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(mistakes) / _IMAGES_PER_ROW)
-    figure = Figure(figsize=(2.1 * _IMAGES_PER_ROW, 2.85 * rows), layout="constrained")
+    figure = Figure(figsize=(PAGE_INCHES, 2.6 * rows), layout="constrained")
     grid = np.ravel(figure.subplots(rows, _IMAGES_PER_ROW, squeeze=False))
     for axes, mistake in zip(grid, mistakes, strict=False):
         axes.imshow(mistake.image)
         predicted = f"{picture_text(mistake.predicted)} {100 * mistake.probability:.0f}\N{NO-BREAK SPACE}%"
-        axes.set_title(textwrap.fill(predicted, _CAPTION_WIDTH), fontsize=8, color=_WRONG_COLOUR, loc="left", pad=3)
+        axes.set_title(textwrap.fill(predicted, _CAPTION_WIDTH), fontsize=9.5, color=_WRONG_COLOUR, loc="left", pad=3)
         axes.text(
             0,
             -0.03,
             textwrap.fill(f"is {picture_text(mistake.label)}", _CAPTION_WIDTH),
-            fontsize=8,
+            fontsize=9.5,
             color=_CORRECT_COLOUR,
             va="top",
             transform=axes.transAxes,
@@ -69,17 +73,17 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str]) -> "Figure":
     present = np.flatnonzero(matrix.sum(axis=1) + matrix.sum(axis=0))
     order = present[_similarity_order(matrix[np.ix_(present, present)])]
     shares = matrix[np.ix_(order, order)] / np.maximum(1, matrix[order].sum(axis=1, keepdims=True))
-    side = 3 + 0.105 * min(len(order), _MAX_NAMED_CLASSES)
+    is_named = len(order) <= _MAX_NAMED_CLASSES
+    side = 3.5 + _NAME_INCHES * len(order) if is_named else PAGE_INCHES
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     heatmap = axes.imshow(
         np.ma.masked_equal(100 * shares, 0), cmap="viridis_r", norm=PowerNorm(0.5, 0, 100), interpolation="none"
     )
-    if len(order) <= _MAX_NAMED_CLASSES:
+    if is_named:
         labels = [picture_text(names[index]) for index in order]
-        fontsize = 5.5 if len(order) > 40 else 8
-        axes.set_xticks(range(len(order)), labels, rotation=90, fontsize=fontsize)
-        axes.set_yticks(range(len(order)), labels, fontsize=fontsize)
+        axes.set_xticks(range(len(order)), labels, rotation=90, fontsize=_NAME_POINTS)
+        axes.set_yticks(range(len(order)), labels, fontsize=_NAME_POINTS)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
@@ -114,7 +118,7 @@ def reliability_diagram(before: Sequence[Bin], after: Sequence[Bin], temperature
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(PAGE_INCHES, 3.9), layout="constrained")
     (left, right), histograms = figure.subplots(2, 2, sharex=True, sharey="row", gridspec_kw={"height_ratios": [4, 1]})
     for axes, histogram, bins, title in (
         (left, histograms[0], before, "as trained"),
