@@ -5,17 +5,12 @@ caller has configured logging. Afterwards signal handlers, environment variables
 states are as they were before, also after an interruption.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from dogbreeds.cli import error_message
+from dogbreeds.cli import overrides_explained
 from dogbreeds.core.console import log_lines_printed
-from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.keras_history import judge_curves
 from dogbreeds.experiments.compose import compose_config, compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
@@ -72,7 +67,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         # The check takes a list, and refuses a string.
         named: Any = plugins
         overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=named).plugins)}]"]
-    with _overrides_explained("train", overrides, sources):
+    with overrides_explained("train", overrides, sources):
         return compose_run(overrides, sources)
 
 
@@ -160,7 +155,7 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
     Raises:
         MissingFileError, UserError: if an override is not allowed; or the first error of a job, after the others ran.
     """
-    with _overrides_explained("train", overrides):
+    with overrides_explained("train", overrides):
         runs = [compose(job) for job in split_jobs(overrides)]
     if dataset is not None:
         runs = [with_dataset(run) for run in runs]
@@ -286,20 +281,5 @@ def judge_history(curves: Mapping[str, Sequence[float]], *, n_val: int, classes:
 
 
 def _compose_command(name: str, overrides: Sequence[str]) -> "DictConfig":
-    with _overrides_explained(name, overrides):
+    with overrides_explained(name, overrides):
         return compose_config(name, overrides)
-
-
-@contextmanager
-def _overrides_explained(command: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> Iterator[None]:
-    """Turn the errors that Hydra raises in the body into `UserError`, with what to type.
-
-    Args:
-        command: command that the overrides are of.
-        overrides: of the command.
-        sources: where to find configs besides `conf/`.
-    """
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(error_message(error, command, overrides, sources)) from error

@@ -267,6 +267,21 @@ def error_message(error: Exception, name: str, overrides: Sequence[str] = (), so
     )
 
 
+@contextlib.contextmanager
+def overrides_explained(command: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> Iterator[None]:
+    """Turn the errors that Hydra raises in the body into `UserError`, with what to type, for a Python caller.
+
+    Args:
+        command: command that the overrides are of.
+        overrides: of the command.
+        sources: where to find configs besides `conf/`.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(error_message(error, command, overrides, sources)) from error
+
+
 def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())
