@@ -70,6 +70,12 @@ def test_sweep_resumes_after_kills_and_computes_each_job_once(
     assert [run.info.status for run in jobs] == ["FINISHED"] * num_jobs
     assert len({(run.data.params["optimizer.lr"], run.data.params["seed"]) for run in jobs}) == num_jobs
     assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {sweeps[0].info.run_id}
+    # A name begins with what the sweep varies, also in a process of its own.
+    varied = {f"lr={run.data.params['optimizer.lr']} seed={run.data.params['seed']}" for run in jobs}
+    names = [run.info.run_name.split() for run in jobs]
+    assert {f"lr={float(lr.removeprefix('lr='))} {seed}" for lr, seed, *_ in names} == varied
+    assert {" ".join(name[2:4]) for name in names} == {"miniature frozen"}
+    assert {run.data.tags["overrides"] for run in jobs} == {run.data.params["overrides"] for run in jobs}
     for run in jobs:
         for name in ("train/loss", "val/accuracy", "lr"):
             assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]

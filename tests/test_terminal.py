@@ -217,7 +217,7 @@ def test_attempt_in_a_terminal_of_80_columns_shows_progress_in_lines_that_fit(
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     lines = re.split(r"[\r\n]+", text)
-    assert lines[0] == "run 'miniature frozen seed=3'"
+    assert lines[0] == "run 'miniature frozen classes=3 epochs=1 seed=3'"
     assert [line for line in lines if len(line) > 80] == []
     for bar in ("preflight ", "features of train ", "features of val ", "features of test "):
         assert any(line.startswith(bar) and "━" in line for line in lines), bar
