@@ -50,14 +50,14 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
         name: name of the command and of its config.
         resumable: whether the same command resumes after an interruption.
     """
+    sys.argv[1:] = options_first(sys.argv[1:])
+    _take_former_names()
+    _refuse_multirun(name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Whole numbers of any length are parsed: the checks of settings refuse those that are too large.
     sys.set_int_max_str_digits(0)
-    sys.argv[1:] = options_first(sys.argv[1:])
-    _take_former_names()
-    _refuse_multirun(name)
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())

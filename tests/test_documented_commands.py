@@ -251,7 +251,7 @@ def test_python_of_the_documentation_runs(block: str, recorded: Clone) -> None:
 def test_every_command_of_the_documentation_is_run_or_has_a_reason(collected_tests: dict[str, list[set[str]]]) -> None:
     """A new command that no table has fails here."""
     assert len(RUN_HERE) > 100
-    assert len(SLOW) >= 5
+    assert len(SLOW) >= 4
     for line in LINES:
         assert len(matching(line, ELSEWHERE) + matching(line, NOT_RUN)) <= 1, line
     for line in RUN_HERE:

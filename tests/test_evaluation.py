@@ -65,7 +65,7 @@ def test_top5_accuracy_is_nowhere_with_few_classes(classes: int) -> None:
     epoch = Epoch(1, 1e-3, 0.5, 1.0, 1.0 if scores.top5 else None, scores, 1.0)
     history = History(epochs=[epoch], best=epoch)
     judged = judge([epoch], Setting(classes, 1e-3))
-    result = Result("", history, scores, ZeroShotBaseline("none", 0), judged, 1.0, 2.0)
+    result = Result("", None, history, {}, scores, ZeroShotBaseline("none", 0), judged, 1.0, 2.0)
     shown = [
         *found.metrics(),
         *(row.name for row in score_rows(found)),

@@ -14,6 +14,7 @@ from dogbreeds.core import files
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.sample import sample_folder, sample_split
+from dogbreeds.experiments import network_export
 from dogbreeds.export import Settings
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.classifier import load
@@ -119,7 +120,7 @@ def test_a_format_with_other_probabilities_is_removed_and_reported(
     (place / "model.onnx").write_text("of an earlier export")
     (place / "notes.txt").write_text("the user's own")
     (place / "checks.json").write_text("{}")
-    with files.atomic_folder(place, export._OWNED_FILES) as folder:
+    with files.atomic_folder(place, network_export._OWNED_FILES) as folder:
         (folder / "checks.json").write_text("{}")
         images = [lambda: drawn_dogs.draw("test", 0, 0)] * 3
         formats = exporter.export_and_check(["keras", "onnx"], classifier, images, folder)

@@ -150,7 +150,9 @@ def test_summary_lines_of_a_large_run_fit_80_columns() -> None:
     history = History(epochs=[LONG], best=replace(LONG, number=100))
     result = Result(
         run_id="r",
+        folder=None,
         history=history,
+        predictions={},
         test=SCORES,
         baseline=ZeroShotBaseline("", 0),
         verdict=Verdict("learned", "of a reason", "Advice."),

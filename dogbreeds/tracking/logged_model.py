@@ -37,6 +37,7 @@ SHIPPED_MODULES = (
     "data/resize.py",
     "inference/classifier.py",
     "models/blocks.py",
+    "models/custom_layers.py",
     "models/network.py",
     "models/replicas.py",
 )
