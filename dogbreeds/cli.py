@@ -60,6 +60,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     process.mark_as_command()
     signals.install_handlers()
     try:
+        _sort_arguments(name)
         with _help_fitted():
             _run(task)
         status = "FINISHED"
@@ -163,6 +164,33 @@ def _take_former_names() -> None:
         if new != former:
             print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
     sys.argv[1:] = present
+
+
+def _sort_arguments(name: str) -> None:
+    """Move the options before the overrides: Hydra's parser accepts no option between two overrides.
+
+    Ends the command with a message if there is no such option, or if it has no such value.
+
+    Args:
+        name: name of the command.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        sys.exit(
+            f"error: The command line was not understood ({what}). Options are --help, --multirun, --cfg job and"
+            " --config-dir <folder>, and settings are written group=option or group.key=value. Type python -m"
+            f" dogbreeds.{name} --help for the settings."
+        )
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    typed, unknown = parser.parse_known_intermixed_args(sys.argv[1:])
+    if unknown:
+        refuse(f"unrecognized arguments: {' '.join(unknown)}")
+    options = list(sys.argv[1:])
+    for override in typed.overrides:
+        options.remove(override)
+    sys.argv[1:] = [*options, *typed.overrides]
 
 
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:

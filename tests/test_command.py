@@ -161,3 +161,28 @@ def test_a_command_says_at_its_start_that_only_linux_is_tested(
     monkeypatch.setattr("sys.platform", "darwin")
     cli._note_platform()
     assert "Linux" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "sorted_arguments"),
+    [
+        ("a=1 --multirun b=2", "--multirun a=1 b=2"),
+        ("a=1 --cfg job b=2 --config-dir x c=3", "--cfg job --config-dir x a=1 b=2 c=3"),
+        ("-m a=1 a=1", "-m a=1 a=1"),
+        ("a=1", "a=1"),
+    ],
+)
+def test_options_may_stand_between_overrides(
+    typed: str, sorted_arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *typed.split()])
+    cli._sort_arguments("train")
+    assert sys.argv == ["train", *sorted_arguments.split()]
+
+
+@pytest.mark.parametrize("option", ["--foo", "-rf", "--cfg=all-of-it"])
+def test_unknown_option_is_refused_as_a_users_error(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "seed=1", option])
+    with pytest.raises(SystemExit, match=r"^error: The command line was not understood \(.*\. Type python -m") as end:
+        cli._sort_arguments("train")
+    assert "--multirun" in str(end.value)
