@@ -20,15 +20,17 @@ from omegaconf.errors import OmegaConfBaseException
 from dogbreeds.core import process, signals
 from dogbreeds.core.console import fitted
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
+from dogbreeds.experiments.arguments import sort_arguments, take_former_names
 from dogbreeds.experiments.compose import compose_config, config_source, missing_config_folder
 from dogbreeds.experiments.run import GROUPS
 from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Whether Hydra has composed a config and called the task.
+_began = False
 # Columns of a help text.
 _HELP_WIDTH = 80
 # How Hydra's error about a value with a comma begins.
@@ -52,7 +54,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Whole numbers of any length are parsed: the checks of settings refuse those that are too large.
     sys.set_int_max_str_digits(0)
-    _take_former_names()
+    take_former_names()
     _note_platform()
     # Hydra may change the current folder, and other processes may have another.
     os.environ["DOGBREEDS_HOME"] = str(home().absolute())
@@ -60,7 +62,7 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
     process.mark_as_command()
     signals.install_handlers()
     try:
-        _sort_arguments(name)
+        sort_arguments(name)
         with _help_fitted():
             _run(task)
         status = "FINISHED"
@@ -127,6 +129,8 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
+        global _began
+        _began = True
         try:
             return task(config)
         except Exception as error:
@@ -139,11 +143,18 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def _run(task: Callable[[], Any]) -> None:
     """Run a Hydra task; an error that a job carries is raised as what it was."""
+    global _began
     carried = None
+    _began = False
     try:
         task()
     except _JobError as job_error:
         carried = job_error.error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if _began:
+            raise
+        # Hydra has these for some overrides without a name or a value, such as =1.
+        raise HydraException(str(error)) from error
     if carried is not None:
         raise carried
 
@@ -157,42 +168,6 @@ def _note_platform() -> None:
         )
 
 
-def _take_former_names() -> None:
-    """Replace overrides of earlier versions among the process's arguments by the present ones, and say so."""
-    present = with_new_overrides(sys.argv[1:])
-    for former, new in zip(sys.argv[1:], present, strict=True):
-        if new != former:
-            print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
-    sys.argv[1:] = present
-
-
-def _sort_arguments(name: str) -> None:
-    """Move the options before the overrides: Hydra's parser accepts no option between two overrides.
-
-    Ends the command with a message if there is no such option, or if it has no such value.
-
-    Args:
-        name: name of the command.
-    """
-
-    def refuse(what: str) -> NoReturn:
-        sys.exit(
-            f"error: The command line was not understood ({what}). Options are --help, --multirun, --cfg job and"
-            " --config-dir <folder>, and settings are written group=option or group.key=value. Type python -m"
-            f" dogbreeds.{name} --help for the settings."
-        )
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    typed, unknown = parser.parse_known_intermixed_args(sys.argv[1:])
-    if unknown:
-        refuse(f"unrecognized arguments: {' '.join(unknown)}")
-    options = list(sys.argv[1:])
-    for override in typed.overrides:
-        options.remove(override)
-    sys.argv[1:] = [*options, *typed.overrides]
-
-
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Decorate the task of a command that is never a job of a sweep.
 
@@ -202,6 +177,8 @@ def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
     @functools.wraps(task)
     def run(config: DictConfig) -> None:
+        global _began
+        _began = True
         try:
             task(config)
             sys.stdout.flush()
@@ -298,7 +275,11 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequ
         # Another override is wrong too.
         composed = compose_config(command, with_hydra=True, sources=sources)
     config: Any = OmegaConf.to_container(composed, resolve=False)
-    groups = list(config.pop("hydra")["runtime"]["choices"])
+    groups = [
+        group
+        for group in config.pop("hydra")["runtime"]["choices"]
+        if key.startswith("hydra") or not group.startswith("hydra")
+    ]
     keys = _dotted_keys(config)
     nearest = _nearest(key, [*groups, *keys])
     if nearest in groups:

@@ -13,6 +13,7 @@ import pytest
 from dogbreeds import cache as cache_command
 from dogbreeds import cli
 from dogbreeds.core.paths import home
+from dogbreeds.experiments.arguments import sort_arguments
 from dogbreeds.features.cache import FeatureCache
 
 # A command that prints at its end whether it has imported TensorFlow or MLflow.
@@ -45,6 +46,8 @@ _PROBE = (
         ),
         ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. Its settings are "),
         ("foo", "The command line was not understood ("),
+        # Hydra has a bare ValueError for it.
+        ("=1", "The command line was not understood ("),
         ("optimizer.lr=[1", "The command line was not understood ("),
         (
             "data=folder",
@@ -176,7 +179,7 @@ def test_options_may_stand_between_overrides(
     typed: str, sorted_arguments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train", *typed.split()])
-    cli._sort_arguments("train")
+    sort_arguments("train")
     assert sys.argv == ["train", *sorted_arguments.split()]
 
 
@@ -184,5 +187,10 @@ def test_options_may_stand_between_overrides(
 def test_unknown_option_is_refused_as_a_users_error(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["train", "seed=1", option])
     with pytest.raises(SystemExit, match=r"^error: The command line was not understood \(.*\. Type python -m") as end:
-        cli._sort_arguments("train")
+        sort_arguments("train")
     assert "--multirun" in str(end.value)
+
+
+def test_unknown_key_is_not_taken_for_a_group_of_hydra() -> None:
+    assert "Type features=<option>" in cli._unknown_key("foo", "cache", (), ())
+    assert "Type hydra/launcher=<option>" in cli._unknown_key("hydra/lancher", "train", (), ())

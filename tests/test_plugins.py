@@ -29,8 +29,7 @@ from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import AugmentedView, DecodedImages
 from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.preprocessing import Preprocessing
-from dogbreeds.tracking.reader import _differences
-from dogbreeds.tracking.records import SOURCE_SUFFIX, param_text
+from dogbreeds.tracking.records import SOURCE_SUFFIX, differing, param_text
 from dogbreeds.training.phase import LrRange
 
 PARTS = """
@@ -345,10 +344,10 @@ def test_identity_of_the_guide_s_copies_is_that_of_earlier_versions() -> None:
 
 def test_a_parent_has_the_same_source_of_its_head() -> None:
     own, edited = (SimpleNamespace(data=SimpleNamespace(params=params)) for params in ({}, {SOURCE: "mydogs.parts@1"}))
-    assert _differences(own, {SOURCE: param_text(None)}) == []
-    assert _differences(edited, {SOURCE: "mydogs.parts@1"}) == []
+    assert differing(own, {SOURCE: param_text(None)}) == []
+    assert differing(edited, {SOURCE: "mydogs.parts@1"}) == []
     for run, expected in ((own, "mydogs.parts@1"), (edited, "mydogs.parts@2"), (edited, param_text(None))):
-        assert _differences(run, {SOURCE: expected}) == [SOURCE]
+        assert differing(run, {SOURCE: expected}) == [SOURCE]
 
 
 # --- layers -------------------------------------------------------------------
