@@ -194,3 +194,10 @@ def test_unknown_option_is_refused_as_a_users_error(option: str, monkeypatch: py
 def test_unknown_key_is_not_taken_for_a_group_of_hydra() -> None:
     assert "Type features=<option>" in cli._unknown_key("foo", "cache", (), ())
     assert "Type hydra/launcher=<option>" in cli._unknown_key("hydra/lancher", "train", (), ())
+
+
+@pytest.mark.parametrize("name", ["table", "cache", "compare", "evaluate", "predict", "export"])
+def test_multirun_of_a_command_that_is_one_job_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [name, "run=best", "-m", "top=1,2"])
+    with pytest.raises(SystemExit, match=rf"^error: --multirun was given, and {name} is .*Leave --multirun out\.$"):
+        sort_arguments(name)

@@ -7,6 +7,9 @@ from hydra._internal.utils import get_args_parser
 
 from dogbreeds.core.former_names import with_new_overrides
 
+# The commands that --multirun sweeps, and one that refuses it with its own advice.
+_SWEPT = ("train", "extract", "why")
+
 
 def take_former_names() -> None:
     """Replace overrides of earlier versions among the process's arguments by the present ones, and say so."""
@@ -20,7 +23,8 @@ def take_former_names() -> None:
 def sort_arguments(name: str) -> None:
     """Move the options before the overrides: Hydra's parser accepts no option between two overrides.
 
-    Ends the command with a message if there is no such option, or if it has no such value.
+    Ends the command with a message if there is no such option, if it has no such value, or if it is --multirun for a
+    command that is never swept: Hydra would create `multirun/` in the current folder.
 
     Args:
         name: name of the command.
@@ -38,6 +42,11 @@ def sort_arguments(name: str) -> None:
     typed, unknown = parser.parse_known_intermixed_args(sys.argv[1:])
     if unknown:
         refuse(f"unrecognized arguments: {' '.join(unknown)}")
+    if typed.multirun and name not in _SWEPT:
+        sys.exit(
+            f"error: --multirun was given, and {name} is always a single job. Only train and extract can be swept."
+            " Leave --multirun out."
+        )
     options = list(sys.argv[1:])
     for override in typed.overrides:
         options.remove(override)
