@@ -6,7 +6,6 @@ import errno
 import functools
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,21 +20,21 @@ from omegaconf.errors import OmegaConfBaseException
 from dogbreeds.core import process, signals
 from dogbreeds.core.console import fitted
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.former_names import with_new_overrides
 from dogbreeds.core.paths import home
 from dogbreeds.experiments import launcher
+from dogbreeds.experiments.arguments import refuse_multirun, sort_arguments, take_former_names
 from dogbreeds.experiments.compose import compose_config, config_source, missing_config_folder
 from dogbreeds.experiments.run import GROUPS
 from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Whether Hydra has composed a config and called the task.
+_began = False
 # Columns of a help text.
 _HELP_WIDTH = 80
 # How Hydra's error about a value with a comma begins.
 _AMBIGUOUS = "Ambiguous value for argument"
-# The commands that --multirun runs several jobs of.
-_MULTIRUN_COMMANDS = ("train", "extract")
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -50,9 +49,9 @@ def main(task: Callable[[], Any], name: str, resumable: bool = False) -> None:
         name: name of the command and of its config.
         resumable: whether the same command resumes after an interruption.
     """
-    sys.argv[1:] = options_first(sys.argv[1:])
-    _take_former_names()
-    _refuse_multirun(name)
+    sort_arguments(name)
+    take_former_names()
+    refuse_multirun(name)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Makes Hydra raise its errors instead of printing them, so that they become messages like ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -131,6 +130,8 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
+        global _began
+        _began = True
         try:
             return task(config)
         except Exception as error:
@@ -143,11 +144,18 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def _run(task: Callable[[], Any]) -> None:
     """Run a Hydra task; an error that a job carries is raised as what it was."""
+    global _began
     carried = None
+    _began = False
     try:
         task()
     except _JobError as job_error:
         carried = job_error.error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        if _began:
+            raise
+        # Hydra has these for some overrides without a name or a value, such as =1.
+        raise HydraException(str(error)) from error
     if carried is not None:
         raise carried
 
@@ -161,37 +169,6 @@ def _note_platform() -> None:
         )
 
 
-def options_first(arguments: list[str]) -> list[str]:
-    """Return command-line arguments with options such as `--multirun` and their values before the overrides.
-
-    Python 3.11's argparse takes all overrides from one place: after `data=folder --multirun` it rejects the others.
-    """
-    return sorted(arguments, key=lambda argument: re.match(r"~|\+*[\w./@:]+=", argument) is not None)
-
-
-def _take_former_names() -> None:
-    """Replace overrides of earlier versions among the process's arguments by the present ones, and say so."""
-    present = with_new_overrides(sys.argv[1:])
-    for former, new in zip(sys.argv[1:], present, strict=True):
-        if new != former:
-            print(f"{former} is written {new} since version 0.2.0", file=sys.stderr)
-    sys.argv[1:] = present
-
-
-def _refuse_multirun(name: str) -> None:
-    """End a command that has no jobs if it is asked for several: Hydra would make a folder for them, here."""
-    if name in _MULTIRUN_COMMANDS:
-        return
-    typed = get_args_parser().parse_known_args(sys.argv[1:])[0]
-    modes = [override.lower() for override in typed.overrides if override.lstrip("+").startswith("hydra.mode=")]
-    if typed.multirun or any(mode.endswith("=multirun") for mode in modes):
-        message = (
-            f"--multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)} run a job"
-            f" for each combination of values. Type python -m dogbreeds.{name} without --multirun."
-        )
-        sys.exit(f"error: {message}")
-
-
 def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     """Decorate the task of a command that is never a job of a sweep.
 
@@ -201,6 +178,8 @@ def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
     @functools.wraps(task)
     def run(config: DictConfig) -> None:
+        global _began
+        _began = True
         try:
             task(config)
             sys.stdout.flush()
@@ -312,7 +291,11 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequ
         # Another override is wrong too.
         composed = compose_config(command, with_hydra=True, sources=sources)
     config: Any = OmegaConf.to_container(composed, resolve=False)
-    groups = list(config.pop("hydra")["runtime"]["choices"])
+    groups = [
+        group
+        for group in config.pop("hydra")["runtime"]["choices"]
+        if key.startswith("hydra") or not group.startswith("hydra")
+    ]
     keys = _dotted_keys(config)
     nearest = _nearest(key, [*groups, *keys])
     if nearest in groups:

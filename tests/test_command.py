@@ -13,6 +13,7 @@ import pytest
 from dogbreeds import cache as cache_command
 from dogbreeds import cli
 from dogbreeds.core.paths import home
+from dogbreeds.experiments.arguments import sort_arguments
 from dogbreeds.features.cache import FeatureCache
 
 _SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "predict", "pretrain", "table", "why")
@@ -47,6 +48,8 @@ _PROBE = (
         ),
         ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. Its settings are "),
         ("foo", "The command line was not understood ("),
+        # Hydra has a bare ValueError for it.
+        ("=1", "The command line was not understood ("),
         ("optimizer.lr=[1", "The command line was not understood ("),
         (
             "data=folder",
@@ -88,19 +91,6 @@ def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "TensorFlow was left alone"
-
-
-@pytest.mark.parametrize(
-    ("typed", "taken"),
-    [
-        ("a=1 --multirun b.c=2,3", "--multirun a=1 b.c=2,3"),
-        ("a=1 --config-dir conf -m hydra/launcher=basic", "--config-dir conf -m a=1 hydra/launcher=basic"),
-        ("~a +b=[1] --cfg job ++c/d@e=2", "--cfg job ~a +b=[1] ++c/d@e=2"),
-        ("--config-dir=conf a=1", "--config-dir=conf a=1"),
-    ],
-)
-def test_overrides_may_stand_before_and_after_an_option(typed: str, taken: str) -> None:
-    assert cli.options_first(typed.split()) == taken.split()
 
 
 def test_help_lists_every_group(fresh_command) -> None:
@@ -206,3 +196,36 @@ def test_table_refuses_multirun_in_a_process_of_its_own(fresh_command, tmp_path:
     assert refused.stderr.startswith("error: --multirun was given")
     assert refused.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "sorted_arguments"),
+    [
+        ("a=1 --multirun b=2", "--multirun a=1 b=2"),
+        ("a=1 --cfg job b=2 --config-dir x c=3", "--cfg job --config-dir x a=1 b=2 c=3"),
+        ("-m a=1 a=1", "-m a=1 a=1"),
+        ("a=1", "a=1"),
+        ("a=1 --config-dir conf -m hydra/launcher=basic", "--config-dir conf -m a=1 hydra/launcher=basic"),
+        ("~a +b=[1] --cfg job ++c/d@e=2", "--cfg job ~a +b=[1] ++c/d@e=2"),
+        ("--config-dir=conf a=1", "--config-dir=conf a=1"),
+    ],
+)
+def test_options_may_stand_between_overrides(
+    typed: str, sorted_arguments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *typed.split()])
+    sort_arguments("train")
+    assert sys.argv == ["train", *sorted_arguments.split()]
+
+
+@pytest.mark.parametrize("option", ["--foo", "-rf", "--cfg=all-of-it"])
+def test_unknown_option_is_refused_as_a_users_error(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "seed=1", option])
+    with pytest.raises(SystemExit, match=r"^error: The command line was not understood \(.*\. Type python -m") as end:
+        sort_arguments("train")
+    assert "--multirun" in str(end.value)
+
+
+def test_unknown_key_is_not_taken_for_a_group_of_hydra() -> None:
+    assert "Type hydra" not in cli._unknown_key("foo", "cache", (), ())
+    assert "Type hydra/launcher=<option>" in cli._unknown_key("hydra/lancher", "train", (), ())

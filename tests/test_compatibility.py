@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds import cli
 from dogbreeds.core.former_names import RENAMED_SETTINGS, with_new_overrides
 from dogbreeds.core.spec import number
 from dogbreeds.data.miniature import Miniature
+from dogbreeds.experiments.arguments import take_former_names
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.compose import build_spec, compose_config, from_config
 from dogbreeds.experiments.recorded_runs import open_dataset
@@ -129,7 +129,7 @@ def test_the_command_takes_an_old_override_and_says_the_new_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("sys.argv", ["train", "--multirun", "data.breeds=7,8", "features=kept"])
-    cli._take_former_names()
+    take_former_names()
     assert sys.argv == ["train", "--multirun", "data.classes=7,8", "features=cached"]
     assert "data.classes=7,8" in capsys.readouterr().err
 

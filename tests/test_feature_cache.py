@@ -392,6 +392,8 @@ def test_cache_lists_and_clears_damaged_leftovers_and_leaves_other_folders(cache
         (cache.root / name / "rows.npy").write_bytes(b"x" * 1000)
     (cache.root / ("features-" + 24 * "a" + ".part") / "progress.json").write_text('{"identity"')
     (cache.root / "notes/entry.json").write_text("{}")
+    # Its identity is not the one that its folder is named after.
+    (cache.root / ("photos-" + 24 * "c") / "entry.json").write_text('{"identity": {"s1ze": 64}}')
     found = {info.name: (info.size_bytes, info.identity, info.unfinished) for info in cache.entries()}
     assert found == {
         "features-" + 24 * "a" + ".part": (1000, {}, (0, 0)),

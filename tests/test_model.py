@@ -200,6 +200,11 @@ def test_imagenet_weights_without_a_network_connection_raise_an_error_with_the_o
     assert "Type model.weights=path/to/file.h5, or model=miniature, which needs no download." in str(error.value)
 
 
+def test_the_miniature_has_one_architecture() -> None:
+    with pytest.raises(UserError, match=r"^model\.architecture was 'ResNet50'\. .*Miniature"):
+        Miniature(architecture="ResNet50", image_size=64, pixels="raw", weights="shipped")
+
+
 def test_imagenet_weights_of_the_miniature_raise_a_user_error() -> None:
     with pytest.raises(
         UserError, match=r"^model\.weights=imagenet .* model=miniature\. .* Type model\.weights=shipped\.$"

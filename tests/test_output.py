@@ -1,10 +1,12 @@
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.files import atomic_folder, atomic_write, output_stream
+from dogbreeds.core.files import atomic_folder, atomic_write, output_stream, read_npz
 
 OWNED = ("page.html", "more", "old.png")
 
@@ -139,3 +141,31 @@ def test_atomic_folder_removes_temporary_folders_of_killed_processes_and_an_empt
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "other", OWNED):
         raise ZeroDivisionError
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_read_npz_has_one_error_for_all_damage(tmp_path: Path, save) -> None:
+    file = tmp_path / "arrays.npz"
+    arrays = {"ids": np.asarray(["a", "é"]), "logits": np.ones((20, 3), np.float32)}
+    save(file, **arrays)
+    whole = file.read_bytes()
+    read = read_npz(file)
+    assert {name: values.tolist() for name, values in read.items()} == {
+        name: values.tolist() for name, values in arrays.items()
+    }
+    rng = random.Random(0)
+    damaged = 0
+    for number in range(150):
+        content = bytearray(whole if number % 3 else whole[: rng.randrange(len(whole))])
+        for _ in range(rng.choice((1, 16))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        file.write_bytes(content)
+        try:
+            read_npz(file)
+        except ValueError:
+            damaged += 1
+    assert damaged > 50
+    np.save(tmp_path / "one.npy", np.ones(3))
+    for other in ("one.npy", "missing.npz"):
+        with pytest.raises(ValueError):
+            read_npz(tmp_path / other)

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from dogbreeds.core.text import digest_file
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import network_export
 from dogbreeds.experiments.network_evaluation import evaluate_network
-from dogbreeds.experiments.recorded_runs import Only, open_network
+from dogbreeds.experiments.recorded_runs import Only, open_dataset, open_network
 from dogbreeds.inference.classifier import Classifier
 from dogbreeds.inference.evaluation_set import EvaluationSet
 from dogbreeds.models.precision import probability_tolerance
@@ -237,6 +238,16 @@ def test_a_fine_tune_refuses_a_parent_s_head_that_was_swapped(tracking: Mlflow, 
     tiny_network(3, seed=1).head.save_weights(artifact(tracking, run_id, HEAD_WEIGHTS))
     with pytest.raises(UserError, match=rf"^{HEAD_WEIGHTS} of run {short(run_id)} is not the file that the run saved"):
         tracking.find_parent(None, {"data.classes": 3}, 0, tmp_path)
+    artifact(tracking, run_id, HEAD_WEIGHTS).unlink()
+    with pytest.raises(UserError, match=rf"^The head of run {short(run_id)} cannot be downloaded .*{HEAD_WEIGHTS}"):
+        tracking.find_parent(None, {"data.classes": 3}, 0, tmp_path)
+
+
+@pytest.mark.parametrize("config", ["data: [", "", "seed: 1\n", "- 1", "data: ${oc.env:", "a: b: c", "\t- x", "\0"])
+def test_a_damaged_recorded_config_is_a_user_s_error(config: str) -> None:
+    tracking = SimpleNamespace(config=lambda run_id: config)
+    with pytest.raises(UserError, match=r"^The config of run aaaaaaaa is damaged .*config/config\.yaml"):
+        open_dataset(tracking, RECORD, None)
 
 
 @pytest.mark.parametrize(("half", "smaller"), [(True, True), (False, False)])

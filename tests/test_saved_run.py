@@ -11,10 +11,12 @@ import pytest
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.evaluation.metrics import probabilities
+from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
 from dogbreeds.inference.classifier import load
+from dogbreeds.tracking.prediction_files import read_predictions, write_predictions
 from dogbreeds.tracking.records import RunOrigin, is_path, short
 from dogbreeds.tracking.saved_run import SavedRun
 
@@ -102,3 +104,15 @@ def test_a_parent_that_is_not_there_is_refused_before_anything_is_computed(
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"or type phase\.parent="):
         execute(finetune(composed_here, tmp_path), ORIGIN)
+
+
+def test_damaged_predictions_of_a_run_are_refused(tmp_path: Path) -> None:
+    predictions = Predictions(["a", "b"], np.asarray([0, 1]), np.zeros((2, 2), np.float32), ("x", "y"))
+    file = write_predictions(tmp_path, "val", predictions)
+    assert read_predictions(tmp_path, "0123abcd")["val"].ids == ["a", "b"]
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"val\.npz of run 0123abcd .*Restore the file, or name another run\.$"):
+        read_predictions(tmp_path, "0123abcd")
+    np.savez(file, ids=np.asarray(["a"]))
+    with pytest.raises(UserError, match="labels"):
+        read_predictions(tmp_path, "0123abcd")

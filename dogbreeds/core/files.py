@@ -6,10 +6,14 @@ import os
 import re
 import shutil
 import sys
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import psutil
 
 from dogbreeds.core.errors import UserError
@@ -142,6 +146,32 @@ def atomic_folder(target: Path, owned: Sequence[str]) -> Iterator[Path]:
             # Fails if the folder has content by now, which is then complete.
             with contextlib.suppress(OSError):
                 target.rmdir()
+
+
+def read_npz(file: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz file, by name; their checksums are verified.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    try:
+        with np.load(file) as stored:
+            return {name: stored[name] for name in stored.files}
+    # What NumPy and zipfile raise about damaged files, RuntimeError for what seems encrypted, for example.
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        OverflowError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        tokenize.TokenError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _remove_abandoned(folder: Path) -> None:

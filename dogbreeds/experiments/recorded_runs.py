@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
-from dogbreeds.core.text import digest, mask_passwords
+from dogbreeds.core.text import digest, mask_passwords, shorten
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import build_spec
 from dogbreeds.experiments.plugins import is_allowed, is_module_name
@@ -201,7 +202,7 @@ def open_dataset(
         MissingFileError: if the images are missing.
         UserError: if the images or their splits have changed.
     """
-    config = cast(DictConfig, OmegaConf.create(tracking.config(record.run_id)))
+    config = _recorded_config(tracking, record)
     if root is not None:
         if "root" not in config["data"]:
             raise UserError(
@@ -220,6 +221,28 @@ def open_dataset(
             " these images first."
         )
     return data, dataset
+
+
+def _recorded_config(tracking: Mlflow, record: Record) -> DictConfig:
+    """Return the composed config of a run.
+
+    Raises:
+        UserError: it cannot be downloaded, or is damaged.
+    """
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    text = tracking.config(record.run_id)
+    try:
+        config = OmegaConf.create(text)
+        if isinstance(config, DictConfig) and isinstance(config.get("data"), DictConfig):
+            return config
+        why = "it has no settings of the data"
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        why = shorten(str(error), 160)
+    raise UserError(
+        f"The config of run {short(record.run_id)} is damaged ({why}). It must be as the run recorded it, since it says"
+        " which images the run has. Restore config/config.yaml among the run's artifacts, or name another run."
+    )
 
 
 def _check_plugin(record: Record, data: object, plugins: Sequence[str]) -> None:

@@ -53,6 +53,8 @@ def describe(folder: Path) -> ArrayInfo | None:
     size_bytes = rows_file.stat().st_size if rows_file.exists() else 0
     try:
         metadata = json.loads(metadata_file.read_text())
+        if not match[1].endswith(digest(metadata["identity"])):
+            raise ValueError(f"{metadata_file} has the identity of another array")
         unfinished = (metadata["done"], len(open_readonly(rows_file))) if is_partial else None
         return ArrayInfo(folder.name, size_bytes, last_used, metadata["identity"], unfinished)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

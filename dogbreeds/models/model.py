@@ -164,6 +164,8 @@ class MobileNetV2(Model):
 class Miniature(Model):
     """EfficientNet with half the width and 0.6 of the depth of B0: 192 layers."""
 
+    architecture: str = one_of("Miniature")
+
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         # Keras exports the named sizes only. The general builder that they call is the published architecture.
         from keras.src.applications.efficientnet import EfficientNet

@@ -101,7 +101,7 @@ class MlflowReader(MlflowStore):
     def config(self, run_id: str) -> str:
         """Return the composed config of a run, as YAML."""
         with tempfile.TemporaryDirectory() as folder:
-            return self._download(run_id, CONFIG_FILE, Path(folder), "config").read_text()
+            return self._download(run_id, CONFIG_FILE, Path(folder), "config").read_text(errors="replace")
 
     def download_network(self, run_id: str, folder: Path) -> Path:
         """Download a run's trained network, which must have been saved, and check that it is the one that was.
@@ -147,7 +147,7 @@ class MlflowReader(MlflowStore):
         else:
             matching = [run for run in frozen if not differing(run.data.params, expected)]
         best = self._best_parent(frozen, matching, expected, seed)
-        head = Path(client.download_artifacts(best.info.run_id, HEAD_WEIGHTS, str(folder)))
+        head = self._download(best.info.run_id, HEAD_WEIGHTS, folder, "head")
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
         predictions = self.predictions(best.info.run_id)
         return Parent(
@@ -201,7 +201,7 @@ class MlflowReader(MlflowStore):
             if not client.list_artifacts(run_id, PREDICTIONS_FOLDER):
                 return {}
             downloaded = Path(client.download_artifacts(run_id, PREDICTIONS_FOLDER, folder))
-            return read_predictions(downloaded)
+            return read_predictions(downloaded, short(run_id))
 
 
 def _lacking(frozen: "list[MlflowRun]", matching: "list[MlflowRun]", expected: dict[str, str]) -> str:

@@ -176,7 +176,7 @@ class SavedRun:
 
     def predictions(self) -> dict[str, Predictions]:
         """Return the predictions by split."""
-        return read_predictions(self.folder)
+        return read_predictions(self.folder, str(self.folder))
 
     def parent(self, must_match: dict[str, Any]) -> Parent:
         """Return the run as the parent of a fine-tune.

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from dogbreeds.core import locks
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.files import atomic_write
+from dogbreeds.core.files import atomic_write, read_npz
 from dogbreeds.core.locks import LockHeldError
 from dogbreeds.core.process import format_process, process_tags
 
@@ -143,11 +142,9 @@ class Checkpoints:
         """Return metadata and arrays of the newest undamaged checkpoint; None if there is none."""
         for file in reversed(self._files()):
             try:
-                # An .npz is a zip file, so reading an array verifies its checksum.
-                with np.load(file) as stored:
-                    arrays = {name: stored[name] for name in stored.files}
+                arrays = read_npz(file)
                 return json.loads(arrays.pop(_METADATA).tobytes()), arrays
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except (ValueError, KeyError):
                 log.warning("checkpoint %s is damaged and is skipped", file)
         return None
 
