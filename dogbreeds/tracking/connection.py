@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from dogbreeds.core.console import log_levels_restored
+from dogbreeds.core.console import import_notebook_bars, log_levels_restored
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.core.spec import number, path, text
@@ -54,6 +54,7 @@ def mlflow_settings_restored() -> Iterator[None]:
     """Restore what opening a store in the block changes in this process: variables, tracking URI and log level."""
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
+    import_notebook_bars()
     try:
         with log_levels_restored(_MIGRATION_LOG):
             yield
