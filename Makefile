@@ -23,7 +23,7 @@ SETTINGS := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT
 comma := ,
 space := $() $()
 # Extras of pyproject.toml; dev contains all others.
-KNOWN_EXTRAS := joblib ray submitit search server export docs dev
+KNOWN_EXTRAS := joblib ray submitit search server export docs notebook dev
 EXTRAS ?=
 # The launcher submitit_slurm is in the extra submitit.
 WANTED := $(subst $(comma), ,$(EXTRAS)) \
@@ -40,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain pictures docs-extra docs docs-serve clean
+.PHONY: faults fuzz bench bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain wheel pictures notebook-extra notebooks docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -113,6 +113,15 @@ bench-grid: setup ## estimate the cost of a grid of attempts on B4; some minutes
 
 pictures: setup ## draw the documentation's pictures from runs on drawn dogs; a few minutes; NAMES="verdicts cost" for some
 	$(BIN)/python docs/make_pictures.py $(NAMES)
+
+notebook-extra:
+	@$(MAKE) --no-print-directory setup EXTRAS=notebook
+
+notebooks: notebook-extra ## execute the notebooks in examples/, and save their outputs in them; NAMES=examples/first-run.ipynb for some
+	$(BIN)/python docs/execute_notebooks.py $(NAMES)
+
+wheel: dev ## build the wheel into dist/
+	$(BIN)/python -m hatchling build -t wheel
 
 # One person needs one worker and none of MLflow's background jobs: 0.5 GB of memory in the place of 1.9.
 ui: setup ## compare runs in MLflow, on port 5000 of this machine, or PORT=

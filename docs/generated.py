@@ -33,6 +33,8 @@ SHARED_PAGES = {
 # Folders of the pictures that the site shares with the README.
 _PICTURES = PACKAGE.parent / "docs/pictures"
 _PICTURE_SUFFIXES = (".svg", ".png")
+# Folder of the notebooks, seen from a tutorial in the repository and on the site.
+_EXAMPLES, _EXAMPLES_ON_SITE = "](../../../examples/", "](../examples/"
 _SPEC_OF_TRAIN = "dogbreeds.experiments.run.Ungrouped"
 # Classes of settings that are nested in a command's config.
 _NESTED_SPECS = {"only.": "dogbreeds.experiments.recorded_runs.Only", "tta.": "dogbreeds.inference.tta.Tta"}
@@ -275,8 +277,13 @@ def pictures() -> dict[str, Path]:
     return {f"pictures/{path.name}": path for path in sorted(_PICTURES.glob("*")) if path.suffix in _PICTURE_SUFFIXES}
 
 
+def notebooks() -> dict[str, Path]:
+    """Return the notebooks, which the site offers as files, by path below the pages of the site."""
+    return {f"examples/{path.name}": path for path in sorted((PACKAGE.parent / "examples").glob("*.ipynb"))}
+
+
 def fill(markdown: str, path: str) -> str:
-    """Replace the markers of a page by the generated parts, and by the pictures that exist.
+    """Replace the markers of a page by the generated parts and by the pictures that exist, and its links to notebooks.
 
     Args:
         markdown: text of the page.
@@ -290,5 +297,6 @@ def fill(markdown: str, path: str) -> str:
         target = f"pictures/{match[1]}"
         return f"![{match[2]}]({'../' * path.count('/')}{target})" if target in pictures() else ""
 
-    filled = re.sub(r"<!-- generated: ([a-z ]+) -->", lambda match: PARTS[match[1]](), markdown)
+    linked = markdown.replace(_EXAMPLES, _EXAMPLES_ON_SITE)
+    filled = re.sub(r"<!-- generated: ([a-z ]+) -->", lambda match: PARTS[match[1]](), linked)
     return re.sub(r"<!-- picture: (\S+) \| ([^\n]+?) -->", picture, filled)

@@ -7,10 +7,10 @@ from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages and the pictures to the site's files."""
+    """Add the generated pages, the pictures and the notebooks to the site's files."""
     for path, text in generated.pages().items():
         files.append(File.generated(config, path, content=text))
-    for path, source in generated.pictures().items():
+    for path, source in (generated.pictures() | generated.notebooks()).items():
         files.append(File.generated(config, path, abs_src_path=str(source)))
     return files
 

@@ -294,6 +294,21 @@ def test_messages_are_printed_unless_the_caller_has_configured_logging(
     assert capsys.readouterr().out == ""
 
 
+def test_a_handler_that_a_library_adds_neither_repeats_messages_nor_silences_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # pytest's own handlers are the root logger's.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for message in ("first", "second"):
+        with console.log_lines_printed():
+            # As Abseil does before its first message.
+            logging.basicConfig()
+            logging.getLogger("dogbreeds.core").info(message)
+        assert capfd.readouterr() == (f"{message}\n", "")
+    assert logging.getLogger().handlers == []
+    assert logging.getLogger("dogbreeds").propagate
+
+
 def test_progress_is_displayed_by_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     displayed: list[str] = []
 

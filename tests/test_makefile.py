@@ -72,6 +72,8 @@ def make(environment: Path) -> Make:
         (["server"], "."),
         (["server", "POSTGRESQL=postgresql+psycopg2://user@host/name"], ".[server]"),
         (["server", "ARTIFACTS=s3://bucket"], ".[server]"),
+        (["notebooks"], ".[notebook]"),
+        (["wheel"], ".[dev]"),
         (["check"], ".[dev]"),
         (["test"], ".[dev]"),
         (["test-slow"], ".[dev]"),
@@ -86,6 +88,18 @@ def test_target_installs_the_extras_that_it_needs(make: Make, arguments: list[st
 def test_target_installs_nothing_where_everything_is_installed(make: Make, target: str) -> None:
     make("setup", "EXTRAS=dev")
     assert make(target, "LAUNCHER=joblib") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        (["wheel"], "-m hatchling build -t wheel"),
+        (["notebooks", "NAMES=examples/first-run.ipynb"], "docs/execute_notebooks.py examples/first-run.ipynb"),
+    ],
+)
+def test_target_calls_python(make: Make, environment: Path, arguments: list[str], called: str) -> None:
+    make(*arguments)
+    assert (environment / "bin/calls").read_text().splitlines()[-1] == called
 
 
 def test_setup_adds_an_extra_to_those_that_are_installed(make: Make) -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import html
+import importlib
 import logging
 import os
 import sys
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -70,19 +72,24 @@ def log_lines_printed() -> Iterator[None]:
 
     Has no effect if the caller has configured logging, which then decides.
     """
-    logger = logging.getLogger("dogbreeds")
-    if logging.getLogger().handlers or logger.handlers or logger.level:
+    root, logger = logging.getLogger(), logging.getLogger("dogbreeds")
+    if root.handlers or logger.handlers or logger.level:
         yield
         return
     handler = TerminalHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # Abseil adds a handler to the root logger with its first message, as when Keras exports a network.
+    propagate, logger.propagate = logger.propagate, False
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
+        logger.propagate = propagate
+        # Otherwise the next call would take that handler for the caller's, and print nothing.
+        root.handlers.clear()
 
 
 @contextlib.contextmanager
@@ -117,6 +124,13 @@ def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
+
+
+def import_notebook_bars() -> None:
+    """Import in a notebook what MLflow imports too, without its warning that ipywidgets is not installed."""
+    if _in_notebook() and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module("tqdm.auto")
 
 
 class _NotebookBar:

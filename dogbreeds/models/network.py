@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dogbreeds.core.console import quiet_stderr
 from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.replicas import OneDevice
 
@@ -53,7 +54,8 @@ def compile_inference(graph: "keras.Model", device: str | None = None) -> Callab
 
     signature = tf.TensorSpec(graph.input.shape, tf.float32)
     concrete = tf.function(lambda images: graph(images, training=False)).get_concrete_function(signature)
-    constant = convert_variables_to_constants_v2(concrete)
+    with quiet_stderr():
+        constant = convert_variables_to_constants_v2(concrete)
 
     def run(images: np.ndarray) -> np.ndarray:
         with tf.device(device):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dogbreeds.core import signals
-from dogbreeds.core.console import log_levels_restored
+from dogbreeds.core.console import import_notebook_bars, log_levels_restored
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import number, path, text
 from dogbreeds.core.text import mask_passwords, received, shorten
@@ -50,6 +50,7 @@ def mlflow_settings_restored() -> Iterator[None]:
     """Restore what opening a store in the block changes in this process: variables, tracking URI and log levels."""
     variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     uri = sys.modules["mlflow"].get_tracking_uri() if "mlflow" in sys.modules else None
+    import_notebook_bars()
     try:
         with log_levels_restored(_MIGRATION_LOG, _DATABASE_LOG):
             yield
