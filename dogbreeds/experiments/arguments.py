@@ -43,10 +43,11 @@ def sort_arguments(name: str) -> None:
     if unknown:
         refuse(f"unrecognized arguments: {' '.join(unknown)}")
     if typed.multirun and name not in _SWEPT:
-        sys.exit(
-            f"error: --multirun was given, and {name} is always a single job. Only train and extract can be swept."
-            " Leave --multirun out."
+        message = (
+            f"--multirun was given, and {name} is always a single job. Only train and extract can be swept. Leave"
+            " --multirun out."
         )
+        sys.exit(f"error: {message}")
     options = list(sys.argv[1:])
     for override in typed.overrides:
         options.remove(override)
