@@ -675,10 +675,9 @@ def walk(
                 step.overrides.append("tracking.patience_minutes=0.05")
             step.codes.add(1)
         typed = shlex.join(["python", "-m", f"dogbreeds.{step.name}", *step.overrides])
-        lines.append(
-            f"{number:4}  {typed}"
-            + (f"  # {step.interruption.name} after {step.delay_seconds:.1f} s" if step.interruption else "")
-        )
+        if step.interruption is not None:
+            typed += f"  # {step.interruption.name} after {step.delay_seconds:.1f} s"
+        lines.append(f"{number:4}  {typed}")
         before = world.signatures()
         started = time.monotonic()
         ended = Ended(0, "", "")
@@ -686,15 +685,8 @@ def walk(
             with lock:
                 ended = run(step, world.output, world.variables)
             print(f"{number:4}  {ended.code:4}  {time.monotonic() - started:5.1f} s  {step.name}", flush=True)
-            if keep_going:
-                print(
-                    "      ",
-                    lines[-2].lstrip() if "damage" in lines[-2] else "",
-                    "\n      ",
-                    typed,
-                    "\n      ",
-                    ended.errors[ended.errors.rfind("error: ") :][:400] if ended.code == 1 else "",
-                )
+            if keep_going and ended.code == 1:
+                print(f"      {typed}\n      {ended.errors[ended.errors.rfind('error: ') :]}", flush=True)
             check_ended(step, ended)
             was_killed = ended.code == -signal.SIGKILL
             check_files(before, world, was_killed)

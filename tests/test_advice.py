@@ -28,6 +28,7 @@ SAMPLES = {
     "data.classes": "240",
     "data.max_corrupt_fraction": "0.1",
     "data.root": ".",
+    "format": "csv",
     "formats": "[keras,onnx]",
     "hydra.launcher.partition": "gpu",
     "only.data": "miniature",
@@ -41,14 +42,23 @@ SAMPLES = {
     "unfreeze.names": "[top]",
     "unfreeze.top": "2",
 }
+# Arguments of a Python call, and what only the user has.
+_NOT_TYPED = {"at_least", "axis", "class_names", "config_dir", "dtype", "example", "plugins"}
 # Options that a setting belongs to, where the default is another.
 OPTIONS = {
+    "data.image_column": ["data=csv"],
+    "data.label_column": ["data=csv"],
+    "data.name": ["data=tfds"],
+    "data.outside_root": ["data=csv"],
     "data.root": ["data=folder"],
+    "data.split_column": ["data=csv"],
+    "data.table": ["data=csv"],
     "hydra.launcher.gpus_per_node": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.partition": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.ray.init.address": ["hydra/launcher=ray"],
     "hydra.sweeper.storage": ["hydra/sweeper=optuna"],
     "hydra.sweeper.study_name": ["hydra/sweeper=optuna"],
+    "model.alpha": ["model=mobilenetv2"],
     "phase.max_lr": ["phase=lr_range"],
     "phase.min_lr": ["phase=lr_range"],
     "phase.parent": ["phase=finetune"],
@@ -87,7 +97,15 @@ def filled(override: str) -> str:
     return f"{key}={SAMPLES.get(key, 'sample')}"
 
 
-ADVICE = sorted({overrides for messages in MESSAGES.values() for text in messages for overrides in advised(text)})
+ADVICE = sorted(
+    {
+        overrides
+        for messages in MESSAGES.values()
+        for text in messages
+        for overrides in advised(text)
+        if not {word.partition("=")[0].lstrip("'") for word in overrides} & _NOT_TYPED
+    }
+)
 
 
 def accept(overrides: Sequence[str]) -> None:

@@ -58,7 +58,8 @@ def refuse_multirun(name: str) -> None:
     typed = get_args_parser().parse_known_args(sys.argv[1:])[0]
     modes = [override.lower() for override in typed.overrides if override.lstrip("+").startswith("hydra.mode=")]
     if typed.multirun or any(mode.endswith("=multirun") for mode in modes):
-        sys.exit(
-            f"error: --multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)}"
-            f" run a job for each combination of values. Type python -m dogbreeds.{name} without --multirun."
+        message = (
+            f"--multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)} run a job"
+            f" for each combination of values. Type python -m dogbreeds.{name} without --multirun."
         )
+        sys.exit(f"error: {message}")
