@@ -104,6 +104,8 @@ ADVICE = sorted(
         for text in messages
         for overrides in advised(text)
         if not {word.partition("=")[0].lstrip("'") for word in overrides} & _NOT_TYPED
+        # A Python expression is cut off at its first comma or space.
+        and all(word.count("(") == word.count(")") for word in overrides)
     }
 )
 
