@@ -15,6 +15,7 @@ from dogbreeds.evaluation.verdict import Setting, judge
 from dogbreeds.experiments.compose import compose_config, from_config
 from tests.test_docs import MESSAGES
 from tests.test_verdict import CASES, N, curve
+from tests.tiers import tiered
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
 
@@ -145,9 +146,10 @@ def keys() -> None:
 KEYS: dict[str, set[str]] = {}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("keys")
-@pytest.mark.parametrize("overrides", ADVICE, ids=" ".join)
+@pytest.mark.parametrize(
+    ("overrides",), tiered([(advice,) for advice in ADVICE], slow=[(advice,) for advice in ADVICE[::6]]), ids=" ".join
+)
 def test_command_accepts_what_a_message_says_to_type(overrides: tuple[str, ...]) -> None:
     accept([filled(override) for override in overrides])
 
