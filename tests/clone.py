@@ -59,6 +59,9 @@ class Clone:
             for label in range(3):
                 for image in range(8):
                     self._draw(f"{split}/breed_{label}/{image}.jpg", label, 8 * number + image)
+        listed = sorted(path.relative_to(self.folder) for path in self.folder.glob("photos/*/*/*.jpg"))
+        rows = [f"{path},{path.parts[2]},{path.parts[1]}" for path in listed]
+        (self.folder / "photos.csv").write_text("\n".join(["image,label,split", *rows]))
         for label, name in enumerate(("dog.jpg", "one.jpg", "two.jpg", "new/rex.jpg", "new/deep/rex.jpg")):
             self._draw(name, label % 3, 30 + label)
 

@@ -76,7 +76,7 @@ PRINTED = (
     (r"phase=lr_range", 0, r"optimizer\.lr="),
     # Its jobs print into files.
     (r"hydra/launcher=submitit", 0, r""),
-    (r"dogbreeds\.train", 0, r"\bbest  validation [\d.]+ %"),
+    (r"dogbreeds\.train", 0, r"\bbest  val +[\d.]+ %"),
     (r"dogbreeds\.extract", 0, r"features of train"),
     (r"dogbreeds\.why", 0, r"verdict"),
     (r"dogbreeds\.evaluate", 0, r"^accuracy +[\d.]+ %"),
@@ -88,6 +88,7 @@ PRINTED = (
     (r"dogbreeds\.export", 0, r"(keras|onnx) .* yes$"),
     (r"dogbreeds\.table .*output=", 0, r""),
     (r"dogbreeds\.table", 0, r"Miniature"),
+    (r"dogbreeds\.cache .*clear=(?!true)|make clear KINDS=", 0, r"\d+ items"),
     (r"(dogbreeds\.cache|make (cache|clear))", 0, r"cached arrays"),
     (r"dogbreeds\.pretrain", 0, r"own\.weights\.h5"),
     (r"make table", 0, r"frozen"),
@@ -116,7 +117,21 @@ ELSEWHERE = (
     (r"make bench-memory|python tests/bench/memory.py #", "bench::memory_measures_the_peak_of_an_attempt"),
     (r"make bench-predict", "bench::predict_measures_rates_and_the_peak"),
     (r"make bench-serve", "bench::serve_measures_answers_and_refusals"),
-    (r"python -m pip wheel .*", "wheel::wheel_holds_the_package_and_its_configs"),
+    (r"make wheel", "wheel::wheel_holds_the_package_and_its_configs"),
+    (r"make notebooks", "notebooks::notebook_gives_the_same_kinds_of_outputs_when_it_is_executed_again"),
+    (r"python -m dogbreeds.train .*data=tfds .*", "listed_images::tfds_opens_a_prepared_data_set"),
+    (
+        r"python -m dogbreeds.train --config-dir mydogs/conf .*",
+        "plugins::parts_in_the_documentation_work_as_they_are_written",
+    ),
+    (
+        r"python -m dogbreeds.train model=tinynet .*",
+        "plugin_example::tests_of_the_example_pass_with_the_installed_plugin",
+    ),
+    (
+        r"python -m dogbreeds.train tracking=none phase=finetune .*",
+        "saved_run::a_fine_tune_starts_from_the_folder_or_a_file_in_it",
+    ),
     (r"cd /tmp && .*", "wheel::train_of_the_wheel_records_in_the_current_folder"),
 )
 # Lines that no test runs, with the reason.

@@ -152,7 +152,8 @@ def target_outside_the_package(place: Place) -> tuple[str, ...]:
 
 MESSAGES = {
     disk_full_for_features: (
-        r"cache has no room for [\d.]+ [KM]?B of features \(No space left on device\)\. .*\. Set features\.dir=<folder>,"
+        r"cache has no room for [\d.]+ [KM]?B of features \(No space left on device\)\. .*\."
+        r" Set features\.dir=<folder>,"
     ),
     disk_full_for_checkpoints: (
         r"^The checkpoint in .* cannot be written \(No space left on device\)\. .*\. Free some space and "

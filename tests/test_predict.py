@@ -275,12 +275,12 @@ def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
         assert line["class"] == NAMES[int(probabilities.argmax())]
         assert abs(line["probability"] - probabilities.max()) < 1e-4
     assert {line["explained"] for line in good} == {f"seen/{path.name}" for path in (tmp_path / "seen").iterdir()}
-    assert errors[0] == f"{file}: 5 classes, 64 px"
-    assert [error.split(" (")[0] for error in errors[1:3]] == [
+    assert errors[:2] == [f"loading {file}", f"{file}: 5 classes, 64 px"]
+    assert [error.split(" (")[0] for error in errors[2:4]] == [
         "shots/cut.jpg cannot be read as an image",
         "shots/text.png cannot be read as an image",
     ]
-    assert re.fullmatch(r"8 images in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[3])
+    assert re.fullmatch(r"8 images in [\d.]+ s, [\d,]+ images/s; 2 could not be read; overlays in seen", errors[4])
     # Nothing was written to MLflow.
     assert not (tmp_path / "home/mlruns").exists()
 
@@ -326,7 +326,7 @@ def test_predict_reads_standard_input_and_ends_when_its_reader_leaves(
     script = ["bash", "-c", f"{line}; echo ${{PIPESTATUS[1]}}"]
     early = subprocess.run(script, cwd=tmp_path, env=command_environment(), capture_output=True, timeout=900, text=True)
     assert early.stdout.splitlines()[2] == "0"
-    assert (tmp_path / "errors").read_text() == f"{file}: 5 classes, 64 px\n"
+    assert (tmp_path / "errors").read_text() == f"loading {file}\n{file}: 5 classes, 64 px\n"
 
 
 @pytest.mark.slow
