@@ -12,8 +12,10 @@ import pytest
 
 from dogbreeds import cache as cache_command
 from dogbreeds import cli
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments.arguments import sort_arguments
+from dogbreeds.experiments.compose import compose_config, settings_of
 from dogbreeds.features.cache import FeatureCache
 
 # A command that prints at its end whether it has imported TensorFlow or MLflow.
@@ -201,3 +203,17 @@ def test_multirun_of_a_command_that_is_one_job_is_refused(name: str, monkeypatch
     monkeypatch.setattr("sys.argv", [name, "run=best", "-m", "top=1,2"])
     with pytest.raises(SystemExit, match=rf"^error: --multirun was given, and {name} is .*Leave --multirun out\.$"):
         sort_arguments(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("only=1", r"^only was 1\. .*Type only\.model=<value>\.$"),
+        ("only=null", r"^only was None\. "),
+        ("+only.foo=1", r"^only\.foo is not a setting\. .*model, data\. Type only\.model="),
+    ],
+)
+def test_a_value_in_the_place_of_settings_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings_of(compose_config("table", [override]), "only", "model", "data")
+    assert settings_of(compose_config("table", []), "only", "model", "data") == {"model": None, "data": None}
