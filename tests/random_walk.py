@@ -72,7 +72,8 @@ VALID_TRAINING = (
     "optimizer.lr=1e3",
 )
 BROKEN_RUN = (
-    "only=1", "+only.foo=1", "run=nope", "run=zzzzzzzz", "run=null", "run=[a]", "run=/no/such.keras", "run=.keras", "only.model=zebra",
+    "only=1", "+only.foo=1", "run=nope", "run=zzzzzzzz", "run=null", "run=[a]", "run=/no/such.keras", "run=.keras",
+    "only.model=zebra",
     "only.modle=miniature", "only.data=[x]", "tracking.uri=foo", "tracking=none", "tracking.experiment=other", "foo=1",
     "'", "run=''",
 )
