@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -29,8 +30,6 @@ from dogbreeds.experiments.sweep import Sweep
 
 # Whether the user asked for tracebacks. It is read here because `main` sets the same variable.
 _show_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-# Whether Hydra has composed a config and called the task.
-_began = False
 # Columns of a help text.
 _HELP_WIDTH = 80
 # How Hydra's error about a value with a comma begins.
@@ -130,8 +129,6 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(task)
     def run(config: DictConfig) -> Any:
-        global _began
-        _began = True
         try:
             return task(config)
         except Exception as error:
@@ -144,17 +141,16 @@ def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 def _run(task: Callable[[], Any]) -> None:
     """Run a Hydra task; an error that a job carries is raised as what it was."""
-    global _began
     carried = None
-    _began = False
     try:
         task()
     except _JobError as job_error:
         carried = job_error.error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        if _began:
+        raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not raised_in[-1].startswith("hydra._internal."):
             raise
-        # Hydra has these for some overrides without a name or a value, such as =1.
+        # Hydra's answer to some overrides without a name or a value, such as =1.
         raise HydraException(str(error)) from error
     if carried is not None:
         raise carried
@@ -178,8 +174,6 @@ def standalone(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], Non
 
     @functools.wraps(task)
     def run(config: DictConfig) -> None:
-        global _began
-        _began = True
         try:
             task(config)
             sys.stdout.flush()

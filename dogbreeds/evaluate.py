@@ -16,7 +16,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, one_of, path, seed
 from dogbreeds.evaluation.summary import Evaluation
-from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.compose import build_spec, settings_of
 from dogbreeds.experiments.network_evaluation import evaluate_network
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import (
@@ -82,8 +82,8 @@ class Settings(Spec):
 def task(config: DictConfig) -> None:
     """Evaluate a network, write the report, and add it to the run."""
     settings = Settings(**{field.name: cli.typed_value(config, field.name) for field in dataclasses.fields(Settings)})
-    views = Tta(**config["tta"]).views
-    only = Only(**config["only"])
+    views = Tta(**settings_of(config, "tta", "views")).views
+    only = Only(**settings_of(config, "only", "model", "data"))
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
     cache = build_spec(config, "features").open_cache()
     with open_network(tracking, settings.run, only) as (record, classifier, file):
@@ -96,7 +96,7 @@ def task(config: DictConfig) -> None:
                 tracking,
                 cast(Record, record),
                 settings.split,
-                config["data"]["root"],
+                settings_of(config, "data", "root")["root"],
                 classifier,
                 cache,
                 named_plugins(config),

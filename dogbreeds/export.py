@@ -24,6 +24,7 @@ from dogbreeds.core.text import size_text
 from dogbreeds.data import sample
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import recorded_runs
+from dogbreeds.experiments.compose import settings_of
 from dogbreeds.experiments.network_export import export_network, sample_of_run
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.recorded_runs import Only
@@ -103,16 +104,17 @@ class Settings(Spec):
 def task(config: DictConfig) -> None:
     """Write and check each format, add the files to the run, and register the network if it passes the gate."""
     settings = _settings(config)
-    limits = ServingLimits(**config["serving"])
+    limits = ServingLimits(**settings_of(config, "serving", "max_images", "max_megapixels"))
     tracking = recorded_runs.mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
-    with recorded_runs.open_network(tracking, settings.run, Only(**config["only"])) as (record, classifier, file):
+    only = Only(**settings_of(config, "only", "model", "data"))
+    with recorded_runs.open_network(tracking, settings.run, only) as (record, classifier, file):
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
         predictions = tracking.predictions(record.run_id) if record is not None else {}
         if settings.images_from is not None or record is None:
             images = sample.sample_folder(settings.images_from or "", settings.images)
         else:
-            root, plugins = config["data"]["root"], named_plugins(config)
+            root, plugins = settings_of(config, "data", "root")["root"], named_plugins(config)
             images = sample_of_run(tracking, record, root, settings.images, classifier, predictions, plugins)
         default_output = home() / "multirun/exported" / recorded_runs.results_folder(record, file)
         output = Path(settings.output).expanduser() if settings.output else default_output

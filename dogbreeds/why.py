@@ -23,7 +23,7 @@ from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import MAX_SEED
 from dogbreeds.evaluation.ablation import Cell, cells
 from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
-from dogbreeds.experiments.compose import from_config
+from dogbreeds.experiments.compose import from_config, settings_of
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.reports.ablation_report import AblationReport
@@ -50,6 +50,8 @@ def task(config: DictConfig) -> None:
     typed = [override for override in hydra_config.overrides.task if not override.startswith("why.")]
     attempt = choices.get("attempt")
     run = from_config(config)
+    settings_of(config, "why", "seeds", "reverts", "references")
+    settings_of(config, "why.references")
     factors = _factors(config, attempt)
     seeds = _seeds(config)
     tracking = _check(run)

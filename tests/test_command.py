@@ -12,8 +12,10 @@ import pytest
 
 from dogbreeds import cache as cache_command
 from dogbreeds import cli
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.experiments.arguments import sort_arguments
+from dogbreeds.experiments.compose import compose_config, settings_of
 from dogbreeds.features.cache import FeatureCache
 
 _SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "predict", "pretrain", "table", "why")
@@ -229,3 +231,17 @@ def test_unknown_option_is_refused_as_a_users_error(option: str, monkeypatch: py
 def test_unknown_key_is_not_taken_for_a_group_of_hydra() -> None:
     assert "Type hydra" not in cli._unknown_key("foo", "cache", (), ())
     assert "Type hydra/launcher=<option>" in cli._unknown_key("hydra/lancher", "train", (), ())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("only=1", r"^only was 1\. .*Type only\.model=<value>\.$"),
+        ("only=null", r"^only was None\. "),
+        ("+only.foo=1", r"^only\.foo is not a setting\. .*model, data\. Type only\.model="),
+    ],
+)
+def test_a_value_in_the_place_of_settings_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        settings_of(compose_config("table", [override]), "only", "model", "data")
+    assert settings_of(compose_config("table", []), "only", "model", "data") == {"model": None, "data": None}

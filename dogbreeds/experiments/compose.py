@@ -155,6 +155,36 @@ def build_spec(config: DictConfig, name: str, plugins: Sequence[str] = ()) -> An
     return cls(**{**cls.implied, **{key: value for key, value in group.items() if key != "_target_"}})
 
 
+def settings_of(config: DictConfig, key: str, *names: str) -> dict[str, Any]:
+    """Return the settings below a key that is no group, such as `only`.
+
+    Args:
+        config: config of a command.
+        key: dotted name.
+        names: of the settings; none for any.
+
+    Raises:
+        UserError: a value was set in their place, or there is another setting.
+    """
+    values = config
+    for part in key.split("."):
+        values = values[part]
+    if not isinstance(values, DictConfig):
+        example = names[0] if names else "<name>"
+        raise UserError(
+            f"{key} was {values!r}. It is not a setting"
+            f" itself, but has the settings {', '.join(names) or 'of its file'}. Type {key}.{example}=<value>."
+        )
+    settings: dict[str, Any] = {str(name): values[name] for name in values}
+    for name in settings:
+        if names and name not in names:
+            raise UserError(
+                f"{key}.{name} is not a setting. {key} has the settings {', '.join(names)}. Type"
+                f" {key}.{names[0]}=<value>, for example."
+            )
+    return settings
+
+
 def _resolved(config: DictConfig) -> Any:
     """Return a config as plain values, with its interpolations resolved."""
     try:
