@@ -1,5 +1,6 @@
 """The notebooks in `examples/`: as they are committed, and executed again."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -128,3 +129,26 @@ def test_notebook_without_a_kernel_is_refused(tmp_path: Path, metadata: dict[str
 def test_notebook_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"first-run\.ipynb.*Type make notebooks"):
         execute_notebooks.read(tmp_path / "second-run.ipynb")
+
+
+@pytest.mark.long
+def test_interrupt_of_a_notebook_stops_the_fit_and_leaves_the_kernel_alive(tmp_path: Path, cache: Path) -> None:
+    manager_module = pytest.importorskip("jupyter_client.manager")
+    environment = os.environ | {"DOGBREEDS_HOME": str(tmp_path), "DOGBREEDS_CACHE": str(cache)}
+    manager, client = manager_module.start_new_kernel(kernel_name="python3", env=environment, cwd=str(tmp_path))
+    try:
+        small = "'data.classes=4', 'data.train_per_class=8', 'data.val_per_class=4', 'data.test_per_class=4'"
+        run = f"db.compose([{small}, 'phase.epochs=100000', 'phase.patience_epochs=null'])"
+        client.execute(f"import dogbreeds as db\ndb.fit({run})")
+        printed = ""
+        while "epoch" not in printed:
+            printed += client.get_iopub_msg(timeout=300)["content"].get("text", "")
+        manager.interrupt_kernel()
+        ended = client.get_shell_msg(timeout=120)["content"]
+        assert (ended["status"], ended.get("ename")) == ("error", "KeyboardInterrupt")
+        # The kernel goes on, and the checkpoint is there.
+        assert client.execute_interactive("assert db.runs().empty", timeout=120)["content"]["status"] == "ok"
+        assert len(list((tmp_path / "multirun/checkpoints").iterdir())) > 0
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
