@@ -32,6 +32,7 @@ def own_home(tmp_path: Path, cache: Path, make_home, monkeypatch: pytest.MonkeyP
     return place
 
 
+@pytest.mark.slow
 def test_fit_trains_a_composed_run_and_records_what_it_was_composed_from(own_home: Path) -> None:
     run = dogbreeds.compose([*SMALL, "tracking.system_metrics_seconds=0"])
     result = dogbreeds.fit(run)

@@ -73,6 +73,7 @@ def _numbers(line: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.\d+", line)]
 
 
+@pytest.mark.slow
 def test_faults_judges_every_kind_as_expected(
     small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +161,7 @@ def test_grid_costs_every_kind(small: Change, capsys: pytest.CaptureFixture[str]
     assert all(number > 0 for row in rows for number in _numbers(row.rpartition("|")[2]))
 
 
+@pytest.mark.slow
 def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workload = speed.Workload(
         breeds=3, train=4, test=2, each=3, rates=(1e-3,), epochs=1, attempts=(1, 2), few=(2,), passes=1, change=small
@@ -184,6 +186,7 @@ def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "bench.json").read_text()) == results
 
 
+@pytest.mark.slow
 def test_predict_measures_rates_and_the_peak(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
     peaks = predict.main("miniature", predict.Workload(images=6, rounds=2, peaks=(4,), change=small))
     said = capsys.readouterr().out

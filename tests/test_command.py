@@ -17,6 +17,7 @@ from dogbreeds.core.paths import home
 from dogbreeds.experiments.arguments import sort_arguments
 from dogbreeds.experiments.compose import compose_config, settings_of
 from dogbreeds.features.cache import FeatureCache
+from tests.tiers import tiered
 
 _SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "predict", "pretrain", "table", "why")
 
@@ -27,57 +28,61 @@ _PROBE = (
 )
 
 
+# A command line, and how its message begins. Each case is a process of its own.
+WRONG_COMMAND_LINES = [
+    ("optimzer.lr=1", "optimzer.lr is not a setting. Similar settings are optimizer.lr, "),
+    (
+        "optimizer.lr=abc",
+        "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+    ),
+    (
+        "optimizer.lr=-1",
+        "optimizer.lr was -1. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+    ),
+    (
+        "optimizer.lr=nan",
+        "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
+    ),
+    ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_tiny, effnetb0,"),
+    (
+        "schedule=linear",
+        "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule=",
+    ),
+    ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. Its settings are "),
+    ("foo", "The command line was not understood ("),
+    # Hydra has a bare ValueError for it.
+    ("=1", "The command line was not understood ("),
+    ("optimizer.lr=[1", "The command line was not understood ("),
+    (
+        "data=folder",
+        (
+            "data.root was not given. data=folder needs the folder that contains your images. Type"
+            " data.root=path/to/images."
+        ),
+    ),
+    (
+        "data=folder data.root=/not/there",
+        "data.root=/not/there is not a folder (looked in /not/there). It must contain ",
+    ),
+    (
+        "model.weights=/not/there.h5",
+        "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or",
+    ),
+    (
+        "baseline.weights=/not/there.h5",
+        "baseline.weights=/not/there.h5 is not a file. It must be a Keras weight file of the model with",
+    ),
+    (
+        "optimizer.lr=${nothing}",
+        "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must",
+    ),
+    ("data.classes=241", "data.classes was 241. There are 240 drawn breeds. Type data.classes=240, for example."),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ("optimzer.lr=1", "optimzer.lr is not a setting. Similar settings are optimizer.lr, "),
-        (
-            "optimizer.lr=abc",
-            "optimizer.lr was 'abc'. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
-        ),
-        (
-            "optimizer.lr=-1",
-            "optimizer.lr was -1. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
-        ),
-        (
-            "optimizer.lr=nan",
-            "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
-        ),
-        ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_tiny, effnetb0,"),
-        (
-            "schedule=linear",
-            "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule=",
-        ),
-        ("+optimizer.foo=1", "optimizer.foo is not a setting of Adam. Its settings are "),
-        ("foo", "The command line was not understood ("),
-        # Hydra has a bare ValueError for it.
-        ("=1", "The command line was not understood ("),
-        ("optimizer.lr=[1", "The command line was not understood ("),
-        (
-            "data=folder",
-            (
-                "data.root was not given. data=folder needs the folder that contains your images. Type"
-                " data.root=path/to/images."
-            ),
-        ),
-        (
-            "data=folder data.root=/not/there",
-            "data.root=/not/there is not a folder (looked in /not/there). It must contain ",
-        ),
-        (
-            "model.weights=/not/there.h5",
-            "model.weights=/not/there.h5 is not a file. It must be imagenet, null for random weights, or",
-        ),
-        (
-            "baseline.weights=/not/there.h5",
-            "baseline.weights=/not/there.h5 is not a file. It must be a Keras weight file of the model with",
-        ),
-        (
-            "optimizer.lr=${nothing}",
-            "The config cannot be resolved (Interpolation key 'nothing' not found). Every ${…} must",
-        ),
-        ("data.classes=241", "data.classes was 241. There are 240 drawn breeds. Type data.classes=240, for example."),
-    ],
+    tiered(WRONG_COMMAND_LINES, first=[WRONG_COMMAND_LINES[0], WRONG_COMMAND_LINES[10]], slow=WRONG_COMMAND_LINES),
 )
 def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
     arguments: str, message: str, tmp_path

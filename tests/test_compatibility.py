@@ -208,6 +208,7 @@ def test_a_pruned_old_run_is_resumed_outside_a_search(old_home, tmp_path: Path) 
     assert [epoch.number for epoch in result.history.epochs] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_sweep_reuses_finished_old_runs(old_home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old_run = next(run for run in recorded_runs(tmp_path) if run.data.params.get("optimizer.lr") == "0.003")
     monkeypatch.setenv(SWEEP_RUN_ENV, client(tmp_path).create_run("1").info.run_id)
@@ -216,6 +217,7 @@ def test_a_sweep_reuses_finished_old_runs(old_home, tmp_path: Path, monkeypatch:
     assert SWEEP_RUN_ENV in os.environ
 
 
+@pytest.mark.slow
 def test_a_fine_tune_starts_from_an_old_head(old_home, tmp_path: Path) -> None:
     frozen = recorded_runs(tmp_path)[0]
     fine_tuned = execute(

@@ -120,6 +120,7 @@ def test_confusions_name_the_more_frequent_direction_first() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_log_loss_interval_contains_the_true_value_in_95_percent_of_samples() -> None:
     """Of 60 samples, about 95 % have an interval that contains the log loss of a very large sample."""
     rng = np.random.default_rng(1)

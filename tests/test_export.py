@@ -96,6 +96,7 @@ def test_settings_refuse_what_cannot_be_exported(changes, received: str, facts: 
     assert all(fact in message for fact in facts), message
 
 
+@pytest.mark.slow
 def test_a_format_with_other_probabilities_is_removed_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -852,6 +852,7 @@ def _joined_in(root: Path, memory) -> None:
     memory.value = _peak_kib() - before
 
 
+@pytest.mark.slow
 def test_joining_shards_takes_bounded_memory(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     memory = context.Value("i", -1)

@@ -616,6 +616,7 @@ def misbehaving(root: Path, case: fuzz.Case) -> str:
     return "escaped: KeyError: 7" if case.number == 7 else "read"
 
 
+@pytest.mark.slow
 def test_fuzz_reports_a_crash_a_hang_and_a_write(tmp_path: Path) -> None:
     report = fuzz.run_in_subprocess(9, 0, tmp_path, misbehaving, timeout=3)
     assert report.crashes == ["file 2: the process ended with -6", "file 7: escaped: KeyError: 7"]

@@ -125,6 +125,7 @@ def test_assemble_leaves_the_backbone_unchanged() -> None:
     assert any(layer.rate > 0 for layer in backbone.network.layers if hasattr(layer, "rate"))
 
 
+@pytest.mark.slow
 def test_mobilenet_alpha_sets_the_number_of_parameters() -> None:
     small, wide = (
         MobileNetV2(architecture="MobileNetV2", image_size=64, pixels="tf", weights=None, alpha=alpha)

@@ -115,6 +115,7 @@ def test_queue_delivers_submitted_calls_once_and_in_order_after_an_outage(
     assert recovery.startswith(f"the tracking server at {fake_server.uri} answers again, after ")
 
 
+@pytest.mark.slow
 def test_client_sends_metrics_in_batches_of_1000_after_an_outage(fake_server: FakeServer) -> None:
     delivery_queue = waiting_queue(fake_server.uri)
     client = Client(mlflow.MlflowClient(fake_server.uri), contextlib.nullcontext, delivery_queue)

@@ -353,6 +353,7 @@ def test_a_parent_has_the_same_source_of_its_head() -> None:
 # --- layers -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_layers_that_keras_cannot_load_by_itself_are_found() -> None:
     import keras
 

@@ -125,6 +125,7 @@ def test_predict_images_refuses_a_network_whose_outputs_are_not_finite(classifie
         list(predict_images(classifier, infer, [drawn_image(0)], batch_size=2, top=1))
 
 
+@pytest.mark.slow
 def test_predict_images_gives_the_same_predictions_with_overlays(classifier: Classifier, tmp_path: Path) -> None:
     plain = predictions_of(classifier, 12, 5)
     explained = predictions_of(classifier, 12, 5, overlays=OverlayWriter(tmp_path, classifier.resize))
@@ -138,6 +139,7 @@ def test_predict_images_gives_the_same_predictions_with_overlays(classifier: Cla
     assert len(overlays) == 10
 
 
+@pytest.mark.slow
 def test_predict_images_reports_an_image_that_is_deleted_before_its_overlay_is_drawn(
     classifier: Classifier, tmp_path: Path
 ) -> None:

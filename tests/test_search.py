@@ -135,7 +135,7 @@ def test_space_rejects_missing_and_invalid_ranges(overrides: list[str], message:
 @pytest.mark.parametrize(
     ("n_jobs", "n_trials", "last_numbers"),
     [
-        (1, 4, [3]),
+        pytest.param(1, 4, [3], marks=pytest.mark.slow),
         pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long),
         pytest.param(2, 6, [4, 5], marks=pytest.mark.long),
     ],
@@ -255,6 +255,7 @@ def pruned_attempt(composed, monkeypatch, tmp_path: Path, lr: str) -> tuple[Prun
     return result, run
 
 
+@pytest.mark.slow
 def test_pruned_attempt_is_unfinished_and_resumes_when_run_by_itself(composed, monkeypatch, tmp_path: Path) -> None:
     result, run = pruned_attempt(composed, monkeypatch, tmp_path, "1e-5")
     assert isinstance(result, PrunedResult)
@@ -344,6 +345,7 @@ def test_trial_that_was_pruned_and_finished_later_is_no_longer_pruned(composed, 
     assert trial.user_attrs["epochs"] == len(trial.intermediate_values) == 5
 
 
+@pytest.mark.slow
 def test_training_continues_while_the_study_is_unreachable(composed, monkeypatch, tmp_path: Path, caplog) -> None:
     search = Search(settings(tmp_path), space(RATES), "")
     with search._locked():

@@ -162,6 +162,7 @@ def test_command_of_the_wheel_has_its_configs_and_records_in_the_current_folder_
     assert config.checkpoint_dir == f"{tmp_path}/{place}/multirun/checkpoints"
 
 
+@pytest.mark.slow
 def test_train_of_the_wheel_prints_its_help(unpacked_command: Command) -> None:
     done = unpacked_command("train", "--help")
     assert done.returncode == 0, done.stderr
