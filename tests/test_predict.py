@@ -495,7 +495,9 @@ def test_predict_uses_the_network_of_a_recorded_run(
     ]
     assert sum(right) >= 3
     assert re.match(
-        r"run [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation: 8 classes, 64 px\n", done.stderr
+        r"loading runs of experiment 'dogbreeds'\nrun [0-9a-f]{8,}, Miniature on miniature, [\d.]+ % on validation:"
+        r" 8 classes, 64 px\n",
+        done.stderr,
     )
     other = command("predict", "images=shots", "only.model=effnetb4")
     assert "has no finished run with a saved network for only.model=effnetb4. run=latest needs one." in other.stderr
