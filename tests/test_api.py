@@ -32,7 +32,7 @@ def own_home(tmp_path: Path, cache: Path, make_home, monkeypatch: pytest.MonkeyP
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fit_trains_a_composed_run_and_records_what_it_was_composed_from(own_home: Path) -> None:
     run = dogbreeds.compose([*SMALL, "tracking.system_metrics_seconds=0"])
     result = dogbreeds.fit(run)
@@ -187,7 +187,7 @@ def test_an_interrupted_fit_on_own_data_resumes_and_other_data_are_another_run(
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_on_own_data_skips_what_has_finished(own_home: Path, dataset: dogbreeds.Dataset) -> None:
     first = dogbreeds.sweep([*FAST, "optimizer.lr=1e-3,1e-2"], dataset=dataset)
     assert [type(each).__name__ for each in first] == ["Result", "Result"]

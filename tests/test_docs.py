@@ -14,6 +14,7 @@ from dogbreeds.evaluation.verdict import VERDICTS
 from dogbreeds.experiments.compose import compose_config, config_source, from_config
 from tests.documentation import PAGES, ROOT, TEXTS, WRITTEN, blocks, command_lines, generated, typed_commands
 from tests.test_conf import first_values
+from tests.tiers import tiered
 
 # Hydra warns of launchers that its plugins register under the same names.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
@@ -22,8 +23,12 @@ COMMANDS_OF_RUNS = ("train", "extract", "why")
 COMMANDS = sorted({(name, *overrides) for path in WRITTEN for name, overrides in typed_commands(path)})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+# The long tier runs the commands too: see test_documented_commands.
+@pytest.mark.parametrize(
+    ("command",),
+    tiered([(command,) for command in COMMANDS], slow=[(command,) for command in COMMANDS[::4]]),
+    ids=" ".join,
+)
 def test_command_in_the_documentation_composes(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     name, *overrides = command
     if "--help" in overrides:

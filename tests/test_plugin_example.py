@@ -115,6 +115,7 @@ def test_a_head_with_a_layer_of_its_own_is_refused_before_training(tmp_path: Pat
     assert runs(tmp_path) == []
 
 
+@pytest.mark.long
 def test_jobs_of_a_parallel_sweep_import_the_plugin(installed: Path, tmp_path: Path, command: Callable) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="make setup EXTRAS=dev")
     conf = installed / "shapes_plugin/conf"
