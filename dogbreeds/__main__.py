@@ -3,10 +3,11 @@
 It imports neither TensorFlow nor Hydra, so that help and a mistyped command are answered at once.
 """
 
-import difflib
 import os
 import runpy
 import sys
+
+from dogbreeds.core.text import most_similar
 
 # Each command, a module of this package, in the order in which a user meets them.
 COMMANDS = {
@@ -57,10 +58,9 @@ def _help() -> str:
 
 
 def _unknown_command(name: str) -> str:
-    nearest = max(COMMANDS, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())
     return (
-        f"{name} is not a command. The commands are {', '.join(COMMANDS)}. Type dogbreeds {nearest}, or dogbreeds"
-        " --help."
+        f"{name} is not a command. The commands are {', '.join(COMMANDS)}. Type dogbreeds"
+        f" {most_similar(name, COMMANDS)}, or dogbreeds --help."
     )
 
 

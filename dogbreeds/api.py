@@ -1,6 +1,6 @@
 """The Python API: what `import dogbreeds` offers.
 
-Each example goes on from the ones before it. While these functions run, they print what the commands print, unless the
+Each example continues the ones before it. While these functions run, they print what the commands print, unless the
 caller has configured logging. Afterwards signal handlers, environment variables, Keras' dtype policy and all random
 states are as they were before, also after an interruption.
 """
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from dogbreeds.cli import overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.keras_history import judge_curves
-from dogbreeds.experiments.compose import compose_config, compose_run, config_source, settings_of
+from dogbreeds.experiments.compose import compose_config, compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import NamedPlugins
 from dogbreeds.experiments.python_runs import (
-    Ending,
     check_composed,
     origin_of,
     run_name,
@@ -26,7 +25,7 @@ from dogbreeds.experiments.python_runs import (
     with_parent,
 )
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking, open_network
-from dogbreeds.experiments.result import Result, Skipped
+from dogbreeds.experiments.result import Ending, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.tracking.connection import mlflow_settings_restored
 
@@ -185,7 +184,7 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
     name = run_name(run)
     config = _compose_command("predict", overrides)
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", name)
-    with open_network(tracking, name, Only(**settings_of(config, "only", "model", "data"))) as (record, network, file):
+    with open_network(tracking, name, Only.of(config)) as (record, network, file):
         return Classifier(network.model, network.class_names, record, file, tracking if record is not None else None)
 
 
@@ -208,7 +207,7 @@ def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":
     from dogbreeds.reports.runs_frame import runs_frame
 
     config = _compose_command("table", overrides)
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     with mlflow_settings_restored():
         tracking = mlflow_tracking(config, "The table is built from the runs in MLflow.")
         return runs_frame([record for record in tracking.records() if only.holds(record)])
@@ -241,7 +240,7 @@ def paired(
 
     config = _compose_command("compare", overrides)
     tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     with mlflow_settings_restored():
         first_predictions, second_predictions = (
             predictions_of(run, tracking, only, key) for run, key in ((first, "first"), (second, "second"))

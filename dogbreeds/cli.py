@@ -22,8 +22,9 @@ from dogbreeds.core import process, signals
 from dogbreeds.core.console import fitted
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.paths import home
+from dogbreeds.core.text import most_similar
 from dogbreeds.experiments import launcher
-from dogbreeds.experiments.arguments import refuse_multirun, sort_arguments, take_former_names
+from dogbreeds.experiments.arguments import MULTIRUN_COMMANDS, refuse_multirun, sort_arguments, take_former_names
 from dogbreeds.experiments.compose import compose_config, config_source, missing_config_folder
 from dogbreeds.experiments.run import GROUPS
 from dogbreeds.experiments.sweep import Sweep
@@ -124,7 +125,7 @@ class _JobError(BaseException):
 def job(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Decorate the task of a command that may be swept: `main` reports the error of a single run.
 
-    In a sweep Hydra gets it, goes on with the other jobs, and says which job it was.
+    In a sweep Hydra gets it, continues with the other jobs, and says which job it was.
     """
 
     @functools.wraps(task)
@@ -291,7 +292,7 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequ
         if key.startswith("hydra") or not group.startswith("hydra")
     ]
     keys = _dotted_keys(config)
-    nearest = _nearest(key, [*groups, *keys])
+    nearest = most_similar(key, [*groups, *keys])
     if nearest in groups:
         return (
             f"{key} is neither a group nor a setting. The groups are"
@@ -308,22 +309,11 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str], sources: Sequ
 def _several_values(override: str, command: str) -> str:
     """Format the message for a value with a comma, which only a sweep, a list or quotes may have."""
     key, _, values = override.partition("=")
-    config = compose_config(command, with_hydra=True)
-    # `why` composes its own runs, and only the commands with a callback can be swept.
-    is_swept = bool(config.hydra.callbacks) and command != "why"
-    is_list = OmegaConf.is_list(OmegaConf.select(config, key)) or not is_swept
+    is_list = OmegaConf.is_list(OmegaConf.select(compose_config(command), key)) or command not in MULTIRUN_COMMANDS
     typed = f"'{key}=[{values}]'" if is_list else f"--multirun {override}"
     return (
         f"{override} was given without --multirun. A comma separates the values of a sweep, unless they are a list or"
         f" in quotes. Type {typed}."
-    )
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    """Return the most similar name; the last part of a dotted one may stand for it."""
-    return max(
-        names,
-        key=lambda other: name == other.rpartition(".")[2] or difflib.SequenceMatcher(None, name, other).ratio(),
     )
 
 

@@ -9,7 +9,6 @@ from dogbreeds import cli
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import integer, number, one_of, text
-from dogbreeds.experiments.compose import settings_of
 from dogbreeds.experiments.paired_runs import compare_predictions, recorded_predictions
 from dogbreeds.experiments.recorded_runs import Only, find_record, mlflow_tracking
 from dogbreeds.reports import comparison_rendering
@@ -46,7 +45,7 @@ def task(config: DictConfig) -> None:
     """Compare the runs, and print or write the result."""
     names = [field.name for field in fields(Settings)]
     settings = Settings(**{name: cli.typed_value(config, name) for name in names})
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
     first = _find_run(tracking, settings.first, only, key="first")
     second = _find_run(tracking, settings.second, only, key="second")

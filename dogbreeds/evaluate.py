@@ -83,7 +83,7 @@ def task(config: DictConfig) -> None:
     """Evaluate a network, write the report, and add it to the run."""
     settings = Settings(**{field.name: cli.typed_value(config, field.name) for field in dataclasses.fields(Settings)})
     views = Tta(**settings_of(config, "tta", "views")).views
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
     cache = build_spec(config, "features").open_cache()
     with open_network(tracking, settings.run, only) as (record, classifier, file):

@@ -106,7 +106,7 @@ def task(config: DictConfig) -> None:
     settings = _settings(config)
     limits = ServingLimits(**settings_of(config, "serving", "max_images", "max_megapixels"))
     tracking = recorded_runs.mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     with recorded_runs.open_network(tracking, settings.run, only) as (record, classifier, file):
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)

@@ -20,7 +20,6 @@ from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, path
-from dogbreeds.experiments.compose import settings_of
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
 from dogbreeds.inference.predictions import Csv, JsonLines
@@ -83,7 +82,7 @@ class Counts:
 def task(config: DictConfig) -> None:
     """Predict images."""
     settings = Settings(**{field.name: cli.typed_value(config, field.name) for field in dataclasses.fields(Settings)})
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     plain_config: Any = OmegaConf.to_container(config)
     texts = parse_images(plain_config["images"])
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", settings.run)

@@ -11,7 +11,6 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.core.text import mask_passwords
-from dogbreeds.experiments.compose import settings_of
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
@@ -37,7 +36,7 @@ class Settings(Output):
 def task(config: DictConfig) -> None:
     """Print or write the table."""
     settings = Settings(**{name: config[name] for name in ("runs", "ui", "format", "output")})
-    only = Only(**settings_of(config, "only", "model", "data"))
+    only = Only.of(config)
     tracking = mlflow_tracking(config, "The table is built from the runs in MLflow.")
     records = [record for record in tracking.records() if only.holds(record)]
     if not records:

@@ -47,8 +47,8 @@ def test_fit_trains_a_composed_run_and_records_what_it_was_composed_from(own_hom
     assert "hydra.folder" not in recorded.data.tags
 
 
-class _Interrupt(logging.Handler):
-    """Sends Ctrl-C when the first epoch is logged."""
+class Interrupt(logging.Handler):
+    """Sends SIGINT, as Ctrl-C does, when a run has finished its first epoch."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.getMessage().startswith("epoch 1/"):
@@ -61,7 +61,7 @@ def test_interrupted_fit_ends_its_run_at_once_and_keeps_the_checkpoint(
 ) -> None:
     run = dogbreeds.compose([*SMALL, "phase.epochs=2", "tracking.system_metrics_seconds=0.05"])
     caplog.set_level(logging.INFO, "dogbreeds")
-    logger, interrupt = logging.getLogger("dogbreeds"), _Interrupt()
+    logger, interrupt = logging.getLogger("dogbreeds"), Interrupt()
     logger.addHandler(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -147,14 +147,6 @@ def identities(run: dogbreeds.Run) -> list[str]:
     """Return the identities of the recorded runs, the newest first."""
     recorded = mlflow.MlflowClient(run.tracking.uri).search_runs(["1"])
     return [each.data.tags["identity"] for each in recorded if "verdict" in each.data.tags]
-
-
-class Interrupt(logging.Handler):
-    """Sends SIGINT, as Ctrl-C does, when a run has finished its first epoch."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("epoch 1/"):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from dogbreeds.experiments.recorded_runs import Only, open_dataset, open_network
 from dogbreeds.inference.classifier import Classifier
 from dogbreeds.inference.evaluation_set import EvaluationSet
 from dogbreeds.models.precision import probability_tolerance
-from dogbreeds.tracking import writer
+from dogbreeds.tracking import saved_network
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import HEAD_WEIGHTS, Record, RunOrigin, short
 from dogbreeds.tracking.saved_network import check_class_count, check_predictions
@@ -258,7 +258,7 @@ def test_network_is_compressed_if_that_saves_space_and_is_the_same(tmp_path: Pat
         archive.writestr("model.weights.h5", content)
         archive.writestr("config.json", "{}")
     before = file.stat().st_size
-    writer._compress(file)
+    saved_network._compress(file)
     assert (file.stat().st_size < 0.8 * before) == smaller
     with zipfile.ZipFile(file) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {

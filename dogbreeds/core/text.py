@@ -1,6 +1,7 @@
 """Text that is safe to print, store and compare."""
 
 import csv
+import difflib
 import hashlib
 import io
 import re
@@ -113,3 +114,11 @@ def shorten(text: str, most: int) -> str:
     if sentences:
         return line[: sentences[-1]]
     return f"{line[:most].rpartition(' ')[0] or line[: most - 1]}…"
+
+
+def most_similar(name: str, names: Iterable[str]) -> str:
+    """Return the name that is most similar to a mistyped one; the last part of a dotted name may stand for it."""
+    return max(
+        names,
+        key=lambda other: name == other.rpartition(".")[2] or difflib.SequenceMatcher(None, name, other).ratio(),
+    )

@@ -72,19 +72,18 @@ _Stamp = tuple[int, int, int]
 _EXAMINED: "dict[tuple[str, _Stamp | None], str | UnreadableImageError]" = {}
 
 
-def examine_below(root: Path | None, paths: Sequence[str]) -> list[str | UnreadableImageError]:
+def examine_below(root: Path, paths: Sequence[str]) -> list[str | UnreadableImageError]:
     """Call `examine` on files. A path or symbolic link that leads out of a folder gives an error.
 
     Args:
-        root: the folder, resolved; None allows all paths.
+        root: the folder, resolved.
         paths: of the files.
     """
-    folders = {folder: root is None or is_within(root, folder) for folder in {os.path.dirname(path) for path in paths}}
+    is_inside = {folder: is_within(root, folder) for folder in {os.path.dirname(path) for path in paths}}
     results: dict[str, str | UnreadableImageError] = {
         path: _outside_root(root, path)
         for path in paths
-        if root is not None
-        and (not folders[os.path.dirname(path)] or (os.path.islink(path) and not is_within(root, path)))
+        if not is_inside[os.path.dirname(path)] or (os.path.islink(path) and not is_within(root, path))
     }
     inside = [path for path in paths if path not in results]
     results |= dict(zip(inside, examine(inside), strict=True))

@@ -10,8 +10,8 @@ import numpy as np
 
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
-from dogbreeds.data.files import decode_file, examine_below
-from dogbreeds.data.image import UnreadableImageError
+from dogbreeds.data.files import decode_file, examine, examine_below
+from dogbreeds.data.image import ImageLoader, UnreadableImageError
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,42 @@ def readable_source(
         UnreadableImageError: if an image cannot be read and `data.on_corrupt` is `stop`.
         UserError: if more are skipped than `data.max_corrupt_fraction` allows.
     """
-    results = examine_below(None if may_be_outside else root, [file.path for file in files])
+    paths = [file.path for file in files]
+    results = examine(paths) if may_be_outside else examine_below(root, paths)
     errors = [result for result in results if isinstance(result, UnreadableImageError)]
     if errors and data.on_corrupt == "stop":
         raise errors[0]
     data.check_skipped(len(errors), len(files), name)
     readable = [(file, content) for file, content in zip(files, results, strict=True) if isinstance(content, str)]
-    ids = tuple(image_id(root, file.path) for file, _ in readable)
-    described = [f"{file.label} {name} {content}" for (file, content), name in zip(readable, ids, strict=True)]
-    source = Source(
-        name=name,
-        labels=np.asarray([file.label for file, _ in readable], dtype=np.int32),
-        ids=ids,
-        digests=tuple(content for _, content in readable),
-        fingerprint=digest("\n".join(described).encode()),
-        loaders=lambda: (functools.partial(decode_file, file.path, content) for file, content in readable),
+    source = labelled_source(
+        name,
+        np.asarray([file.label for file, _ in readable], dtype=np.int32),
+        [image_id(root, file.path) for file, _ in readable],
+        [content for _, content in readable],
+        [functools.partial(decode_file, file.path, content) for file, content in readable],
     )
     return source, _skipped_note(name, len(files), errors)
+
+
+def labelled_source(
+    name: str, labels: np.ndarray, ids: Sequence[str], digests: Sequence[str], loaders: Sequence[ImageLoader]
+) -> Source:
+    """Make a source of images that are known one by one; its fingerprint covers labels, ids and digests.
+
+    Args:
+        name: of the source.
+        labels: [n] int32 class of each image.
+        ids, digests, loaders: [n] of each image, as in `Source`.
+    """
+    described = [f"{label} {image} {content}" for label, image, content in zip(labels, ids, digests, strict=True)]
+    return Source(
+        name=name,
+        labels=labels,
+        ids=tuple(ids),
+        digests=tuple(digests),
+        fingerprint=digest("\n".join(described).encode()),
+        loaders=lambda: iter(loaders),
+    )
 
 
 def image_id(root: Path, path: str) -> str:

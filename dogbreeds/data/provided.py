@@ -14,7 +14,7 @@ from dogbreeds.core.text import UNPRINTABLE, digest, printable
 from dogbreeds.data.dataset import Dataset, Source
 from dogbreeds.data.files import decode_file, examine
 from dogbreeds.data.image import UnreadableImageError
-from dogbreeds.data.labelled_files import assemble_dataset
+from dogbreeds.data.labelled_files import assemble_dataset, labelled_source
 
 # Images, or the paths of image files, and their labels.
 Part = tuple[Any, Any]
@@ -121,22 +121,6 @@ def _check_count(part: str, images: int, labels: np.ndarray) -> None:
 # --- sources ------------------------------------------------------------------
 
 
-def _source(
-    name: str, labels: np.ndarray, ids: Sequence[str], digests: Sequence[str], loaders: "Sequence[functools.partial]"
-) -> Source:
-    described = [
-        f"{label} {image_id} {of_image}" for label, image_id, of_image in zip(labels, ids, digests, strict=True)
-    ]
-    return Source(
-        name=name,
-        labels=labels,
-        ids=tuple(ids),
-        digests=tuple(digests),
-        fingerprint=digest("\n".join(described).encode()),
-        loaders=lambda: iter(loaders),
-    )
-
-
 def _array_source(part: str, images: Any, labels: np.ndarray) -> Source:
     # A list may have images of several sizes.
     arrays = [np.asarray(image) for image in images] if isinstance(images, (list, tuple)) else np.asarray(images)
@@ -150,7 +134,7 @@ def _array_source(part: str, images: Any, labels: np.ndarray) -> Source:
         )
     digests = [digest(str(image.shape).encode() + image.tobytes()) for image in arrays]
     ids = [f"{part}/{row}" for row in range(len(arrays))]
-    return _source(part, labels, ids, digests, [functools.partial(np.asarray, image) for image in arrays])
+    return labelled_source(part, labels, ids, digests, [functools.partial(np.asarray, image) for image in arrays])
 
 
 def _is_rgb(image: np.ndarray) -> bool:
@@ -179,4 +163,4 @@ def _file_source(root: str, part: str, paths: Sequence[str], labels: np.ndarray)
         digests.append(result)
     ids = [printable(os.path.relpath(path, root)) for path in paths]
     loaders = [functools.partial(decode_file, path, of_file) for path, of_file in zip(paths, digests, strict=True)]
-    return _source(part, labels, ids, digests, loaders)
+    return labelled_source(part, labels, ids, digests, loaders)

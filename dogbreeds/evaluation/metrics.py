@@ -132,8 +132,7 @@ def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int) -
         predicted: [n] int.
         classes: number of classes.
     """
-    support = np.bincount(labels, minlength=classes)
-    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    support, correct = _class_counts(labels, predicted, classes)
     return float((correct[support > 0] / support[support > 0]).mean())
 
 
@@ -145,10 +144,14 @@ def macro_f1(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
         predicted: [n] int.
         classes: number of classes.
     """
-    support = np.bincount(labels, minlength=classes)
-    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    support, correct = _class_counts(labels, predicted, classes)
     f1 = 2 * correct / np.maximum(1, support + np.bincount(predicted, minlength=classes))
     return float(f1[support > 0].mean())
+
+
+def _class_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the images of each class, and those that are classified correctly: two arrays of [classes]."""
+    return np.bincount(labels, minlength=classes), np.bincount(labels[labels == predicted], minlength=classes)
 
 
 @dataclass(frozen=True)

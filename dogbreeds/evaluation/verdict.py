@@ -84,12 +84,11 @@ class Setting:
     pair: PairedOutcome | None = None
     diverged: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    finetune: str = "phase=finetune"
 
     def lacks(self, name: str, value: str) -> bool:
         """Whether typing a setting would change the run. A setting that the run does not have cannot be typed."""
         return self.settings.get(name, "") not in ("", value) if self.settings else True
-
-    finetune: str = "phase=finetune"
 
 
 def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:

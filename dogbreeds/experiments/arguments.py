@@ -8,7 +8,7 @@ from hydra._internal.utils import get_args_parser
 from dogbreeds.core.former_names import with_new_overrides
 
 # The commands that --multirun runs several jobs of.
-_MULTIRUN_COMMANDS = ("train", "extract")
+MULTIRUN_COMMANDS = ("train", "extract")
 
 
 def take_former_names() -> None:
@@ -53,13 +53,13 @@ def refuse_multirun(name: str) -> None:
     Args:
         name: name of the command.
     """
-    if name in _MULTIRUN_COMMANDS:
+    if name in MULTIRUN_COMMANDS:
         return
     typed = get_args_parser().parse_known_args(sys.argv[1:])[0]
     modes = [override.lower() for override in typed.overrides if override.lstrip("+").startswith("hydra.mode=")]
     if typed.multirun or any(mode.endswith("=multirun") for mode in modes):
         message = (
-            f"--multirun was given, and dogbreeds.{name} does not take it. {' and '.join(_MULTIRUN_COMMANDS)} run a job"
+            f"--multirun was given, and dogbreeds.{name} does not take it. {' and '.join(MULTIRUN_COMMANDS)} run a job"
             f" for each combination of values. Type python -m dogbreeds.{name} without --multirun."
         )
         sys.exit(f"error: {message}")

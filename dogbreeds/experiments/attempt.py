@@ -18,7 +18,7 @@ from dogbreeds.experiments import recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.range_test import run_range_test
-from dogbreeds.experiments.result import PrunedResult, Result, Skipped
+from dogbreeds.experiments.result import Ending, PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.features.cache import FeatureCache
@@ -35,7 +35,7 @@ from dogbreeds.training.state import History, TrainingState
 log = logging.getLogger(__name__)
 
 
-def execute(run: Run, origin: RunOrigin, dataset: Dataset | None = None) -> Result | Range | Skipped | PrunedResult:
+def execute(run: Run, origin: RunOrigin, dataset: Dataset | None = None) -> Ending:
     """Run an attempt and record it, resuming it if it was interrupted.
 
     A sweep skips attempts that have finished. So does a command that had to wait for another one with the same run.

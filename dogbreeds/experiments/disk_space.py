@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dogbreeds.experiments.resume import ARCHIVE_PREFIX
+from dogbreeds.experiments.resume import ARCHIVE_PREFIX, NOT_PRUNED
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.tracking import disk_use
 from dogbreeds.tracking.disk_use import RunOnDisk
@@ -28,8 +28,6 @@ RUN_KINDS = {
     "deleted_runs": "runs that were deleted in MLflow, with all their files; they cannot be restored",
 }
 KINDS = CACHED_KINDS | CHECKPOINT_KINDS | RUN_KINDS
-# Beginning of the tag `pruned` of a run that was resumed after a search had pruned it.
-_NOT_PRUNED = "no:"
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,8 @@ def _classify(stored: StoredCheckpoints, runs: Sequence[RunOnDisk]) -> tuple[str
     unfinished = [run for run in same if not run.deleted and run.record.status != "FINISHED"]
     if not unfinished:
         return "leftover", _describe(same[0])
-    pruned = unfinished[0].record.tags.get("pruned", _NOT_PRUNED)
-    return "unfinished" if pruned.startswith(_NOT_PRUNED) else "pruned", _describe(unfinished[0])
+    pruned = unfinished[0].record.tags.get("pruned", NOT_PRUNED)
+    return "unfinished" if pruned.startswith(NOT_PRUNED) else "pruned", _describe(unfinished[0])
 
 
 def run_items(tracking: Mlflow, runs: Sequence[RunOnDisk]) -> Iterator[Item]:

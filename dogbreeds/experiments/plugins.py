@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import package_digest, source_digest, top_level
 from dogbreeds.core.spec import Spec, texts
-from dogbreeds.core.text import digest, visible
+from dogbreeds.core.text import digest, shorten, visible
 
 # Group of the entry points of installed plugins, and provider of their config folders in Hydra's search path.
 ENTRY_POINTS = "dogbreeds.plugins"
@@ -193,7 +193,7 @@ def _describe(error: Exception, name: str) -> str:
     if isinstance(error, SyntaxError):
         own = [(error.filename or name, error.lineno or 0)]
     place = f"{own[-1][0]}, line {own[-1][1]}, raises " if own else ""
-    message = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())[:200].rstrip(".")
+    message = error.msg if isinstance(error, SyntaxError) else shorten(str(error), 200)
     return f"{place}{type(error).__name__} ({message})"
 
 

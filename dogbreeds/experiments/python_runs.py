@@ -13,17 +13,13 @@ from omegaconf import OmegaConf
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data.dataset import Dataset, Provided
-from dogbreeds.evaluation.results import Range
 from dogbreeds.experiments.compose import compose_run
-from dogbreeds.experiments.result import PrunedResult, Result, Skipped
+from dogbreeds.experiments.result import Ending, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep, sweep_origin
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.phase import Finetune
-
-# How an attempt can end.
-Ending = Result | Range | Skipped | PrunedResult
 
 
 def check_composed(run: Run) -> None:

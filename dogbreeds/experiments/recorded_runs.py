@@ -17,12 +17,12 @@ from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest, mask_passwords, shorten
 from dogbreeds.data.dataset import Data, Dataset
-from dogbreeds.experiments.compose import build_spec
+from dogbreeds.experiments.compose import build_spec, settings_of
 from dogbreeds.experiments.plugins import is_allowed, is_module_name
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING_METRIC, Record, short
+from dogbreeds.tracking.records import RANKING_METRIC, Record, is_path, short
 from dogbreeds.tracking.saved_network import check_class_count
 from dogbreeds.tracking.saved_run import SavedRun
 
@@ -47,6 +47,15 @@ class Only(Spec):
     group = "only"
     model: str | None = text(example="effnetb0", optional=True)
     data: str | None = text(example="stanford_dogs", optional=True)
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Only":
+        """Return the filter that a command's config describes.
+
+        Raises:
+            UserError: if a value or a setting is not allowed.
+        """
+        return cls(**settings_of(config, "only", "model", "data"))
 
     def holds(self, record: Record) -> bool:
         """Return whether a run passes the filter."""
@@ -263,7 +272,7 @@ def _check_plugin(record: Record, data: object, plugins: Sequence[str]) -> None:
 
 def is_network_file(run: str) -> bool:
     """Return whether a setting names a saved network file rather than a run."""
-    return run.endswith((".keras", ".h5")) or "/" in run
+    return run.endswith((".keras", ".h5")) or is_path(run)
 
 
 def results_folder(record: Record | None, file: Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.evaluation.metrics import Scores
-from dogbreeds.evaluation.results import Epoch, Predictions, ZeroShotBaseline
+from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Verdict
 from dogbreeds.training.state import History
 
@@ -75,3 +75,7 @@ class PrunedResult:
     """
 
     objective: float
+
+
+# How an attempt can end.
+Ending = Result | Range | Skipped | PrunedResult

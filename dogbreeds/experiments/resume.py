@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 ARCHIVE_PREFIX = "diverged-"
 # Prefix of the stop reason of a pruned attempt. Checkpoints contain it.
 PRUNED_PREFIX = "pruned: "
+# Beginning of the tag `pruned` of a run that was resumed after a search had pruned it. It is stored.
+NOT_PRUNED = "no:"
 
 
 def unfinished_record(run: Run, prior: PriorRuns, checkpoints: Checkpoints) -> Record | None:
@@ -60,7 +62,7 @@ def load_checkpoint(
     for epoch in state.history.epochs:
         tracker.metrics(epoch.metrics(), epoch.number)
     if state.history.stop_reason.startswith(PRUNED_PREFIX):
-        tracker.tags({"pruned": "no: resumed"})
+        tracker.tags({"pruned": f"{NOT_PRUNED} resumed"})
         state.history.stop_reason = stop(state.history.epochs) or ""
     log.info(
         "Resuming from checkpoint: epoch %d/%d done%s (rerun=true starts over)",

@@ -53,18 +53,15 @@ class Sweep(LauncherCallback):
     _current: _OpenSweep | None = None
 
     def begin(self, config: "DictConfig") -> None:
-
         plugins = named_plugins(config)
         own_config = job_config(config)
         tracking = build_spec(own_config, "tracking", plugins)
         overrides = tuple(config.hydra.overrides.task)
-        keys = swept_keys(overrides)
-        os.environ[SWEPT_ENV] = " ".join(keys)
-        name = sweep_name(overrides, keys)
-        log.info(name)
-        if not isinstance(tracking, Mlflow):
-            return
-        Sweep.open(tracking, sweep_origin(own_config, overrides, Path(config.hydra.sweep.dir), plugins))
+        os.environ[SWEPT_ENV] = " ".join(swept_keys(overrides))
+        origin = sweep_origin(own_config, overrides, Path(config.hydra.sweep.dir), plugins)
+        log.info(origin.name)
+        if isinstance(tracking, Mlflow):
+            Sweep.open(tracking, origin)
 
     @classmethod
     def open(cls, tracking: Mlflow, origin: RunOrigin) -> str:

@@ -26,10 +26,10 @@ def create_store(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     fast = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=fast) as folder, tempfile.TemporaryDirectory(dir=file.parent) as beside:
+    with tempfile.TemporaryDirectory(dir=fast) as folder, tempfile.TemporaryDirectory(dir=file.parent) as same_disk:
         created = Path(folder) / file.name
         SqlAlchemyStore(f"sqlite:///{created}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
-        copy = Path(beside) / file.name
+        copy = Path(same_disk) / file.name
         shutil.copyfile(created, copy)
         fsync(copy)
         # A link never replaces a file. Where there are no links, MLflow creates the store itself.

@@ -28,7 +28,7 @@ from dogbreeds.tracking.records import (
     check_parent,
     param_text,
 )
-from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest
+from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest, save_network
 from dogbreeds.tracking.tracking import Tracker, Tracking
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ class FolderTracker(Tracker):
         if self._build_model is None:
             return
         with atomic_folder(self.folder, _OWNED_FILES) as temporary:
-            self._build_model().save(temporary / MODEL_FILE)
-            self._tags[MODEL_DIGEST_TAG] = digest_file(temporary / MODEL_FILE)
+            self._tags[MODEL_DIGEST_TAG] = save_network(self._build_model(), temporary / MODEL_FILE)
             if self._head is not None:
                 self._head.save_weights(temporary / _HEAD_FILE)
                 self._tags[HEAD_DIGEST_TAG] = digest_file(temporary / _HEAD_FILE)

@@ -3,15 +3,12 @@
 import json
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.files import atomic_write
 from dogbreeds.core.text import digest_file, mask_passwords
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.prediction_files import write_predictions
@@ -24,7 +21,7 @@ from dogbreeds.tracking.records import (
     param_text,
     short,
 )
-from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, TOLERANCE_TAG
+from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, TOLERANCE_TAG, save_network
 from dogbreeds.tracking.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
 
 # MLflow's limit of parameters in one call.
 _PARAMS_PER_CALL = 100
-# Beginning of a file by which its compression is judged.
-_SAMPLE_BYTES = 1 << 20
 
 
 class MlflowTracker(Tracker):
@@ -123,9 +118,7 @@ class MlflowTracker(Tracker):
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / MODEL_FILE
-            build().save(path)
-            _compress(path)
-            tags = {MODEL_DIGEST_TAG: digest_file(path), TOLERANCE_TAG: f"{tolerance:g}"}
+            tags = {MODEL_DIGEST_TAG: save_network(build(), path), TOLERANCE_TAG: f"{tolerance:g}"}
             self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
         self.tags({"model": "kept"} | tags)
 
@@ -162,26 +155,6 @@ class MlflowTracker(Tracker):
 
     def location(self) -> str:
         return f"{short(self.run_id)} '{self._run.info.run_name}', MLflow experiment '{self._experiment}'"
-
-
-def _compress(archive: Path) -> None:
-    """Compress the files of a zip archive, which Keras stores as they are, if it saves a fifth of the largest one.
-
-    It does for the miniature: its weights are in half precision, so that half of the bits are zeros. Full precision
-    would be read for seconds to save a fifteenth.
-    """
-    with zipfile.ZipFile(archive) as source:
-        members = source.infolist()
-        with source.open(max(members, key=lambda member: member.file_size)) as largest:
-            sample = largest.read(_SAMPLE_BYTES)
-        if len(zlib.compress(sample, 1)) > 0.8 * len(sample):
-            return
-        with (
-            atomic_write(archive) as compressed,
-            zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
-        ):
-            for member in members:
-                target.writestr(member.filename, source.read(member))
 
 
 def add_files(
