@@ -500,4 +500,4 @@ def test_predict_uses_the_network_of_a_recorded_run(
         done.stderr,
     )
     other = command("predict", "images=shots", "only.model=effnetb4")
-    assert "has no finished run with a saved network for only.model=effnetb4. run=latest needs one." in other.stderr
+    assert "has no finished run with a saved network for only.model=effnetb4. run=latest needs one in " in other.stderr
