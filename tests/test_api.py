@@ -154,6 +154,8 @@ def test_an_interrupted_fit_on_own_data_resumes_and_other_data_are_another_run(
     own_home: Path, dataset: dogbreeds.Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="dogbreeds")
+    # A test of a command in the same process may have left the command's handler.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = dogbreeds.compose(FAST)
     interrupt = Interrupt()
     logging.getLogger("dogbreeds").addHandler(interrupt)

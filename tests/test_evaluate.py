@@ -72,10 +72,8 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
 ) -> None:
     nothing = command("evaluate")
     assert nothing.returncode == 1
-    assert (
-        "Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one. Type"
-        " python -m" in nothing.stderr
-    )
+    assert "Experiment 'dogbreeds' has no finished run with a saved network. run=latest needs one" in nothing.stderr
+    assert "Type python -m dogbreeds.train first" in nothing.stderr
     assert command("train", *TRAINED).returncode == 0
 
     done = command("evaluate", "tta.views=2")

@@ -358,7 +358,7 @@ def test_table_command_reads_recorded_runs(command, tmp_path) -> None:
     for arguments, message in (
         (["only.model=effnetb4"], "has no finished attempt with only.model=effnetb4."),
         (["ui=here", "format=csv"], "ui was 'here'. It must be the address of MLflow's UI"),
-        (["format=pdf"], "format was 'pdf'. It must be one of text, markdown, csv, html. Type format=text"),
+        (["format=pdf"], "format was 'pdf'. It must be one of text, markdown, csv, html, or null. Type format=text"),
         (["output=/proc/none/x", "format=csv"], "cannot be written"),
         (["model=effnetb4"], "model is not a setting. Similar settings are only.model, only.data."),
     ):
