@@ -6,7 +6,7 @@ import pytest
 
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
 from dogbreeds.evaluation.results import Epoch
-from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
+from dogbreeds.evaluation.verdict import VERDICTS, Reference, Setting, has_collapsed, judge
 
 # Validation accuracies in % of the guide's attempt 2.
 GUIDE = [43.10, 24.44, 15.94, 14.39]
@@ -39,6 +39,12 @@ def curve(
         accuracy = (train or val)[index] / 100
         epochs.append(Epoch(index + 1, 1e-3, train_loss[index] if train_loss else 1.0, accuracy, accuracy, scores, 1.0))
     return epochs
+
+
+def paired(probe: int, run: int, n: int, both: int | None = None) -> Reference:
+    """Return the comparison with a probe: the images on which each is right, and both; None for all of the fewer."""
+    both = min(probe, run) if both is None else both
+    return Reference(Proportion(probe, n), Proportion(run, n), PairedOutcome(run - both, probe - both, n, "test"))
 
 
 def setting(lr: float = 1e-3, classes: int = CLASSES, **more) -> Setting:
@@ -114,9 +120,16 @@ CASES = {
     "half is lost, with few images": (
         curve([22, 18, 10, 10], n=50),
         setting(classes=20),
-        "learned",
-        "in epoch 1, 10.0 % in the last",
-        "",
+        "undecided",
+        "fell from 22.0 % in epoch 1 to 10.0 %, by 1.7 standard errors: 50 images cannot tell a collapse from noise",
+        "Decide with more images",
+    ),
+    "half is lost, with few images, in training as well": (
+        curve([22, 18, 10, 10], n=100, train=[20, 15, 9, 8]),
+        setting(1e-2, classes=20, n_train=2000),
+        "collapsed",
+        "by 2 standard errors or more in the last two epochs, as did training accuracy, from 20.0 %",
+        "type optimizer.lr=1e-3, or",
     ),
     "half is lost, with many images": (
         curve([22, 18, 10, 10], n=5000),
@@ -172,9 +185,30 @@ CASES = {
     "few classes, few images, chance": (
         curve([50, 60, 55, 45], n=20),
         setting(classes=2),
+        "undecided",
+        "60.0 % at best, where chance is 50.0 %; training accuracy is 60.0 %: 20 images cannot tell it from chance",
+        "Decide with more images",
+    ),
+    "few validation images, and chance on many training images": (
+        curve([50, 60, 55, 45], n=20, train=[50, 51, 50, 52]),
+        setting(classes=2, n_train=2000),
         "never_learned",
-        "where chance is 50.0 %",
-        "",
+        "training accuracy is 52.0 %",
+        "phase=lr_range",
+    ),
+    "two classes with random labels": (
+        curve([50, 54, 58, 54], n=24, train=[55, 70, 85, 96.9], val_loss=[0.72, 0.9, 1.3, 1.81]),
+        setting(classes=2, n_train=96),
+        "undecided",
+        "training accuracy is 96.9 %: 24 images cannot tell it from chance",
+        "The training images were memorised: check their labels too.",
+    ),
+    "chance, where the probe has learned": (
+        curve([50, 54, 50, 54], n=50, train=[55, 52, 50, 53]),
+        setting(1e-2, classes=2, n_train=100, reference=paired(probe=46, run=27, n=50)),
+        "never_learned",
+        "54.0 % at best",
+        "type optimizer.lr=1e-3, or head=batchnorm.",
     ),
     "a loss of NaN": (
         curve(STEADY[:1]),
@@ -214,6 +248,83 @@ CASES = {
         "learned",
         "",
         "",
+    ),
+    "far below the probe, at a high rate": (
+        curve([12, 13.1, 12.5, 13], n=480, train=[8, 9, 8.5, 9]),
+        setting(1e-2, n_train=1920, reference=paired(probe=379, run=63, n=480)),
+        "underperforming",
+        "accuracy is 13.1 % on test, where the reference probe reaches 79.0 % on the same features: -65.8 points (99 %",
+        "The learning rate is too high for this head: type optimizer.lr=1e-3, or head=batchnorm.",
+    ),
+    "far below the probe, with SGD at a low rate": (
+        curve([8, 12, 16, 20], n=480, train=[5, 9, 13, 17], train_loss=[4.7, 4.6, 4.5, 4.4]),
+        setting(1e-3, settings={"optimizer": "SGD"}, reference=paired(probe=379, run=96, n=480)),
+        "underperforming",
+        "20.0 % on test",
+        "Training has not come to its end: type optimizer.lr=1e-2, or increase phase.epochs.",
+    ),
+    "far below the probe, still rising at a usual rate": (
+        curve([20, 30, 40, 50], n=480, train=[15, 28, 39, 50]),
+        setting(1e-3, reference=paired(probe=379, run=240, n=480)),
+        "underperforming",
+        "50.0 % on test",
+        "Training has not come to its end: increase phase.epochs, or find a rate with phase=lr_range.",
+    ),
+    "below the probe, with memorised training images": (
+        curve([50, 52, 53, 52.5], n=480, train=[80, 98, 99, 99]),
+        setting(1e-3, reference=paired(probe=379, run=254, n=480)),
+        "underperforming",
+        "52.9 % on test",
+        "The head memorises the training images: raise head.dropout, or type augment=guide, or check their labels.",
+    ),
+    "below the probe, and neither high nor rising": (
+        curve([50, 52, 53, 52.5], n=480, train=[50, 53, 54, 54]),
+        setting(1e-3, reference=paired(probe=379, run=254, n=480)),
+        "underperforming",
+        "52.9 % on test",
+        "type head=linear, or find a rate with phase=lr_range.",
+    ),
+    "below a given accuracy": (
+        curve([50, 52, 53, 52.5], n=480),
+        setting(1e-3, reference=Reference(Proportion(379, 480), Proportion(254, 480))),
+        "underperforming",
+        "accuracy is 52.9 %, where the reference probe reaches 79.0 %",
+        "",
+    ),
+    "a little below the probe": (
+        curve([70, 74, 76, 76], n=2400),
+        setting(1e-3, reference=paired(probe=1896, run=1824, n=2400, both=1780)),
+        "learned",
+        "in the last; accuracy is 76.0 % on test, where the reference probe reaches 79.0 % on the same features: -3.0",
+        "Fine-tuning can start from it",
+    ),
+    "as good as the probe, on so few images that it may be much worse": (
+        curve([60, 80, 80, 80], n=10),
+        setting(1e-3, classes=3, reference=paired(probe=8, run=8, n=10, both=7)),
+        "undecided",
+        "10 images cannot exclude that it is much worse",
+        "Decide with more images: add some to test.",
+    ),
+    "everything trains, so that there is no probe": (
+        curve(STEADY),
+        setting(no_reference="the whole network trains"),
+        "learned",
+        "how much the features could give is not known: the whole network trains",
+        "",
+    ),
+    "a fall that is noise, where the run is as good as the probe": (
+        curve([22, 18, 10, 10], n=50),
+        setting(classes=20, reference=paired(probe=1000, run=1000, n=4000)),
+        "learned",
+        "25.0 % on test",
+        "",
+    ),
+    "a fine-tune with so few images that a gain can hide": (
+        curve(PARENTED, n=60),
+        setting(1e-5, pair=PairedOutcome(6, 3, 60, "test")),
+        "undecided",
+        "+5.0 points on test",
+        "Use the frozen network until more images decide: add some to test.",
     ),
     "more gained than lost": (
         curve(PARENTED),

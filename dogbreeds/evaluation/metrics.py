@@ -196,15 +196,22 @@ class PairedOutcome:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference.
+        """The 95 % interval of the difference."""
+        return self.bounds(_Z95)
+
+    def bounds(self, deviations: float) -> tuple[float, float]:
+        """Return an interval of the difference.
 
         Half an image is added to each of the four counts. Source: Agresti and Min 2005.
+
+        Args:
+            deviations: its reach to each side, in standard errors.
         """
         gained = self.gained + 0.5
         lost = self.lost + 0.5
         n = self.n + 2
         middle = (gained - lost) / n
-        reach = _Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
+        reach = deviations * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
         return max(-1.0, middle - reach), min(1.0, middle + reach)
 
     def __str__(self) -> str:

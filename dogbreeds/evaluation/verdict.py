@@ -1,13 +1,15 @@
 """Verdict of a run: what happened, in one word, with the numbers that show it and advice. It is computed from curves.
 
-The thresholds were chosen on one half of the seeds of `make faults`, which reports its error rates on the other half.
+A verdict is earned: a run has learned if its accuracy is shown to be above chance and, where there is a reference
+probe, near what its own features can give. Where the images are too few to show either, it is undecided.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.evaluation import advice
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ VERDICTS = (
     "never_learned",
     "diverged",
     "overfitting",
+    "underperforming",
+    "undecided",
     "no_better_than_frozen",
     "worse_than_frozen",
     "better_than_frozen",
@@ -28,12 +32,16 @@ VERDICTS = (
 _COLLAPSED_SHARE = 0.85
 # A collapse falls by at least this many standard errors.
 _COLLAPSED_DEVIATIONS = 4.0
+# The same on validation, if the training accuracy fell by `_COLLAPSED_DEVIATIONS`: few images, but two witnesses.
+_CONFIRMED_DEVIATIONS = 2.0
 # Training that ends above this share of its best accuracy has not collapsed.
 _UNHARMED_SHARE = 0.95
 # Learning gains at least this share of the way from chance to 100 %.
 _LEARNED_SHARE = 0.05
 # Learning ends at least this many standard errors above chance.
 _LEARNED_DEVIATIONS = 4.0
+# Nothing was learned only if more than this share of the way from chance to 100 % can be excluded.
+_EXCLUDED_SHARE = 0.25
 # Overfitting raises the validation loss to at least this multiple of its lowest value.
 _OVERFIT_RISE = 1.15
 # Overfitting ends with a training accuracy at least this far above the validation accuracy.
@@ -42,6 +50,15 @@ _OVERFIT_GAP = 0.15
 _MAX_EPOCHS_WITHOUT_LEARNING = 3
 # Significance level of the paired test.
 PAIRED_LEVEL = 0.01
+# Standard normal quantile of a one-sided 99.5 % bound: the paired test's level, on one side.
+_Z_LEVEL = 2.5758
+# A run underperforms if it loses at least this share of the probe's accuracy, and at least these points of 1.
+_UNDERPERFORMING_SHARE = 0.08
+_UNDERPERFORMING_POINTS = 0.03
+# A run has learned only if the loss of this share of the probe's accuracy can be excluded.
+_SERIOUS_SHARE = 0.25
+# A fine-tune is no better only if a gain of this many points of 1 can be excluded.
+_MISSED_GAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -66,18 +83,38 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the reference probe reaches on the images on which the run is judged, and what the run reaches there.
+    """What the reference probe reaches on the images that decide about a run, and what the run reaches on them.
 
     Attributes:
-        probe: of the probe.
-        run: of the run, on the same images.
-        pair: image by image, the probe first and the run second, so that only the run is right on the images gained;
-            None where only accuracies are known.
+        probe: accuracy of the probe.
+        run: accuracy of the run, with the weights of its best epoch.
+        pair: image by image, the probe first and the run second; None where only the accuracies are known.
     """
 
     probe: Proportion
     run: Proportion
     pair: PairedOutcome | None = None
+
+    @property
+    def difference(self) -> float:
+        """The accuracy of the run minus that of the probe."""
+        return self.run.value - self.probe.value
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The 99 % interval of the difference."""
+        if self.pair is not None:
+            return self.pair.bounds(_Z_LEVEL)
+        variances = (part.value * (1 - part.value) / part.n for part in (self.probe, self.run))
+        reach = _Z_LEVEL * math.sqrt(sum(variances))
+        return self.difference - reach, self.difference + reach
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the run is significantly below the probe."""
+        if self.pair is not None:
+            return self.pair.difference < 0 and self.pair.p_value < PAIRED_LEVEL
+        return self.bounds[1] < 0
 
 
 @dataclass(frozen=True)
@@ -92,8 +129,9 @@ class Setting:
         diverged: at which step and learning rate the loss was not finite; empty if it never was.
         settings: the run's settings by dotted name, as `Run.parameters` gives them; they decide the advice alone.
         finetune: what to type to fine-tune from the run; empty if that is not possible.
-        reference: what the run's features can give at all; None where no probe was fitted.
-        n_train: number of training images; None if unknown.
+        n_train: number of training images; None if it is not known.
+        reference: the run compared with the reference probe; None if there is none.
+        no_reference: why there is none, a clause; empty if that goes without saying.
     """
 
     classes: int
@@ -103,8 +141,9 @@ class Setting:
     diverged: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     finetune: str = "phase=finetune"
-    reference: Reference | None = None
     n_train: int | None = None
+    reference: Reference | None = None
+    no_reference: str = ""
 
     def lacks(self, name: str, value: str) -> bool:
         """Whether typing a setting would change the run. A setting that the run does not have cannot be typed."""
@@ -118,20 +157,27 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         epochs: finished epochs, in order.
         setting: facts about the run.
     """
-    if setting.diverged:
-        advice = f"Type optimizer.lr={_lower_rate(setting.lr)}; if that diverges too, check preprocessing."
-        return Verdict("diverged", setting.diverged, advice, {"epochs": float(len(epochs))})
-    failure = _find_collapse(epochs) or (_find_no_learning(epochs, setting) if setting.pair is None else None)
-    if failure:
-        return _with_advice(failure, epochs, setting)
-    if setting.pair is not None:
-        return _compared_with_parent(setting.pair, setting)
-    return _find_overfitting(epochs, setting) or _learned(epochs, setting)
+    found = _find_failure(epochs, setting)
+    if found is None and setting.pair is not None:
+        found = _compared_with_parent(setting.pair)
+    if found is None:
+        found = (
+            _find_overfitting(epochs)
+            or _compared_with_reference(setting.reference)
+            or _find_doubtful_fall(epochs, setting)
+            or _learned(epochs, setting)
+        )
+    return replace(found, advice=advice.advise(found, epochs, setting))
 
 
-def has_collapsed(epochs: "Sequence[Epoch]") -> bool:
-    """Tell whether a running attempt has collapsed: two epochs in a row far below its peak, in training too."""
-    return _find_collapse(epochs) is not None
+def has_collapsed(epochs: "Sequence[Epoch]", n_train: int | None = None) -> bool:
+    """Tell whether a running attempt has collapsed: two epochs in a row far below its peak, in training too.
+
+    Args:
+        epochs: finished epochs, in order.
+        n_train: number of training images; None if it is not known.
+    """
+    return _find_collapse(epochs, n_train) is not None
 
 
 def early_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
@@ -142,106 +188,135 @@ def early_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None
         setting: facts about the run.
     """
     is_due = len(epochs) >= _MAX_EPOCHS_WITHOUT_LEARNING
-    return _find_collapse(epochs) or (_find_no_learning(epochs, setting) if is_due else None)
+    found = _find_collapse(epochs, setting.n_train) or (_find_no_learning(epochs, setting) if is_due else None)
+    return found if found is not None and found.name != "undecided" else None
 
 
-def _find_collapse(epochs: "Sequence[Epoch]") -> Verdict | None:
-    """Find a peak, and an end significantly below it.
+def _find_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+    """Find divergence, a collapse, and in a run without a parent that nothing was learned."""
+    if setting.diverged:
+        return Verdict("diverged", setting.diverged, "", {"epochs": float(len(epochs))})
+    collapsed = _find_collapse(epochs, setting.n_train)
+    return collapsed or (_find_no_learning(epochs, setting) if setting.pair is None else None)
 
-    The better of the last two epochs counts as the end, so that a single dip is no collapse.
+
+@dataclass(frozen=True)
+class _Fall:
+    """The fall of an accuracy from its peak.
+
+    The better of the last two epochs counts as the end, so that a single dip is no fall.
+
+    Attributes:
+        peak: best accuracy.
+        epoch: epoch of the peak, counted from 1.
+        end: the better of the last two accuracies.
+        deviations: the fall in standard errors.
     """
-    accuracies = [epoch.val.accuracy.value for epoch in epochs]
-    if len(accuracies) < 3:
+
+    peak: float
+    epoch: int
+    end: float
+    deviations: float
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float], n: int) -> "_Fall":
+        peak, end = max(accuracies), max(accuracies[-2:])
+        error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
+        return cls(peak, accuracies.index(peak) + 1, end, (peak - end) / error)
+
+    @property
+    def is_large(self) -> bool:
+        return self.end <= _COLLAPSED_SHARE * self.peak
+
+
+def _large_fall(epochs: "Sequence[Epoch]") -> _Fall | None:
+    """Return the fall of the validation accuracy; None if it is small, or if training is intact: then it overfits."""
+    if len(epochs) < 3:
         return None
-    n = epochs[0].val.accuracy.n
-    peak = max(accuracies)
-    peak_epoch = accuracies.index(peak) + 1
-    end = max(accuracies[-2:])
-    error = math.sqrt((peak * (1 - peak) + end * (1 - end)) / n) or 1 / n
-    is_recent = peak_epoch > len(accuracies) - 2
-    if is_recent or end > _COLLAPSED_SHARE * peak or peak - end < _COLLAPSED_DEVIATIONS * error:
+    fall = _Fall.of([epoch.val.accuracy.value for epoch in epochs], epochs[0].val.accuracy.n)
+    trained = [epoch.train_accuracy for epoch in epochs]
+    return fall if fall.is_large and trained[-1] <= _UNHARMED_SHARE * max(trained) else None
+
+
+def _find_collapse(epochs: "Sequence[Epoch]", n_train: int | None) -> Verdict | None:
+    """Find a peak, and an end significantly below it; few validation images need a fall in training as well."""
+    fall = _large_fall(epochs)
+    if fall is None:
         return None
-    # Training is intact: the run overfits.
-    if epochs[-1].train_accuracy > _UNHARMED_SHARE * max(epoch.train_accuracy for epoch in epochs):
+    training = _Fall.of([epoch.train_accuracy for epoch in epochs], n_train or epochs[0].val.accuracy.n)
+    is_confirmed = training.is_large and training.deviations >= _COLLAPSED_DEVIATIONS
+    if fall.deviations < (_CONFIRMED_DEVIATIONS if is_confirmed else _COLLAPSED_DEVIATIONS):
         return None
+    last = epochs[-1].val.accuracy.value
+    confirmation = f", as did training accuracy, from {_percent(training.peak)}" if is_confirmed else ""
     reason = (
-        f"validation accuracy peaked at {_percent(peak)} in epoch {peak_epoch} and fell to {_percent(accuracies[-1])},"
-        f" by {(peak - end) / error:.0f} standard errors or more in the last two epochs"
+        f"validation accuracy peaked at {_percent(fall.peak)} in epoch {fall.epoch} and fell to {_percent(last)},"
+        f" by {fall.deviations:.0f} standard errors or more in the last two epochs{confirmation}"
     )
-    numbers = {"peak": peak, "fall": peak - accuracies[-1], "peak_epoch": float(peak_epoch)}
+    numbers = {"peak": fall.peak, "fall": fall.peak - last, "peak_epoch": float(fall.epoch)}
     return Verdict("collapsed", reason, "", numbers)
 
 
+def _find_doubtful_fall(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+    """Find a fall that would be a collapse if there were enough images to show it, and no reference that tells."""
+    fall = _large_fall(epochs) if setting.reference is None else None
+    if fall is None:
+        return None
+    n = epochs[0].val.accuracy.n
+    reason = (
+        f"validation accuracy fell from {_percent(fall.peak)} in epoch {fall.epoch} to {_percent(fall.end)}, by"
+        f" {fall.deviations:.1f} standard errors: {n:,} images cannot tell a collapse from noise"
+    )
+    return Verdict("undecided", reason, "", {"peak": fall.peak})
+
+
 def _find_no_learning(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
-    """Find a best validation accuracy that is not above chance."""
+    """Find a best validation accuracy that is not shown to be above chance.
+
+    Nothing was learned if validation, training or the reference probe excludes that much was; else it is undecided.
+    """
     if not epochs:
         return Verdict("never_learned", "no epoch was finished", "", {})
-    n = epochs[0].val.accuracy.n
-    best = max(epoch.val.accuracy.value for epoch in epochs)
+    best = max((epoch.val.accuracy for epoch in epochs), key=lambda accuracy: accuracy.correct)
     chance = 1 / setting.classes
-    error = math.sqrt(chance * (1 - chance) / n)
+    error = math.sqrt(chance * (1 - chance) / best.n)
     # With few images the noise is large, but 100 % must still count as learned.
     noise = min(_LEARNED_DEVIATIONS * error, (1 - chance) / 2)
-    if best - chance >= max(_LEARNED_SHARE * (1 - chance), noise):
+    if best.value - chance >= max(_LEARNED_SHARE * (1 - chance), noise):
         return None
     trained = max(epoch.train_accuracy for epoch in epochs)
     reason = (
-        f"validation accuracy is {_percent(best)} at best, where chance is {_percent(chance)}; training accuracy is"
-        f" {_percent(trained)}"
+        f"validation accuracy is {_percent(best.value)} at best, where chance is {_percent(chance)}; training accuracy"
+        f" is {_percent(trained)}"
     )
-    return Verdict("never_learned", reason, "", {"peak": best, "chance": chance})
+    numbers = {"peak": best.value, "chance": chance}
+    measured = (
+        [best] if setting.n_train is None else [best, Proportion(round(trained * setting.n_train), setting.n_train)]
+    )
+    much = chance + _EXCLUDED_SHARE * (1 - chance)
+    is_excluded = any(accuracy.interval[1] < much for accuracy in measured)
+    if is_excluded or (setting.reference is not None and setting.reference.is_lower):
+        return Verdict("never_learned", reason, "", numbers)
+    return Verdict("undecided", f"{reason}: {best.n:,} images cannot tell it from chance", "", numbers)
 
 
-def _with_advice(failure: Verdict, epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
-    """Add advice to a collapse or to nothing learned, for the likeliest cause: the most certain ones come first."""
-    trained = max((epoch.train_accuracy for epoch in epochs), default=0.0)
-    peak = failure.numbers.get("peak", 0.0)
-    lower_rate = _lower_rate(setting.lr)
-    if setting.native is False:
-        # Where `native` names the wrong pixels, the preflight has said which are right.
-        is_native = not setting.lacks("preprocessing.mode", setting.settings.get("model.pixels", ""))
-        fix = "set preprocessing as the preflight says" if is_native else "type preprocessing=native"
-        advice = f"The pixels are not those of pretraining: {fix}."
-    elif failure.name == "never_learned" and trained > 2 * peak + 0.1:
-        advice = "The training images were memorised: check whether their labels are correct."
-    elif setting.pair is not None:
-        batchnorm = ", and unfreeze.batchnorm=frozen" if setting.lacks("unfreeze.batchnorm", "frozen") else ""
-        advice = f"Fine-tuning was too aggressive: type optimizer.lr={lower_rate}{batchnorm}."
-    elif setting.lr >= 3e-3 or failure.name == "collapsed":
-        other_head = ", or head=batchnorm" if setting.lacks("head", "BatchNorm") else ""
-        advice = f"The learning rate is too high for this head: type optimizer.lr={lower_rate}{other_head}."
-    elif epochs and epochs[-1].train_loss < 0.95 * epochs[0].train_loss:
-        advice = "The training loss is still falling: increase phase.epochs, or find a rate with phase=lr_range."
-    else:
-        advice = "Find a learning rate with phase=lr_range, and check some images and their labels."
-    return Verdict(failure.name, failure.reason, advice, failure.numbers)
-
-
-def _compared_with_parent(pair: PairedOutcome, setting: Setting) -> Verdict:
+def _compared_with_parent(pair: PairedOutcome) -> Verdict:
     """Return the verdict of a fine-tune that neither diverged nor collapsed."""
-    if pair.p_value >= PAIRED_LEVEL:
-        name = "no_better_than_frozen"
-        advice = f"{pair.n:,} images show no significant difference: use the frozen network, which is cheaper."
-    elif pair.difference > 0:
-        name = "better_than_frozen"
-        advice = "Use the fine-tuned network."
+    if pair.p_value < PAIRED_LEVEL:
+        name = "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     else:
-        name = "worse_than_frozen"
-        batchnorm = ", or unfreeze.batchnorm=frozen" if setting.lacks("unfreeze.batchnorm", "frozen") else ""
-        lower_rate = _lower_rate(setting.lr)
-        advice = f"Use the frozen network, or fine-tune again: type optimizer.lr={lower_rate}{batchnorm}."
+        name = "no_better_than_frozen" if pair.interval[1] <= _MISSED_GAIN else "undecided"
     numbers = {
         "difference": pair.difference,
         "p_value": pair.p_value,
         "gained": float(pair.gained),
         "lost": float(pair.lost),
     }
-    return Verdict(
-        name, f"{pair} compared with the frozen parent (significant if p < {PAIRED_LEVEL:g})", advice, numbers
-    )
+    reason = f"{pair} compared with the frozen parent (significant if p < {PAIRED_LEVEL:g})"
+    return Verdict(name, reason, "", numbers)
 
 
-def _find_overfitting(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None:
+def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
     """Find a validation loss that rose while the training loss fell."""
     losses = [epoch.val.loss for epoch in epochs]
     lowest = losses.index(min(losses))
@@ -255,10 +330,32 @@ def _find_overfitting(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | 
         f" accuracy reached {_percent(last.train_accuracy)} and validation {_percent(last.val.accuracy.value)}"
     )
     numbers = {"peak": max(epoch.val.accuracy.value for epoch in epochs), "loss_rise": rise, "gap": gap}
-    has_dropout = not setting.settings or "head.dropout" in setting.settings
-    remedies = ["raise head.dropout"] if has_dropout else []
-    remedies += ["type augment=guide"] if setting.lacks("augment", "Guide") else ["raise augment.copies"]
-    return Verdict("overfitting", reason, f"Stop at that epoch, {', or '.join(remedies)}.", numbers)
+    return Verdict("overfitting", reason, "", numbers)
+
+
+def _compared_with_reference(reference: Reference | None) -> Verdict | None:
+    """Find an accuracy significantly and clearly below the probe's, or so few images that this cannot be excluded."""
+    if reference is None:
+        return None
+    lost = -reference.difference
+    numbers = {"reference": reference.probe.value, "reference_difference": reference.difference}
+    if reference.is_lower and lost >= max(_UNDERPERFORMING_POINTS, _UNDERPERFORMING_SHARE * reference.probe.value):
+        return Verdict("underperforming", f"accuracy is {_beside(reference)}", "", numbers)
+    if -reference.bounds[0] >= _SERIOUS_SHARE * reference.probe.value:
+        reason = f"accuracy is {_beside(reference)}: {reference.run.n:,} images cannot exclude that it is much worse"
+        return Verdict("undecided", reason, "", numbers)
+    return None
+
+
+def _beside(reference: Reference) -> str:
+    """Name a run's accuracy, beside the probe's."""
+    low, high = reference.bounds
+    split = f" on {reference.pair.split}" if reference.pair is not None else ""
+    return (
+        f"{_percent(reference.run.value)}{split}, where the reference probe reaches {_percent(reference.probe.value)}"
+        f" on the same features: {100 * reference.difference:+.1f} points (99 % interval {100 * low:+.1f} to"
+        f" {100 * high:+.1f}, n = {reference.run.n:,})"
+    )
 
 
 def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
@@ -267,23 +364,14 @@ def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
         f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
         " last"
     )
-    return Verdict("learned", reason, _next_step(setting), {"peak": best.val.accuracy.value})
-
-
-def _next_step(setting: Setting) -> str:
-    """Return what to do after a run that has learned: a fine-tune, or what it lacks to be the parent of one."""
-    if setting.settings.get("unfreeze", "Nothing") != "Nothing":
-        return "To see what the unfrozen blocks add, or to fine-tune, train with a frozen backbone: type unfreeze=none."
-    if setting.settings.get("tracking.model") == "none":
-        return "Fine-tuning can start from it once its head is saved: type tracking.model=best."
-    if not setting.finetune:
-        return "No fine-tuning can start from it, since it was not saved: leave tracking.folder=null out."
-    return f"Fine-tuning can start from it: type {setting.finetune}."
-
-
-def _lower_rate(lr: float) -> str:
-    """A tenth of a learning rate, at most 1e-2, as it is typed."""
-    return f"{min(lr / 10, 1e-2):.0e}".replace("e-0", "e-")
+    numbers = {"peak": best.val.accuracy.value}
+    reference = setting.reference
+    if reference is not None:
+        reason += f"; accuracy is {_beside(reference)}"
+        numbers |= {"reference": reference.probe.value, "reference_difference": reference.difference}
+    elif setting.no_reference:
+        reason += f"; how much the features could give is not known: {setting.no_reference}"
+    return Verdict("learned", reason, "", numbers)
 
 
 def _percent(share: float) -> str:
