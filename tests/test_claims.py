@@ -4,7 +4,17 @@ import pytest
 
 from dogbreeds.core.paths import config_folder
 from dogbreeds.evaluation.verdict import VERDICTS
-from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, REFUTED, REPRODUCED, check_accuracy, check_verdict
+from dogbreeds.reports.claims import (
+    CLAIMS,
+    NOT_TESTED,
+    REFUTED,
+    REPRODUCED,
+    UNDECIDED,
+    ClaimCheck,
+    check_accuracy,
+    check_verdict,
+    claim_status,
+)
 
 GUIDE_PARAMS = {
     "model.architecture": "EfficientNetB4",
@@ -42,6 +52,21 @@ def test_claims_cover_the_attempts_in_conf() -> None:
             REPRODUCED,
             "no better than frozen or better than frozen in 2 of 2 seeds",
         ),
+        ("frozen", ["undecided"], "", UNDECIDED, "the images are too few in the only seed, otherwise learned"),
+        (
+            "frozen",
+            ["learned", "undecided"],
+            "",
+            UNDECIDED,
+            "the images are too few in 1 of 2 seeds, otherwise learned",
+        ),
+        (
+            "frozen",
+            ["underperforming", "undecided"],
+            "",
+            REFUTED,
+            "learned in 0 of 2 seeds, otherwise undecided, underperforming",
+        ),
         ("frozen", [], "", NOT_TESTED, "it was not run. Type python -m dogbreeds.train attempt=frozen"),
         (
             "frozen",
@@ -57,6 +82,24 @@ def test_check_verdict_compares_all_seeds_with_the_claim(
 ) -> None:
     check = check_verdict(CLAIMS[attempt], verdicts, changed)
     assert (check.status, check.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "number", "status"),
+    [
+        (REPRODUCED, REPRODUCED, "outcome and number reproduced"),
+        (REPRODUCED, NOT_TESTED, "outcome reproduced"),
+        (REPRODUCED, REFUTED, "outcome reproduced, number refuted"),
+        (REFUTED, REPRODUCED, "outcome refuted, number reproduced"),
+        (REFUTED, REFUTED, "outcome and number refuted"),
+        (UNDECIDED, NOT_TESTED, "outcome undecided"),
+        (NOT_TESTED, NOT_TESTED, "not tested here"),
+    ],
+)
+def test_claim_status_says_whether_the_outcome_or_the_number_was_reproduced(
+    outcome: str, number: str, status: str
+) -> None:
+    assert claim_status(ClaimCheck(outcome, ""), ClaimCheck(number, "")) == status
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def test_check_verdict_passes_good_verdicts(verdict: str) -> None:
     promotion_gate.check_verdict(record("a", verdict), "dogs@champion")
 
 
-@pytest.mark.parametrize("verdict", ["collapsed", "never_learned", "diverged", "overfitting", "worse_than_frozen"])
+@pytest.mark.parametrize(
+    "verdict",
+    ["collapsed", "never_learned", "diverged", "overfitting", "underperforming", "undecided", "worse_than_frozen"],
+)
 def test_check_verdict_refuses_bad_verdicts(verdict: str) -> None:
     with pytest.raises(UserError) as refused:
         promotion_gate.check_verdict(record("aaaaaaaaaaaa", verdict), "dogs@champion")

@@ -95,7 +95,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "0.5–1.5",
             "never learned",
             "1–5 %",
-            "reproduced",
+            "outcome reproduced",
         ],
         [
             "lr_collapse",
@@ -109,7 +109,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "32.8–38.2",
             "collapsed",
             "43 → 14 %",
-            "reproduced",
+            "outcome reproduced",
         ],
         [
             "frozen",
@@ -123,7 +123,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "90.2–93.3",
             "learned",
             "93.7 %",
-            "reproduced",
+            "outcome reproduced",
         ],
         [
             "finetune_50",
@@ -137,7 +137,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "91.1–94.0",
             "better than frozen",
             "92.9 %",
-            "refuted",
+            "outcome refuted",
         ],
         ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
     ]
@@ -196,7 +196,12 @@ def test_table_has_no_result_for_a_run_without_a_finished_epoch() -> None:
     diverged.tags["verdict"] = "diverged"
     (table,) = build_tables([diverged], lambda run_id: [])
     cells = table.rows[2].cells()
-    assert (cells["result"], cells["interval"], cells["verdict"], cells["claim"]) == ("–", "–", "diverged", "refuted")
+    assert (cells["result"], cells["interval"], cells["verdict"], cells["claim"]) == (
+        "–",
+        "–",
+        "diverged",
+        "outcome refuted",
+    )
     assert table.histories() == {}
 
 
@@ -320,7 +325,7 @@ def test_markdown_csv_and_html_have_the_same_results(table) -> None:
     markdown = as_markdown(table, run_url)
     assert (
         "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14"
-        " % | reproduced | [lr_colla](" in markdown
+        " % | outcome reproduced | [lr_colla](" in markdown
     )
     rows = list(csv.DictReader(io.StringIO(as_csv([table], run_url))))
     assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
@@ -348,8 +353,8 @@ def test_table_command_reads_recorded_runs(command, tmp_path) -> None:
     assert ran.returncode == 0, ran.stderr
     printed = command("table", "format=csv")
     rows = {row["attempt"]: row for row in csv.DictReader(io.StringIO(printed.stdout))}
-    assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "reproduced")
-    assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "reproduced")
+    assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "outcome reproduced")
+    assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "outcome reproduced")
     assert rows["finetune_20"]["claim"] == "not tested here"
     assert rows["frozen"]["links"] == f"http://127.0.0.1:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
     page = command("table", "format=html", f"output={tmp_path}/out/page.html")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.reports import baseline_note
-from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, ClaimCheck, check_accuracy, check_verdict
+from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, ClaimCheck, check_accuracy, check_verdict, claim_status
 from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RANKING_METRIC, Record
 
 # Attempts that have a row in every table. Those on ResNet50 have one where they were run.
@@ -86,6 +86,12 @@ class AttemptRow:
         params = self.records[0].params if self.records else {}
         return check_accuracy(CLAIMS[self.attempt], params, self.best_accuracies, self.changed)
 
+    @property
+    def claim_status(self) -> str:
+        """What of the guide's claim was reproduced; a dash if it makes none."""
+        outcome, number = self.verdict_check, self.accuracy_check
+        return claim_status(outcome, number) if outcome is not None and number is not None else "–"
+
     def cells(self) -> dict[str, str]:
         """Format the row.
 
@@ -96,7 +102,7 @@ class AttemptRow:
         claim_cells = {
             "attempt": self.attempt,
             "guide": claim.guide_result if claim else "–",
-            "claim": self.verdict_check.status if self.verdict_check else "–",
+            "claim": self.claim_status,
         }
         if not self.records:
             return dict.fromkeys(COLUMNS, "–") | claim_cells

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-REPRODUCED, REFUTED, NOT_TESTED = "reproduced", "refuted", "not tested here"
+REPRODUCED, REFUTED, UNDECIDED, NOT_TESTED = "reproduced", "refuted", "undecided", "not tested here"
 
 # A fifth of all 20,580 images. The guide chose the best epoch on them too.
 _GUIDE_VAL_IMAGES = 4_072
@@ -105,7 +105,7 @@ class ClaimCheck:
     """The outcome of checking one claim.
 
     Attributes:
-        status: `REPRODUCED`, `REFUTED` or `NOT_TESTED`.
+        status: `REPRODUCED`, `REFUTED`, `UNDECIDED` or `NOT_TESTED`.
         reason: evidence for the status. Where the claim is not tested, the command that tests it.
     """
 
@@ -132,9 +132,28 @@ def check_verdict(claim: Claim, verdicts: Sequence[str], changed: str = "", setu
     if matches == len(verdicts):
         seeds = f"{matches} of {len(verdicts)} seeds" if len(verdicts) > 1 else "the only seed"
         return ClaimCheck(REPRODUCED, f"{claimed} in {seeds}")
+    if all(verdict in claim.verdicts or verdict == UNDECIDED for verdict in verdicts):
+        undecided = f"{len(verdicts) - matches} of {len(verdicts)} seeds" if len(verdicts) > 1 else "the only seed"
+        return ClaimCheck(UNDECIDED, f"the images are too few in {undecided}, otherwise {claimed}")
     others = sorted({verdict.replace("_", " ") for verdict in verdicts if verdict not in claim.verdicts})
     seeds = f"{matches} of {len(verdicts)} seed{'s' if len(verdicts) > 1 else ''}"
     return ClaimCheck(REFUTED, f"{claimed} in {seeds}, otherwise {', '.join(others)}")
+
+
+def claim_status(outcome: ClaimCheck, number: ClaimCheck) -> str:
+    """Say what of a claim was reproduced: its outcome, its number, or both.
+
+    A number is tested in the guide's setup only.
+
+    Args:
+        outcome: of `check_verdict`.
+        number: of `check_accuracy`.
+    """
+    if outcome.status == NOT_TESTED:
+        return NOT_TESTED
+    if outcome.status == number.status:
+        return f"outcome and number {outcome.status}"
+    return f"outcome {outcome.status}" + (f", number {number.status}" if number.status != NOT_TESTED else "")
 
 
 def check_accuracy(

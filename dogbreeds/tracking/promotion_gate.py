@@ -27,10 +27,11 @@ def check_verdict(record: Record, target: str) -> None:
     verdict = record.tags["verdict"]
     if verdict not in _PROMOTABLE_VERDICTS:
         *first, last = (name.replace("_", " ") for name in _PROMOTABLE_VERDICTS)
+        remedy = "train on data with more test images" if verdict == "undecided" else "train a run that ends better"
         raise UserError(
             f"Run {short(record.run_id)} was not registered as {target}: its verdict is {verdict.replace('_', ' ')}. It"
-            f" must be {', '.join(first)} or {last}. Type run=<another run's id>, or train a run that ends better; the"
-            " exported files stay."
+            f" must be {', '.join(first)} or {last}. Type run=<another run's id>, or {remedy}; the exported"
+            " files stay."
         )
 
 
