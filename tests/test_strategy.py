@@ -116,8 +116,8 @@ def both_strategies(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, 
 
 
 # Cases by tier. Each is trained once on one device and once on several logical devices of the CPU.
-SLOW = "dropout trainable drop_connect"
-LONG = "linear mlp batchnorm_head frozen affine gradual images"
+SLOW = "dropout trainable"
+LONG = "drop_connect linear mlp batchnorm_head frozen affine gradual images"
 
 
 def assert_equal_up_to_rounding(folder: Path, case: str) -> None:
