@@ -207,6 +207,15 @@ class PairedOutcome:
         reach = _Z95 * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
         return max(-1.0, middle - reach), min(1.0, middle + reach)
 
+    def metrics(self) -> dict[str, float]:
+        """Return the difference, its p-value and both counts by name, as they are recorded."""
+        return {
+            "difference": self.difference,
+            "p_value": self.p_value,
+            "gained": float(self.gained),
+            "lost": float(self.lost),
+        }
+
     def __str__(self) -> str:
         low, high = self.interval
         return (

@@ -120,16 +120,7 @@ def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     Args:
         pairs: paired comparison of each split.
     """
-    return {
-        f"parent/{split}_{name}": value
-        for split, pair in pairs.items()
-        for name, value in {
-            "difference": pair.difference,
-            "p_value": pair.p_value,
-            "gained": pair.gained,
-            "lost": pair.lost,
-        }.items()
-    }
+    return {f"parent/{split}_{name}": value for split, pair in pairs.items() for name, value in pair.metrics().items()}
 
 
 def summary_lines(result: Result, tracker: Tracker) -> list[str]:
@@ -150,6 +141,7 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     if result.test is not None:
         lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")
     lines += result.baseline.lines()
+    lines += result.reference.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.location()}")
     lines.append(f"{result.verdict}")

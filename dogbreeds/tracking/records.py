@@ -116,6 +116,8 @@ class Parent:
         baseline: metrics of its zero-shot baseline, by name; empty without one.
         baseline_description: what the baseline is, or why there is none; empty in runs of versions that did not
             record it.
+        reference: metrics of its reference probe, by name; empty without one.
+        reference_description: the probe's method, or why there is none; empty likewise.
     """
 
     run_id: str
@@ -124,6 +126,8 @@ class Parent:
     predictions: "dict[str, Predictions]"
     baseline: dict[str, float] = field(default_factory=dict)
     baseline_description: str = ""
+    reference: dict[str, float] = field(default_factory=dict)
+    reference_description: str = ""
 
 
 @dataclass(frozen=True)
