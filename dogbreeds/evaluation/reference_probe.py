@@ -114,8 +114,8 @@ def _standardised(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     for part, block in _parts(features, rows):
         block -= mean
-        block *= scale
         block[~np.isfinite(block)] = 0.0
+        block *= scale
         yield part, block
 
 

@@ -60,11 +60,13 @@ class ReferenceResult:
         description: the probe's method, or why there is none; the value of the `reference` tag.
         comparisons: the probe and the run, by split; the test split, if there is one, is the last.
         facts: numbers about the probe, by name; empty in a fine-tune, which takes the accuracies from its parent.
+        seconds: how long fitting and scoring took.
     """
 
     description: str
     comparisons: dict[str, Reference] = field(default_factory=dict)
     facts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def deciding(self) -> Reference | None:
@@ -74,6 +76,8 @@ class ReferenceResult:
     def metrics(self) -> dict[str, float]:
         """Return accuracies, intervals and paired comparisons by metric name."""
         metrics = {f"reference/{name}": value for name, value in self.facts.items()}
+        if self.seconds:
+            metrics["seconds/reference"] = self.seconds
         for split, found in self.comparisons.items():
             low, high = found.probe.interval
             numbers = {"accuracy": found.probe.value, "accuracy_low": low, "accuracy_high": high, "n": found.probe.n}

@@ -44,7 +44,7 @@ def measure_reference(
             run=Proportion(int(run_correct.sum()), n),
             pair=PairedOutcome.of(probe_correct, run_correct, split),
         )
-    return ReferenceResult(probe.method, comparisons, probe.facts | {"seconds": time.perf_counter() - started})
+    return ReferenceResult(probe.method, comparisons, probe.facts, seconds=time.perf_counter() - started)
 
 
 def _inherit(parent: Parent, predictions: dict[str, Predictions]) -> ReferenceResult:

@@ -21,6 +21,8 @@ PREDICTIONS_FOLDER = "predictions"
 HEAD_WEIGHTS = "head/head.weights.h5"
 # The metric that runs are ranked by.
 RANKING_METRIC = "best/val_accuracy"
+# The metric of the reference probe to compare it with.
+REFERENCE_METRIC = "reference/val_accuracy"
 # Environment variable with the id of the sweep's run. The processes of the sweep's jobs read it.
 SWEEP_RUN_ENV = "DOGBREEDS_SWEEP_RUN"
 # A sweep's run has a tag `reused.<run id>` for each finished run whose result it took over.
