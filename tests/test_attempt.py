@@ -257,6 +257,14 @@ def test_finetune_starts_from_the_best_frozen_run(finished, attempted_in_module)
     assert tuned.history.epochs[0].val.loss == pytest.approx(frozen.history.best.val.loss, rel=1e-4)
     assert (record.data.params["unfreeze.layers_asked"], record.data.params["unfreeze.layers_trained"]) == ("16", "16")
     assert [item.path for item in client.list_artifacts(record.info.run_id, "model")] == ["model/model.keras"]
+    # The reference probe is the parent's, of which only accuracies are known.
+    assert record.data.tags["reference"] == parent.data.tags["reference"] == "ridge"
+    for split in ("val", "test"):
+        for name in (f"reference/{split}_accuracy", f"reference/{split}_accuracy_low", f"reference/{split}_n"):
+            assert record.data.metrics[name] == parent.data.metrics[name]
+        assert f"reference/{split}_p_value" not in record.data.metrics
+    inherited = tuned.reference.deciding
+    assert (inherited.probe, inherited.run) == (frozen.reference.deciding.probe, tuned.test.accuracy)
     # Only the heads of frozen attempts are saved separately, for fine-tunes to start from.
     assert client.list_artifacts(record.info.run_id, "head") == []
     assert record.data.tags["verdict"] == "no_better_than_frozen"
@@ -265,6 +273,20 @@ def test_finetune_starts_from_the_best_frozen_run(finished, attempted_in_module)
         assert [
             record.data.metrics[f"parent/{split}_{name}"] for name in ("difference", "p_value", "gained", "lost")
         ] == [0, 1, 0, 0]
+
+
+def test_frozen_run_is_compared_with_the_reference_probe_image_by_image(finished) -> None:
+    result, record, _ = finished
+    metrics = record.data.metrics
+    assert list(result.reference.comparisons) == ["val", "test"]
+    for split, accuracy in (("val", result.best.val.accuracy), ("test", result.test.accuracy)):
+        found = result.reference.comparisons[split]
+        assert found.run == accuracy
+        assert found.pair.difference == pytest.approx(found.run.value - found.probe.value)
+        assert metrics[f"reference/{split}_accuracy"] == found.probe.value > 0.8
+        assert metrics[f"reference/{split}_n"] == found.probe.n == accuracy.n
+        assert metrics[f"reference/{split}_p_value"] == found.pair.p_value
+    assert 0 < metrics["seconds/reference"] < metrics["seconds/total"]
 
 
 @pytest.mark.slow

@@ -37,11 +37,12 @@ def test_shard_spec_rejects_a_shard_beyond_the_last() -> None:
 @pytest.mark.parametrize(
     ("settings", "kinds", "shards"),
     [
-        # Two epochs use copies 0 and 1 of three; the images of a source are decoded once for all copies.
+        # Two epochs use copies 0 and 1 of three, and the reference probe the plain images; the images of a source are
+        # decoded once for all of them.
         pytest.param(
             ("phase.epochs=2", "augment=guide", "augment.copies=3"),
-            {"features": 4, "photos": 3, "preflight": 1},
-            {"features": 12, "photos": 9},
+            {"features": 5, "photos": 3, "preflight": 1},
+            {"features": 15, "photos": 9},
             marks=pytest.mark.slow,
             id="views",
         ),

@@ -27,6 +27,8 @@ VERDICTS = {
     "frozen": "learned",
     "finetune_50": "better_than_frozen",
 }
+# Validation accuracy of the reference probe. A version that recorded none trained lr_collapse.
+REFERENCES = {"torch_pixels": 0.012, "frozen": 0.881, "finetune_50": 0.881}
 
 
 def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniature", **changes: str) -> Record:
@@ -59,7 +61,8 @@ def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniat
         started,
         "FINISHED",
         params,
-        {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000},
+        {"best/val_accuracy": max(CURVES[attempt]) + seed / 1000}
+        | ({"reference/val_accuracy": REFERENCES[attempt] + seed / 1000} if attempt in REFERENCES else {}),
         tags,
         "7",
     )
@@ -93,6 +96,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "0.8 %",
             "1,200",
             "0.5–1.5",
+            "1.2 %",
             "never learned",
             "1–5 %",
             "outcome reproduced",
@@ -107,6 +111,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "35.4 → 5.0 %",
             "1,200",
             "32.8–38.2",
+            "–",
             "collapsed",
             "43 → 14 %",
             "outcome reproduced",
@@ -121,6 +126,7 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "91.9 %",
             "1,200",
             "90.2–93.3",
+            "88.1 %",
             "learned",
             "93.7 %",
             "outcome reproduced",
@@ -135,11 +141,12 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
             "92.7 %",
             "1,200",
             "91.1–94.0",
+            "88.1 %",
             "better than frozen",
             "92.9 %",
             "outcome refuted",
         ],
-        ["finetune_20", *["–"] * 9, "to be tested", "not tested here"],
+        ["finetune_20", *["–"] * 10, "to be tested", "not tested here"],
     ]
     assert (
         "finetune_50: the claimed verdict is refuted: no better than frozen or worse than frozen in 0 of 1 seed,"
@@ -158,6 +165,7 @@ def test_table_puts_seeds_in_one_row_and_leaves_out_older_runs() -> None:
     row = table.rows[2]
     assert [one.run_id for one in row.records] == ["frozen-2-3", "frozen-0-2", "frozen-1-1.5"]
     assert row.cells()["result"] == "92.0 % (91.9–92.1, 3 seeds)"
+    assert row.cells()["reference"] == "88.2 %"
     assert row.cells()["verdict"] == "learned"
     assert row.verdict_check.reason == "learned in 3 of 3 seeds"
     (all_runs,) = build_tables([newest, old], history, all_runs=True)
@@ -239,6 +247,12 @@ def test_text_fits_the_terminal_s_width(table, width: int, monkeypatch: pytest.M
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= width
     assert ("layers" in text) == (width >= 150)
+    # There is no column for the reference probe in a terminal: a note has it.
+    note = "Reference probe, validation accuracy: 1.2 % (torch_pixels); 88.1 % (frozen, finetune_50)."
+    assert note in " ".join(text.split())
+    assert text.count("88.1 %") == 1
+    # Without a terminal there is a column, and no note.
+    assert as_text(table, None, run_url).count("88.1 %") == 2
     # Attempt names are not wrapped.
     assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)
     # The short id is a hyperlink to the run.
@@ -324,16 +338,18 @@ def test_run_url_is_on_the_tracking_server_or_for_a_local_store_on_the_ui(uri: s
 def test_markdown_csv_and_html_have_the_same_results(table) -> None:
     markdown = as_markdown(table, run_url)
     assert (
-        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | collapsed | 43 → 14"
-        " % | outcome reproduced | [lr_colla](" in markdown
+        "| lr_collapse | frozen | raw | 0.01 | 0 (frozen) | – | 35.4 → 5.0 % | 1,200 | 32.8–38.2 | – | collapsed | 43 →"
+        " 14 % | outcome reproduced | [lr_colla](" in markdown
     )
     rows = list(csv.DictReader(io.StringIO(as_csv([table], run_url))))
     assert [row["attempt"] for row in rows] == ["torch_pixels", "lr_collapse", "frozen", "finetune_50", "finetune_20"]
     assert rows[1]["result"] == "35.4 → 5.0 %"
     assert rows[1]["runs"] == "lr_collapse-0-0"
+    assert [row["reference"] for row in rows] == ["1.2 %", "–", "88.1 %", "88.1 %", "–"]
     page = as_html([table], run_url)
     assert page.count("<svg") == 1
     assert "35.4\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}5.0&nbsp;%" in page
+    assert page.count("88.1&nbsp;%") + page.count("88.1\N{NO-BREAK SPACE}%") == 2
     assert "src=" not in page
     assert set(re.findall(r'href="(http[^"]*)"', page)) == {
         run_url(row.records[0]) for row in table.rows if row.records

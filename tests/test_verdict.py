@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference, Scores
 from dogbreeds.evaluation.results import Epoch
-from dogbreeds.evaluation.verdict import VERDICTS, Reference, Setting, has_collapsed, judge
+from dogbreeds.evaluation.verdict import VERDICTS, Setting, has_collapsed, judge
 
 # Validation accuracies in % of the guide's attempt 2.
 GUIDE = [43.10, 24.44, 15.94, 14.39]

@@ -13,6 +13,10 @@ import numpy as np
 TOP = 5
 # Standard normal quantile of 0.975.
 _Z95 = 1.959963984540054
+# Of 0.995.
+_Z99 = 2.5758293035489004
+# Significance level of the paired test of a verdict.
+PAIRED_LEVEL = 0.01
 # Metrics of the validation split that can select the best epoch.
 MONITORS = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
 
@@ -214,9 +218,54 @@ class PairedOutcome:
         reach = deviations * math.sqrt(max(0.0, gained + lost - (gained - lost) ** 2 / n)) / n
         return max(-1.0, middle - reach), min(1.0, middle + reach)
 
+    def metrics(self) -> dict[str, float]:
+        """Return the difference, its p-value and both counts by name, as they are recorded."""
+        return {
+            "difference": self.difference,
+            "p_value": self.p_value,
+            "gained": float(self.gained),
+            "lost": float(self.lost),
+        }
+
     def __str__(self) -> str:
         low, high = self.interval
         return (
             f"{100 * self.difference:+.1f} points on {self.split} (95 % interval {100 * low:+.1f} to {100 * high:+.1f};"
             f" {self.gained} images gained, {self.lost} lost of {self.n:,}, p = {self.p_value:.2g})"
         )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the reference probe reaches on the images that decide about a run, and what the run reaches on them.
+
+    Attributes:
+        probe: accuracy of the probe.
+        run: accuracy of the run, with the weights of its best epoch.
+        pair: image by image, the probe first and the run second; None where only the accuracies are known.
+    """
+
+    probe: Proportion
+    run: Proportion
+    pair: PairedOutcome | None = None
+
+    @property
+    def difference(self) -> float:
+        """The accuracy of the run minus that of the probe."""
+        return self.run.value - self.probe.value
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The 99 % interval of the difference."""
+        if self.pair is not None:
+            return self.pair.bounds(_Z99)
+        variances = (part.value * (1 - part.value) / part.n for part in (self.probe, self.run))
+        reach = _Z99 * math.sqrt(sum(variances))
+        return self.difference - reach, self.difference + reach
+
+    @property
+    def is_lower(self) -> bool:
+        """Whether the run is significantly below the probe."""
+        if self.pair is not None:
+            return self.pair.difference < 0 and self.pair.p_value < PAIRED_LEVEL
+        return self.bounds[1] < 0

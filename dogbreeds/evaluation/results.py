@@ -1,4 +1,4 @@
-"""Results of a run: epochs, predictions, mistakes, the zero-shot baseline and the learning-rate range test."""
+"""Results of a run: epochs, predictions, mistakes, baseline, reference probe and the learning-rate range test."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Scores, probabilities
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference, Scores, probabilities
 
 # First words of the `baseline` tag of a run whose baseline was measured; the number of outputs follows. The tag is
 # stored, and reports recognise it by these words.
@@ -49,6 +49,53 @@ class ZeroShotBaseline:
             return [f"baseline  none: {self.description}"] if self.imagenet_classes else []
         split, accuracy = list(self.accuracies.items())[-1]
         return [f"baseline  {SPLIT_NAMES[split]} {accuracy}: the 1000-way top, untrained; {IMAGENET_OVERLAP}"]
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """What the reference probe reaches on the features of a run, or why it has none.
+
+    Attributes:
+        description: the probe's method, or why there is none; the value of the `reference` tag.
+        comparisons: the probe and the run, by split; the test split, if there is one, is the last.
+        facts: numbers about the probe, by name; empty in a fine-tune, which takes the accuracies from its parent.
+        seconds: how long fitting and scoring took.
+    """
+
+    description: str
+    comparisons: dict[str, Reference] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def deciding(self) -> Reference | None:
+        """The comparison on the split that the verdict decides by: the test split if there is one."""
+        return list(self.comparisons.values())[-1] if self.comparisons else None
+
+    def metrics(self) -> dict[str, float]:
+        """Return accuracies, intervals and paired comparisons by metric name."""
+        metrics = {f"reference/{name}": value for name, value in self.facts.items()}
+        if self.seconds:
+            metrics["seconds/reference"] = self.seconds
+        for split, found in self.comparisons.items():
+            low, high = found.probe.interval
+            numbers = {"accuracy": found.probe.value, "accuracy_low": low, "accuracy_high": high, "n": found.probe.n}
+            metrics |= {
+                f"reference/{split}_{name}": float(value)
+                for name, value in (numbers | (found.pair.metrics() if found.pair else {})).items()
+            }
+        return metrics
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags of the run."""
+        return {"reference": self.description}
+
+    def lines(self) -> list[str]:
+        """Return the log line of the probe in a list, on the test split if there is one."""
+        if not self.comparisons:
+            return [f"reference  none: {self.description}"]
+        split, found = list(self.comparisons.items())[-1]
+        return [f"reference  {split} {found.probe}: {self.description}"]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dogbreeds.evaluation import advice
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
+from dogbreeds.evaluation.metrics import PAIRED_LEVEL, PairedOutcome, Proportion, Reference
 
 if TYPE_CHECKING:
     from dogbreeds.evaluation.results import Epoch
@@ -48,10 +48,6 @@ _OVERFIT_RISE = 1.15
 _OVERFIT_GAP = 0.15
 # Epochs in which a run must learn something; a collapse shows in as many.
 _MAX_EPOCHS_WITHOUT_LEARNING = 3
-# Significance level of the paired test.
-PAIRED_LEVEL = 0.01
-# Standard normal quantile of a one-sided 99.5 % bound: the paired test's level, on one side.
-_Z_LEVEL = 2.5758
 # A run underperforms if it loses at least this share of the probe's accuracy, and at least these points of 1.
 _UNDERPERFORMING_SHARE = 0.08
 _UNDERPERFORMING_POINTS = 0.03
@@ -79,42 +75,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.name.replace('_', ' ')}: {self.reason}. {self.advice}"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the reference probe reaches on the images that decide about a run, and what the run reaches on them.
-
-    Attributes:
-        probe: accuracy of the probe.
-        run: accuracy of the run, with the weights of its best epoch.
-        pair: image by image, the probe first and the run second; None where only the accuracies are known.
-    """
-
-    probe: Proportion
-    run: Proportion
-    pair: PairedOutcome | None = None
-
-    @property
-    def difference(self) -> float:
-        """The accuracy of the run minus that of the probe."""
-        return self.run.value - self.probe.value
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The 99 % interval of the difference."""
-        if self.pair is not None:
-            return self.pair.bounds(_Z_LEVEL)
-        variances = (part.value * (1 - part.value) / part.n for part in (self.probe, self.run))
-        reach = _Z_LEVEL * math.sqrt(sum(variances))
-        return self.difference - reach, self.difference + reach
-
-    @property
-    def is_lower(self) -> bool:
-        """Whether the run is significantly below the probe."""
-        if self.pair is not None:
-            return self.pair.difference < 0 and self.pair.p_value < PAIRED_LEVEL
-        return self.bounds[1] < 0
 
 
 @dataclass(frozen=True)

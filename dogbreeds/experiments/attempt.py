@@ -12,12 +12,13 @@ import numpy as np
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
-from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
+from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.range_test import run_range_test
+from dogbreeds.experiments.reference import measure_reference
 from dogbreeds.experiments.result import Ending, PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
@@ -120,6 +121,7 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
         prepared.native,
         settings=run.parameters(),
         finetune=tracker.finetune_overrides,
+        n_train=len(inputs.train(0)),
     )
     history = _fit_or_resume(prepared, phase, inputs, val, setting, tracker)
     predictions = _predict_with_best_epoch(prepared, history, inputs, val, tracker)
@@ -127,7 +129,8 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
     if predictions:
         _record_curves(history, tracker)
     test = score(predictions["test"].logits, predictions["test"].labels) if "test" in predictions else None
-    judged = _judge(history, pairs, setting)
+    reference = measure_reference(prepared, inputs, predictions)
+    judged = _judge(history, pairs, reference, setting)
     baseline = _measure_baseline(prepared, tested=test is not None)
     result = Result(
         run_id=tracker.run_id,
@@ -139,6 +142,7 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
         verdict=judged,
         feature_seconds=feature_seconds,
         seconds=time.perf_counter() - prepared.started,
+        reference=reference,
     )
     _record(prepared, result, pairs, tracker)
     return result
@@ -160,7 +164,7 @@ def _fit_or_resume(
         log.info(recording.epoch_line(epoch, phase.epochs))
 
     def stop(epochs: Sequence[Epoch]) -> str | None:
-        if run.stop_on_collapse and verdict.has_collapsed(epochs):
+        if run.stop_on_collapse and verdict.has_collapsed(epochs, setting.n_train):
             return "stop_on_collapse"
         reason = current.prune_reason(epochs, setting, last=len(epochs) == phase.epochs)
         return f"{resume.PRUNED_PREFIX}{reason}" if reason else None
@@ -226,12 +230,14 @@ def _compare_with_parent(prepared: PreparedRun, predictions: dict[str, Predictio
     return {split: ours.compare_with(parent.predictions[split], split) for split, ours in predictions.items()}
 
 
-def _judge(history: History, pairs: dict[str, PairedOutcome], setting: Setting) -> Verdict:
+def _judge(history: History, pairs: dict[str, PairedOutcome], reference: ReferenceResult, setting: Setting) -> Verdict:
     # The best epoch was selected on the validation split, so only the test split is an unbiased comparison.
     pair = pairs.get("test", pairs.get("val"))
-    return verdict.judge(
-        history.epochs, replace(setting, pair=pair, diverged=history.stop_reason if history.diverged else "")
-    )
+    diverged = history.stop_reason if history.diverged else ""
+    compared = reference.deciding
+    no_reference = "" if compared else reference.description
+    facts = replace(setting, pair=pair, diverged=diverged, reference=compared, no_reference=no_reference)
+    return verdict.judge(history.epochs, facts)
 
 
 def _measure_baseline(prepared: PreparedRun, tested: bool) -> ZeroShotBaseline:
@@ -255,7 +261,12 @@ def _measure_baseline(prepared: PreparedRun, tested: bool) -> ZeroShotBaseline:
 
 def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcome], tracker: Tracker) -> None:
     """Record and log a finished attempt."""
-    tracker.metrics(recording.final_metrics(result) | result.baseline.metrics() | recording.paired_metrics(pairs))
+    tracker.metrics(
+        recording.final_metrics(result)
+        | result.baseline.metrics()
+        | result.reference.metrics()
+        | recording.paired_metrics(pairs)
+    )
     tracker.tags(
         {
             "verdict": result.verdict.name,
@@ -263,6 +274,7 @@ def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcom
             "verdict.advice": result.verdict.advice,
         }
         | result.baseline.tags()
+        | result.reference.tags()
     )
     tracker.describe(str(result.verdict))
     # Metrics come before the model: a sweep's jobs rank by them to decide whose model is saved.

@@ -55,7 +55,11 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
     if parent is not None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})
-        log.info("fine-tuning from run %s, %.1f %% on validation", short(parent.run_id), 100 * parent.accuracy)
+        # The best frozen run is the parent whatever its verdict: what is wrong with it should be seen.
+        verdict = f", verdict {parent.verdict.replace('_', ' ')}" if parent.verdict not in ("", "learned") else ""
+        log.info(
+            "fine-tuning from run %s, %.1f %% on validation%s", short(parent.run_id), 100 * parent.accuracy, verdict
+        )
 
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
@@ -120,16 +124,7 @@ def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     Args:
         pairs: paired comparison of each split.
     """
-    return {
-        f"parent/{split}_{name}": value
-        for split, pair in pairs.items()
-        for name, value in {
-            "difference": pair.difference,
-            "p_value": pair.p_value,
-            "gained": pair.gained,
-            "lost": pair.lost,
-        }.items()
-    }
+    return {f"parent/{split}_{name}": value for split, pair in pairs.items() for name, value in pair.metrics().items()}
 
 
 def summary_lines(result: Result, tracker: Tracker) -> list[str]:
@@ -150,6 +145,7 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     if result.test is not None:
         lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")
     lines += result.baseline.lines()
+    lines += result.reference.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
     lines.append(f"run   {tracker.location()}")
     lines.append(f"{result.verdict}")

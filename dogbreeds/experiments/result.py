@@ -1,10 +1,10 @@
 """The ways in which an attempt can end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dogbreeds.evaluation.metrics import Scores
-from dogbreeds.evaluation.results import Epoch, Predictions, Range, ZeroShotBaseline
+from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Verdict
 from dogbreeds.training.state import History
 
@@ -30,6 +30,7 @@ class Result:
         verdict: what happened, with its reason and advice.
         feature_seconds: seconds from the start to the first training step.
         seconds: seconds from the start to the end.
+        reference: what the reference probe reaches on the features, or why there is none.
     """
 
     run_id: str
@@ -41,6 +42,7 @@ class Result:
     verdict: Verdict
     feature_seconds: float
     seconds: float
+    reference: ReferenceResult = field(default_factory=lambda: ReferenceResult("not measured"))
 
     @property
     def best(self) -> Epoch | None:

@@ -57,7 +57,13 @@ class TrainingInputs:
         Args:
             epoch: counted from 0.
         """
-        view = self._view(epoch)
+        return self._train_rows(self._view(epoch))
+
+    def plain_train(self) -> Rows:
+        """Return the training rows of the plain images, also if the epochs have augmented copies."""
+        return self._train_rows(None)
+
+    def _train_rows(self, view: AugmentedView | None) -> Rows:
         copy = view.copy if view else None
         # Epochs return to the same copies, so each array is opened once.
         if copy not in self._train:
@@ -67,6 +73,12 @@ class TrainingInputs:
     def class_weights(self) -> np.ndarray | None:
         """Return the weight of each class in the loss, [classes] float32; None if all are 1."""
         return self._run.loss.weights(self.train(0).labels, len(self._dataset.class_names))
+
+    def reason_for_no_probe(self) -> str:
+        """Return why there are no features that a reference probe could be fitted on; empty if there are."""
+        if not self._network.uses_cache:
+            return "the whole network trains"
+        return "part of the backbone trains" if self._network.suffix is not None else ""
 
     def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
         """Compute one shard of a split's inputs into the cache.
@@ -128,8 +140,10 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     held_out = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
     for split in held_out:
         inputs.compute(split, shard_spec)
-    # A fine-tune takes the baseline from its parent.
+    # A fine-tune takes reference probe and baseline from its parent.
     if not isinstance(run.phase, Finetune):
+        if held_out and run.augment.num_copies() and not inputs.reason_for_no_probe():
+            inputs.compute(dataset.train, shard_spec)
         _, baseline_network = build_baseline(run, assembly.backbone, assembly.network, None, dataset.class_names)
         if baseline_network is not None:
             for split in held_out:

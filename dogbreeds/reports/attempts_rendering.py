@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dogbreeds.core.text import csv_rows
-from dogbreeds.reports import curves, pages, tables
+from dogbreeds.reports import curves, pages, reference_note, tables
 from dogbreeds.reports.attempts_table import COLUMNS, AttemptRow, AttemptsTable, missing_attempts
 from dogbreeds.reports.tables import Column
 from dogbreeds.tracking.records import Record, short
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 RunUrl = Callable[[Record], str]
 
 _NARROW_COLUMNS = ("attempt", "result", "verdict", "guide", "claim")
-_NUMERIC_COLUMNS = ("lr", "n", "interval")
+_NUMERIC_COLUMNS = ("lr", "n", "interval", "reference")
 # Least widths of the columns whose cells may be wrapped. A run of no named attempt is named by its overrides, and a
 # result may be `35.4 → 5.0 %`.
 _MIN_WIDTHS = {"attempt": 13, "unfrozen": 10, "result": 12, "verdict": 10, "guide": 8}
-# A terminal of this width has room for all of `COLUMNS`.
-_MIN_WIDTH_ALL_COLUMNS = 150
+# A terminal has a note in place of this column, or names of runs would wrap.
+_WIDE_COLUMNS = tuple(name for name in COLUMNS if name != "reference")
+# A terminal of this width has room for these columns.
+_MIN_WIDTH_WIDE_COLUMNS = 150
 # A terminal of this width has room for run ids. A narrower one has less for results, too.
 _MIN_WIDTH_RUN_IDS = 80
 _NARROW_MIN_WIDTHS = _MIN_WIDTHS | {"result": 8}
@@ -38,7 +40,8 @@ def as_text(attempts: AttemptsTable, width: int | None, run_url: RunUrl) -> str:
         width: the terminal's width in columns; None if the text goes elsewhere.
         run_url: returns the URL of a run's page.
     """
-    names = COLUMNS if width is None or width >= _MIN_WIDTH_ALL_COLUMNS else _NARROW_COLUMNS
+    wide_enough = width is None or width >= _MIN_WIDTH_WIDE_COLUMNS
+    names = (COLUMNS if width is None else _WIDE_COLUMNS) if wide_enough else _NARROW_COLUMNS
     has_run_ids = width is None or width >= _MIN_WIDTH_RUN_IDS
     min_widths = _MIN_WIDTHS if has_run_ids else _NARROW_MIN_WIDTHS
     headings, *lines = attempts.text_rows(names)
@@ -54,7 +57,8 @@ def as_text(attempts: AttemptsTable, width: int | None, run_url: RunUrl) -> str:
         columns.append(Column("run"))
         for row, attempt in zip(rows, attempts.rows, strict=True):
             row.append(_linked_ids(attempt, run_url))
-    notes = [tables.paragraph(note, width, "dim", indent=2) for note in attempts.notes()]
+    texts = [*attempts.notes(), *(reference_note.notes(attempts.rows) if "reference" not in names else [])]
+    notes = [tables.paragraph(note, width, "dim", indent=2) for note in texts]
     return "".join([tables.paragraph(attempts.title, width, "bold"), tables.text_table(columns, rows, width), *notes])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.reports import baseline_note
 from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, ClaimCheck, check_accuracy, check_verdict, claim_status
-from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RANKING_METRIC, Record
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RANKING_METRIC, REFERENCE_METRIC, Record
 
 # Attempts that have a row in every table. Those on ResNet50 have one where they were run.
 _GUIDE_ATTEMPTS = tuple(name for name in CLAIMS if not name.startswith("resnet50"))
@@ -32,6 +32,7 @@ COLUMNS = (
     "result",
     "n",
     "interval",
+    "reference",
     "verdict",
     "guide",
     "claim",
@@ -69,6 +70,12 @@ class AttemptRow:
     def best_accuracies(self) -> tuple[float, ...]:
         """Best validation accuracy, in [0, 1], of each seed that finished an epoch."""
         return tuple(record.metrics[RANKING_METRIC] for record in self.records if RANKING_METRIC in record.metrics)
+
+    @property
+    def reference_accuracy(self) -> float | None:
+        """Validation accuracy of the reference probe, in [0, 1], mean over the seeds; None where none was recorded."""
+        found = [value for record in self.records if (value := record.metrics.get(REFERENCE_METRIC)) is not None]
+        return sum(found) / len(found) if found else None
 
     @property
     def verdict_check(self) -> ClaimCheck | None:
@@ -120,6 +127,7 @@ class AttemptRow:
             "result": self._result(),
             "n": f"{n:,}",
             "interval": self._interval(n),
+            "reference": f"{100 * self.reference_accuracy:.1f} %" if self.reference_accuracy is not None else "–",
             "verdict": _counted(record.tags["verdict"].replace("_", " ") for record in self.records),
         }
 

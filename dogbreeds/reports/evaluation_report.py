@@ -12,10 +12,9 @@ import numpy as np
 from dogbreeds.core.text import csv_rows
 from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.class_scores import ClassScore, ConfusedClasses
-from dogbreeds.evaluation.metrics import Proportion, probabilities
+from dogbreeds.evaluation.metrics import PAIRED_LEVEL, Proportion, probabilities
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import Evaluation, Measure
-from dogbreeds.evaluation.verdict import PAIRED_LEVEL
 from dogbreeds.reports import figures, pages, tables
 from dogbreeds.reports.tables import Column
 

@@ -157,6 +157,9 @@ class MlflowReader(MlflowStore):
             predictions=predictions,
             baseline={name: value for name, value in best.data.metrics.items() if name.startswith("baseline/")},
             baseline_description=best.data.tags.get("baseline", ""),
+            reference={name: value for name, value in best.data.metrics.items() if name.startswith("reference/")},
+            reference_description=best.data.tags.get("reference", ""),
+            verdict=best.data.tags.get("verdict", ""),
         )
 
     def _named_parent(self, frozen: "list[MlflowRun]", prefix: str, expected: dict[str, str]) -> "MlflowRun":

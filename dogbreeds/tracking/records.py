@@ -21,6 +21,8 @@ PREDICTIONS_FOLDER = "predictions"
 HEAD_WEIGHTS = "head/head.weights.h5"
 # The metric that runs are ranked by.
 RANKING_METRIC = "best/val_accuracy"
+# The metric of the reference probe to compare it with.
+REFERENCE_METRIC = "reference/val_accuracy"
 # Environment variable with the id of the sweep's run. The processes of the sweep's jobs read it.
 SWEEP_RUN_ENV = "DOGBREEDS_SWEEP_RUN"
 # A sweep's run has a tag `reused.<run id>` for each finished run whose result it took over.
@@ -116,6 +118,9 @@ class Parent:
         baseline: metrics of its zero-shot baseline, by name; empty without one.
         baseline_description: what the baseline is, or why there is none; empty in runs of versions that did not
             record it.
+        reference: metrics of its reference probe, by name; empty without one.
+        reference_description: the probe's method, or why there is none; empty likewise.
+        verdict: name of its verdict; empty if it is not known.
     """
 
     run_id: str
@@ -124,6 +129,9 @@ class Parent:
     predictions: "dict[str, Predictions]"
     baseline: dict[str, float] = field(default_factory=dict)
     baseline_description: str = ""
+    reference: dict[str, float] = field(default_factory=dict)
+    reference_description: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,9 @@ class SavedRun:
             predictions=self.predictions(),
             baseline={name: value for name, value in self.metrics.items() if name.startswith("baseline/")},
             baseline_description=self.tags.get("baseline", ""),
+            reference={name: value for name, value in self.metrics.items() if name.startswith("reference/")},
+            reference_description=self.tags.get("reference", ""),
+            verdict=self.tags.get("verdict", ""),
         )
 
     def _checked(self, name: str, tag: str) -> Path:

@@ -1,0 +1,61 @@
+"""The reference probe of a run: fitted on the features that its head trains on, or taken from a fine-tune's parent."""
+
+import time
+
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference
+from dogbreeds.evaluation.reference_probe import fit_probe
+from dogbreeds.evaluation.results import Predictions, ReferenceResult
+from dogbreeds.experiments.prepare import PreparedRun
+from dogbreeds.experiments.training_inputs import TrainingInputs
+from dogbreeds.tracking.records import Parent
+
+
+def measure_reference(
+    prepared: PreparedRun, inputs: TrainingInputs, predictions: dict[str, Predictions]
+) -> ReferenceResult:
+    """Fit the reference probe on the features of the training images, and compare the run with it, image by image.
+
+    The images are the plain ones, also if the run trains on augmented copies, since those that both predict are plain.
+    They get the class weights that they have in the run's loss.
+
+    Args:
+        prepared: run that was trained.
+        inputs: of its network.
+        predictions: of the best epoch's weights, by split; empty without a best epoch.
+    """
+    if prepared.parent is not None:
+        return _inherit(prepared.parent, predictions)
+    reason = inputs.reason_for_no_probe()
+    if reason or not predictions:
+        return ReferenceResult(reason or "no epoch was finished")
+    started = time.perf_counter()
+    train = inputs.plain_train()
+    classes = len(prepared.dataset.class_names)
+    probe = fit_probe(train.array, train.labels, classes, train.indices, inputs.class_weights())
+    comparisons = {}
+    for split, ours in predictions.items():
+        rows = inputs.rows(prepared.dataset.splits[split])
+        probe_correct = probe.logits(rows.array, rows.indices).argmax(axis=1) == rows.labels
+        run_correct = ours.logits.argmax(axis=1) == ours.labels
+        n = len(rows)
+        comparisons[split] = Reference(
+            probe=Proportion(int(probe_correct.sum()), n),
+            run=Proportion(int(run_correct.sum()), n),
+            pair=PairedOutcome.of(probe_correct, run_correct, split),
+        )
+    return ReferenceResult(probe.method, comparisons, probe.facts, seconds=time.perf_counter() - started)
+
+
+def _inherit(parent: Parent, predictions: dict[str, Predictions]) -> ReferenceResult:
+    """Return what the probe reached on a fine-tune's parent, which had the same images; only accuracies were recorded.
+
+    An earlier version recorded none.
+    """
+    comparisons = {}
+    for split, ours in predictions.items():
+        accuracy = parent.reference.get(f"reference/{split}_accuracy")
+        if accuracy is not None:
+            n = len(ours.labels)
+            correct = int((ours.logits.argmax(axis=1) == ours.labels).sum())
+            comparisons[split] = Reference(Proportion(round(accuracy * n), n), Proportion(correct, n))
+    return ReferenceResult(parent.reference_description or "the parent run recorded none", comparisons)
