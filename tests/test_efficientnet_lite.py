@@ -359,7 +359,7 @@ def test_backbone_is_cut_at_its_blocks(backbone: Backbone, dogs: np.ndarray) -> 
         ["stem", "block1a", "block2a", "block2b"],
         ["block6d", "block7a", "top"],
     )
-    whole = assembled(lite(), backbone).prefix.compiled(dogs[:4])
+    whole = assembled(lite(), backbone).prefix.graph(dogs[:4], training=False)
     network = assembled(lite(), backbone, Blocks(top=3, names=(), batchnorm="frozen", drop_connect="off"))
     assert network.suffix is not None
     assert {layer.name.partition("_")[0] for layer in network.suffix.layers if layer.weights} == {
@@ -367,12 +367,15 @@ def test_backbone_is_cut_at_its_blocks(backbone: Backbone, dogs: np.ndarray) -> 
         "block7a",
         "top",
     }
-    np.testing.assert_allclose(network.suffix(network.prefix.compiled(dogs[:4]), training=False), whole, atol=1e-4)
+    np.testing.assert_allclose(
+        network.suffix(network.prefix.graph(dogs[:4], training=False), training=False), whole, atol=1e-4
+    )
 
 
 @needs_weights
-@pytest.mark.slow
-@pytest.mark.parametrize("source", ["imagenet", "files"])
+@pytest.mark.parametrize(
+    "source", [pytest.param("imagenet", marks=pytest.mark.slow), pytest.param("files", marks=pytest.mark.long)]
+)
 def test_baseline_has_the_dog_logits_of_the_full_network(
     full: "keras.Model", backbone: Backbone, dogs: np.ndarray, tmp_path: Path, source: str
 ) -> None:
@@ -388,12 +391,12 @@ def test_baseline_has_the_dog_logits_of_the_full_network(
     zero, topped = top.build(model, model.build(0), Preprocessing(mode="raw"), network, BREEDS)
     assert zero.description == "zero training: the 1000-way top's 3 outputs"
     assert topped is not None
-    measured = topped.infer(topped.prefix.compiled(dogs[:4])).numpy()
+    measured = topped.forward(topped.prefix.graph(dogs[:4], training=False), training=False).numpy()
     np.testing.assert_allclose(measured, full(dogs[:4], training=False).numpy()[:, [151, 268, 275]], atol=1e-3)
 
 
 @needs_weights
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_measures_the_baseline_of_the_plugin_s_weights(
     full: "keras.Model", write_images: Callable[..., Path], tmp_path: Path, command: Callable
 ) -> None:
