@@ -76,9 +76,9 @@ def _blocks(outputs: "keras.KerasTensor", width: float, depth: float) -> "keras.
         stage = stage._replace(filters=_round_filters(width * stage.filters))
         for repeat in range(stage.repeats):
             name = f"block{number}{chr(ord('a') + repeat)}_"
-            outputs = _block(
-                outputs, stage if repeat == 0 else stage._replace(strides=1), name, _DROP_CONNECT * done / total
-            )
+            outputs = _block(outputs, stage, name, drop_connect=_DROP_CONNECT * done / total)
+            # Only the first block of a stage has its stride.
+            stage = stage._replace(strides=1)
             done += 1
     return outputs
 
