@@ -17,7 +17,7 @@ from dogbreeds.data import drawn_dogs
 from tests import prefork
 from tests.documentation import ROOT
 
-_LINKED = (".ci", "CHANGELOG.md", "Makefile", "conf", "docs", "dogbreeds", "pyproject.toml", "tests")
+_LINKED = (".ci", "CHANGELOG.md", "Makefile", "conf", "docs", "dogbreeds", "examples", "pyproject.toml", "tests")
 # The package's commands are forked from the server that has imported TensorFlow. All else is Python as it is.
 _PYTHON = f"""#!/bin/sh
 case "$1 $2" in "-m dogbreeds."*) exec {sys.executable} -S -E {prefork.__file__} "$@" ;; esac

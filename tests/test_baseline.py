@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.spec import boolean, integer, one_of
 from dogbreeds.data.class_names import has_wordnet_id, imagenet_outputs
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import ZeroShotBaseline
@@ -312,6 +314,38 @@ def test_top_of_other_weights_raises_a_user_error(weights, tmp_path: Path) -> No
         ". Set baseline.weights=<the file that these weights come from>, or baseline.weights=null."
     )
     assert Nothing().build(*parts) == (ZeroShotBaseline("not requested", 3), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnNetwork(Model):
+    """As a plugin has it: one convolution, and a top that is pooled or not."""
+
+    architecture: str = one_of("OwnNetwork")
+    outputs: int = integer(at_least=1, example=1000)
+    pooled: bool = boolean()
+
+    def construct(self, weights: str | None, top: bool = False):
+        import keras
+
+        images = keras.Input((self.image_size, self.image_size, 3))
+        maps = keras.layers.Conv2D(4, 3, strides=8, name="block1_conv")(images)
+        if not top:
+            return keras.Model(images, maps)
+        pool = keras.layers.GlobalAveragePooling2D() if self.pooled else keras.layers.Flatten()
+        return keras.Model(images, keras.layers.Dense(self.outputs)(pool(maps)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("outputs", "pooled", "pools"), [(1000, False, 0), (1001, True, 1)])
+def test_top_of_another_kind_raises_a_user_error(outputs: int, pooled: bool, pools: int) -> None:
+    model = OwnNetwork(
+        architecture="OwnNetwork", image_size=32, pixels="raw", weights="imagenet", outputs=outputs, pooled=pooled
+    )
+    preprocessing = Preprocessing(mode="raw")
+    parts = (model, model.build(0), preprocessing, built(model, preprocessing), list(BREEDS))
+    facts = rf"OwnNetwork with its top has {pools} .*\({outputs},\)\. .* 1000 logits .*\. Set baseline=none, or"
+    with pytest.raises(UserError, match=facts):
+        Top(weights=None).build(*parts)
 
 
 # --- notes in reports ---------------------------------------------------------

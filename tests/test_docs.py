@@ -33,12 +33,14 @@ def test_command_in_the_documentation_composes(command: tuple[str, ...], monkeyp
     name, *overrides = command
     if "--help" in overrides:
         return
-    # Parts of one's own have the names of the example's.
-    plugin = ROOT / "examples/plugin"
-    monkeypatch.syspath_prepend(plugin)
-    config = compose_config(name, first_values(overrides), sources=[config_source(plugin / "shapes_plugin/conf")])
+    # Parts of one's own have the names of the examples'.
+    plugins = [ROOT / "examples/plugin/shapes_plugin", ROOT / "examples/efficientnet_lite"]
+    for plugin in plugins:
+        monkeypatch.syspath_prepend(plugin.parent)
+    sources = [config_source(plugin / "conf") for plugin in plugins]
+    config = compose_config(name, first_values(overrides), sources=sources)
     if name in COMMANDS_OF_RUNS:
-        config.plugins = ["shapes_plugin"]
+        config.plugins = [plugin.name for plugin in plugins]
         assert from_config(config).key
 
 

@@ -234,6 +234,13 @@ def imagenet_network(model: Model, top: bool = False) -> "keras.Model":
         ) from error
 
 
+def network_name(model: Model, top: bool) -> str:
+    """Return what to call the network that a weight file must fit, for errors."""
+    if is_foreign(type(model)):
+        return model.architecture
+    return f"keras.applications.{model.architecture}(include_top={top})"
+
+
 def load_all_weights(network: "keras.Model", file: Path) -> None:
     """Load the weights of every layer from a file.
 
@@ -254,11 +261,9 @@ def _load(network: "keras.Model", file: Path, model: Model) -> "keras.Model":
     except WEIGHT_FILE_ERRORS as error:
         with_alpha = f", with alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         to_change = "model.alpha" if isinstance(model, MobileNetV2) else "model"
-        own = f"keras.applications.{model.architecture}(include_top=False)"
-        network_name = model.architecture if is_foreign(type(model)) else own
         raise UserError(
             f"{file} does not fit {model.architecture} ({shorten(str(error), 160)}). It must hold the weights of"
-            f" {network_name} in the same size{with_alpha}. Type"
+            f" {network_name(model, top=False)} in the same size{with_alpha}. Type"
             f" model.weights=imagenet, or give the right file or {to_change}."
         ) from error
     normalisations = [layer for layer in network.layers if isinstance(layer, keras.layers.Normalization)]

@@ -28,6 +28,7 @@ from dogbreeds.models.model import (
     arrays_digest,
     imagenet_network,
     load_all_weights,
+    network_name,
 )
 from dogbreeds.models.network import Network, Prefix
 from dogbreeds.models.preprocessing import Preprocessing
@@ -35,6 +36,8 @@ from dogbreeds.models.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import keras
 
+# Classes of ImageNet.
+_NUM_OUTPUTS = 1000
 # Reasons for no baseline, as the run is tagged.
 _NOT_REQUESTED = "not requested"
 _NO_TOP = "the weights have no 1000-way top"
@@ -111,7 +114,7 @@ class Top(Baseline):
     """The 1000-way ImageNet classifier of the backbone's weights.
 
     Attributes:
-        weights: Keras weight file of the model with its top; None for Keras' own, if the backbone's weights are Keras'.
+        weights: Keras weight file of the model with its top; None for that of `model.weights=imagenet`.
     """
 
     weights: str | None = path(example="path/to/file.weights.h5", optional=True)
@@ -202,7 +205,14 @@ def _load_top(model: Model, file: Path | None) -> "tuple[keras.Model, str]":
     full_model = imagenet_network(model, top=True) if file is None else _read_full_model(model, file)
     nodes = [node for node in nodes_in_order(full_model) if node.input_tensors]
     # The last pooling layer: others are within blocks.
-    *_, pool = [node for node in nodes if isinstance(node.operation, keras.layers.GlobalAveragePooling2D)]
+    pools = [node for node in nodes if isinstance(node.operation, keras.layers.GlobalAveragePooling2D)]
+    if not pools or full_model.output.shape[1:] != (_NUM_OUTPUTS,):
+        raise UserError(
+            f"{model.architecture} with its top has {len(pools)} layers GlobalAveragePooling2D, and the output shape"
+            f" {tuple(full_model.output.shape[1:])}. The zero-shot baseline needs a top that pools the feature maps and"
+            f" ends in the {_NUM_OUTPUTS} logits of ImageNet. Set baseline=none, or correct the model's construct."
+        )
+    pool = pools[-1]
     original = keras.Model(pool.output_tensors[0], full_model.output)
     # A copy, so that the full model does not stay in memory.
     top = keras.models.clone_model(original)
@@ -216,11 +226,11 @@ def _read_full_model(model: Model, file: Path) -> "keras.Model":
     try:
         load_all_weights(full_model, file)
     except WEIGHT_FILE_ERRORS as error:
-        width = f", alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
+        width = f" and alpha={model.alpha:g}" if isinstance(model, MobileNetV2) else ""
         raise UserError(
             f"baseline.weights={file} does not fit {model.architecture} with its top"
             f" ({shorten(str(error), 160)}). It must hold the weights of"
-            f" keras.applications.{model.architecture}(include_top=True{width}), with 1000 outputs. Set"
+            f" {network_name(model, top=True)}, with 1000 outputs{width}. Set"
             " baseline.weights=<the right file>, or baseline.weights=null."
         ) from error
     return full_model

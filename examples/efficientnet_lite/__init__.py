@@ -1,0 +1,1 @@
+"""EfficientNet-Lite for dogbreeds: a backbone from outside, with converted ImageNet weights and their classifier."""
