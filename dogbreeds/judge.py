@@ -67,15 +67,16 @@ class Names(Spec):
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Judge each history, and print or write the verdicts."""
-    settings = Settings(**{field.name: cli.typed_value(config, field.name) for field in dataclasses.fields(Settings)})
-    given = Names(**settings_of(config, "names", *ROLES))
-    names = {role: name for role, name in dataclasses.asdict(given).items() if name is not None}
-    histories = list(_histories(config, settings, names))
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "optimizer"]
+    settings = Settings(**{name: cli.typed_value(config, name) for name in names}, optimizer=_optimizer(config))
+    given = dataclasses.asdict(Names(**settings_of(config, "names", *ROLES)))
+    curves = {role: name for role, name in given.items() if name is not None}
+    histories = list(_histories(config, settings, curves))
     failed = 0
     with files.output_stream(settings.output, "verdicts.json") as output:
         for name, load in histories:
             try:
-                verdict = judge_training(load(), settings, names if settings.run is None else {})
+                verdict = judge_training(load(), settings, curves if settings.run is None else {})
             except (UserError, MissingFileError) as error:
                 message = str(error) if name in str(error) else f"{name}: {error}"
                 if len(histories) == 1:
@@ -90,6 +91,11 @@ def task(config: DictConfig) -> None:
         print(settings.output)
     if failed:
         sys.exit(f"error: {failed} of {len(histories)} histories could not be judged; see the messages above.")
+
+
+def _optimizer(config: DictConfig) -> str | None:
+    """Return the class of the optimizer. It is an option of the config group, since Hydra takes that name for one."""
+    return str(config.optimizer._target_).rpartition(".")[2] if "optimizer" in config else None
 
 
 def _histories(

@@ -17,9 +17,9 @@ _ACCURACIES = ("accuracy", "val_accuracy")
 _LOSSES = ("loss", "val_loss")
 _VALIDATION = re.compile(r"(val|valid|validation|eval)_(?=.)")
 _TRAINING = re.compile(r"(train|training)_(?=.)")
-# Words of an accuracy's name, and those of accuracies that are no share of images whose class ranks first.
-_ACCURACY_WORDS = frozenset({"accuracy", "acc"})
-_OTHER_ACCURACIES = ("top", "balanced")
+# All words that the name of an accuracy may have; others, such as top5 or balanced, say that it is another number.
+_ACCURACY = re.compile(r"(?:(?:sparse|categorical|binary|multiclass|mean)_)*acc(?:uracy)?(?:_epoch)?")
+_LOSS = re.compile(r"loss(?:_epoch)?")
 # What stands for a missing value; CSVLogger writes NA.
 _MISSING = ("", "na", "n/a", "none", "null")
 # A training whose losses are all at least this share of the natural logarithm of the number of classes guesses.
@@ -147,10 +147,9 @@ def _role(name: str) -> tuple[str, str]:
     words = re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
     prefix = "val_" if _VALIDATION.match(words) else ""
     stem = _VALIDATION.sub("", words, count=1) if prefix else _TRAINING.sub("", words, count=1)
-    parts = stem.split("_")
-    if stem == "loss":
+    if _LOSS.fullmatch(stem):
         return f"{prefix}loss", stem
-    if _ACCURACY_WORDS & {*parts} and not any(part.startswith(_OTHER_ACCURACIES) for part in parts):
+    if _ACCURACY.fullmatch(stem):
         return f"{prefix}accuracy", stem
     if stem in ("lr", "learning_rate") and not prefix:
         return "lr", stem
