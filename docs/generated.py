@@ -21,6 +21,7 @@ COMMANDS = (
     "predict",
     "export",
     "why",
+    "judge",
     "extract",
     "cache",
     "pretrain",

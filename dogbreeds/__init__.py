@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dogbreeds.training.optimizer import Optimizer
     from dogbreeds.training.phase import Training
     from dogbreeds.training.schedule import Schedule
+    from dogbreeds.training.verdict_callback import VerdictCallback
 
 __all__ = [
     "Augment",
@@ -47,6 +48,7 @@ __all__ = [
     "Training",
     "Unfreeze",
     "UserError",
+    "VerdictCallback",
     "boolean",
     "compose",
     "fit",
@@ -70,6 +72,7 @@ _MODULES = {
     "Result": "experiments.result",
     "Run": "experiments.run",
     "UserError": "core.errors",
+    "VerdictCallback": "training.verdict_callback",
     "compose": "api",
     "fit": "api",
     "judge_history": "api",

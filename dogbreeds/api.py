@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreeds.cli import overrides_explained
 from dogbreeds.core.console import log_lines_printed
-from dogbreeds.evaluation.keras_history import judge_curves
+from dogbreeds.evaluation.history_files import as_history
+from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
 from dogbreeds.experiments.compose import compose_config, compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import NamedPlugins
@@ -28,6 +29,7 @@ from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking, open_netw
 from dogbreeds.experiments.result import Ending, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.tracking.connection import mlflow_settings_restored
+from dogbreeds.training.verdict_callback import facts_of_model
 
 if TYPE_CHECKING:
     import pandas
@@ -248,7 +250,16 @@ def paired(
     return compare_predictions(first_predictions, second_predictions, split)
 
 
-def judge_history(curves: Mapping[str, Sequence[float]], *, n_val: int, classes: int, lr: float) -> "Verdict":
+def judge_history(
+    history: Any,
+    *,
+    classes: int | None = None,
+    n_val: int | None = None,
+    lr: float | None = None,
+    optimizer: str | None = None,
+    reference: float | None = None,
+    names: Mapping[str, str] | None = None,
+) -> "Verdict":
     """Judge any training by its curves, as `fit` judges its own. Nothing of it needs to come from this package.
 
     Examples:
@@ -259,24 +270,37 @@ def judge_history(curves: Mapping[str, Sequence[float]], *, n_val: int, classes:
         ...         "val_loss": [2.7, 2.9, 4.5, 4.8],
         ...         "val_accuracy": [0.40, 0.43, 0.05, 0.01],
         ...     },
-        ...     n_val=4072,
         ...     classes=120,
+        ...     n_val=4072,
         ...     lr=1e-2,
         ... )
         >>> verdict.name, verdict.numbers["peak_epoch"]
         ('collapsed', 2.0)
 
     Args:
-        curves: value of each epoch, by name, as Keras' `model.fit(...).history` has them: `loss`, `val_loss`, and an
-            accuracy with and without `val_`.
-        n_val: number of validation images.
-        classes: number of classes.
-        lr: learning rate.
+        history: what Keras' `model.fit` returned, its `history`, a list with the values of each epoch, or the path of a
+            file with them: see `python -m dogbreeds.judge --help`. Accuracies are shares or per cent. Without a
+            validation accuracy the losses are judged.
+        classes: number of classes; None where only losses were recorded, or to take it from the model of a `History`.
+        n_val: number of validation images; None for the fewest that can have these accuracies.
+        lr: learning rate, for the advice; None for the curve's highest, or that of the model.
+        optimizer: Keras' name of the optimizer, for the advice; None for that of the model.
+        reference: accuracy that is known to be possible on the same images, such as that of logistic regression on the
+            same features: a share, or per cent.
+        names: names of curves that are not recognised, such as `{"val_accuracy": "valid/acc"}`.
+
+    Returns:
+        The verdict. It is undecided where the curves or the images do not carry one; its reason says what is missing.
 
     Raises:
-        UserError: if a curve is missing, or a number is not allowed.
+        MissingFileError: if there is no such file.
+        UserError: if a curve is missing, a number is not allowed, or the file is no history.
     """
-    return judge_curves(curves, n_val, classes, lr)
+    facts = TrainingFacts(classes=classes, n_val=n_val, lr=lr, optimizer=optimizer, reference=reference)
+    model = getattr(history, "model", None)
+    if model is not None:
+        facts = facts_of_model(model, facts)
+    return judge_training(as_history(history), facts, names)
 
 
 def _compose_command(name: str, overrides: Sequence[str]) -> "DictConfig":

@@ -1,5 +1,6 @@
 """A folder that looks like a clone of the project after `make setup`, and a shell in it that runs what a user types."""
 
+import json
 import os
 import shutil
 import signal
@@ -53,6 +54,7 @@ class Clone:
         inherited = {name: value for name, value in environment.items() if not name.startswith(("MAKE", "MFLAGS"))}
         self._environment = inherited | {"DOGBREEDS_HOME": str(folder), "PATH": f"{programs}:{environment['PATH']}"}
         self._write_images()
+        self._write_histories()
 
     def _write_images(self) -> None:
         for number, split in enumerate(("photos/train", "photos/test", "other/photos")):
@@ -64,6 +66,17 @@ class Clone:
         (self.folder / "photos.csv").write_text("\n".join(["image,label,split", *rows]))
         for label, name in enumerate(("dog.jpg", "one.jpg", "two.jpg", "new/rex.jpg", "new/deep/rex.jpg")):
             self._draw(name, label % 3, 30 + label)
+
+    def _write_histories(self) -> None:
+        """Write logs of trainings for `judge`: as Keras' CSVLogger does, with a name of its own, and as JSON."""
+        log = (ROOT / "tests/fixtures/keras_log.csv").read_text()
+        (self.folder / "logs").mkdir()
+        for name in ("log.csv", "logs/first.csv", "logs/second.csv"):
+            (self.folder / name).write_text(log)
+        (self.folder / "other.csv").write_text(log.replace("val_accuracy", "quality"))
+        names, *rows = (line.split(",") for line in log.splitlines())
+        curves = {name: [float(row[index]) for row in rows] for index, name in enumerate(names)}
+        (self.folder / "log.json").write_text(json.dumps(curves))
 
     def _draw(self, name: str, label: int, number: int) -> None:
         file = self.folder / name

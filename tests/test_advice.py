@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dogbreeds import compare, evaluate, export, predict, table
+from dogbreeds import judge as judge_command
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.verdict import Setting, judge
@@ -76,6 +77,7 @@ COMMANDS: dict[str, type[Spec] | None] = {
     "export": export.Settings,
     "compare": compare.Settings,
     "table": table.Settings,
+    "judge": judge_command.Settings,
     "extract": None,
     "why": None,
     "cache": None,

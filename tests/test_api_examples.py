@@ -30,6 +30,7 @@ DOCUMENTED: dict[str, Any] = {
     "Result": db.Result,
     "History.frame": History.frame,
     "judge_history": db.judge_history,
+    "VerdictCallback": db.VerdictCallback,
     "Classifier": db.Classifier,
     "Classifier.predict": db.Classifier.predict,
     "Classifier.explain": db.Classifier.explain,

@@ -40,6 +40,7 @@ REPLACED = (
     (r"\b(run|first)=[0-9a-f]{8}\b", r"\1={first}"),
     (r"\bsecond=[0-9a-f]{8}\b", "second={second}"),
     (r"photos/\*\.jpg", "new/*.jpg"),
+    (r"(judge run=.*) tracking\.uri=\S+", r"\1"),
     # Two of several jobs.
     (r"=(\w[\w.-]*,\w[\w.-]*)(,\w[\w.-]*)+", r"=\1"),
     (r"shards=8 'shard=range\(8\)'", "shards=2 'shard=range(2)'"),
@@ -85,6 +86,9 @@ PRINTED = (
     (r"dogbreeds\.predict .*format=jsonl", 0, r'^\{"image": '),
     (r"dogbreeds\.predict .*output=", 0, r""),
     (r"dogbreeds\.predict", 0, r"breed \d +[\d.]+ %"),
+    (r"dogbreeds\.judge .*output=", 0, r"verdict"),
+    (r"dogbreeds\.judge .*format=json", 0, r'"verdict": "collapsed"'),
+    (r"dogbreeds\.judge", 0, r"(collapsed|learned|undecided|never learned): "),
     (r"dogbreeds\.export", 0, r"(keras|onnx) .* yes$"),
     (r"dogbreeds\.table .*output=", 0, r""),
     (r"dogbreeds\.table", 0, r"Miniature"),
@@ -96,7 +100,7 @@ PRINTED = (
 )
 SERVERS = r"make (ui|server|docs-serve)\b"
 # These run on results of other runs: those of the fixture `recorded`.
-NEEDS_RUNS = r"dogbreeds\.(evaluate|compare|export|predict|table)\b"
+NEEDS_RUNS = r"dogbreeds\.(evaluate|compare|export|predict|table)\b|dogbreeds\.judge run="
 RUN_BY_CI = ".ci/run runs it for every change"
 # Lines that another test runs, or runs on a tiny input.
 ELSEWHERE = (

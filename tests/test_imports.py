@@ -24,7 +24,9 @@ MAY_IMPORT = {
 }
 # Modules outside packages: the public API, which may import experiments and below, and commands, which may import all.
 PUBLIC_API = {"__init__", "__main__", "api", "cli"}
-COMMANDS = {"train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "cache", "pretrain"}
+COMMANDS = {
+    "train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "judge", "cache", "pretrain",
+}  # fmt: skip
 
 
 def package_imports(source: str) -> Iterator[tuple[int, str, str]]:

@@ -24,6 +24,7 @@ _TEMPORARY = re.compile(r"\.(\d+)\.part")
 # Temporary file in a folder that has one writer at a time.
 _SOLE_TEMPORARY = "aside"
 _FOLDER_HINT = "Type output=<folder>."
+_WILDCARD = re.compile(r"[*?[]")
 
 
 def format_of(output: str | None, formats: Mapping[str, str], default: str) -> str:
@@ -187,6 +188,34 @@ def _replace(item: Path, target: Path) -> None:
         remove(target)
     if item.exists():
         item.replace(target)
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a path has wildcards."""
+    return _WILDCARD.search(text) is not None
+
+
+def matching_files(pattern: str) -> tuple[Path, list[Path]]:
+    """Find the files and folders that match a pattern, without hidden ones and those in hidden folders.
+
+    Args:
+        pattern: path with wildcards; `**` matches folders at any depth. Links to folders are not followed.
+
+    Returns:
+        The folder before the first wildcard, and what matches, sorted.
+    """
+    root, parts = Path(), list(Path(pattern).parts)
+    while parts and (not is_pattern(parts[0]) or os.path.lexists(root / parts[0])):
+        root /= parts.pop(0)
+    # Not glob.glob, which follows links to folders and may never end. Path.glob refuses ** within a name before Python
+    # 3.13, so it is replaced by *, which means the same.
+    relative = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)
+    found = (path for path in root.glob(relative) if not _is_hidden(path.relative_to(root)))
+    return root, sorted(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def remove(path: Path) -> None:

@@ -56,8 +56,9 @@ def number(
     below: float | None = None,
     at_most: float | None = None,
     example: float,
+    optional: bool = False,
 ) -> Any:
-    """Declare a field for a finite number. Integers are converted to floats.
+    """Declare a field for a finite number; with `optional`, null is allowed too. Integers are converted to floats.
 
     Args:
         above: exclusive lower bound.
@@ -65,6 +66,7 @@ def number(
         below: exclusive upper bound.
         at_most: inclusive upper bound.
         example: valid value, for the error message.
+        optional: whether null is allowed.
     """
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
@@ -77,10 +79,14 @@ def number(
             and (at_most is None or value <= convert(at_most))
         )
 
-    def check(key: str, value: Any) -> float:
+    null = ", or null" if optional else ""
+
+    def check(key: str, value: Any) -> float | None:
+        if value is None and optional:
+            return None
         if not _is_number(value) or not is_within(value, float):
             raise UserError(
-                f"{key} was {received(value)}. It must be a finite number {allowed}. Type {key}={example:g}, for"
+                f"{key} was {received(value)}. It must be a finite number {allowed}{null}. Type {key}={example:g}, for"
                 " example."
             )
         # Networks are trained in float32, where 1e-50 is 0 and 0.999999999 is 1.

@@ -43,12 +43,15 @@ class Proportion:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, within [0, 1]."""
-        from scipy.stats import binomtest
-
         if not self.n:
             return 0.0, 1.0
-        interval = binomtest(self.correct, self.n).proportion_ci(confidence_level=0.95, method="wilson")
-        return float(interval.low), float(interval.high)
+        # As SciPy computes it, whose import takes a second, and whose test of the count is not needed here.
+        scale = 2 * (self.n + _Z95**2)
+        middle = (2 * self.n * self.value + _Z95**2) / scale
+        reach = _Z95 / scale * math.sqrt(4 * self.n * self.value * (1 - self.value) + _Z95**2)
+        low = middle - reach if self.correct else 0.0
+        high = middle + reach if self.correct < self.n else 1.0
+        return low, high
 
     def __str__(self) -> str:
         low, high = self.interval

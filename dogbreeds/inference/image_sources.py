@@ -7,7 +7,6 @@ lazily.
 import functools
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.files import is_pattern, matching_files
 from dogbreeds.core.text import UNPRINTABLE, digest, printable
 from dogbreeds.data.files import images_below, is_within, read_file
 from dogbreeds.data.image import (
@@ -29,7 +29,6 @@ from dogbreeds.data.image import (
 )
 
 _STANDARD_INPUT = "-"
-_WILDCARD = re.compile(r"[*?[]")
 # Bytes read from standard input at a time; also the longest line of a list of paths.
 _CHUNK_BYTES = 1 << 16
 # Bytes needed to tell an image from a list of paths.
@@ -139,7 +138,7 @@ def _paths(text: str) -> tuple[Path | None, list[str]]:
         root, paths = Path(place), _paths_below(place)
     elif os.path.lexists(place):
         return None, [place]
-    elif _WILDCARD.search(place):
+    elif is_pattern(place):
         root, paths = _matching_paths(place)
     else:
         raise MissingFileError(
@@ -161,16 +160,9 @@ def _paths_below(folder: str) -> list[str]:
 
 def _matching_paths(pattern: str) -> tuple[Path, list[str]]:
     """Return the folder before the first wildcard, and the images that match or lie in matching folders, sorted."""
-    root, parts = Path(), list(Path(pattern).parts)
-    while parts and (not _WILDCARD.search(parts[0]) or os.path.lexists(root / parts[0])):
-        root /= parts.pop(0)
-    # Not glob.glob, which follows links to folders and may never end. Path.glob refuses ** within a name before Python
-    # 3.13, so it is replaced by *, which means the same.
-    relative = "/".join(part if part == "**" else re.sub(r"\*+", "*", part) for part in parts)
+    root, matching = matching_files(pattern)
     paths: set[str] = set()
-    for path in root.glob(relative):
-        if any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue
+    for path in matching:
         if path.is_dir():
             paths.update(_paths_below(str(path)))
         elif path.name.lower().endswith(SUFFIXES):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.text import shorten
+from dogbreeds.core.text import mask_passwords, shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
@@ -71,6 +71,34 @@ class MlflowReader(MlflowStore):
     def runs_with_prefix(self, prefix: str) -> list[Record]:
         """Return the experiment's runs whose ids start with a prefix, whatever their status."""
         return [record for record in self._search("") if record.run_id.startswith(prefix)]
+
+    def find_any_run(self, prefix: str) -> Record:
+        """Return the run of any experiment, by any program, whose id starts with a prefix, whatever its status.
+
+        Raises:
+            UserError: no run has such an id, or several have.
+        """
+        client = self._client()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        found = client.search_runs(experiments, max_results=50_000) if experiments else []
+        ids = [run.info.run_id for run in found if run.info.run_id.startswith(prefix)]
+        if len(ids) != 1:
+            listed = ", ".join(short(run_id) for run_id in (ids or [run.info.run_id for run in found])[:4])
+            hint = f"; {'it matches' if ids else 'the newest are'} {listed}" if listed else ""
+            raise UserError(
+                f"run={prefix} names {len(ids) or 'no'} run{'s' if ids else ''} of {mask_passwords(self.uri)}. It must"
+                f" be the beginning of one run's id{hint}. Type run=<id> tracking.uri=<address of its store>."
+            )
+        return self.record(ids[0])
+
+    def points(self, record: Record) -> dict[str, list[tuple[int, float]]]:
+        """Return step and value of each point of a run's metrics, apart from those of the machine."""
+        client = self._client()
+        return {
+            metric: [(point.step, point.value) for point in client.get_metric_history(record.run_id, metric)]
+            for metric in record.metrics
+            if not metric.startswith("system/")
+        }
 
     def run_url(self, record: Record, ui: str) -> str:
         """Return the URL of a run's page in MLflow's UI.
