@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dogbreeds.evaluation.metrics import PairedOutcome
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
 
 if TYPE_CHECKING:
     from dogbreeds.evaluation.results import Epoch
@@ -65,6 +65,22 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What the reference probe reaches on the images on which the run is judged, and what the run reaches there.
+
+    Attributes:
+        probe: of the probe.
+        run: of the run, on the same images.
+        pair: image by image, the probe first and the run second, so that only the run is right on the images gained;
+            None where only accuracies are known.
+    """
+
+    probe: Proportion
+    run: Proportion
+    pair: PairedOutcome | None = None
+
+
+@dataclass(frozen=True)
 class Setting:
     """The facts about a run that its verdict needs, apart from its curves.
 
@@ -76,6 +92,8 @@ class Setting:
         diverged: at which step and learning rate the loss was not finite; empty if it never was.
         settings: the run's settings by dotted name, as `Run.parameters` gives them; they decide the advice alone.
         finetune: what to type to fine-tune from the run; empty if that is not possible.
+        reference: what the run's features can give at all; None where no probe was fitted.
+        n_train: number of training images; None if unknown.
     """
 
     classes: int
@@ -85,6 +103,8 @@ class Setting:
     diverged: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     finetune: str = "phase=finetune"
+    reference: Reference | None = None
+    n_train: int | None = None
 
     def lacks(self, name: str, value: str) -> bool:
         """Whether typing a setting would change the run. A setting that the run does not have cannot be typed."""
