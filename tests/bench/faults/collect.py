@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dogbreeds.core.files import output_stream
 from dogbreeds.data.dataset import Dataset, Source, Split
 from dogbreeds.evaluation.reference_probe import fit_probe
 from dogbreeds.experiments.isolation import process_state_restored
@@ -99,6 +100,22 @@ def collect(jobs: Sequence[Job], out: Path, workers: int) -> None:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             print(f"{number} of {len(todo)} data sets, {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def rescore(out: Path, backbones: Mapping[str, Backbone]) -> None:
+    """Fit the reference probe of every line again, after its code has changed, and write the lines anew."""
+    lines = read_lines(out)
+    probes: dict[tuple[Any, ...], dict[str, str]] = {}
+    for line in lines:
+        *key, _ = line_key(line)
+        if tuple(key) not in probes:
+            job = Job(backbones[line["backbone"]], line["seed"], line["case"])
+            dataset, truth_split = open_draw(*open_images(job.backbone.photos), job.draw, job.seed)
+            features = cached_features(job.backbone, job.draw.pixels, job.classes)
+            probes[tuple(key)] = score_probe(features, dataset.splits | {"truth": truth_split}, job.draw.classes)
+        line["probe"] = probes[tuple(key)]
+    with output_stream(str(out), "lines.jsonl") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def _job_key(job: Job) -> tuple[Any, ...]:
@@ -268,6 +285,7 @@ def train(run: Run, dataset: Dataset, truth_split: Split, features: np.ndarray) 
     """
     from dogbreeds.experiments.prepare import assemble_network
     from dogbreeds.training.loop import Rows, fit, predict
+    from dogbreeds.training.phase import Training
     from dogbreeds.training.state import TrainingState
 
     with process_state_restored():
@@ -275,6 +293,8 @@ def train(run: Run, dataset: Dataset, truth_split: Split, features: np.ndarray) 
         splits = dataset.splits | {"truth": truth_split}
         rows = {name: Rows(features, split.rows, split.labels) for name, split in splits.items()}
         states: list[TrainingState] = []
+        if not isinstance(run.phase, Training):
+            raise TypeError(f"phase={run.phase} does not train")
         history = fit(
             network,
             train=lambda epoch: rows["train"],

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.models.preprocessing import MODES
 from tests.bench.faults.backbones import CLASSES, IMAGES_PER_CLASS
 
 # Images of each class that neither a run nor its verdict sees.
