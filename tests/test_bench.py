@@ -18,7 +18,11 @@ from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import MODES
 from dogbreeds.tracking.logged_model import ServingLimits
-from tests.bench import faults, fuzz, grid, memory, predict, serve, speed
+from tests.bench import fuzz, grid, memory, predict, serve, speed
+from tests.bench.faults import pixels
+from tests.bench.faults import study as faults
+from tests.bench.faults.backbones import Backbone, backbones
+from tests.bench.faults.collect import read_lines
 from tests.tiny_network import save_tiny
 
 if TYPE_CHECKING:
@@ -75,54 +79,42 @@ def _numbers(line: str) -> list[float]:
 
 @pytest.mark.slow
 def test_faults_judges_every_kind_as_expected(
-    small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
     expected = {"not a number": "diverged", "fine-tune that changes nothing": "no_better_than_frozen"}
-    tiny = ("data.classes=3", "data.train_per_class=8", "phase.epochs=2", f"features.dir={tmp_path}/kept")
+    tiny = ("data.classes=3", "data.train_per_class=8", "phase.epochs=2")
     workload = faults.Workload(
-        each=1, kinds=tuple(expected), backbones=("miniature",), overrides=tiny, change=small, processes=0
+        draws=1, classes=2, kinds=tuple(expected), each=1, overrides=tiny, change=small, workers=0
     )
-    found = faults.main("report", workload, tmp_path / "faults.json")
+    study = faults.Study({"miniature": backbones()["miniature"]}, workload, tmp_path / "out")
+    # The miniature's BatchNorm statistics are real; the runs are on the small backbone.
+    monkeypatch.setattr(pixels, "SAMPLES", 1)
+    study.run("pixels")
+    composed = Backbone.run
+    monkeypatch.setattr(
+        Backbone,
+        "run",
+        lambda self, *overrides: dataclasses.replace(
+            run := composed(self, *overrides), model=small(run).model, preflight=run.preflight
+        ),
+    )
+    for step in ("collect", "kinds", "report"):
+        study.run(step)
     said = capsys.readouterr().out
-    assert {attempt["kind"]: attempt["verdict"] for attempt in found["attempts"]} == expected
-    assert {check["mode"]: check["mismatch"] for check in found["preflights"]} == {
-        mode: mode != "raw" for mode in MODES
-    }
-    assert f"2 attempts of 2 kinds; {len(MODES)} preflights" in said
+    attempts = json.loads((tmp_path / "out/kinds.json").read_text())
+    assert {attempt["kind"]: attempt["verdict"] for attempt in attempts} == expected
     assert all(f"| {verdict.replace('_', ' ')} | 1.00 (" in said for verdict in expected.values())
     assert "misjudged" not in said
-    assert [attempt["kind"] for attempt in json.loads((tmp_path / "faults.json").read_text())["attempts"]] == list(
-        expected
-    )
-
-
-def test_faults_reports_a_misjudged_attempt_with_its_seed() -> None:
-    results = [
-        {"kind": "dead head", "seed": seed, "settings": (), "verdict": verdict, "reason": verdict}
-        for seed, verdict in ((1, "never_learned"), (3, "learned"))
-    ]
-    said = faults.report(results, [])
-    assert "| never learned | 0.50 (" in said
-    assert "misjudged: dead head, seed 3 (): learned" in said
-
-
-@pytest.mark.parametrize(
-    ("typed", "asked"),
-    [
-        ([], ("report", 20)),
-        (["choose"], ("choose", 20)),
-        (["report", "1"], ("report", 1)),
-        (["choose", "2"], ("choose", 2)),
-    ],
-)
-def test_faults_command_line_names_a_half_and_a_number_of_attempts(typed: list[str], asked: tuple[str, int]) -> None:
-    assert faults._arguments(typed) == asked
-
-
-@pytest.mark.parametrize(("typed", "wrong"), [(["both"], "both"), (["report", "0"], "0"), (["report", "many"], "many")])
-def test_faults_command_line_refuses_another_half_or_number(typed: list[str], wrong: str) -> None:
-    with pytest.raises(SystemExit, match=f"error: {wrong} .*Type python tests/bench/faults.py"):
-        faults._arguments(typed)
+    # Native pixels are accepted and the other conventions refused, each a pair of backbone and convention.
+    assert f"wrong pixels refused: {len(MODES) - 1} of {len(MODES) - 1} " in said
+    assert "right pixels accepted: 1 of 1 " in said
+    lines = read_lines(tmp_path / "out")
+    assert [(line["seed"], line["run"]) for line in lines] == [(1, run) for run in range(4)]
+    assert "4 runs on 1 backbones: miniature" in said
+    for line in lines:
+        assert len(line["epochs"]) >= 1
+        assert set(line["right"]) == set(line["probe"]) == set(line["n"]) - {"train"}
 
 
 @pytest.mark.slow
