@@ -96,8 +96,8 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
             return _read(stream)
     except _UNREADABLE as error:
         raise dogbreeds.UserError(
-            f"{file} cannot be read as tensors: {str(error) or type(error).__name__}. It must be a state dict in"
-            " torch's legacy format, complete and with nothing else in it. Type pip install --force-reinstall for the"
+            f"{file} cannot be read as tensors: {str(error) or type(error).__name__}. It must be a state dict in the"
+            " legacy format of torch, complete and with nothing else in it. Type pip install --force-reinstall for the"
             " package that it came with."
         ) from error
 
