@@ -164,7 +164,6 @@ def _fit_ridge(
 
     bias = np.bincount(labels, weights, classes) / weights.sum()
     roots = np.sqrt(weights)[:, None]
-    targets = roots * (np.eye(classes)[labels] - bias)
     # The solution lies in the space that the images span. Where they are fewer than the features, these are rotated
     # into it.
     rotation = None
@@ -176,25 +175,29 @@ def _fit_ridge(
         for part, block in _standardised(features, of_rows, mean, scale):
             yield part, block if rotation is None else block @ rotation
 
+    def targets(chosen: slice | np.ndarray) -> np.ndarray:
+        return roots[chosen] * (np.eye(classes)[labels[chosen]] - bias)
+
     rank = min(len(rows), features.shape[1])
     gram = np.zeros((rank, rank))
     products = np.zeros((rank, classes))
     for part, block in parts(rows):
         block *= roots[part]
         gram += block.T @ block
-        products += block.T @ targets[part]
+        products += block.T @ targets(part)
     left_out = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_LEFT_OUT)).astype(int))
     images = np.concatenate([block for _, block in parts(rows[left_out])]) * roots[left_out]
+    own_targets = targets(left_out)
     unit = max(np.trace(gram) / rank, _TINY)
-    lowest, penalty, solution, predictions = np.inf, 0.0, products, targets[left_out]
+    lowest, penalty, solution, predictions = np.inf, 0.0, products, own_targets
     for tried in unit * _PENALTIES:
         triangle = cholesky(gram + tried * np.eye(rank), lower=True, overwrite_a=True, check_finite=False)
         found = cho_solve((triangle, True), products, check_finite=False)
         whitened = solve_triangular(triangle, images.T, lower=True, check_finite=False)
         leverage = np.square(whitened).sum(axis=0) + weights[left_out] / weights.sum()
-        errors = (targets[left_out] - images @ found) / np.maximum(1 - leverage, _CONSTANT)[:, None]
+        errors = (own_targets - images @ found) / np.maximum(1 - leverage, _CONSTANT)[:, None]
         if (error := np.square(errors).sum()) < lowest:
-            lowest, penalty, solution, predictions = error, tried, found, targets[left_out] - errors
+            lowest, penalty, solution, predictions = error, tried, found, own_targets - errors
     correct = (bias + predictions / roots[left_out]).argmax(axis=1) == labels[left_out]
     return ReferenceProbe(
         RIDGE,
