@@ -256,6 +256,17 @@ def test_a_verdict_that_needs_the_number_of_images_is_undecided_without_it() -> 
     assert judged(falling, n_val=4000).name == "collapsed"
 
 
+def test_a_training_accuracy_that_was_not_recorded_is_no_witness() -> None:
+    falling = {"val_accuracy": [0.5, 0.6, 0.2, 0.1], "loss": [2.0, 1.5, 1.2, 1.0], "val_loss": [1.0, 1.5, 2.0, 3.0]}
+    verdict = judged(falling)
+    assert verdict.name == "collapsed"
+    assert "not recorded: training accuracy" in verdict.reason
+    assert "did training accuracy" not in verdict.reason
+    # Of 20 images it may be noise; nothing says that it overfits.
+    assert judged(falling | {"val_accuracy": [0.5, 0.6, 0.45, 0.4]}, n_val=20).name in ("learned", "undecided")
+    assert "training accuracy is" not in judged({"val_accuracy": [0.1, 0.1, 0.1]}).reason
+
+
 def test_what_is_needed_is_asked_for() -> None:
     with pytest.raises(UserError, match="Type classes=120"):
         judged(GOOD, classes=None)
