@@ -134,8 +134,9 @@ def test_a_file_that_does_not_exist_or_is_a_folder_is_named(tmp_path: Path) -> N
         judged(str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match="it is a folder"):
         judged(tmp_path)
-    with pytest.raises(UserError, match=r"history was 7.*judge_history\("):
-        judged(7)
+    for given in (7, {"loss": 1.0}):
+        with pytest.raises(UserError, match=r"history was .*judge_history\("):
+            judged(given)
 
 
 def test_histories_of_a_pattern_are_found_in_order_without_hidden_ones(written: Callable, tmp_path: Path) -> None:
@@ -149,8 +150,12 @@ def test_histories_of_a_pattern_are_found_in_order_without_hidden_ones(written: 
     ]
     with pytest.raises(UserError, match=r"\*\.txt matches no file"):
         find_histories(f"{tmp_path}/*.txt")
-    with pytest.raises(UserError, match="history was 7"):
-        find_histories(7)
+    with pytest.raises(UserError, match=r"history was \[\]"):
+        find_histories([])
+    with pytest.raises(UserError, match=r"history was 0\.5"):
+        find_histories(0.5)
+    with pytest.raises(UserError, match="at most 255 bytes"):
+        judged("x" * 300)
 
 
 # --- curves -------------------------------------------------------------------
@@ -191,6 +196,8 @@ def test_other_names_are_given() -> None:
     assert (verdict.name, verdict.numbers["peak"]) == ("learned", 0.74)
     with pytest.raises(UserError, match=r"names\.loss=bad is not among the curves.*fit, good, step"):
         judged(history, names={"loss": "bad"})
+    with pytest.raises(UserError, match=r"names\.foo is not a curve.*val_accuracy"):
+        judged(history, names={"foo": "good"})
     with pytest.raises(UserError, match=r"fit, good, step.*Type names\.loss="):
         judged(history)
     with pytest.raises(UserError, match=r"metrics=\['accuracy'\], or type names\.accuracy=accuracy"):
@@ -247,6 +254,17 @@ def test_a_verdict_that_needs_the_number_of_images_is_undecided_without_it() -> 
     assert verdict.numbers["fewest_n_val"] <= 10
     assert "n_val=" in verdict.advice
     assert judged(falling, n_val=4000).name == "collapsed"
+
+
+def test_a_training_accuracy_that_was_not_recorded_is_no_witness() -> None:
+    falling = {"val_accuracy": [0.5, 0.6, 0.2, 0.1], "loss": [2.0, 1.5, 1.2, 1.0], "val_loss": [1.0, 1.5, 2.0, 3.0]}
+    verdict = judged(falling)
+    assert verdict.name == "collapsed"
+    assert "not recorded: training accuracy" in verdict.reason
+    assert "did training accuracy" not in verdict.reason
+    # Of 20 images it may be noise; nothing says that it overfits.
+    assert judged(falling | {"val_accuracy": [0.5, 0.6, 0.45, 0.4]}, n_val=20).name in ("learned", "undecided")
+    assert "training accuracy is" not in judged({"val_accuracy": [0.1, 0.1, 0.1]}).reason
 
 
 def test_what_is_needed_is_asked_for() -> None:

@@ -110,6 +110,11 @@ class Curves:
 def _choose(history: Mapping[str, Sequence[Any]], names: Mapping[str, str]) -> dict[str, str]:
     """Return the name of the curve of each role that has one."""
     for role, name in names.items():
+        if role not in ROLES:
+            raise UserError(
+                f"names.{role} is not a curve that a verdict uses. They are {', '.join(ROLES)}. Type"
+                f" names.val_accuracy={printable(name)}, for example."
+            )
         if name not in history:
             raise UserError(
                 f"names.{role}={printable(name)} is not among the curves. They are {_listed(history)}. Type"

@@ -13,6 +13,7 @@ from typing import Any
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.files import is_pattern, matching_files
+from dogbreeds.core.spec import path as path_field
 from dogbreeds.core.text import printable, received, shorten
 
 # Larger files are no history of a training.
@@ -21,6 +22,8 @@ _DELIMITERS = (",", ";", "\t")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # A number as spreadsheets write it where the comma separates decimals.
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
+# Refuses what no file can be named.
+_checked_path = path_field(example="log.csv").metadata["check"]
 # Keys of an object around a history: of Keras' History, and of the Trainer of Hugging Face.
 _WRAPPERS = ("history", "log_history")
 _ALLOWED = "a CSV file as Keras' CSVLogger writes it, or a JSON file with History.history"
@@ -35,13 +38,13 @@ def find_histories(setting: Any) -> list[str]:
     Raises:
         UserError: the setting is something else, or a pattern matches no file. A named file need not exist.
     """
-    texts = setting if isinstance(setting, Sequence) and not isinstance(setting, str) else [setting]
-    if not texts or not all(isinstance(text, str) and text for text in texts):
+    texts = setting if isinstance(setting, list) else [setting]
+    if not texts:
         raise UserError(
             f"history was {received(setting)}. It must be {_ALLOWED}, a pattern, or a list of them. Type"
             " history=log.csv, or 'history=logs/*.csv', for example."
         )
-    return [path for text in texts for path in _paths(text)]
+    return [path for text in texts for path in _paths(_checked_path("history", text))]
 
 
 def _paths(text: str) -> list[str]:
@@ -69,7 +72,7 @@ def read_history(path: str | Path) -> dict[str, list[Any]]:
         MissingFileError: it does not exist.
         UserError: it is no history.
     """
-    place = Path(path).expanduser()
+    place = Path(_checked_path("history", str(path))).expanduser()
     try:
         text = _read_text(place)
         history = _from_json(text) if text.lstrip()[:1] in ("{", "[") else _from_csv(text)
@@ -210,11 +213,12 @@ def as_history(given: Any) -> dict[str, list[Any]]:
     curves = getattr(given, "history", given)
     if isinstance(curves, Sequence) and all(isinstance(epoch, Mapping) for epoch in curves):
         return from_epochs(curves)
-    if not hasattr(curves, "keys"):
+    try:
+        # Not every table with columns iterates their names.
+        return {str(name): list(curves[name]) for name in curves.keys()}  # noqa: SIM118
+    except (AttributeError, TypeError) as error:
         raise UserError(
             f"history was {received(given)}. It must be what model.fit(...) returned, its history, a list with the"
             " values of each epoch, or the path of a file. Type judge_history(model.fit(...), classes=120), for"
             " example."
-        )
-    # A column of pandas has numbers, and no order that is needed here.
-    return {str(name): list(curves[name]) for name in curves.keys()}  # noqa: SIM118 - not every table iterates names
+        ) from error

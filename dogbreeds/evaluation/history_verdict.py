@@ -1,6 +1,7 @@
 """Verdict of a training outside this package, from its learning curves and what else is known of it."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from dogbreeds.evaluation.verdict import Setting, Verdict, judge
 _ANY_NUMBER = 1_000_000
 # Curves whose absence hides something: a collapse cannot be told from overfitting, or overfitting is not seen.
 _OPTIONAL = {"accuracy": "training accuracy", "loss": "training loss", "val_loss": "validation loss"}
+# A training accuracy that falls to this share of its best neither confirms a collapse nor contradicts it.
+_NEITHER = 0.9
 # Without accuracies: a loss that is at least this share of its first value, or of chance, has not fallen; one that rose
 # by this factor over its lowest value has risen, as for runs with accuracies.
 _NOT_FALLEN = 0.95
@@ -24,6 +27,9 @@ _RISEN = 1.15
 _OPTIMIZERS = {name.lower(): name for name in ("Adam", "AdamW", "SGD", "RMSprop", "Nadam")}
 # Settings that advice may name, though their values are not known.
 _UNKNOWN_SETTINGS = dict.fromkeys(("head", "head.dropout", "augment"), "unknown")
+# What reasons say of this package's own measurements, and of a training accuracy that was not recorded.
+_PROBE = re.compile(r"the reference probe (reaches [\d.]+ %)(?: on the same features)?")
+_TRAINING_ACCURACY = re.compile(r"; training accuracy is [\d.]+ %")
 # What advice says of settings of this package, in words for other code. Longer texts come first.
 _PLAIN_WORDS = {
     ": type phase=finetune": "",
@@ -122,7 +128,10 @@ def _judge_accuracies(curves: Curves, facts: TrainingFacts) -> Verdict:
     missing = [name for role, name in _OPTIONAL.items() if role not in curves]
     omission = f" (not recorded: {', '.join(missing)})" if missing else ""
     found = _judge_number(curves, facts)
-    return replace(found, reason=f"{found.reason}{omission}")
+    reason = _PROBE.sub(r"the reference \1", found.reason)
+    if "accuracy" not in curves:
+        reason = _TRAINING_ACCURACY.sub("", reason)
+    return replace(found, reason=f"{reason}{omission}")
 
 
 def _judge_number(curves: Curves, facts: TrainingFacts) -> Verdict:
@@ -167,8 +176,10 @@ def _epochs(curves: Curves, n_val: int, rate: float) -> list[Epoch]:
     """Return the epochs that have all of the curves, apart from the learning rate.
 
     A curve that was not recorded is replaced so that nothing is found in it: losses that never change, and a training
-    accuracy that is that of validation.
+    accuracy that is that of validation, but falls less. Overfitting shows in training and validation together.
     """
+    best = max(curves.recorded("val_accuracy"))
+    has_training = "accuracy" in curves
     roles = [role for role in ("val_accuracy", *_OPTIONAL) if role in curves]
     epochs = []
     for row in range(curves.epochs):
@@ -178,14 +189,14 @@ def _epochs(curves: Curves, n_val: int, rate: float) -> list[Epoch]:
         accuracy = values["val_accuracy"]
         correct = Proportion(round(accuracy * n_val), n_val)
         # Verdicts need no top-5 accuracy.
-        val = Scores(values.get("val_loss", 1.0), accuracy=correct, top5=None)
+        val = Scores(values.get("val_loss", 1.0) if has_training else 1.0, accuracy=correct, top5=None)
         lr = curves.values["lr"][row] if "lr" in curves else None
         epochs.append(
             Epoch(
                 number=row + 1,
                 lr=rate if lr is None else lr,
                 train_loss=values.get("loss", 1.0),
-                train_accuracy=values.get("accuracy", accuracy),
+                train_accuracy=values.get("accuracy", max(accuracy, _NEITHER * best)),
                 train_top5=None,
                 val=val,
                 seconds=0.0,

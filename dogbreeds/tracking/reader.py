@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.text import mask_passwords, shorten
+from dogbreeds.core.text import mask_passwords, printable, shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
 from dogbreeds.tracking.lifecycle import CONFIG_FILE
@@ -80,16 +80,18 @@ class MlflowReader(MlflowStore):
         """
         client = self._client()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = client.search_runs(experiments, max_results=50_000) if experiments else []
-        ids = [run.info.run_id for run in found if run.info.run_id.startswith(prefix)]
-        if len(ids) != 1:
-            listed = ", ".join(short(run_id) for run_id in (ids or [run.info.run_id for run in found])[:4])
-            hint = f"; {'it matches' if ids else 'the newest are'} {listed}" if listed else ""
-            raise UserError(
-                f"run={prefix} names {len(ids) or 'no'} run{'s' if ids else ''} of {mask_passwords(self.uri)}. It must"
-                f" be the beginning of one run's id{hint}. Type run=<id> tracking.uri=<address of its store>."
-            )
-        return self.record(ids[0])
+        found = []
+        if prefix.isalnum() and experiments:
+            found = client.search_runs(experiments, f"attributes.run_id LIKE '{prefix}%'", max_results=4)
+        if len(found) == 1:
+            return record_of(found[0])
+        listed = found or (client.search_runs(experiments, max_results=4) if experiments else [])
+        ids = ", ".join(short(run.info.run_id) for run in listed)
+        hint = f"; {'it matches' if found else 'the newest are'} {ids}" if ids else ""
+        raise UserError(
+            f"run={printable(prefix)} names {'several runs' if found else 'no run'} of {mask_passwords(self.uri)}. It"
+            f" must be the beginning of one run's id{hint}. Type run=<id> tracking.uri=<address of its store>."
+        )
 
     def points(self, record: Record) -> dict[str, list[tuple[int, float]]]:
         """Return step and value of each point of a run's metrics, apart from those of the machine."""
