@@ -47,6 +47,14 @@ def test_settings_cover_all_optimizers_heads_and_rates() -> None:
     rates = [float(settings["optimizer.lr"]) for settings in drawn if settings["optimizer"] == "sgd"]
     assert min(rates) < 1e-4
     assert max(rates) > 3e-2
+    sound = [dict(setting.split("=", 1) for setting in draw_settings(rng, 100, True)) for _ in range(100)]
+    assert all(
+        (1e-2 <= float(settings["optimizer.lr"]) <= 1e-1)
+        if settings["optimizer"] == "sgd"
+        else (3e-4 <= float(settings["optimizer.lr"]) <= 3.2e-3)
+        for settings in sound
+    )
+    assert min(int(settings["phase.epochs"]) for settings in sound) == 10
     # A run with many images gets larger batches instead of more steps.
     assert all(int(settings["phase.batch_size"]) >= 16 for settings in drawn if int(settings["phase.epochs"]) > 10)
 

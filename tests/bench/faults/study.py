@@ -58,7 +58,7 @@ class Workload:
 
 
 # All of it on a few classes, in two or three minutes.
-SMALL = Workload(draws=3, classes=12, each=1, overrides=("data.classes=12",))
+SMALL = Workload(draws=2, classes=12, each=1, overrides=("data.classes=12",))
 
 
 @dataclasses.dataclass(frozen=True)
