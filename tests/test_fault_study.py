@@ -269,6 +269,18 @@ def test_conditions_hold_where_every_verdict_is_right(judged: Callable[..., list
     assert "| under 60 % of the truth | 100 | 0 (0–4 %) | 100 (96–100 %) |" in table
 
 
+def test_case_with_a_name_is_no_run_of_the_search_and_its_curves_are_saved() -> None:
+    named = line(0.4) | {"case": "slow"}
+    said = reporting.report([line(0.79), named])
+    assert said.startswith("1 runs on 1 backbones")
+    assert "- slow: a, seed 1, run 0: 40.0 %, truth 80.0 %" in said
+    saved = reporting.saved_curves(named)
+    assert saved["history"] == {"loss": [1.0], "accuracy": [0.4], "val_loss": [1.0], "val_accuracy": [0.4]}
+    assert (saved["classes"], saved["n_train"], saved["n_val"]) == (10, 50, 50)
+    assert saved["settings"] == {"optimizer.lr": 1e-3, "optimizer": "SGD"}
+    assert saved["reference"]["run"] == {"correct": 20, "n": 50}
+
+
 def test_report_counts_preflights_by_backbone_and_convention() -> None:
     pairs = [
         Pair("a", "raw", is_native=True, mismatches=(False, False), distances=()),
