@@ -47,6 +47,14 @@ def test_settings_cover_all_optimizers_heads_and_rates() -> None:
     rates = [float(settings["optimizer.lr"]) for settings in drawn if settings["optimizer"] == "sgd"]
     assert min(rates) < 1e-4
     assert max(rates) > 3e-2
+    sound = [dict(setting.split("=", 1) for setting in draw_settings(rng, 100, True)) for _ in range(100)]
+    assert all(
+        (1e-2 <= float(settings["optimizer.lr"]) <= 1e-1)
+        if settings["optimizer"] == "sgd"
+        else (3e-4 <= float(settings["optimizer.lr"]) <= 3.2e-3)
+        for settings in sound
+    )
+    assert min(int(settings["phase.epochs"]) for settings in sound) == 10
     # A run with many images gets larger batches instead of more steps.
     assert all(int(settings["phase.batch_size"]) >= 16 for settings in drawn if int(settings["phase.epochs"]) > 10)
 
@@ -259,6 +267,18 @@ def test_conditions_hold_where_every_verdict_is_right(judged: Callable[..., list
     table = "\n".join(reporting.matrix(cases))
     assert "| within 3 points | 200 | 200 (98–100 %) | 0 (0–2 %) |" in table
     assert "| under 60 % of the truth | 100 | 0 (0–4 %) | 100 (96–100 %) |" in table
+
+
+def test_case_with_a_name_is_no_run_of_the_search_and_its_curves_are_saved() -> None:
+    named = line(0.4) | {"case": "slow"}
+    said = reporting.report([line(0.79), named])
+    assert said.startswith("1 runs on 1 backbones")
+    assert "- slow: a, seed 1, run 0: 40.0 %, truth 80.0 %" in said
+    saved = reporting.saved_curves(named)
+    assert saved["history"] == {"loss": [1.0], "accuracy": [0.4], "val_loss": [1.0], "val_accuracy": [0.4]}
+    assert (saved["classes"], saved["n_train"], saved["n_val"]) == (10, 50, 50)
+    assert saved["settings"] == {"optimizer.lr": 1e-3, "optimizer": "SGD"}
+    assert saved["reference"]["run"] == {"correct": 20, "n": 50}
 
 
 def test_report_counts_preflights_by_backbone_and_convention() -> None:

@@ -29,6 +29,8 @@ _OPTIMIZERS = (
     ("optimizer=sgd", "optimizer.momentum=0.0"),
 )
 _OPTIMIZER_SHARES = (0.4, 0.15, 0.15, 0.2, 0.1)
+# Decimal logarithms of learning rates: all, and what `conf/optimizer/` and `conf/model/` recommend for a head.
+_RATES, _RECOMMENDED, _RECOMMENDED_SGD = (-5.0, -1.0), (-3.5, -2.5), (-2.0, -1.0)
 _BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 
 
@@ -73,17 +75,20 @@ def draw_data(seed: int, native: str, classes: int = CLASSES) -> DataDraw:
     return DataDraw(drawn, train, val, test, noise, wrong if rng.random() < 0.1 else "native")
 
 
-def draw_settings(rng: np.random.Generator, num_train: int) -> tuple[str, ...]:
+def draw_settings(rng: np.random.Generator, num_train: int, is_recommended: bool = False) -> tuple[str, ...]:
     """Draw the settings of a run.
 
     Args:
         rng: random generator.
         num_train: number of training images.
+        is_recommended: whether the rate is one that the optimizer's config recommends, for ten epochs or more. Most
+            others are far from it, and a verdict must be right about sound runs too.
     """
     head = _HEADS[rng.choice(len(_HEADS), p=_HEAD_SHARES)]
     optimizer = _OPTIMIZERS[rng.choice(len(_OPTIMIZERS), p=_OPTIMIZER_SHARES)]
-    lr = 10 ** rng.uniform(-5, -1)
-    epochs = int(rng.integers(3, 21))
+    recommended = _RECOMMENDED_SGD if "optimizer=sgd" in optimizer else _RECOMMENDED
+    lr = 10 ** rng.uniform(*(recommended if is_recommended else _RATES))
+    epochs = int(rng.integers(10 if is_recommended else 3, 21))
     batch_size = next(
         size
         for size in (*_BATCH_SIZES[rng.integers(len(_BATCH_SIZES)) :], num_train)

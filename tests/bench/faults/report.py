@@ -135,6 +135,35 @@ def _reference(line: dict[str, Any]) -> Reference | None:
     )
 
 
+# Settings on which advice depends.
+_ADVICE = (
+    *("augment", "head", "head.dropout", "model.pixels", "optimizer", "optimizer.lr", "phase.epochs"),
+    *("preprocessing.mode", "unfreeze"),
+)
+
+
+def saved_curves(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what a test of the verdict needs of a recorded run: its curves, as Keras names them, and its setting."""
+    found = setting(line)
+    epochs = [_epoch(values) for values in line["epochs"]]
+    return {
+        "case": line["case"],
+        "backbone": line["backbone"],
+        "classes": found.classes,
+        "n_train": found.n_train,
+        "n_val": line["n"]["val"],
+        "diverged": found.diverged,
+        "settings": {name: value for name, value in line["settings"].items() if name in _ADVICE},
+        "history": {
+            "loss": [round(epoch.train_loss, 4) for epoch in epochs],
+            "accuracy": [round(epoch.train_accuracy, 4) for epoch in epochs],
+            "val_loss": [round(epoch.val.loss, 4) for epoch in epochs],
+            "val_accuracy": [round(epoch.val.accuracy.value, 5) for epoch in epochs],
+        },
+        "reference": dataclasses.asdict(found.reference) if found.reference is not None else None,
+    }
+
+
 def _epoch(values: dict[str, Any]) -> Epoch:
     return Epoch(**{**values, "val": scores_from_dict(values["val"])})
 
@@ -146,9 +175,10 @@ def report(lines: Sequence[dict[str, Any]], pairs: Sequence[Pair] = ()) -> str:
     """Format the confusion matrices, the conditions, the controlled changes, the preflights, and what went wrong.
 
     Args:
-        lines: of the random search.
+        lines: of the random search, and of the cases with a name.
         pairs: preflights.
     """
+    named = [Case(line) for line in lines if line["case"]]
     cases = [Case(line) for line in lines if not line["case"]]
     names = list(dict.fromkeys(case.line["backbone"] for case in cases))
     said = [f"{len(cases)} runs on {len(names)} backbones: {', '.join(names)}", ""]
@@ -158,6 +188,8 @@ def report(lines: Sequence[dict[str, Any]], pairs: Sequence[Pair] = ()) -> str:
     said += ["## All backbones", "", *matrix(cases), ""]
     said += ["## Controlled changes", "", *controlled(cases), ""]
     said += ["## Preflight", "", *preflights(pairs), ""] if pairs else []
+    if named:
+        said += ["## Cases with a name", "", *(f"- {case.line['case']}: {case}" for case in named), ""]
     said += ["## Misjudged", "", *(f"- {case}" for case in misjudged(cases))]
     return "\n".join(said)
 

@@ -17,13 +17,13 @@ from tests.bench.faults.collect import Job, collect, initialise_process, read_li
 from tests.bench.faults.draws import CASES
 from tests.bench.faults.kinds import KINDS, Change, attempt, kinds_table, unchanged
 from tests.bench.faults.pixels import Pair, measure_pairs
-from tests.bench.faults.report import report
+from tests.bench.faults.report import report, saved_curves
 
 # Thresholds are chosen on this backbone and on even seeds, and reported on the others and on odd seeds.
 CHOOSING = "mobilenetv2"
 STEPS = {
     "collect": "train the runs of the random search that the lines lack",
-    "cases": "train the cases with a name",
+    "cases": "train the cases with a name, and save their curves for a test of the verdict",
     "kinds": "run the attempts with an injected fault, on drawn dogs",
     "pixels": "check each pixel convention on each backbone",
     "report": "judge the lines anew, on the backbones that chose no threshold",
@@ -58,7 +58,7 @@ class Workload:
 
 
 # All of it on a few classes, in two or three minutes.
-SMALL = Workload(draws=3, classes=12, each=1, overrides=("data.classes=12",))
+SMALL = Workload(draws=2, classes=12, each=1, overrides=("data.classes=12",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Study:
     def cases(self) -> None:
         for backbone in self.backbones.values():
             jobs = [Job(backbone, seed=0, case=case, runs=(0,)) for case in CASES]
-            collect(jobs, self.out / f"{backbone.name}_cases.jsonl", self.workload.workers)
+            out = self.out / f"{backbone.name}_cases.jsonl"
+            collect(jobs, out, self.workload.workers)
+            self._write(f"{backbone.name}_cases.json", [saved_curves(line) for line in read_lines(out)])
 
     def kinds(self) -> None:
         load = self.workload
@@ -118,7 +120,8 @@ class Study:
             rescore(path, self.backbones)
 
     def _report(self, names: Sequence[str]) -> None:
-        lines = [line for name in names for line in read_lines(self.out / f"{name}.jsonl")]
+        files = [f"{name}{kind}.jsonl" for kind in ("", "_cases") for name in names]
+        lines = [line for file in files for line in read_lines(self.out / file)]
         pixels = self.out / "pixels.json"
         pairs = [Pair(**pair) for pair in json.loads(pixels.read_text())] if pixels.exists() else []
         print(f"\n{report(lines, pairs)}")
