@@ -24,9 +24,11 @@ from dogbreeds.evaluation.reference_probe import fit_probe
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.cache import FeatureCache
+from dogbreeds.training.preflight import check_pixels
 from tests.bench.faults import truth
 from tests.bench.faults.backbones import CLASSES, Backbone, open_images
 from tests.bench.faults.draws import CASES, DataDraw, draw_data, draw_settings
+from tests.bench.faults.pixels import measure_fit
 
 Line = dict[str, Any]
 RUNS_PER_DRAW = 4
@@ -249,9 +251,6 @@ def cached_features(backbone: Backbone, pixels: str, classes: int) -> np.ndarray
 @functools.lru_cache(maxsize=8)
 def pixels_fit(backbone: Backbone, pixels: str, classes: int) -> bool | None:
     """Return whether the preflight finds a pixel convention to match a backbone; None if it cannot tell."""
-    from dogbreeds.training.preflight import check_pixels
-    from tests.bench.faults.pixels import measure_fit
-
     run = backbone.run(f"preprocessing={pixels}")
     fit = measure_fit(backbone, classes)
     if not fit.has_statistics:
