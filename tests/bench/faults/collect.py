@@ -32,7 +32,7 @@ from tests.bench.faults.pixels import measure_fit
 
 Line = dict[str, Any]
 RUNS_PER_DRAW = 4
-# Draws after which a worker process is replaced, which frees the memory of its networks.
+# Data sets of a worker process before it is replaced, which frees the memory of its networks.
 _DRAWS_PER_PROCESS = 12
 
 
@@ -141,10 +141,11 @@ def _results(todo: Sequence[Job], workers: int) -> Iterator[list[Line]]:
             pool.submit(compute_features, backbone, pixels, classes).result()
     # A run takes one: there are as many processes. Libraries read these when a process imports them.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initialise_process, max_tasks_per_child=_DRAWS_PER_PROCESS
-    ) as pool:
-        yield from pool.map(run_job, todo)
+    # `max_tasks_per_child` may end in a deadlock on Python 3.11 (python/cpython#115634).
+    step = _DRAWS_PER_PROCESS * workers
+    for first in range(0, len(todo), step):
+        with ProcessPoolExecutor(workers, get_context("spawn"), initialise_process) as pool:
+            yield from pool.map(run_job, todo[first : first + step])
 
 
 def initialise_process() -> None:
