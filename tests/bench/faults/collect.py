@@ -24,13 +24,15 @@ from dogbreeds.evaluation.reference_probe import fit_probe
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.cache import FeatureCache
+from dogbreeds.training.preflight import check_pixels
 from tests.bench.faults import truth
 from tests.bench.faults.backbones import CLASSES, Backbone, open_images
 from tests.bench.faults.draws import CASES, DataDraw, draw_data, draw_settings
+from tests.bench.faults.pixels import measure_fit
 
 Line = dict[str, Any]
 RUNS_PER_DRAW = 4
-# Draws after which a worker process is replaced, which frees the memory of its networks.
+# Data sets of a worker process before it is replaced, which frees the memory of its networks.
 _DRAWS_PER_PROCESS = 12
 
 
@@ -139,10 +141,11 @@ def _results(todo: Sequence[Job], workers: int) -> Iterator[list[Line]]:
             pool.submit(compute_features, backbone, pixels, classes).result()
     # A run takes one: there are as many processes. Libraries read these when a process imports them.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    with ProcessPoolExecutor(
-        workers, get_context("spawn"), initialise_process, max_tasks_per_child=_DRAWS_PER_PROCESS
-    ) as pool:
-        yield from pool.map(run_job, todo)
+    # `max_tasks_per_child` may end in a deadlock on Python 3.11 (python/cpython#115634).
+    step = _DRAWS_PER_PROCESS * workers
+    for first in range(0, len(todo), step):
+        with ProcessPoolExecutor(workers, get_context("spawn"), initialise_process) as pool:
+            yield from pool.map(run_job, todo[first : first + step])
 
 
 def initialise_process() -> None:
@@ -249,9 +252,6 @@ def cached_features(backbone: Backbone, pixels: str, classes: int) -> np.ndarray
 @functools.lru_cache(maxsize=8)
 def pixels_fit(backbone: Backbone, pixels: str, classes: int) -> bool | None:
     """Return whether the preflight finds a pixel convention to match a backbone; None if it cannot tell."""
-    from dogbreeds.training.preflight import check_pixels
-    from tests.bench.faults.pixels import measure_fit
-
     run = backbone.run(f"preprocessing={pixels}")
     fit = measure_fit(backbone, classes)
     if not fit.has_statistics:

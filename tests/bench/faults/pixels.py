@@ -47,9 +47,6 @@ def measure_fit(backbone: Backbone, classes: int = CLASSES, sample: int = 0) -> 
         classes: classes that there are.
         sample: number of the sample, from 0; samples share no image.
     """
-    from dogbreeds.experiments.prepare import _import_tensorflow
-
-    _import_tensorflow()
     run = backbone.run("preflight=warn")
     source, class_names = open_images(backbone.photos, classes)
     rows = Split(source, np.arange(sample, len(source.labels), SAMPLES))

@@ -116,8 +116,9 @@ class Study:
         self._report([CHOOSING])
 
     def rescore(self) -> None:
-        for path in sorted(self.out.glob("*.jsonl")):
-            rescore(path, self.backbones)
+        for name in self.backbones:
+            for path in sorted(self.out.glob(f"{name}*.jsonl")):
+                rescore(path, self.backbones)
 
     def _report(self, names: Sequence[str]) -> None:
         files = [f"{name}{kind}.jsonl" for kind in ("", "_cases") for name in names]
