@@ -41,10 +41,10 @@ def curve(
     return epochs
 
 
-def paired(probe: int, run: int, n: int, both: int | None = None) -> Reference:
+def paired(probe: int, run: int, n: int, both: int | None = None, split: str = "test") -> Reference:
     """Return the comparison with a probe: the images on which each is right, and both; None for all of the fewer."""
     both = min(probe, run) if both is None else both
-    return Reference(Proportion(probe, n), Proportion(run, n), PairedOutcome(run - both, probe - both, n, "test"))
+    return Reference(Proportion(probe, n), Proportion(run, n), PairedOutcome(run - both, probe - both, n, split))
 
 
 def setting(lr: float = 1e-3, classes: int = CLASSES, **more) -> Setting:
@@ -289,6 +289,25 @@ CASES = {
         setting(1e-3, reference=Reference(Proportion(379, 480), Proportion(254, 480))),
         "underperforming",
         "accuracy is 52.9 %, where the reference probe reaches 79.0 %",
+        "",
+    ),
+    "few images, on which it may be as good, and below the probe on the images that it has seen": (
+        curve([60, 80, 80, 80], n=10, train=[30, 40, 42, 45], train_loss=[1.2, 1.1, 1.1, 1.0]),
+        setting(
+            1e-4,
+            classes=3,
+            reference=paired(probe=8, run=8, n=10, both=7),
+            training=paired(probe=54, run=27, n=60, split="train"),
+        ),
+        "underperforming",
+        "accuracy is 45.0 % on train, where the reference probe reaches 90.0 %",
+        "Training has not come to its end: type optimizer.lr=1e-3, or increase phase.epochs.",
+    ),
+    "few images at chance, and below the probe on the images that it has seen": (
+        curve([16.7, 50, 50, 50], n=6, train=[20, 30, 36, 36.7]),
+        setting(classes=6, n_train=30, training=paired(probe=27, run=11, n=30, split="train")),
+        "never_learned",
+        "validation accuracy is 50.0 % at best",
         "",
     ),
     "a little below the probe": (

@@ -37,7 +37,9 @@ class ReferenceProbe:
         scale: [d] float64, one over its standard deviation; 0 for a feature that is constant.
         weights: [d, classes] float64, of the standardised features.
         bias: [classes] float64.
-        facts: numbers about the fit, by name: `penalty` and `leave_one_out_accuracy` of ridge.
+        left_out: [k] of the training images, those that were left out one by one; empty without ridge.
+        left_out_correct: [k] bool, whether each was then classified correctly.
+        facts: numbers about the fit, by name: `penalty` of ridge.
     """
 
     method: str
@@ -45,6 +47,8 @@ class ReferenceProbe:
     scale: np.ndarray
     weights: np.ndarray
     bias: np.ndarray
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    left_out_correct: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
     facts: dict[str, float] = field(default_factory=dict)
 
     def logits(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -85,6 +89,11 @@ def fit_probe(
     mean, scale = _standardisation(features, rows, weights)
     fit = _fit_nearest_mean if _is_too_large(len(rows), features.shape[1]) else _fit_ridge
     return fit(features, rows, labels, classes, weights, mean, scale)
+
+
+def left_out_images(n: int) -> np.ndarray:
+    """Return which of n training images ridge leaves out one by one: [k] int, ascending."""
+    return np.unique(np.linspace(0, n - 1, min(n, _MAX_LEFT_OUT)).astype(int))
 
 
 def _is_too_large(images: int, width: int) -> bool:
@@ -185,7 +194,7 @@ def _fit_ridge(
         block *= roots[part]
         gram += block.T @ block
         products += block.T @ targets(part)
-    left_out = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MAX_LEFT_OUT)).astype(int))
+    left_out = left_out_images(len(rows))
     images = np.concatenate([block for _, block in parts(rows[left_out])]) * roots[left_out]
     own_targets = targets(left_out)
     unit = max(np.trace(gram) / rank, _TINY)
@@ -205,7 +214,9 @@ def _fit_ridge(
         scale,
         solution if rotation is None else rotation @ solution,
         bias,
-        {"penalty": float(penalty), "leave_one_out_accuracy": float(correct.mean())},
+        left_out,
+        correct,
+        {"penalty": float(penalty)},
     )
 
 

@@ -58,12 +58,15 @@ class ReferenceResult:
     Attributes:
         description: the probe's method, or why there is none; the value of the `reference` tag.
         comparisons: the probe and the run, by split; the test split, if there is one, is the last.
+        training: the same on training images, which the run has seen, and which the probe has not: each was left out
+            of its fit; None if there are none.
         facts: numbers about the probe, by name; empty in a fine-tune, which takes the accuracies from its parent.
         seconds: how long fitting and scoring took.
     """
 
     description: str
     comparisons: dict[str, Reference] = field(default_factory=dict)
+    training: Reference | None = None
     facts: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -77,7 +80,8 @@ class ReferenceResult:
         metrics = {f"reference/{name}": value for name, value in self.facts.items()}
         if self.seconds:
             metrics["seconds/reference"] = self.seconds
-        for split, found in self.comparisons.items():
+        training = {"train": self.training} if self.training is not None else {}
+        for split, found in (self.comparisons | training).items():
             low, high = found.probe.interval
             numbers = {"accuracy": found.probe.value, "accuracy_low": low, "accuracy_high": high, "n": found.probe.n}
             metrics |= {

@@ -91,6 +91,7 @@ class Setting:
         finetune: what to type to fine-tune from the run; empty if that is not possible.
         n_train: number of training images; None if it is not known.
         reference: the run compared with the reference probe; None if there is none.
+        training: the same on training images that the run has seen, but the probe has not; None if there are none.
         no_reference: why there is none, a clause; empty if that goes without saying.
     """
 
@@ -103,6 +104,7 @@ class Setting:
     finetune: str = "phase=finetune"
     n_train: int | None = None
     reference: Reference | None = None
+    training: Reference | None = None
     no_reference: str = ""
 
     def lacks(self, name: str, value: str) -> bool:
@@ -123,7 +125,7 @@ def judge(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     if found is None:
         found = (
             _find_overfitting(epochs)
-            or _compared_with_reference(setting.reference)
+            or _compared_with_reference(setting.reference, setting.training)
             or _find_doubtful_fall(epochs, setting)
             or _learned(epochs, setting)
         )
@@ -147,8 +149,9 @@ def early_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None
         epochs: finished epochs, in order.
         setting: facts about the run.
     """
-    is_due = len(epochs) >= _MAX_EPOCHS_WITHOUT_LEARNING
-    found = _find_collapse(epochs, setting.n_train) or (_find_no_learning(epochs, setting) if is_due else None)
+    found = _find_collapse(epochs, setting.n_train)
+    if found is None and len(epochs) >= _MAX_EPOCHS_WITHOUT_LEARNING:
+        found = _find_no_learning(epochs, setting)
     return found if found is not None and found.name != "undecided" else None
 
 
@@ -156,8 +159,8 @@ def _find_failure(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | None
     """Find divergence, a collapse, and in a run without a parent that nothing was learned."""
     if setting.diverged:
         return Verdict("diverged", setting.diverged, "", {"epochs": float(len(epochs))})
-    collapsed = _find_collapse(epochs, setting.n_train)
-    return collapsed or (_find_no_learning(epochs, setting) if setting.pair is None else None)
+    found = _find_collapse(epochs, setting.n_train)
+    return found or (_find_no_learning(epochs, setting) if setting.pair is None else None)
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,7 @@ def _find_no_learning(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict | 
     )
     much = chance + _EXCLUDED_SHARE * (1 - chance)
     is_excluded = any(accuracy.interval[1] < much for accuracy in measured)
-    if is_excluded or (setting.reference is not None and setting.reference.is_lower):
+    if is_excluded or any(map(_is_clearly_lower, (setting.reference, setting.training))):
         return Verdict("never_learned", reason, "", numbers)
     return Verdict("undecided", f"{reason}: {best.n:,} images cannot tell it from chance", "", numbers)
 
@@ -293,14 +296,25 @@ def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:
     return Verdict("overfitting", reason, "", numbers)
 
 
-def _compared_with_reference(reference: Reference | None) -> Verdict | None:
-    """Find an accuracy significantly and clearly below the probe's, or so few images that this cannot be excluded."""
+def _is_clearly_lower(reference: Reference | None) -> bool:
+    """Whether a run is significantly below the probe, and by a share that matters."""
+    if reference is None or not reference.is_lower:
+        return False
+    return -reference.difference >= max(_UNDERPERFORMING_POINTS, _UNDERPERFORMING_SHARE * reference.probe.value)
+
+
+def _compared_with_reference(reference: Reference | None, training: Reference | None) -> Verdict | None:
+    """Find an accuracy significantly and clearly below the probe's, or so few images that this cannot be excluded.
+
+    A run that is below the probe even on images that it has seen is so on others: with few of these, that decides.
+    """
     if reference is None:
         return None
-    lost = -reference.difference
+    for compared in (reference, training):
+        if compared is not None and _is_clearly_lower(compared):
+            numbers = {"reference": compared.probe.value, "reference_difference": compared.difference}
+            return Verdict("underperforming", f"accuracy is {_beside(compared)}", "", numbers)
     numbers = {"reference": reference.probe.value, "reference_difference": reference.difference}
-    if reference.is_lower and lost >= max(_UNDERPERFORMING_POINTS, _UNDERPERFORMING_SHARE * reference.probe.value):
-        return Verdict("underperforming", f"accuracy is {_beside(reference)}", "", numbers)
     if -reference.bounds[0] >= _SERIOUS_SHARE * reference.probe.value:
         reason = f"accuracy is {_beside(reference)}: {reference.run.n:,} images cannot exclude that it is much worse"
         return Verdict("undecided", reason, "", numbers)

@@ -236,7 +236,14 @@ def _judge(history: History, pairs: dict[str, PairedOutcome], reference: Referen
     diverged = history.stop_reason if history.diverged else ""
     compared = reference.deciding
     no_reference = "" if compared else reference.description
-    facts = replace(setting, pair=pair, diverged=diverged, reference=compared, no_reference=no_reference)
+    facts = replace(
+        setting,
+        pair=pair,
+        diverged=diverged,
+        reference=compared,
+        training=reference.training,
+        no_reference=no_reference,
+    )
     return verdict.judge(history.epochs, facts)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dogbreeds.core.files import output_stream
 from dogbreeds.data.dataset import Dataset, Source, Split
-from dogbreeds.evaluation.reference_probe import fit_probe
+from dogbreeds.evaluation.reference_probe import fit_probe, left_out_images
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.cache import FeatureCache
@@ -178,7 +178,8 @@ def run_job(job: Job) -> list[Line]:
         "seed": job.seed,
         "case": job.case,
         "draw": dataclasses.asdict(draw),
-        "n": {name: len(split.rows) for name, split in splits.items()},
+        "n": {name: len(split.rows) for name, split in splits.items()}
+        | {"left_out": len(left_out_images(len(dataset.train.rows)))},
         "native": pixels_fit(job.backbone, draw.pixels, job.classes),
         "probe": score_probe(features, splits, draw.classes),
         "truth": score_truth(features, splits),
@@ -262,7 +263,7 @@ def pixels_fit(backbone: Backbone, pixels: str, classes: int) -> bool | None:
 def score_probe(features: np.ndarray, splits: dict[str, Split], classes: int) -> dict[str, str]:
     """Return which images the reference probe classifies correctly, by split, as hexadecimal digits."""
     probe = fit_probe(features, splits["train"].labels, classes, splits["train"].rows)
-    return {
+    return {"left_out": truth.to_hex(probe.left_out_correct)} | {
         name: truth.to_hex(probe.logits(features, split.rows).argmax(axis=1) == split.labels)
         for name, split in splits.items()
         if name != "train"
@@ -311,8 +312,11 @@ def train(run: Run, dataset: Dataset, truth_split: Split, features: np.ndarray) 
         def right(name: str) -> str:
             return truth.to_hex(predict(network, rows[name]).argmax(axis=1) == rows[name].labels)
 
+        # Training images that the probe leaves out one by one.
+        left_out = left_out_images(len(rows["train"]))
+        rows["left_out"] = Rows(features, dataset.train.rows[left_out], dataset.train.labels[left_out])
         has_best = history.best is not None
-        best = {name: right(name) for name in splits if name != "train"} if has_best else {}
+        best = {name: right(name) for name in rows if name != "train"} if has_best else {}
         if states:
             for variable, value in zip(network.variables, states[-1].weights, strict=True):
                 variable.assign(value)

@@ -118,14 +118,14 @@ def setting(line: dict[str, Any]) -> Setting:
         native=line["native"],
         diverged=line["stop_reason"] if line["diverged"] else "",
         settings=line["settings"],
-        reference=_reference(line),
+        reference=_reference(line, "test" if "test" in line["probe"] else "val"),
+        training=_reference(line, "left_out"),
         n_train=line["n"]["train"],
     )
 
 
-def _reference(line: dict[str, Any]) -> Reference | None:
-    """Compare the run with the probe where a run is judged: on test if there is such a split, else on validation."""
-    split = "test" if "test" in line["probe"] else "val"
+def _reference(line: dict[str, Any], split: str) -> Reference | None:
+    """Compare the run with the probe: a run is judged on test if there is such a split, else on validation."""
     if split not in line["right"]:
         return None
     n = line["n"][split]
