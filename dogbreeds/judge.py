@@ -67,8 +67,8 @@ class Names(Spec):
 @cli.standalone
 def task(config: DictConfig) -> None:
     """Judge each history, and print or write the verdicts."""
-    names = [field.name for field in dataclasses.fields(Settings) if field.name != "optimizer"]
-    settings = Settings(**{name: cli.typed_value(config, name) for name in names}, optimizer=_optimizer(config))
+    plain = {field.name: config[field.name] for field in dataclasses.fields(Settings) if field.name in config}
+    settings = Settings(**plain | {"run": cli.typed_value(config, "run"), "optimizer": _optimizer(config)})
     given = dataclasses.asdict(Names(**settings_of(config, "names", *ROLES)))
     curves = {role: name for role, name in given.items() if name is not None}
     histories = list(_histories(config, settings, curves))

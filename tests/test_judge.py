@@ -371,14 +371,16 @@ def test_any_kind_of_history_in_python_is_judged(written: Callable) -> None:
 
 
 def test_command_judges_a_log_and_prints_objects(command: Callable) -> None:
-    done = command("judge", f"history={LOG}", "classes=120", "optimizer=adam", "format=json")
+    done = command(
+        "judge", f"history={LOG}", "classes=120", "optimizer=adam", "lr=2e-2", "reference=91.5", "format=json"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert (found["verdict"], found["evidence"]["peak_epoch"]) == ("collapsed", 1)
     assert found["evidence"]["peak"] == pytest.approx(0.38416666)
     assert found["evidence"]["fewest_n_val"] == 1200
     assert "38.4 %" in found["reason"]
-    assert "learning_rate=1e-3" in found["advice"]
+    assert "learning_rate=2e-3" in found["advice"]
 
 
 def test_command_judges_the_others_where_one_is_no_history(
