@@ -258,6 +258,11 @@ class Reference:
         return self.run.value - self.probe.value
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """The accuracy of the probe and the difference, by name."""
+        return {"reference": self.probe.value, "reference_difference": self.difference}
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """The 99 % interval of the difference."""
         if self.pair is not None:

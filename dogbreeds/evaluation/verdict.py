@@ -312,11 +312,11 @@ def _compared_with_reference(reference: Reference | None, training: Reference | 
         return None
     for compared in (reference, training):
         if compared is not None and _is_clearly_lower(compared):
-            return Verdict("underperforming", f"accuracy is {_beside(compared)}", "", _beside_numbers(compared))
+            return Verdict("underperforming", f"accuracy is {_beside(compared)}", "", compared.numbers)
     if -reference.bounds[0] < _SERIOUS_SHARE * reference.probe.value:
         return None
     reason = f"accuracy is {_beside(reference)}: {reference.run.n:,} images cannot exclude that it is much worse"
-    return Verdict("undecided", reason, "", _beside_numbers(reference))
+    return Verdict("undecided", reason, "", reference.numbers)
 
 
 def _beside(reference: Reference) -> str:
@@ -330,10 +330,6 @@ def _beside(reference: Reference) -> str:
     )
 
 
-def _beside_numbers(reference: Reference) -> dict[str, float]:
-    return {"reference": reference.probe.value, "reference_difference": reference.difference}
-
-
 def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
     reason = (
@@ -344,7 +340,7 @@ def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     reference = setting.reference
     if reference is not None:
         reason += f"; accuracy is {_beside(reference)}"
-        numbers |= _beside_numbers(reference)
+        numbers |= reference.numbers
     elif setting.no_reference:
         reason += f"; how much the features could give is not known: {setting.no_reference}"
     return Verdict("learned", reason, "", numbers)
