@@ -370,6 +370,7 @@ def test_any_kind_of_history_in_python_is_judged(written: Callable) -> None:
 # --- the command --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_judges_a_log_and_prints_objects(command: Callable) -> None:
     done = command(
         "judge", f"history={LOG}", "classes=120", "optimizer=adam", "lr=2e-2", "reference=91.5", "format=json"

@@ -150,5 +150,5 @@ def test_csv_cell_with_a_separator_of_some_spreadsheets_is_quoted() -> None:
 
 def test_only_core_text_writes_csv() -> None:
     package = Path(dogbreeds.__file__).parent
-    importing = [file for file in package.rglob("*.py") if re.search(r"\bimport csv\b|to_csv\(", file.read_text())]
-    assert importing == [package / "core/text.py"]
+    writes = re.compile(r"\bcsv\.(writer|DictWriter)\b|to_csv\(|from csv import")
+    assert [file for file in package.rglob("*.py") if writes.search(file.read_text())] == [package / "core/text.py"]
