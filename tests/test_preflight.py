@@ -18,7 +18,7 @@ from dogbreeds.models.model import Backbone
 from dogbreeds.models.preprocessing import MODES
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.batchnorm_statistics import gaussian_kl
-from dogbreeds.training.pixel_fit import PixelFit
+from dogbreeds.training.pixel_fit import PixelFit, multiplications
 from dogbreeds.training.pixel_reading import PixelReading, Reading, choose_rows, read_pixels, thumbnails
 from dogbreeds.training.preflight import Finding, Preflight, check_initial_loss, check_pixels, pixel_fit_line
 
@@ -400,6 +400,7 @@ def test_read_pixels_scores_images_by_probes_that_have_not_seen_them() -> None:
         ([20] * 30, 64, 5, 12),
         ([20] * 30, 96, 8, 12),
         ([40, 40], 64, 2, 32),
+        ([40] * 9, 31, 3, 10),
         ([6] * 30, 64, 5, 6),
         # Classes with fewer than four images are left out.
         ([3] * 10 + [12] * 3, 64, 3, 12),
@@ -519,6 +520,17 @@ def test_wrong_pixels_of_a_backbone_without_batchnorm_are_recorded(
     assert warned.data.tags["preflight"].startswith("preprocessing.mode=torch does not match the pretrained weights. ")
     assert warned.data.metrics["preflight/probe_raw"] == fit.reading.conventions["raw"].accuracy.value > 0.9
     assert warned.data.metrics["preflight/torch"] == fit.distances["torch"]
+
+
+def test_a_large_backbone_is_given_fewer_images(composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, network = composed("data.classes=6"), small_network("LayerNormalization")
+    # The kernels, [4, 4, 3, 16] at 8 × 8 positions and [2, 2, 16, 16] at 7 × 7.
+    assert multiplications(network) == 4 * 4 * 3 * 16 * 8 * 8 + 2 * 2 * 16 * 16 * 7 * 7
+    monkeypatch.setattr("dogbreeds.training.pixel_fit._MAX_MULTIPLICATIONS", 5 * 31 * multiplications(network))
+    arguments = Backbone(network, (), "large"), run.data.open(), run.data, run.features.open_cache()
+    assert run.preflight.measure_pixel_fit(*arguments).reading.thumbnail.accuracy.n == 30
+    monkeypatch.setattr("dogbreeds.training.pixel_fit._MAX_MULTIPLICATIONS", 1)
+    assert run.preflight.measure_pixel_fit(*arguments).reading.thumbnail.accuracy.n == 24
 
 
 @pytest.mark.long

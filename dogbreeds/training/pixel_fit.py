@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
     from dogbreeds.models.model import Backbone
 
+# Multiplications of a reading, all conventions together: about half a minute on two cores. A large backbone is given
+# fewer images for it, but never fewer than the least number.
+_MAX_MULTIPLICATIONS = 7e11
+_MIN_IMAGES = 24
 # Part of the identity of a cached reading. Increase it with any change of how images are chosen or scored.
 _READING_VERSION = 1
 
@@ -105,11 +109,13 @@ def measure_reading(backbone: "Backbone", split: Split, images: int, data: Data,
     """Measure the fit without BatchNorm: the lost variance between images, and how well a probe reads them.
 
     Args:
-        backbone, split, images, data, cache: as in `measure_fit`.
+        backbone, split, images, data, cache: as in `measure_fit`. A large backbone is given fewer images.
 
     Raises:
         UserError: if no sampled image can be read.
     """
+    affordable = int(_MAX_MULTIPLICATIONS / len(MODES) / max(multiplications(backbone.network), 1))
+    images = min(images, max(_MIN_IMAGES, affordable))
     labelled = choose_rows(split.labels, split.rows, images)
     rows = _spread(split.rows, images) if labelled is None else labelled
 
@@ -154,6 +160,15 @@ def pooled_features(
         mode: np.concatenate([pooled(pixels).numpy() for pixels in in_convention(images, mode, advance)])
         for mode in MODES
     }
+
+
+def multiplications(network: "keras.Model") -> int:
+    """Estimate the multiplications for an image: each kernel is used once at each position of its layer's output."""
+    return sum(
+        int(np.prod(layer.kernel.shape)) * int(np.prod([size or 1 for size in layer.output.shape[1:-1]]))
+        for layer in network.layers
+        if getattr(layer, "kernel", None) is not None
+    )
 
 
 def lost_variance(features: list[np.ndarray]) -> list[float]:

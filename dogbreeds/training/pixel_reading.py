@@ -15,6 +15,8 @@ from dogbreeds.evaluation.reference_probe import fit_probe
 # Images of a class that are sampled, if it has so many. A class with fewer than the minimum is left out.
 _IMAGES_PER_CLASS = 12
 _MIN_IMAGES_PER_CLASS = 4
+# Classes that are sampled at least, if there are so many, each with fewer images if need be.
+_MIN_CLASSES = 3
 # Images that are used at most: of these the probe leaves out every one, and more would tell nothing new.
 _MAX_IMAGES = 600
 # Pixels a side of the thumbnails that the features are compared with.
@@ -130,7 +132,7 @@ def choose_rows(labels: np.ndarray, rows: np.ndarray, images: int) -> np.ndarray
     images = min(images, _MAX_IMAGES)
     present, counts = np.unique(labels, return_counts=True)
     eligible = present[counts >= _MIN_IMAGES_PER_CLASS]
-    num_classes = min(len(eligible), max(2, images // _IMAGES_PER_CLASS))
+    num_classes = min(len(eligible), max(_MIN_CLASSES, images // _IMAGES_PER_CLASS))
     per_class = images // max(num_classes, 1)
     if num_classes < 2 or per_class < _MIN_IMAGES_PER_CLASS:
         return None
