@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from dogbreeds.models.model import Backbone
 
-# Multiplications of a reading, all conventions together: about half a minute on two cores. A large backbone is given
+# Multiplications of a reading, all conventions together: well under a minute on two cores. A large backbone is given
 # fewer images for it, but never fewer than the least number.
-_MAX_MULTIPLICATIONS = 7e11
+_MAX_MULTIPLICATIONS = 5e11
 _MIN_IMAGES = 24
 # Part of the identity of a cached reading. Increase it with any change of how images are chosen or scored.
 _READING_VERSION = 1

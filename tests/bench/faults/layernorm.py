@@ -1,7 +1,7 @@
 """A small network without BatchNorm, pretrained on drawn dogs, for the preflight's check of such backbones.
 
 Blocks as in ConvNeXt (Liu et al. 2022), with layer normalisation, on pixels in [-1, 1]. Its weights are in no release:
-it is trained where it is needed, in about three minutes on a busy core.
+it is trained where it is needed, in about two minutes.
 """
 
 from pathlib import Path
