@@ -31,7 +31,7 @@ from docs.picture_terminal import terminal_svg
 if TYPE_CHECKING:
     from dogbreeds.tracking.mlflow_backend import Mlflow
     from dogbreeds.tracking.records import Record
-    from dogbreeds.training.batchnorm_statistics import PixelFit
+    from dogbreeds.training.pixel_fit import PixelFit
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs/pictures"

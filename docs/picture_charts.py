@@ -132,7 +132,7 @@ def preflight_bars(
         ranges: range of pixel values by convention, as text.
         footer: what was measured, one line.
     """
-    from dogbreeds.training.batchnorm_statistics import format_distance
+    from dogbreeds.training.pixel_fit import format_distance
 
     height, axes_top, axes_height = 350, 52, 208
     figure, canvas = card(height)

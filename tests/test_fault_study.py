@@ -20,7 +20,7 @@ from tests.bench.faults.backbones import CLASSES, IMAGES_PER_CLASS, backbones, o
 from tests.bench.faults.collect import Job, open_draw, read_lines
 from tests.bench.faults.draws import CASES, TRUTH_PER_CLASS, DataDraw, draw_data, draw_settings
 from tests.bench.faults.kinds import kinds_table
-from tests.bench.faults.pixels import Pair
+from tests.bench.faults.pixels import PROBE, Pair
 from tests.bench.faults.truth import from_hex, paired_error, to_hex, tuned_logistic_regression
 
 # --- draws --------------------------------------------------------------------
@@ -292,6 +292,17 @@ def test_report_counts_preflights_by_backbone_and_convention() -> None:
     assert "wrong pixels refused: 1 of 2 " in said
     assert "right pixels accepted: 1 of 1 " in said
     assert "mode='caffe'" in said
+    assert "without BatchNorm" not in said
+    # Those of the check without BatchNorm are counted apart.
+    pairs += [
+        Pair("a", "raw", is_native=True, mismatches=(False, False), distances=(), check=PROBE),
+        Pair("a", "tf", is_native=False, mismatches=(True, False), distances=(), check=PROBE),
+    ]
+    said = "\n".join(reporting.preflights(pairs))
+    assert said.startswith("- wrong pixels refused: 1 of 2 ")
+    assert "without BatchNorm, wrong pixels refused: 0 of 1 " in said
+    assert "without BatchNorm, right pixels accepted: 1 of 1 " in said
+    assert "without BatchNorm, a with tf: refused on 1 of 2 samples" in said
 
 
 def test_kinds_table_names_a_misjudged_attempt_with_its_seed() -> None:

@@ -12,11 +12,14 @@ import pytest
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.data.dataset import Dataset, Source, Split
+from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.preprocessing import MODES
 from dogbreeds.tracking.records import RunOrigin
-from dogbreeds.training.batchnorm_statistics import PixelFit, gaussian_kl
+from dogbreeds.training.batchnorm_statistics import gaussian_kl
+from dogbreeds.training.pixel_fit import PixelFit, multiplications
+from dogbreeds.training.pixel_reading import PixelReading, Reading, choose_rows, read_pixels, thumbnails
 from dogbreeds.training.preflight import Finding, Preflight, check_initial_loss, check_pixels, pixel_fit_line
 
 SMALL = ("data.classes=6", "phase.epochs=1", "tracking.model=none", "tracking.system_metrics_seconds=0")
@@ -326,6 +329,222 @@ def test_random_weights_are_trained_without_a_warning_about_pixels(
     assert len(train(run, tmp_path).history.epochs) == 1
     assert any(message.startswith("pixels: no trained BatchNorm to check") for message in caplog.messages)
     assert not any(message.startswith("preflight: ") and "pixels" in message for message in caplog.messages)
+
+
+# --- reading of labelled images -----------------------------------------------
+
+LABELS = np.repeat(np.arange(5), 12)
+
+
+def features(noise: float, seed: int = 0, labels: np.ndarray = LABELS) -> np.ndarray:
+    """Return [n, 40] features that tell the classes apart as well as the noise allows."""
+    rng = np.random.default_rng(seed)
+    return (3 * np.eye(40)[labels] + rng.normal(0, noise, (len(labels), 40))).astype(np.float32)
+
+
+def reading(thumbnail: float = 1e-9, **p_values: float) -> PixelReading:
+    """Return a reading of these p-values; the convention with p = 1 is the best."""
+    conventions = {
+        mode: Reading(Proportion(30, 60), error=0.5 if p_value == 1 else 0.6, p_value=p_value)
+        for mode, p_value in p_values.items()
+    }
+    return PixelReading(conventions, Reading(Proportion(20, 60), 0.7, thumbnail))
+
+
+def test_read_pixels_finds_the_conventions_whose_features_are_worse_beyond_noise() -> None:
+    given = {"raw": features(0.5, 1), "caffe": features(0.5, 2), "torch": features(1.5, 3), "tf": features(1e9, 4)}
+    # Values that are not finite, as wrong pixels may give, are no more than bad features.
+    given["unit"] = np.full_like(given["raw"], np.nan)
+    found = read_pixels(given, features(4, 5), LABELS)
+    assert found.can_tell
+    assert found.best in {"raw", "caffe"}
+    assert found.conventions[found.best].p_value == 1
+    assert {mode: found.is_mismatch(mode) for mode in given} == {
+        "raw": False,
+        "caffe": False,
+        "torch": True,
+        "tf": True,
+        "unit": True,
+    }
+    assert found.conventions["raw"].accuracy.n == 60
+    assert found.conventions["raw"].accuracy.value > 0.9
+    assert found.conventions["tf"].accuracy.value < 0.5
+    assert found.metrics() == {f"probe_{mode}": each.accuracy.value for mode, each in found.conventions.items()}
+    # What the cache stores gives the same.
+    assert PixelReading.from_table(found.table(), tuple(given)) == found
+
+
+def test_read_pixels_cannot_tell_if_thumbnails_of_the_pixels_are_as_good() -> None:
+    given = {"raw": features(0.5, 1), "torch": features(3, 2)}
+    found = read_pixels(given, features(0.5, 3), LABELS)
+    assert found.conventions["torch"].p_value < 1e-6
+    assert not found.can_tell
+    assert not found.is_mismatch("torch")
+    assert f"no better than thumbnails ({100 * found.thumbnail.accuracy.value:.0f} %)" in str(found)
+    # Labels that have nothing to do with the images.
+    noisy = read_pixels(given, features(4, 3), np.random.default_rng(0).permutation(LABELS))
+    assert not noisy.can_tell
+
+
+def test_read_pixels_scores_images_by_probes_that_have_not_seen_them() -> None:
+    # More features than images: a probe that had seen an image would know its class.
+    noise = np.random.default_rng(0).normal(size=(60, 500))
+    found = read_pixels({"raw": noise, "tf": noise}, noise, LABELS)
+    assert found.conventions["raw"].accuracy.value < 0.45
+    assert found.conventions["tf"].p_value == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "images", "classes", "per_class"),
+    [
+        ([20] * 30, 64, 5, 12),
+        ([20] * 30, 96, 8, 12),
+        ([40, 40], 64, 2, 32),
+        ([40] * 9, 31, 3, 10),
+        ([6] * 30, 64, 5, 6),
+        # Classes with fewer than four images are left out.
+        ([3] * 10 + [12] * 3, 64, 3, 12),
+        ([3] * 10 + [12], 64, None, None),
+        ([20], 64, None, None),
+        ([1] * 100, 64, None, None),
+    ],
+)
+def test_choose_rows_takes_a_dozen_images_of_some_classes(
+    counts: list[int], images: int, classes: int | None, per_class: int | None
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = 7 + np.arange(len(labels))
+    chosen = choose_rows(labels, rows, images)
+    if classes is None:
+        assert chosen is None
+        return
+    assert np.array_equal(chosen, choose_rows(labels, rows, images))
+    assert np.all(np.diff(chosen) > 0)
+    assert len(chosen) <= images
+    assert np.unique(labels[chosen - 7], return_counts=True)[1].tolist() == [per_class] * classes
+
+
+def test_read_pixels_needs_two_classes_with_four_images() -> None:
+    labels = np.array([0] * 8 + [1] * 3)
+    assert read_pixels({"raw": features(1, labels=labels)}, features(1, labels=labels), labels) is None
+    labels = np.array([0] * 8 + [1] * 3 + [2] * 4)
+    found = read_pixels({"raw": features(1, labels=labels)}, features(1, labels=labels), labels)
+    assert found.thumbnail.accuracy.n == 12
+
+
+def test_thumbnails_are_means_of_a_grid() -> None:
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    images[1, :8, 8:16] = [1, 2, 3]
+    found = thumbnails(images)
+    assert found.shape == (2, 8 * 8 * 3)
+    assert not found[0].any()
+    assert found[1, 3:6] == pytest.approx([1, 2, 3])
+    assert np.count_nonzero(found[1]) == 3
+
+
+UNREAD = (
+    "preprocessing.mode=torch does not match the pretrained weights.",
+    "a linear probe reads 60 labelled images best with raw pixels (30 correct; torch: 30; p = 1e-05).",
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "mode", "native", "certain", "facts"),
+    [
+        (
+            reading(raw=1, caffe=0.2, torch=1e-5),
+            "torch",
+            "raw",
+            True,
+            (*UNREAD, "Set preprocessing=native, or preflight=warn to train anyway."),
+        ),
+        # The config's convention is not the best, but no worse beyond noise.
+        (reading(raw=1, caffe=0.2, torch=1e-5), "torch", "caffe", True, (*UNREAD, "Set preprocessing=native,")),
+        # The config names the wrong convention.
+        (reading(raw=1, caffe=0.2, torch=1e-5), "torch", "torch", True, (*UNREAD, "Set preprocessing=raw,")),
+        (reading(raw=1, caffe=0.2, torch=1e-5), "raw", "torch", None, ()),
+        (reading(raw=1, caffe=0.2, torch=1e-5), "raw", "raw", None, ()),
+        (reading(raw=1, caffe=0.2, torch=1e-5), "caffe", "raw", False, UNCHECKED),
+        # The features are no better than thumbnails: nothing can be told.
+        (reading(0.2, raw=1, caffe=1e-5, torch=1e-5), "raw", "torch", False, ("raw", "torch")),
+        (reading(0.2, raw=1, caffe=1e-5, torch=1e-5), "torch", "torch", None, ()),
+        (reading(0.2, raw=1, caffe=1e-5, torch=1e-5), "caffe", "raw", False, UNCHECKED),
+    ],
+)
+def test_check_pixels_without_batchnorm_reports_a_convention_that_is_read_worse(
+    found: PixelReading, mode: str, native: str, certain: bool | None, facts: tuple[str, ...]
+) -> None:
+    fit = PixelFit(False, dict.fromkeys(MODES, 0.0), found)
+    findings = check_pixels(fit, mode, native)
+    assert len(findings) == (certain is not None)
+    for finding in findings:
+        assert_finding(finding, "pixels", certain, facts)
+    assert pixel_fit_line(fit, mode).endswith(str(found))
+
+
+@pytest.mark.slow
+@pytest.mark.own_cache
+def test_wrong_pixels_of_a_backbone_without_batchnorm_are_refused(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    # The miniature with its BatchNorm layers hidden from the check.
+    monkeypatch.setattr("dogbreeds.training.pixel_fit.has_trained_statistics", lambda layer: False)
+    with pytest.raises(UserError) as refusal:
+        train(composed(*SMALL, "preprocessing=torch"), tmp_path)
+    text = str(refusal.value)
+    assert text.startswith("preprocessing.mode=torch does not match the pretrained weights. ")
+    assert "reads 60 labelled images best with raw pixels" in text
+    assert text.endswith("Set preprocessing=native, or preflight=warn to train anyway.")
+    assert three_sentences(text)
+    run = composed(*SMALL)
+    # The same reading serves the other conventions.
+    fit = run.preflight.measure_pixel_fit(run.model.build(0), run.data.open(), run.data, run.features.open_cache())
+    assert [listed.name.split("-")[0] for listed in run.features.open_cache().entries()] == ["preflight"]
+    assert check_pixels(fit, "raw", "raw") == []
+    (finding,) = check_pixels(fit, "torch", "torch")
+    assert "Set preprocessing=raw," in finding.message
+
+
+@pytest.mark.long
+@pytest.mark.own_cache
+def test_wrong_pixels_of_a_backbone_without_batchnorm_are_recorded(
+    composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dogbreeds.training.pixel_fit.has_trained_statistics", lambda layer: False)
+    run = composed(*SMALL, "preprocessing=torch", "preflight=warn")
+    client, experiment = run.tracking.connect()
+    train(run, tmp_path)
+    fit = run.preflight.measure_pixel_fit(run.model.build(0), run.data.open(), run.data, run.features.open_cache())
+    (warned,) = client.search_runs([experiment])
+    assert warned.data.tags["preflight"].startswith("preprocessing.mode=torch does not match the pretrained weights. ")
+    assert warned.data.metrics["preflight/probe_raw"] == fit.reading.conventions["raw"].accuracy.value > 0.9
+    assert warned.data.metrics["preflight/torch"] == fit.distances["torch"]
+
+
+def test_a_large_backbone_is_given_fewer_images(composed, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, network = composed("data.classes=6"), small_network("LayerNormalization")
+    # The kernels, [4, 4, 3, 16] at 8 × 8 positions and [2, 2, 16, 16] at 7 × 7.
+    assert multiplications(network) == 4 * 4 * 3 * 16 * 8 * 8 + 2 * 2 * 16 * 16 * 7 * 7
+    monkeypatch.setattr("dogbreeds.training.pixel_fit._MAX_MULTIPLICATIONS", 5 * 31 * multiplications(network))
+    arguments = Backbone(network, (), "large"), run.data.open(), run.data, run.features.open_cache()
+    assert run.preflight.measure_pixel_fit(*arguments).reading.thumbnail.accuracy.n == 30
+    monkeypatch.setattr("dogbreeds.training.pixel_fit._MAX_MULTIPLICATIONS", 1)
+    assert run.preflight.measure_pixel_fit(*arguments).reading.thumbnail.accuracy.n == 24
+
+
+@pytest.mark.long
+@pytest.mark.own_cache
+def test_convnext_with_random_weights_cannot_tell_the_convention(composed) -> None:
+    small = ("model.image_size=32", "data=miniature", "preflight.images=24")
+    run = composed("model=convnext_tiny", "model.weights=null", *small)
+    backbone = run.model.build(0)
+    fit = run.preflight.measure_pixel_fit(backbone, run.data.open(), run.data, run.features.open_cache())
+    assert fit.reading.thumbnail.accuracy.n == 24
+    assert not fit.reading.can_tell
+    assert "cannot tell the convention of pretraining" in pixel_fit_line(fit, "raw")
+    assert check_pixels(fit, "raw", "raw") == []
+    assert [finding.certain for finding in check_pixels(fit, "caffe", "raw")] == [False]
 
 
 # --- data ---------------------------------------------------------------------

@@ -73,7 +73,8 @@ def test_leave_one_out_accuracy_is_that_of_refitting(
         solution = np.linalg.solve(design.T @ (own * design) + ridge, design.T @ (own * targets[others]))
         correct.append(([*scaled[left_out], 1.0] @ solution).argmax() == labels[left_out])
     assert 0.3 < np.mean(correct) < 1
-    assert probe.left_out_correct.tolist() == np.array(correct)[probe.left_out].tolist()
+    assert probe.left_out.tolist() == list(range(len(labels)))
+    assert (probe.left_out_scores.argmax(axis=1) == labels).tolist() == correct
 
 
 @pytest.mark.parametrize(

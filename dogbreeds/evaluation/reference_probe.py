@@ -38,7 +38,7 @@ class ReferenceProbe:
         weights: [d, classes] float64, of the standardised features.
         bias: [classes] float64.
         left_out: [k] of the training images, those that were left out one by one; empty without ridge.
-        left_out_correct: [k] bool, whether each was then classified correctly.
+        left_out_scores: [k, classes] float64, their scores by a fit without each.
         facts: numbers about the fit, by name: `penalty` of ridge.
     """
 
@@ -48,7 +48,7 @@ class ReferenceProbe:
     weights: np.ndarray
     bias: np.ndarray
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    left_out_correct: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    left_out_scores: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     facts: dict[str, float] = field(default_factory=dict)
 
     def logits(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
@@ -207,7 +207,6 @@ def _fit_ridge(
         errors = (own_targets - images @ found) / np.maximum(1 - leverage, _CONSTANT)[:, None]
         if (error := np.square(errors).sum()) < lowest:
             lowest, penalty, solution, predictions = error, tried, found, own_targets - errors
-    correct = (bias + predictions / roots[left_out]).argmax(axis=1) == labels[left_out]
     return ReferenceProbe(
         RIDGE,
         mean,
@@ -215,7 +214,7 @@ def _fit_ridge(
         solution if rotation is None else rotation @ solution,
         bias,
         left_out,
-        correct,
+        bias + predictions / roots[left_out],
         {"penalty": float(penalty)},
     )
 

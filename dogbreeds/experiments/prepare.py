@@ -24,9 +24,9 @@ from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
 from dogbreeds.tracking.saved_run import SavedRun
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
-from dogbreeds.training.batchnorm_statistics import PixelFit
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.phase import Finetune, Training
+from dogbreeds.training.pixel_fit import PixelFit
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +81,10 @@ class PreparedRun:
     @property
     def native(self) -> bool | None:
         """Whether the pixels match the pretrained weights; None if the backbone cannot tell."""
-        if self.pixel_fit is None or not self.pixel_fit.has_statistics:
-            return None
-        return not any(finding.check == "pixels" and finding.certain for finding in self.findings)
+        if any(finding.check == "pixels" and finding.certain for finding in self.findings):
+            return False
+        # Without BatchNorm, no finding means only that no other convention is better beyond noise.
+        return True if self.pixel_fit is not None and self.pixel_fit.has_statistics else None
 
 
 def prepare(

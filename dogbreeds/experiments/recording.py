@@ -51,7 +51,7 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
     )
     tracker.dataset(dataset.name, dataset.fingerprint, sizes)
     if prepared.pixel_fit is not None:
-        tracker.metrics({f"preflight/{mode}": distance for mode, distance in prepared.pixel_fit.distances.items()})
+        tracker.metrics({f"preflight/{name}": value for name, value in prepared.pixel_fit.metrics().items()})
     if parent is not None:
         tracker.tags({"parent": parent.run_id})
         tracker.metrics({"parent/val_accuracy": parent.accuracy})

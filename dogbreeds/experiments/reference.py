@@ -45,7 +45,7 @@ def measure_reference(
     if len(probe.left_out):
         seen = Rows(train.array, train.indices[probe.left_out], train.labels[probe.left_out])
         run_correct = predict(prepared.network, seen).argmax(axis=1) == seen.labels
-        training = _compared(probe.left_out_correct, run_correct, "train")
+        training = _compared(probe.left_out_scores.argmax(axis=1) == seen.labels, run_correct, "train")
     seconds = time.perf_counter() - started
     return ReferenceResult(probe.method, comparisons, training, probe.facts, seconds)
 

@@ -5,7 +5,6 @@ pretraining reproduce them, images in another convention do not, and no labels a
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,35 +18,6 @@ if TYPE_CHECKING:
 LAYERS = 10
 # Images at a time.
 _BATCH_SIZE = 16
-
-
-@dataclass(frozen=True)
-class PixelFit:
-    """How well each pixel convention fits a backbone.
-
-    Attributes:
-        has_statistics: whether the backbone has trained BatchNorm layers, which `distances` then refers to.
-        distances: by convention, lower is better. With trained BatchNorm layers: KL divergence in nats of their inputs
-            from their running statistics, the median over channels and the mean over layers. Without: fraction of the
-            variance between images, at the backbone's output, that is lost relative to the best convention.
-    """
-
-    has_statistics: bool
-    distances: dict[str, float]
-
-    @property
-    def best(self) -> str:
-        """The convention with the smallest distance."""
-        return min(self.distances, key=lambda mode: self.distances[mode])
-
-    def __str__(self) -> str:
-        ranked = sorted(self.distances.items(), key=lambda item: item[1])
-        return ", ".join(f"{mode} {format_distance(distance)}" for mode, distance in ranked)
-
-
-def format_distance(distance: float) -> str:
-    """Format a distance with its significant digits."""
-    return f"{distance:.3f}" if distance < 0.1 else f"{distance:.2f}" if distance < 10 else f"{distance:,.0f}"
 
 
 def first_batchnorms(network: "keras.Model") -> "list[tuple[keras.layers.BatchNormalization, keras.KerasTensor]]":
@@ -112,7 +82,7 @@ def batchnorm_divergences(
     )
     found = []
     for mode in MODES:
-        batches = [moments(pixels) for pixels in _in_convention(images, mode, advance)]
+        batches = [moments(pixels) for pixels in in_convention(images[: num_used(len(images))], mode, advance)]
         distances = []
         for index, (layer, _) in enumerate(layers):
             means, variances = (
@@ -131,37 +101,13 @@ def batchnorm_divergences(
     return found
 
 
-def lost_variance(
-    network: "keras.Model", images: np.ndarray, advance: Callable[[int], None] = lambda images: None
-) -> list[float]:
-    """Compute for each convention in `MODES` the fraction of the output's variance between images that is lost.
-
-    The variance is relative to the mean square of the output, and the fraction relative to the best convention.
-
-    Args:
-        network: the backbone.
-        images: [n, size, size, 3] RGB in [0, 255].
-        advance: called with the number of images just done, in each convention.
-    """
-    import tensorflow as tf
-
-    pooled = tf.function(
-        lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True
-    )
-    variances = []
-    for mode in MODES:
-        batches = [pooled(pixels).numpy() for pixels in _in_convention(images, mode, advance)]
-        outputs = np.concatenate(batches).astype(np.float64)
-        variances.append(outputs.var(axis=0).sum() / max(float((outputs**2).mean(axis=0).sum()), 1e-30))
-    largest = max(variances)
-    return [1 - variance / largest if largest > 0 else 0.0 for variance in variances]
-
-
-def _in_convention(images: np.ndarray, mode: str, advance: Callable[[int], None]) -> "Iterator[Any]":
+def in_convention(
+    images: np.ndarray, mode: str, advance: Callable[[int], None] = lambda images: None
+) -> "Iterator[Any]":
     """Yield batches of images in a pixel convention, and count each once it has been used."""
     import tensorflow as tf
 
-    for start in range(0, num_used(len(images)), _BATCH_SIZE):
+    for start in range(0, len(images), _BATCH_SIZE):
         batch = images[start : start + _BATCH_SIZE]
         yield Preprocessing(mode=mode).apply(tf.cast(batch, tf.float32))
         advance(len(batch))

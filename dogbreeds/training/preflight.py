@@ -5,30 +5,19 @@
 
 import logging
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.source import plugin_source
 from dogbreeds.core.spec import Spec, integer, number, one_of
-from dogbreeds.data.dataset import Data, Dataset, Source
-from dogbreeds.data.image import UnreadableImageError
+from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.models.preprocessing import MODES, VALUE_RANGES
-from dogbreeds.training.batchnorm_statistics import (
-    LAYERS,
-    PixelFit,
-    batchnorm_divergences,
-    first_batchnorms,
-    format_distance,
-    has_trained_statistics,
-    lost_variance,
-    num_used,
-)
+from dogbreeds.models.preprocessing import VALUE_RANGES
+from dogbreeds.training.pixel_fit import PixelFit, format_distance, measure_fit
+from dogbreeds.training.pixel_reading import PixelReading
 
 if TYPE_CHECKING:
     from dogbreeds.models.model import Backbone
@@ -69,7 +58,7 @@ class Preflight(Spec):
 
     Attributes:
         action: on a certain finding, `stop` raises an error, and `warn` trains and tags the run; `none` checks nothing.
-        images: number of training images whose statistics are compared with BatchNorm's running statistics.
+        images: number of training images that the backbone is given in every pixel convention.
         max_duplicate_fraction: fraction of a split's images that may also be in another split, in [0, 1].
     """
 
@@ -105,7 +94,7 @@ class Preflight(Spec):
 
         Args:
             backbone: whose weights are pretrained, or new.
-            dataset: the sample is spread evenly over its training split.
+            dataset: the sample is taken from its training split.
             data: how images are resized, and what happens to unreadable ones.
             cache: where the distances are cached.
 
@@ -115,41 +104,7 @@ class Preflight(Spec):
         Raises:
             UserError: if no sampled image can be read.
         """
-        if self.action == "none":
-            return None
-        layers = first_batchnorms(backbone.network)
-        has_statistics = any(has_trained_statistics(layer) for layer, _ in layers)
-        split = dataset.train
-        rows = split.rows[np.unique(np.linspace(0, len(split.rows) - 1, self.images).astype(int))]
-        size = backbone.network.input.shape[1]
-        identity = {
-            "photos": split.source.fingerprint,
-            "rows": rows.tolist(),
-            "size": size,
-            "resize": data.resize,
-            "backbone": backbone.fingerprint,
-            "layers": LAYERS,
-            **plugin_source(data),
-        }
-
-        def compute(distances: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
-            decoded = list(_decode(split.source, rows, size, data))
-            if not decoded:
-                raise UserError(
-                    f"None of {len(rows)} sampled training images can be read. The preflight needs some of them. Repair"
-                    " the files, or set data.root to another folder."
-                )
-            images = np.stack(decoded)
-            with progress("preflight", len(MODES) * num_used(len(images)), "images") as advance:
-                distances[:] = (
-                    batchnorm_divergences(backbone.network, layers, images, advance)
-                    if has_statistics
-                    else lost_variance(backbone.network, images, advance)
-                )
-            yield len(distances)
-
-        found = cache.get_or_compute("preflight", identity, (len(MODES),), "float64", compute).rows
-        return PixelFit(has_statistics, dict(zip(MODES, found.tolist(), strict=True)))
+        return None if self.action == "none" else measure_fit(backbone, dataset.train, self.images, data, cache)
 
 
 # --- pixel convention ---------------------------------------------------------
@@ -163,16 +118,19 @@ def check_pixels(fit: PixelFit, mode: str, native: str) -> list[Finding]:
         mode: the chosen convention.
         native: the convention that the model's config names.
     """
+    if fit.reading is not None and fit.reading.is_mismatch(mode):
+        return _misread(fit.reading, mode, native)
     if not fit.has_statistics:
-        return _check_variance(fit, mode, native)
+        # The config's convention, not the chosen one, is the mismatch: the chosen one is right.
+        config_is_wrong = fit.reading is not None and fit.reading.is_mismatch(native)
+        return [] if config_is_wrong else _check_variance(fit, mode, native)
     best, distance = fit.best, fit.distances[mode]
     if distance > max(_MISMATCH_NATS, _MISMATCH_RATIO * fit.distances[best]):
         return _mismatch(
             f"preprocessing.mode={mode} does not match the pretrained weights. BatchNorm's running statistics fit"
             f" {best} pixels (KL divergence {format_distance(fit.distances[best])} nats; {mode}:"
             f" {format_distance(distance)}).",
-            fit,
-            native,
+            "native" if best == native else best,
         )
     if distance > _NO_FIT_NATS:
         return [
@@ -195,8 +153,7 @@ def _check_variance(fit: PixelFit, mode: str, native: str) -> list[Finding]:
             f"preprocessing.mode={mode} makes the backbone's output nearly the same for all images"
             f" ({100 * (1 - lost):.1f} % of the variance with {fit.best} pixels). No trained BatchNorm layer tells the"
             " convention of pretraining, but nothing can be learned from such an output.",
-            fit,
-            native,
+            "native" if fit.best == native else fit.best,
         )
     if mode != native:
         return [
@@ -211,9 +168,21 @@ def _check_variance(fit: PixelFit, mode: str, native: str) -> list[Finding]:
     return []
 
 
-def _mismatch(problem: str, fit: PixelFit, native: str) -> list[Finding]:
+def _misread(reading: PixelReading, mode: str, native: str) -> list[Finding]:
+    """Return the finding that a probe reads another convention better, for a backbone without BatchNorm."""
+    best, chosen = reading.conventions[reading.best], reading.conventions[mode]
+    return _mismatch(
+        f"preprocessing.mode={mode} does not match the pretrained weights. No trained BatchNorm layer tells the"
+        f" convention of pretraining, but a linear probe reads {best.accuracy.n} labelled images best with"
+        f" {reading.best} pixels ({best.accuracy.correct} correct; {mode}: {chosen.accuracy.correct};"
+        f" p = {chosen.p_value:.1g}).",
+        # The config's convention, unless it is worse too.
+        reading.best if reading.is_mismatch(native) else "native",
+    )
+
+
+def _mismatch(problem: str, fix: str) -> list[Finding]:
     """Return a certain finding about pixels: the problem, and the convention to set."""
-    fix = "native" if fit.best == native else fit.best
     return [Finding("pixels", True, f"{problem} Set preprocessing={fix}, or preflight=warn to train anyway.")]
 
 
@@ -225,7 +194,8 @@ def pixel_fit_line(fit: PixelFit, mode: str) -> str:
     variances = ", ".join(
         f"{name} {100 * (1 - lost):.0f} %" for name, lost in sorted(fit.distances.items(), key=lambda item: item[1])
     )
-    return f"pixels: no trained BatchNorm to check; relative variance between images by convention: {variances}"
+    line = f"pixels: no trained BatchNorm to check; relative variance between images by convention: {variances}"
+    return line if fit.reading is None else f"{line}; {fit.reading}"
 
 
 # --- initial loss -------------------------------------------------------------
@@ -307,18 +277,3 @@ def _check_duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
         )
         findings.append(Finding("duplicates", len(duplicates) / total > allowed, text))
     return findings
-
-
-def _decode(source: Source, rows: np.ndarray, size: int, data: Data) -> Iterator[np.ndarray]:
-    """Yield the resized images of some rows, without those that `data.on_corrupt=skip` skips."""
-    from dogbreeds.data.resize import resizer
-
-    resize = resizer(size, data.resize)
-    sampled = set(rows.tolist())
-    for row, load in enumerate(source.loaders()):
-        if row in sampled:
-            try:
-                yield resize(load())
-            except UnreadableImageError:
-                if data.on_corrupt == "stop":
-                    raise

@@ -263,7 +263,8 @@ def pixels_fit(backbone: Backbone, pixels: str, classes: int) -> bool | None:
 def score_probe(features: np.ndarray, splits: dict[str, Split], classes: int) -> dict[str, str]:
     """Return which images the reference probe classifies correctly, by split, as hexadecimal digits."""
     probe = fit_probe(features, splits["train"].labels, classes, splits["train"].rows)
-    return {"left_out": truth.to_hex(probe.left_out_correct)} | {
+    left_out = probe.left_out_scores.argmax(axis=1) == splits["train"].labels[probe.left_out]
+    return {"left_out": truth.to_hex(left_out)} | {
         name: truth.to_hex(probe.logits(features, split.rows).argmax(axis=1) == split.labels)
         for name, split in splits.items()
         if name != "train"

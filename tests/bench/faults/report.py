@@ -15,7 +15,7 @@ import numpy as np
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference
 from dogbreeds.evaluation.results import Epoch, scores_from_dict
 from dogbreeds.evaluation.verdict import Setting, Verdict, judge
-from tests.bench.faults.pixels import Pair
+from tests.bench.faults.pixels import BATCHNORM, PROBE, Pair
 from tests.bench.faults.truth import from_hex, paired_error
 
 # Verdicts that call a run a failure. Overfitting is none: its best epoch may be as good as any.
@@ -283,12 +283,26 @@ def _fraction(count: int, n: int) -> str:
 
 def preflights(pairs: Sequence[Pair]) -> list[str]:
     """Return how often the preflight is right, by pairs of backbone and convention, and the pairs where it is wrong."""
-    wrong, native = [pair for pair in pairs if not pair.is_native], [pair for pair in pairs if pair.is_native]
-    return [
-        f"- wrong pixels refused: {_fraction(sum(pair.is_right for pair in wrong), len(wrong))}",
-        f"- right pixels accepted: {_fraction(sum(pair.is_right for pair in native), len(native))}",
-        *(f"- misjudged: {pair}" for pair in pairs if not pair.is_right),
-    ]
+    lines = []
+    for check, prefix in ((BATCHNORM, ""), (PROBE, "without BatchNorm, ")):
+        found = [pair for pair in pairs if pair.check == check]
+        if not found:
+            continue
+        wrong, native = [pair for pair in found if not pair.is_native], [pair for pair in found if pair.is_native]
+        lines += [
+            f"- {prefix}wrong pixels refused: {_fraction(sum(pair.is_right for pair in wrong), len(wrong))}",
+            f"- {prefix}right pixels accepted: {_fraction(sum(pair.is_right for pair in native), len(native))}",
+            # Without BatchNorm, wrong pixels that are not refused are those that it cannot tell.
+            *(
+                f"- {prefix}misjudged: {pair}"
+                if check == BATCHNORM
+                else f"- {prefix}{pair.backbone} with {pair.mode}: refused on {sum(pair.mismatches)} of"
+                f" {len(pair.mismatches)} samples"
+                for pair in found
+                if not pair.is_right
+            ),
+        ]
+    return lines
 
 
 def misjudged(cases: Sequence[Case]) -> list[Case]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dogbreeds.core.paths import home
+from tests.bench.faults import layernorm
 from tests.bench.faults.backbones import CLASSES, REAL_DATA_ENV, Backbone, backbones
 from tests.bench.faults.collect import Job, collect, initialise_process, read_lines, rescore
 from tests.bench.faults.draws import CASES
 from tests.bench.faults.kinds import KINDS, Change, attempt, kinds_table, unchanged
-from tests.bench.faults.pixels import Pair, measure_pairs
+from tests.bench.faults.pixels import READ_SAMPLES, Pair, measure_hidden_pairs, measure_layernorm_pairs, measure_pairs
 from tests.bench.faults.report import report, saved_curves
 
 # Thresholds are chosen on this backbone and on even seeds, and reported on the others and on odd seeds.
@@ -106,7 +107,14 @@ class Study:
         print("\n".join(kinds_table(results)))
 
     def pixels(self) -> None:
-        pairs = [pair for each in self.backbones.values() for pair in measure_pairs(each, self.workload.classes)]
+        each, classes = self.backbones.values(), self.workload.classes
+        pairs = [pair for backbone in each for pair in measure_pairs(backbone, classes)]
+        # The small study takes one sample, and has no minutes to pretrain a network.
+        is_small = classes < layernorm.CLASSES
+        samples = 1 if is_small else READ_SAMPLES
+        pairs += [pair for backbone in each for pair in measure_hidden_pairs(backbone, classes, samples)]
+        if not is_small:
+            pairs += measure_layernorm_pairs(self.out / "layernorm.weights.h5")
         self._write("pixels.json", [dataclasses.asdict(pair) for pair in pairs])
 
     def report(self) -> None:
