@@ -149,7 +149,7 @@ def identities(run: dogbreeds.Run) -> list[str]:
     return [each.data.tags["identity"] for each in recorded if "verdict" in each.data.tags]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_fit_on_own_data_resumes_and_other_data_are_another_run(
     own_home: Path, dataset: dogbreeds.Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,7 +200,8 @@ def test_a_fine_tune_starts_from_a_result_in_hand(own_home: Path, dataset: dogbr
     tuned = dogbreeds.fit(
         dogbreeds.compose([*shared, "phase=finetune", "optimizer.lr=1e-30"]), dataset=dataset, parent=frozen
     )
-    assert tuned.verdict.name == "no_better_than_frozen"
+    # Nothing changed, and six images cannot exclude a gain.
+    assert (tuned.verdict.name, tuned.verdict.numbers["gained"], tuned.verdict.numbers["lost"]) == ("undecided", 0, 0)
     comparison = dogbreeds.paired(frozen, tuned)
     assert (comparison.pair.n, comparison.pair.difference) == (6, 0)
     dog = dogbreeds.load(tuned)

@@ -282,7 +282,7 @@ def test_top_gives_the_reason_if_pixels_or_unfreezing_rule_it_out(mode: str, unf
     assert (zero.description, topped, zero.tags()) == (reason, None, {"baseline": reason, "data.imagenet_classes": "3"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_top_of_other_weights_raises_a_user_error(weights, tmp_path: Path) -> None:
     import keras
 

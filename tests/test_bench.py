@@ -117,7 +117,7 @@ def test_faults_judges_every_kind_as_expected(
         assert set(line["right"]) == set(line["probe"]) == set(line["n"]) - {"train"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_measures_the_peak_of_an_attempt(capsys: pytest.CaptureFixture[str]) -> None:
     cheap = ("model=mobilenetv2", "model.alpha=0.35", "model.image_size=32", "model.weights=null", "preflight=none")
     peaks = memory.main(memory.FEWEST, times=(1,), model=cheap)

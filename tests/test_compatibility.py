@@ -247,7 +247,7 @@ def test_an_old_network_gives_its_recorded_predictions(old_home, tmp_path: Path)
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_export_command_exports_an_old_network(old_home, command, tmp_path: Path) -> None:
     frozen = recorded_runs(tmp_path)[0].info.run_id
     done = command("export", f"run={frozen}", "formats=[keras]", "photos=5", DOGBREEDS_CACHE=str(tmp_path / "cache"))

@@ -188,7 +188,7 @@ def test_evaluate_measures_a_run_and_adds_the_report_to_it(
         assert message in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_refuses_a_run_whose_images_were_moved_or_changed(command, write_images) -> None:
     root = write_images(classes=3, train=6, test=3)
     trained = command(

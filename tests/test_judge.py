@@ -384,6 +384,7 @@ def test_command_judges_a_log_and_prints_objects(command: Callable) -> None:
     assert "learning_rate=2e-3" in found["advice"]
 
 
+@pytest.mark.slow
 def test_command_judges_the_others_where_one_is_no_history(
     command: Callable, written: Callable, tmp_path: Path
 ) -> None:

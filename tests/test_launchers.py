@@ -352,7 +352,7 @@ def _is_submitit_job(process: psutil.Process) -> bool:
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_job_resumes_after_its_scheduler_ended_it(start_command, tmp_path: Path) -> None:
     """As on Slurm: submitit gets a signal shortly before a job's time is over, and submits the job again."""
     place = tmp_path / "home"
@@ -388,7 +388,7 @@ def test_job_resumes_after_its_scheduler_ended_it(start_command, tmp_path: Path)
     assert jobs[0].data.tags["resumed"] == "1"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_run_of_a_lost_machine_resumes_at_once(start_command, command_environment, make_home, tmp_path: Path) -> None:
     """The run's last heartbeat is recent, and its process is on another host, where it cannot be checked."""
     on_other_host = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$0" "$@"']

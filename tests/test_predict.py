@@ -302,7 +302,7 @@ def test_predict_reads_a_folder_with_a_saved_network_and_writes_each_format(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["classes.csv"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predict_reads_standard_input_and_ends_when_its_reader_leaves(
     command, command_environment, file: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -331,7 +331,7 @@ def test_predict_reads_standard_input_and_ends_when_its_reader_leaves(
     assert (tmp_path / "errors").read_text() == f"loading {file}\n{file}: 5 classes, 64 px\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predict_reports_errors_before_anything_is_computed(command, file: Path, folder: Path, tmp_path: Path) -> None:
     import keras
 

@@ -320,7 +320,7 @@ def test_check_pixels_without_a_trained_batchnorm_compares_the_variance(composed
     assert_finding(finding, "pixels", False, UNCHECKED)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_weights_are_trained_without_a_warning_about_pixels(
     composed, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -482,7 +482,7 @@ def test_check_pixels_without_batchnorm_reports_a_convention_that_is_read_worse(
     assert pixel_fit_line(fit, mode).endswith(str(found))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.own_cache
 def test_wrong_pixels_of_a_backbone_without_batchnorm_are_refused(
     composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

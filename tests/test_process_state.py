@@ -75,7 +75,7 @@ def test_signal_after_a_run_reaches_the_callers_handler_and_its_child_processes_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("owner", ["caller", "command"])
+@pytest.mark.parametrize("owner", ["caller", pytest.param("command", marks=pytest.mark.long)])
 def test_run_that_imports_everything_leaves_a_new_process_as_it_was(
     owner: str, tmp_path: Path, command_environment: Callable[..., dict[str, str]]
 ) -> None:

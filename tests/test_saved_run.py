@@ -20,7 +20,7 @@ from dogbreeds.tracking.prediction_files import read_predictions, write_predicti
 from dogbreeds.tracking.records import RunOrigin, is_path, short
 from dogbreeds.tracking.saved_run import SavedRun
 
-SMALL = ("data.classes=6", "phase.epochs=2", "head=linear")
+SMALL = ("data.classes=6", "phase.epochs=8", "head=linear")
 ORIGIN = RunOrigin("", (), "a run", None)
 
 

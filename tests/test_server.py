@@ -200,7 +200,7 @@ def assert_recorded_as_printed(
             )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_parallel_sweep_loses_nothing_when_the_server_is_killed(
     server: Server, start_command, command, tmp_path: Path
 ) -> None:
@@ -275,7 +275,7 @@ def test_a_run_loses_nothing_when_the_database_is_restarted(server: Server, post
     assert_recorded_as_printed(client, jobs[0].info.run_id, lines)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_records_what_an_earlier_process_could_not_deliver(
     server: Server, start_command, command
 ) -> None:
@@ -324,7 +324,7 @@ def test_a_resumed_run_records_what_an_earlier_process_could_not_deliver(
 
 
 @pytest.mark.own_cache
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
 )

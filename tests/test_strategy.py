@@ -174,9 +174,10 @@ def place(tmp_path: Path, make_home: Callable[[Path], Path]) -> Callable[[str], 
     return lambda name: make_home(tmp_path / name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "moments",
-    [pytest.param(["fine-tune"], marks=pytest.mark.slow), pytest.param(["head", "checkpoint"], marks=pytest.mark.long)],
+    [["fine-tune"], ["head", "checkpoint"]],
 )
 def test_mirrored_training_resumes_bit_for_bit_after_it_was_killed(place, moments: list[str]) -> None:
     """Train a frozen run and its fine-tune, with dropout and drop-connect. Saved models do not depend on devices."""
@@ -217,7 +218,7 @@ def test_mirrored_training_does_not_resume_from_a_checkpoint_of_one_device(place
         }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_command_with_mirrored_strategy_logs_its_devices(command) -> None:
     done = command("train", *SMALL, "phase.epochs=3", *TWO)
     assert done.returncode == 0, done.stderr

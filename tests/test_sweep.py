@@ -125,6 +125,7 @@ def test_train_is_killed_by_a_signal_and_resumes_with_the_same_command(
     assert again[-1].startswith(f"epoch {checkpointed + 1:>3}/400")
 
 
+@pytest.mark.long
 def test_sigterm_ends_parallel_jobs(start_command, tmp_path: Path) -> None:
     long = (
         "--multirun",

@@ -173,7 +173,11 @@ def test_train_of_the_wheel_prints_its_help(unpacked_command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "runs"),
     [
-        (("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-4,1e-3)"), 3),
+        pytest.param(
+            ("--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-4,1e-3)"),
+            3,
+            marks=pytest.mark.long,
+        ),
         (("hydra.job.chdir=true",), 1),
     ],
     ids=["search", "one run in a folder of its own"],

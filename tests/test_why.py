@@ -130,7 +130,7 @@ def test_parent_overrides_keep_the_model_and_head_of_a_fine_tune(composed) -> No
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_why_runs_every_cell_once_and_skips_finished_ones(command) -> None:
     small = ("data.classes=20", "phase.epochs=5", "tracking.system_metrics_seconds=0")
     first = command("why", "attempt=lr_collapse", "why.seeds=[0,1]", *small)

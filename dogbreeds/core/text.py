@@ -120,5 +120,5 @@ def most_similar(name: str, names: Iterable[str]) -> str:
     """Return the name that is most similar to a mistyped one; the last part of a dotted name may stand for it."""
     return max(
         names,
-        key=lambda other: name == other.rpartition(".")[2] or difflib.SequenceMatcher(None, name, other).ratio(),
+        key=lambda other: (name == other.rpartition(".")[2], difflib.SequenceMatcher(None, name, other).ratio()),
     )
