@@ -71,10 +71,10 @@ table: setup ## run the guide's five attempts and print them with its claims; fo
 	done
 	@$(BIN)/python -m dogbreeds.table only.model=$(or $(MODEL),miniature) $(if $(DATA),only.data=$(DATA))
 
-test: dev ## run the first tier of tests, about 5 minutes on 2 cores
+test: dev ## run the first tier of tests, about 6 minutes on 2 cores
 	$(BIN)/python -m pytest -n 2
 
-test-slow: dev ## test whole commands: killed, resumed, exported, served; about 23 minutes
+test-slow: dev ## test whole commands: killed, resumed, exported, served; about 25 minutes
 	$(BIN)/python -m pytest -n 2 -m 'slow and not long'
 
 test-long: dev ## run all remaining cases, and the first tier on the oldest and the newest Python

@@ -88,13 +88,8 @@ def test_sharded_extraction_gives_the_bytes_of_unsharded_extraction(
     assert cache_files(parts) == cache_files(whole)
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        pytest.param("basic", marks=pytest.mark.slow),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("joblib", "ray")),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "ray"])
 def test_run_takes_all_features_from_the_shards_of_launched_jobs(
     command: Callable[..., subprocess.CompletedProcess[str]],
     ray_environment: dict[str, str],
