@@ -252,6 +252,19 @@ class Reference:
     run: Proportion
     pair: PairedOutcome | None = None
 
+    @classmethod
+    def of(cls, probe: np.ndarray, run: np.ndarray, split: str) -> "Reference":
+        """Compare the two image by image.
+
+        Args:
+            probe: [n] bool, whether the probe is correct.
+            run: [n] bool, whether the run is.
+            split: name of the split.
+        """
+        n = len(run)
+        outcome = PairedOutcome.of(probe, run, split)
+        return cls(Proportion(int(probe.sum()), n), Proportion(int(run.sum()), n), outcome)
+
     @property
     def difference(self) -> float:
         """The accuracy of the run minus that of the probe."""

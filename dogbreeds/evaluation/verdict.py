@@ -269,14 +269,8 @@ def _compared_with_parent(pair: PairedOutcome) -> Verdict:
         name = "better_than_frozen" if pair.difference > 0 else "worse_than_frozen"
     else:
         name = "no_better_than_frozen" if pair.interval[1] <= _MISSED_GAIN else "undecided"
-    numbers = {
-        "difference": pair.difference,
-        "p_value": pair.p_value,
-        "gained": float(pair.gained),
-        "lost": float(pair.lost),
-    }
     reason = f"{pair} compared with the frozen parent (significant if p < {PAIRED_LEVEL:g})"
-    return Verdict(name, reason, "", numbers)
+    return Verdict(name, reason, "", pair.metrics())
 
 
 def _find_overfitting(epochs: "Sequence[Epoch]") -> Verdict | None:

@@ -2,9 +2,7 @@
 
 import time
 
-import numpy as np
-
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference
+from dogbreeds.evaluation.metrics import Proportion, Reference
 from dogbreeds.evaluation.reference_probe import fit_probe
 from dogbreeds.evaluation.results import Predictions, ReferenceResult
 from dogbreeds.experiments.prepare import PreparedRun
@@ -40,24 +38,14 @@ def measure_reference(
         rows = inputs.rows(prepared.dataset.splits[split])
         probe_correct = probe.logits(rows.array, rows.indices).argmax(axis=1) == rows.labels
         run_correct = ours.logits.argmax(axis=1) == ours.labels
-        comparisons[split] = _compared(probe_correct, run_correct, split)
+        comparisons[split] = Reference.of(probe_correct, run_correct, split)
     training = None
     if len(probe.left_out):
         seen = Rows(train.array, train.indices[probe.left_out], train.labels[probe.left_out])
         run_correct = predict(prepared.network, seen).argmax(axis=1) == seen.labels
-        training = _compared(probe.left_out_scores.argmax(axis=1) == seen.labels, run_correct, "train")
+        training = Reference.of(probe.left_out_scores.argmax(axis=1) == seen.labels, run_correct, "train")
     seconds = time.perf_counter() - started
     return ReferenceResult(probe.method, comparisons, training, probe.facts, seconds)
-
-
-def _compared(probe_correct: np.ndarray, run_correct: np.ndarray, split: str) -> Reference:
-    """Compare two classifiers on n images, of each of which is given whether they are right."""
-    n = len(run_correct)
-    return Reference(
-        probe=Proportion(int(probe_correct.sum()), n),
-        run=Proportion(int(run_correct.sum()), n),
-        pair=PairedOutcome.of(probe_correct, run_correct, split),
-    )
 
 
 def _inherit(parent: Parent, predictions: dict[str, Predictions]) -> ReferenceResult:

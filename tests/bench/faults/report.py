@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference
+from dogbreeds.evaluation.metrics import Proportion, Reference
 from dogbreeds.evaluation.results import Epoch, scores_from_dict
 from dogbreeds.evaluation.verdict import Setting, Verdict, judge
 from tests.bench.faults.pixels import BATCHNORM, PROBE, Pair
@@ -129,10 +129,7 @@ def _reference(line: dict[str, Any], split: str) -> Reference | None:
     if split not in line["right"]:
         return None
     n = line["n"][split]
-    probe, run = from_hex(line["probe"][split], n), from_hex(line["right"][split], n)
-    return Reference(
-        Proportion(int(probe.sum()), n), Proportion(int(run.sum()), n), PairedOutcome.of(probe, run, split)
-    )
+    return Reference.of(from_hex(line["probe"][split], n), from_hex(line["right"][split], n), split)
 
 
 # Settings on which advice depends.
