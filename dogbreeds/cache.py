@@ -60,6 +60,9 @@ def task(config: DictConfig) -> None:
         _clear_cache(cache)
         return
     kinds = _kinds(clear)
+    if not kinds:
+        # First, because the store may be damaged.
+        _list(cache)
     tracking = build_spec(config, "tracking")
     folder = Path(settings.checkpoint_dir).expanduser()
     store = disk_use.database(tracking) if isinstance(tracking, Mlflow) else None
@@ -72,7 +75,6 @@ def task(config: DictConfig) -> None:
         chosen = [item for item in items if item.kind in kinds and item.last_used <= unused_since]
         _clear(chosen, tracking, settings.confirm)
         return
-    _list(cache)
     _list_checkpoints(folder, [item for item in items if item.kind in CHECKPOINT_KINDS])
     if store is not None:
         _list_runs(store, tracking, runs)

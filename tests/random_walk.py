@@ -247,6 +247,7 @@ class World:
             self.roots.append(root)
         # Photos that were damaged or removed, so that a command may refuse the folder.
         self.changed_roots: set[Path] = set()
+        self.is_store_damaged = False
 
     @property
     def variables(self) -> dict[str, str]:
@@ -380,6 +381,7 @@ def _remove_store(world: World, rng: random.Random) -> str | None:
             Path(f"{store}{suffix}").unlink(missing_ok=True)
     else:
         how = _overwrite(store, rng)
+        world.is_store_damaged = True
     return f"{store} {how}"
 
 
@@ -532,8 +534,9 @@ def _draw_reader(name: str, world: World, rng: random.Random) -> Step:
         overrides += rng.choice(([], ["runs=all"], ["format=csv"], ["format=html"], ["only.model=miniature"]))
         _add_output(overrides, world, rng, (".csv", ".md", ".html", ".txt"))
     elif name == "cache":
-        codes = {0}
         overrides += rng.choice(([], [], ["clear=true"]))
+        # What runs keep is listed from the store.
+        codes = {0, 1} if world.is_store_damaged else {0}
     return Step(name, overrides, codes, stdin)
 
 

@@ -123,7 +123,7 @@ def test_cache_command_lists_and_clears_the_cache(command) -> None:
 
 
 @pytest.mark.own_cache
-def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_path: Path) -> None:
+def test_cache_command_lists_unfinished_and_damaged_arrays(command, tmp_path: Path) -> None:
     def produce(rows: np.ndarray, start: int, notes: dict):
         yield from (1_000, 2_048)
         raise KeyboardInterrupt
@@ -137,7 +137,7 @@ def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_pa
     damaged.mkdir()
     # Another machine's clock may be ahead.
     os.utime(damaged, (time.time() + 86_400,) * 2)
-    listed = fresh_command("cache").stdout.splitlines()
+    listed = command("cache").stdout.splitlines()
     assert listed[0].split() == [damaged.name, "0", "B", "used", "0", "s", "ago", "damaged"]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == [
         "64 px, pad, float16, unfinished: 2,048 of 4,800 rows"
@@ -146,7 +146,14 @@ def test_cache_command_lists_unfinished_and_damaged_arrays(fresh_command, tmp_pa
     assert re.match(
         rf"2 cached arrays \(1 unfinished\), [\d.]+ KB of at most 50 GB, in {re.escape(str(place))}$", listed[-1]
     )
-    assert fresh_command("cache", "clear=true").stdout == f"2 cached arrays removed from {place}\n"
+    store = tmp_path / "home/mlruns/mlflow.db"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text("no database")
+    with_damaged_store = command("cache")
+    assert with_damaged_store.returncode == 1
+    assert with_damaged_store.stdout.splitlines()[-1] == listed[-1]
+    assert "mlflow.db cannot be used " in with_damaged_store.stderr
+    assert command("cache", "clear=true").stdout == f"2 cached arrays removed from {place}\n"
     assert [path.name for path in place.iterdir() if path.is_dir()] == []
 
 
