@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.reports.attempts_rendering import as_csv, as_html, as_markdown, as_text
 from dogbreeds.reports.attempts_table import build_tables, missing_attempts
@@ -20,19 +21,25 @@ CURVES = {
     "lr_collapse": [0.354, 0.22, 0.05],
     "frozen": [0.787, 0.919, 0.912],
     "finetune_50": [0.92, 0.927],
+    "keras_finetune": [0.75, 0.76],
+    "keras_split_block": [0.71, 0.72],
 }
+# Attempts that the table's fixture has.
+GUIDE = ("torch_pixels", "lr_collapse", "frozen", "finetune_50")
 VERDICTS = {
     "torch_pixels": "never_learned",
     "lr_collapse": "collapsed",
     "frozen": "learned",
     "finetune_50": "better_than_frozen",
+    "keras_finetune": "no_better_than_frozen",
+    "keras_split_block": "worse_than_frozen",
 }
 # Validation accuracy of the reference probe. A version that recorded none trained lr_collapse.
 REFERENCES = {"torch_pixels": 0.012, "frozen": 0.881, "finetune_50": 0.881}
 
 
 def record(attempt: str, seed: int = 0, started: float = 0, model: str = "Miniature", **changes: str) -> Record:
-    finetune = attempt.startswith("finetune")
+    finetune = attempt in ("finetune_50", "keras_finetune", "keras_split_block")
     params = {
         "model.architecture": model,
         "data.name": "miniature",
@@ -78,7 +85,7 @@ def history(run_id: str) -> list[float]:
 
 @pytest.fixture
 def table():
-    (only_table,) = build_tables([record(name) for name in reversed(CURVES)], history)
+    (only_table,) = build_tables([record(name) for name in reversed(GUIDE)], history)
     return only_table
 
 
@@ -156,7 +163,27 @@ def test_table_lists_the_guide_s_attempts_in_its_order_with_measured_results(tab
         note.endswith("Type python -m dogbreeds.train attempt=finetune_20 model=miniature data=miniature.")
         for note in table.notes()
     )
-    assert any(note.startswith("The guide's accuracies are not tested here") for note in table.notes())
+    assert any(note.startswith("The accuracies of the guide are not tested here") for note in table.notes())
+
+
+def test_table_compares_two_attempts_seed_by_seed() -> None:
+    asked = []
+
+    def pair(first: Record, second: Record) -> PairedOutcome:
+        asked.append((first.run_id, second.run_id))
+        return PairedOutcome(10, 60, 1200, "test")
+
+    records = [
+        *(record("keras_finetune", seed, started=1) for seed in (0, 1, 2)),
+        *(record("keras_split_block", seed, started=2) for seed in (0, 2, 3)),
+    ]
+    (table,) = build_tables(records, history, pair)
+    assert asked == [(f"keras_finetune-{seed}-1", f"keras_split_block-{seed}-2") for seed in (0, 2)]
+    row = next(row for row in table.rows if row.attempt == "keras_split_block")
+    assert row.outcome_check.reason.startswith("worse than keras_finetune in 2 of 2 seeds: -4.2 points on test ")
+    assert (row.cells()["claimed"], row.cells()["claim"]) == ("significantly harms", "outcome reproduced")
+    # No prediction is read for an attempt that is not compared.
+    assert [row.pairs for row in table.rows if row.attempt == "keras_finetune"] == [()]
 
 
 def test_table_puts_seeds_in_one_row_and_leaves_out_older_runs() -> None:
@@ -167,7 +194,7 @@ def test_table_puts_seeds_in_one_row_and_leaves_out_older_runs() -> None:
     assert row.cells()["result"] == "92.0 % (91.9–92.1, 3 seeds)"
     assert row.cells()["reference"] == "88.2 %"
     assert row.cells()["verdict"] == "learned"
-    assert row.verdict_check.reason == "learned in 3 of 3 seeds"
+    assert row.outcome_check.reason == "learned in 3 of 3 seeds"
     (all_runs,) = build_tables([newest, old], history, all_runs=True)
     assert [row.attempt for row in all_runs.rows if row.records] == ["frozen", "frozen"]
 
@@ -181,7 +208,7 @@ def test_table_does_not_average_runs_with_different_settings() -> None:
 
 def test_table_does_not_test_the_claim_of_a_changed_attempt() -> None:
     (table,) = build_tables([record("frozen", **{"attempt.changed": "optimizer.lr=0.1"})], history)
-    assert table.rows[2].verdict_check.status == "not tested here"
+    assert table.rows[2].outcome_check.status == "not tested here"
     assert "frozen: the claimed verdict is not tested here: it was run with optimizer.lr=0.1." in table.notes()[2]
 
 
@@ -219,9 +246,11 @@ def test_table_histories_include_every_run() -> None:
 
 
 def test_missing_attempts_are_named_once_with_the_command_that_runs_them(table) -> None:
+    # A fine-tune's parent comes first.
     assert missing_attempts([table]) == (
-        "Not tested here: resnet50_frozen, resnet50_finetune_50: not run. Type python -m dogbreeds.train --multirun"
-        " attempt=resnet50_frozen,resnet50_finetune_50."
+        "Not tested here: resnet50_frozen, resnet50_finetune_50, keras_frozen, keras_no_augmentation,"
+        " keras_small_batches, keras_finetune, keras_batchnorm, keras_split_block: not run. Type python -m"
+        " dogbreeds.train attempt=resnet50_frozen."
     )
     assert as_html([table, table], run_url).count("Not tested here: resnet50_frozen") == 1
 
@@ -254,7 +283,7 @@ def test_text_fits_the_terminal_s_width(table, width: int, monkeypatch: pytest.M
     # Without a terminal there is a column, and no note.
     assert as_text(table, None, run_url).count("88.1 %") == 2
     # Attempt names are not wrapped.
-    assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in CURVES)
+    assert all(re.search(rf"^ {name} ", text, re.MULTILINE) for name in GUIDE)
     # The short id is a hyperlink to the run.
     assert (f"{run_url(table.rows[1].records[0])}\x1b\\lr_colla\x1b" in rendered) == (width >= 80)
 

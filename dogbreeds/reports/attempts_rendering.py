@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dogbreeds.core.text import csv_rows
 from dogbreeds.reports import curves, pages, reference_note, tables
-from dogbreeds.reports.attempts_table import COLUMNS, AttemptRow, AttemptsTable, missing_attempts
+from dogbreeds.reports.attempt_row import COLUMNS, AttemptRow
+from dogbreeds.reports.attempts_table import AttemptsTable, missing_attempts
 from dogbreeds.reports.tables import Column
 from dogbreeds.tracking.records import Record, short
 
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 # Returns the URL of a run's page in MLflow.
 RunUrl = Callable[[Record], str]
 
-_NARROW_COLUMNS = ("attempt", "result", "verdict", "guide", "claim")
+_NARROW_COLUMNS = ("attempt", "result", "verdict", "claimed", "claim")
 _NUMERIC_COLUMNS = ("lr", "n", "interval", "reference")
 # Least widths of the columns whose cells may be wrapped. A run of no named attempt is named by its overrides, and a
 # result may be `35.4 → 5.0 %`.
-_MIN_WIDTHS = {"attempt": 13, "unfrozen": 10, "result": 12, "verdict": 10, "guide": 8}
+_MIN_WIDTHS = {"attempt": 13, "unfrozen": 10, "result": 12, "verdict": 10, "claimed": 8}
 # A terminal has a note in place of this column, or names of runs would wrap.
 _WIDE_COLUMNS = tuple(name for name in COLUMNS if name != "reference")
 # A terminal of this width has room for these columns.

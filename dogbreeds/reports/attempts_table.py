@@ -1,16 +1,17 @@
 """Tables of attempts: measured results compared with the guide's claims."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dogbreeds.evaluation.metrics import Proportion
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.reports import baseline_note
-from dogbreeds.reports.claims import CLAIMS, NOT_TESTED, ClaimCheck, check_accuracy, check_verdict, claim_status
-from dogbreeds.tracking.records import NOT_IN_RUN_KEY, RANKING_METRIC, REFERENCE_METRIC, Record
+from dogbreeds.reports.attempt_row import COLUMNS, AttemptRow
+from dogbreeds.reports.claims import NOT_TESTED, ClaimCheck
+from dogbreeds.reports.published_claims import ALWAYS_LISTED, CLAIMS
+from dogbreeds.tracking.records import NOT_IN_RUN_KEY, Record
 
-# Attempts that have a row in every table. Those on ResNet50 have one where they were run.
-_GUIDE_ATTEMPTS = tuple(name for name in CLAIMS if not name.startswith("resnet50"))
+# Returns the outcome of two runs on the same images, the first one first; None if predictions are missing.
+PairRuns = Callable[[Record, Record], PairedOutcome | None]
 
 # Runs are in the same table if these params are equal.
 _TABLE_PARAMS = (
@@ -22,136 +23,12 @@ _TABLE_PARAMS = (
     "data.images.train",
     "data.images.val",
 )
-COLUMNS = (
-    "attempt",
-    "phase",
-    "pixels",
-    "lr",
-    "unfrozen",
-    "BatchNorm",
-    "result",
-    "n",
-    "interval",
-    "reference",
-    "verdict",
-    "guide",
-    "claim",
-)
 _HEADINGS = {
     "lr": "learning rate",
     "unfrozen": "layers unfrozen",
     "interval": "95 % interval",
-    "guide": "guide's result",
+    "claimed": "claimed result",
 }
-
-
-@dataclass(frozen=True)
-class AttemptRow:
-    """One row of the table: an attempt on one model and data set, with one run per seed.
-
-    Attributes:
-        attempt: name of the attempt, or of the run if it belongs to no named attempt.
-        records: one run per seed, newest first; empty if the attempt was not run.
-        histories: validation accuracy by epoch of each run, in [0, 1].
-        setup: overrides that choose the table's model and data set.
-    """
-
-    attempt: str
-    records: tuple[Record, ...]
-    histories: tuple[tuple[float, ...], ...]
-    setup: str = ""
-
-    @property
-    def changed(self) -> str:
-        """Overrides that make the runs differ from the named attempt; empty if there are none."""
-        return next((record.tags["attempt.changed"] for record in self.records if "attempt.changed" in record.tags), "")
-
-    @property
-    def best_accuracies(self) -> tuple[float, ...]:
-        """Best validation accuracy, in [0, 1], of each seed that finished an epoch."""
-        return tuple(record.metrics[RANKING_METRIC] for record in self.records if RANKING_METRIC in record.metrics)
-
-    @property
-    def reference_accuracy(self) -> float | None:
-        """Validation accuracy of the reference probe, in [0, 1], mean over the seeds; None where none was recorded."""
-        found = [value for record in self.records if (value := record.metrics.get(REFERENCE_METRIC)) is not None]
-        return sum(found) / len(found) if found else None
-
-    @property
-    def verdict_check(self) -> ClaimCheck | None:
-        """The check of the claimed verdict; None if the guide makes no claim."""
-        if self.attempt not in CLAIMS:
-            return None
-        verdicts = [record.tags["verdict"] for record in self.records]
-        return check_verdict(CLAIMS[self.attempt], verdicts, self.changed, self.setup)
-
-    @property
-    def accuracy_check(self) -> ClaimCheck | None:
-        """The check of the claimed accuracy; None if the guide makes no claim."""
-        if self.attempt not in CLAIMS:
-            return None
-        params = self.records[0].params if self.records else {}
-        return check_accuracy(CLAIMS[self.attempt], params, self.best_accuracies, self.changed)
-
-    @property
-    def claim_status(self) -> str:
-        """What of the guide's claim was reproduced; a dash if it makes none."""
-        outcome, number = self.verdict_check, self.accuracy_check
-        return claim_status(outcome, number) if outcome is not None and number is not None else "–"
-
-    def cells(self) -> dict[str, str]:
-        """Format the row.
-
-        Returns:
-            Text by column name, for each of `COLUMNS`.
-        """
-        claim = CLAIMS.get(self.attempt)
-        claim_cells = {
-            "attempt": self.attempt,
-            "guide": claim.guide_result if claim else "–",
-            "claim": self.claim_status,
-        }
-        if not self.records:
-            return dict.fromkeys(COLUMNS, "–") | claim_cells
-        params = self.records[0].params
-        n = int(params["data.images.val"])
-        unfrozen = params["unfreeze.layers_trained"] if params["unfreeze.layers_trained"] != "0" else "0 (frozen)"
-        if params["unfreeze.layers_asked"] != params["unfreeze.layers_trained"]:
-            unfrozen += f" of {params['unfreeze.layers_asked']} asked"
-        return claim_cells | {
-            "phase": params["phase"].lower(),
-            "pixels": params["preprocessing.mode"],
-            "lr": f"{float(params['optimizer.lr']):g}".replace("e-0", "e-"),
-            "unfrozen": unfrozen,
-            "BatchNorm": params["unfreeze.batchnorm"] if params["unfreeze"] != "Nothing" else "–",
-            "result": self._result(),
-            "n": f"{n:,}",
-            "interval": self._interval(n),
-            "reference": f"{100 * self.reference_accuracy:.1f} %" if self.reference_accuracy is not None else "–",
-            "verdict": _counted(record.tags["verdict"].replace("_", " ") for record in self.records),
-        }
-
-    def _interval(self, n: int) -> str:
-        """Format the 95 % interval of the mean accuracy. All seeds share the n images, so it does not narrow."""
-        if not self.best_accuracies:
-            return "–"
-        low, high = Proportion(round(n * sum(self.best_accuracies) / len(self.best_accuracies)), n).interval
-        return f"{100 * low:.1f}–{100 * high:.1f}"
-
-    def _result(self) -> str:
-        """Format the best accuracy, and the last one after a collapse; for several seeds, their mean and range."""
-        best = self.best_accuracies
-        if not best:
-            return "–"
-
-        def mean(values: Sequence[float]) -> str:
-            return f"{100 * sum(values) / len(values):.1f}"
-
-        collapsed = all(record.tags["verdict"] == "collapsed" for record in self.records)
-        result = mean(best) + (f" → {mean([history[-1] for history in self.histories])}" if collapsed else "") + " %"
-        if len(best) > 1:
-            result += f" ({100 * min(best):.1f}–{100 * max(best):.1f}, {len(best)} seeds)"
-        return result
 
 
 @dataclass(frozen=True)
@@ -192,33 +69,41 @@ class AttemptsTable:
         """Describe the outcome of each claim, the runs that are in no row, and the zero-shot baseline."""
         records = [record for row in self.rows for record in row.records]
         return [
-            *self._verdict_notes(),
+            *self._outcome_notes(),
             *self._accuracy_notes(),
             *self._unlisted_runs_notes(),
             *baseline_note.notes(records),
         ]
 
-    def _verdict_notes(self) -> list[str]:
-        checks = [(row.attempt, row.verdict_check) for row in self.rows]
+    def _outcome_notes(self) -> list[str]:
+        checks = [(row.attempt, row.outcome_check) for row in self.rows]
         return [
-            f"{name}: the claimed verdict is {check.status}: {check.reason}."
+            f"{name}: the claimed {'difference' if CLAIMS[name].against else 'verdict'} is {check.status}:"
+            f" {check.reason}."
             for name, check in checks
             if check is not None
         ]
 
     def _accuracy_notes(self) -> list[str]:
-        """One sentence per tested accuracy, and one for all untested ones, which mostly share the reason."""
-        checks = [(row.attempt, check) for row in self.rows if (check := row.accuracy_check) is not None]
+        """One sentence per tested accuracy, and one for a source's untested ones, which mostly share the reason."""
+        checks = [
+            (CLAIMS[row.attempt].setup.source, row.attempt, check)
+            for row in self.rows
+            if (check := row.accuracy_check) is not None and CLAIMS[row.attempt].accuracy is not None
+        ]
         found = [
-            f"{name}: the guide's accuracy is {check.status}: {check.reason}."
-            for name, check in checks
+            f"{name}: the accuracy that {source} reports is {check.status}: {check.reason}."
+            for source, name, check in checks
             if check.status != NOT_TESTED
         ]
-        untested = [(name, check) for name, check in checks if check.status == NOT_TESTED]
-        if untested:
-            example, check = next((pair for pair in untested if pair[0] == "frozen"), untested[0])
-            names = ", ".join(name for name, _ in untested)
-            found.append(f"The guide's accuracies are not tested here ({names}). For {example}: {check.reason}.")
+        untested: dict[str, list[tuple[str, ClaimCheck]]] = {}
+        for source, name, check in checks:
+            if check.status == NOT_TESTED:
+                untested.setdefault(source, []).append((name, check))
+        for source, named in untested.items():
+            example, check = next((pair for pair in named if pair[0] == "frozen"), named[0])
+            names = ", ".join(name for name, _ in named)
+            found.append(f"The accuracies of {source} are not tested here ({names}). For {example}: {check.reason}.")
         return found
 
     def _unlisted_runs_notes(self) -> list[str]:
@@ -245,20 +130,25 @@ class AttemptsTable:
 
 
 def missing_attempts(tables: Sequence[AttemptsTable]) -> str:
-    """Name the guide's attempts that are in no table, and the command that runs them; empty if all are there."""
+    """Name the attempts that are in no table, and the command that runs the first; empty if all are there."""
     missing = [name for name in CLAIMS if not any(row.attempt == name for table in tables for row in table.rows)]
-    command = f"python -m dogbreeds.train --multirun attempt={','.join(missing)}"
-    return f"Not tested here: {', '.join(missing)}: not run. Type {command}." if missing else ""
+    if not missing:
+        return ""
+    return f"Not tested here: {', '.join(missing)}: not run. Type python -m dogbreeds.train attempt={missing[0]}."
 
 
 def build_tables(
-    records: Sequence[Record], history: Callable[[str], Sequence[float]], all_runs: bool = False
+    records: Sequence[Record],
+    history: Callable[[str], Sequence[float]],
+    pair: PairRuns = lambda first, second: None,
+    all_runs: bool = False,
 ) -> list[AttemptsTable]:
     """Group finished runs into tables, one per model and data set, with the guide's attempts in its order.
 
     Args:
         records: finished runs, newest first.
         history: returns validation accuracy by epoch, in [0, 1], for a run's id.
+        pair: compares two runs image by image.
         all_runs: give each run its own row. Otherwise a row holds the newest run of each seed of an attempt.
     """
     groups: dict[tuple[str, ...], list[Record]] = {}
@@ -268,7 +158,7 @@ def build_tables(
         AttemptsTable(
             model=group[0].params["model.architecture"],
             data=_describe_data(group[0]),
-            rows=_rows(group, history, all_runs),
+            rows=_rows(group, history, pair, all_runs),
             run_count=len(group),
         )
         for group in groups.values()
@@ -292,24 +182,33 @@ def _setup_overrides(record: Record) -> str:
 
 
 def _rows(
-    records: Sequence[Record], history: Callable[[str], Sequence[float]], all_runs: bool
+    records: Sequence[Record], history: Callable[[str], Sequence[float]], pair: PairRuns, all_runs: bool
 ) -> tuple[AttemptRow, ...]:
-    by_name: dict[str, list[Record]] = {name: [] for name in _GUIDE_ATTEMPTS}
+    by_name: dict[str, list[Record]] = {name: [] for name in ALWAYS_LISTED}
     for record in records:
         name = record.tags.get("choice.attempt") or (record.name if all_runs else None)
         if name is not None:
             by_name.setdefault(name, []).append(record)
     setup = _setup_overrides(records[0])
+    newest = {name: _newest_by_seed(runs) for name, runs in by_name.items()}
     return tuple(
         AttemptRow(
             attempt=name,
             records=tuple(group),
             histories=tuple(tuple(history(record.run_id)) for record in group),
             setup=setup,
+            pairs=_pairs(group, newest.get(CLAIMS[name].against, []), pair) if name in CLAIMS else (),
         )
         for name, runs in by_name.items()
-        for group in ([[record] for record in runs] if all_runs and runs else [_newest_by_seed(runs)])
+        for group in ([[record] for record in runs] if all_runs and runs else [newest[name]])
     )
+
+
+def _pairs(records: Sequence[Record], others: Sequence[Record], pair: PairRuns) -> tuple[PairedOutcome, ...]:
+    """Compare runs of an attempt with those of another one that have the same seed."""
+    by_seed = {record.params["seed"]: record for record in others if "attempt.changed" not in record.tags}
+    found = [pair(by_seed[seed], record) for record in records if (seed := record.params["seed"]) in by_seed]
+    return tuple(outcome for outcome in found if outcome is not None)
 
 
 def _newest_by_seed(records: Sequence[Record]) -> list[Record]:
@@ -331,8 +230,3 @@ def _differs_by_seed_only(record: Record, other: Record) -> bool:
         key.startswith(("seed", "key", "overrides", "data.fingerprint", "data.split_seed", *NOT_IN_RUN_KEY))
         for key in different
     )
-
-
-def _counted(names: Iterable[str]) -> str:
-    counts = Counter(names)
-    return ", ".join(name if len(counts) == 1 else f"{name} ({count})" for name, count in counts.items())

@@ -1,103 +1,79 @@
-"""The guide's claims, and the checks of measured results against them.
-
-Each named attempt makes two claims: a verdict, which must hold on any model and data set, and an accuracy, which holds
-for the guide's own setup only. Source of both: the guide "EfficientNet Training Guide: From Failure to 93.7% Accuracy"
-(2025) and the training logs behind it.
-"""
+"""Checks of measured results against published claims, such as those of the guide."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dogbreeds.evaluation.metrics import PAIRED_LEVEL, PairedOutcome
+from dogbreeds.tracking.records import RANKING_METRIC
 
 REPRODUCED, REFUTED, UNDECIDED, NOT_TESTED = "reproduced", "refuted", "undecided", "not tested here"
+# A claimed difference is refuted where one of this size is excluded.
+_MATTERS = 0.01
 
-# A fifth of all 20,580 images. The guide chose the best epoch on them too.
-_GUIDE_VAL_IMAGES = 4_072
-# Recorded params of the guide's setup, other than the model's.
-_GUIDE_PARAMS = {
-    "data.name": "stanford_dogs",
-    "data.split": "guide",
-    "augment": "Guide",
-    "schedule": "Plateau",
-}
-# The overrides that give these params.
-_GUIDE_OVERRIDES = "data.split=guide augment=guide augment.copies=20 schedule=plateau"
+
+@dataclass(frozen=True)
+class Setup:
+    """The setup that a source measured its accuracies in.
+
+    Attributes:
+        source: who made the claims, as the subject of a sentence.
+        model: architecture.
+        model_option: name of that architecture in `conf/model/`.
+        image_size: pixels a side.
+        params: recorded params of the setup, other than the model's.
+        overrides: what to type for these params.
+        metric: recorded metric that the source reports.
+    """
+
+    source: str
+    model: str
+    model_option: str
+    image_size: int
+    params: Mapping[str, str] = field(default_factory=dict)
+    overrides: str = ""
+    metric: str = RANKING_METRIC
+
+    def all_params(self) -> dict[str, str]:
+        """Return the recorded params of the setup."""
+        return {
+            "model.architecture": self.model,
+            "model.weights": "imagenet",
+            "model.image_size": str(self.image_size),
+            **self.params,
+        }
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The guide's result for one attempt.
+    """A published result of one attempt: an outcome, which must hold on any setup, and mostly an accuracy.
+
+    The outcome is a verdict, or a difference from another attempt.
 
     Attributes:
         attempt: name of the attempt in `conf/attempt/`.
-        guide_result: the result as the guide's table prints it.
-        verdicts: allowed verdicts. A run on any setup must get one of them.
-        accuracy: best validation accuracy in the guide's own setup, in [0, 1].
-        tolerance: allowed distance of a measured accuracy from `accuracy`. The guide ran each attempt once, so the
-            width is a judgement.
-        model: architecture of the guide's setup.
-        model_option: name of that architecture in `conf/model/`.
-        image_size: side length in pixels in the guide's setup.
-        n: number of validation images behind `accuracy`.
-        source: where `accuracy` is published.
+        result: the result as its source prints it.
+        setup: what `accuracy` was measured in.
+        verdicts: allowed verdicts; empty if a difference is claimed.
+        against: attempt from which it is claimed to differ; empty if a verdict is claimed.
+        is_better: whether it is claimed to be better than that, or worse.
+        accuracy: published accuracy, in [0, 1]; None if there is none.
+        tolerance: allowed distance of a measured accuracy from `accuracy`. A source mostly ran each attempt once, so
+            the width is a judgement.
+        n: number of images behind `accuracy`.
+        where: where `accuracy` is published.
     """
 
     attempt: str
-    guide_result: str
-    verdicts: tuple[str, ...]
-    accuracy: float
-    tolerance: float
-    model: str = "EfficientNetB4"
-    model_option: str = "effnetb4"
-    image_size: int = 380
-    n: int = _GUIDE_VAL_IMAGES
-    source: str = "the guide's table"
-
-
-CLAIMS = {
-    claim.attempt: claim
-    for claim in (
-        Claim("torch_pixels", "1–5 %", ("never_learned",), 0.0484, 0.04, source="the guide's attempt 1, first epoch"),
-        Claim("lr_collapse", "43 → 14 %", ("collapsed",), 0.4310, 0.15, source="the guide's attempt 2, epochs 1 to 4"),
-        Claim("frozen", "93.7 %", ("learned",), 0.9371, 0.015),
-        Claim(
-            "finetune_50",
-            "92.9 %",
-            ("no_better_than_frozen", "worse_than_frozen"),
-            0.9317,
-            0.015,
-            source="the log; the guide's table has 92.9 %",
-        ),
-        Claim(
-            "finetune_20",
-            "to be tested",
-            ("no_better_than_frozen", "better_than_frozen"),
-            0.9376,
-            0.015,
-            source="the log; the guide left it open",
-        ),
-        Claim(
-            "resnet50_frozen",
-            "54.7 %",
-            ("learned",),
-            0.5469,
-            0.03,
-            model="ResNet50",
-            model_option="resnet50",
-            image_size=224,
-        ),
-        Claim(
-            "resnet50_finetune_50",
-            "77.7 %",
-            ("better_than_frozen",),
-            0.7768,
-            0.03,
-            model="ResNet50",
-            model_option="resnet50",
-            image_size=224,
-        ),
-    )
-}
+    result: str
+    setup: Setup
+    verdicts: tuple[str, ...] = ()
+    against: str = ""
+    is_better: bool = False
+    accuracy: float | None = None
+    tolerance: float = 0.015
+    n: int = 1
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,11 +98,8 @@ def check_verdict(claim: Claim, verdicts: Sequence[str], changed: str = "", setu
         changed: overrides that make the run differ from the named attempt; empty if there are none.
         setup: overrides that choose the model and data set, for the command that tests the claim.
     """
-    command = f"python -m dogbreeds.train attempt={claim.attempt}{f' {setup}' if setup else ''}"
-    if changed:
-        return ClaimCheck(NOT_TESTED, f"it was run with {changed}. Type {command}")
-    if not verdicts:
-        return ClaimCheck(NOT_TESTED, f"it was not run. Type {command}")
+    if untested := _untested(claim.attempt, bool(verdicts), changed, setup):
+        return untested
     claimed = " or ".join(name.replace("_", " ") for name in claim.verdicts)
     matches = sum(verdict in claim.verdicts for verdict in verdicts)
     if matches == len(verdicts):
@@ -140,13 +113,53 @@ def check_verdict(claim: Claim, verdicts: Sequence[str], changed: str = "", setu
     return ClaimCheck(REFUTED, f"{claimed} in {seeds}, otherwise {', '.join(others)}")
 
 
+def check_difference(
+    claim: Claim, was_run: bool, pairs: Sequence[PairedOutcome], changed: str = "", setup: str = ""
+) -> ClaimCheck:
+    """Compare measured differences between two attempts with the claimed direction.
+
+    Args:
+        claim: the attempt's claim.
+        was_run: whether the attempt was run.
+        pairs: of each seed that both attempts have, image by image: the attempt that it is compared with, then the
+            claim's own.
+        changed: overrides that make the run differ from the named attempt; empty if there are none.
+        setup: overrides that choose the model and data set, for the command that tests the claim.
+    """
+    if untested := _untested(claim.attempt, was_run, changed, setup):
+        return untested
+    if not pairs:
+        command = f"python -m dogbreeds.train attempt={claim.against}{f' {setup}' if setup else ''}"
+        return ClaimCheck(NOT_TESTED, f"{claim.against} was not run with the same seeds. Type {command}")
+    sign = 1 if claim.is_better else -1
+    claimed = f"{'better' if claim.is_better else 'worse'} than {claim.against}"
+    significant = sum(sign * pair.difference > 0 and pair.p_value < PAIRED_LEVEL for pair in pairs)
+    opposite = sum(sign * pair.difference < 0 and pair.p_value < PAIRED_LEVEL for pair in pairs)
+    excluded = sum(max(sign * bound for bound in pair.interval) < _MATTERS for pair in pairs)
+    seeds = f"{significant} of {len(pairs)} seed{'s' if len(pairs) > 1 else ''}"
+    listed = "; ".join(map(str, pairs))
+    if significant == len(pairs):
+        return ClaimCheck(REPRODUCED, f"{claimed} in {seeds}: {listed}")
+    if opposite or excluded == len(pairs):
+        return ClaimCheck(REFUTED, f"{claimed} in {seeds}: {listed}")
+    return ClaimCheck(UNDECIDED, f"significantly {claimed} in {seeds}: {listed}")
+
+
+def _untested(attempt: str, was_run: bool, changed: str, setup: str) -> ClaimCheck | None:
+    """Return why the outcome of an attempt is not tested; None if it is."""
+    if was_run and not changed:
+        return None
+    command = f"python -m dogbreeds.train attempt={attempt}{f' {setup}' if setup else ''}"
+    return ClaimCheck(NOT_TESTED, f"it was {f'run with {changed}' if changed else 'not run'}. Type {command}")
+
+
 def claim_status(outcome: ClaimCheck, number: ClaimCheck) -> str:
     """Say what of a claim was reproduced: its outcome, its number, or both.
 
-    A number is tested in the guide's setup only.
+    A number is tested in the source's setup only.
 
     Args:
-        outcome: of `check_verdict`.
+        outcome: of `check_verdict` or `check_difference`.
         number: of `check_accuracy`.
     """
     if outcome.status == NOT_TESTED:
@@ -159,31 +172,29 @@ def claim_status(outcome: ClaimCheck, number: ClaimCheck) -> str:
 def check_accuracy(
     claim: Claim, params: Mapping[str, str], accuracies: Sequence[float], changed: str = ""
 ) -> ClaimCheck:
-    """Compare the measured accuracy with the claimed one, if the run used the guide's setup.
+    """Compare the measured accuracy with the claimed one, if the run used the source's setup.
 
     Args:
         claim: the attempt's claim.
         params: recorded params of the runs, by dotted name.
-        accuracies: best validation accuracy of each seed, in [0, 1].
+        accuracies: the setup's metric of each seed, in [0, 1]; empty if the attempt was not run.
         changed: as in `check_verdict`.
     """
-    setup = {
-        "model.architecture": claim.model,
-        "model.weights": "imagenet",
-        "model.image_size": str(claim.image_size),
-        **_GUIDE_PARAMS,
-    }
-    different = {key: params.get(key, "absent") for key, value in setup.items() if params.get(key) != value}
+    if claim.accuracy is None:
+        return ClaimCheck(NOT_TESTED, "its source gives no accuracy")
+    setup = claim.setup
+    expected = setup.all_params()
+    different = {key: params.get(key, "absent") for key, value in expected.items() if params.get(key) != value}
     if not accuracies or different or changed:
-        reason = ", ".join(f"{key} is {value}" for key, value in different.items()) or changed or "it was not run"
-        command = f"python -m dogbreeds.train attempt={claim.attempt} model={claim.model_option} {_GUIDE_OVERRIDES}"
-        return ClaimCheck(NOT_TESTED, f"{reason}. Type {command}")
+        reason = ", ".join(f"{key} is {value}" for key, value in different.items()) or changed
+        command = f"python -m dogbreeds.train attempt={claim.attempt} model={setup.model_option} {setup.overrides}"
+        return ClaimCheck(NOT_TESTED, f"{reason if accuracies else 'it was not run'}. Type {command}")
     mean = sum(accuracies) / len(accuracies)
     # Both accuracies come from a sample of images, so the sampling error counts twice.
     sampling_error = 1.96 * math.sqrt(claim.accuracy * (1 - claim.accuracy) / claim.n * 2)
     tolerance = max(claim.tolerance, sampling_error)
     evidence = (
-        f"measured {100 * mean:.1f} %, the guide reports {100 * claim.accuracy:.1f} %"
-        f" (tolerance ± {100 * tolerance:.1f} points; {claim.source})"
+        f"measured {100 * mean:.1f} %, {setup.source} reports {100 * claim.accuracy:.1f} %"
+        f" (tolerance ± {100 * tolerance:.1f} points; {claim.where})"
     )
     return ClaimCheck(REPRODUCED if abs(mean - claim.accuracy) <= tolerance else REFUTED, evidence)

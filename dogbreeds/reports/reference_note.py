@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dogbreeds.reports.attempts_table import AttemptRow
+from dogbreeds.reports.attempt_row import AttemptRow
 
 
 def notes(rows: Sequence[AttemptRow]) -> list[str]:
