@@ -251,6 +251,8 @@ def test_conditions_count_what_the_issue_asks_for(judged: Callable[..., list[rep
     assert "1 whose last epoch" in near
     assert "1 called overfitting" in near
     assert "1 of 3 " in undecided
+    # 20 points are not four standard errors of the 50 images that decide.
+    assert undecided.count("0 of 2 ") == 1
     assert [case.verdict.name for case in reporting.misjudged(cases)] == [
         "learned",
         "underperforming",

@@ -82,6 +82,13 @@ class Case:
         return self.below > max(_FAR, _ERRORS * paired_error(self.truth, self.run))
 
     @property
+    def can_be_seen(self) -> bool:
+        """Whether the run would be four standard errors below on as many images as its verdict is decided by."""
+        n = self.line["n"]["test" if "test" in self.line["probe"] else "val"]
+        error = paired_error(self.truth, self.run) * np.sqrt(self._n / n)
+        return self.below > max(_FAR, _ERRORS * error)
+
+    @property
     def is_controlled(self) -> bool:
         """Whether labels are random or pixels wrong, so that a verdict that finds a fault is right."""
         return self.line["draw"]["noise"] == 1 or self.line["draw"]["pixels"] != "native"
@@ -198,6 +205,7 @@ def conditions(cases: Sequence[Case]) -> list[str]:
     near = [case for case in cases if case.band == "within 3 points" and not case.is_controlled]
     late = [case for case in near if case.verdict.name in FAULTS and case.last_below > _FAR]
     far = [case for case in cases if case.is_far and case.band != "nothing to learn"]
+    seen = [case for case in far if case.can_be_seen]
     learned, faults, undecided = (
         sum(case.verdict.name == "learned" for case in far_short),
         sum(case.verdict.name in FAULTS for case in near) - len(late),
@@ -222,7 +230,9 @@ def conditions(cases: Sequence[Case]) -> list[str]:
         _condition(
             undecided <= _UNDECIDED * len(far),
             "over 10 points and four standard errors below, and called undecided:"
-            f" {_fraction(undecided, len(far))}; at most 5 % may be",
+            f" {_fraction(undecided, len(far))}; at most 5 % may be. Counted apart: of those that are so far below"
+            " on as many images as their verdicts are decided by,"
+            f" {_fraction(sum(case.verdict.name == 'undecided' for case in seen), len(seen))}",
         ),
     ]
 
