@@ -138,6 +138,14 @@ def test_a_module_that_is_no_plugin_is_not_imported(write_plugin, named: tuple[s
 
 
 @pytest.mark.parametrize(
+    ("target", "module"),
+    [("theirdogs.parts.Head", "theirdogs"), (None, "mydogs"), ("os.system", "mydogs"), ("a b.Head", "mydogs")],
+)
+def test_hint_names_a_module_that_may_be_a_plugin(target: str | None, module: str) -> None:
+    assert plugins.plugin_hint(target) == f"'plugins=[{module}]' allows the classes of the module {module}"
+
+
+@pytest.mark.parametrize(
     ("target", "typed"),
     [
         ("mydogs.parts.NoSpec", "no subclass of Head"),
