@@ -197,7 +197,12 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("fault", MESSAGES, ids=lambda fault: fault.__name__)
+# A full disk for checkpoints or records is tested with every change.
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=pytest.mark.long) if fault is disk_full_for_features else fault for fault in MESSAGES],
+    ids=lambda fault: fault.__name__,
+)
 def test_fault_gets_a_message_and_leaves_nothing_half_written(fault, place: Place) -> None:
     with pytest.raises((UserError, MissingFileError)) as error:
         place.attempt(*fault(place))

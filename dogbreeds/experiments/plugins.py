@@ -101,7 +101,11 @@ def plugin_hint(target: object) -> str:
     """Return what to type so that a class of a module outside the package is allowed, for errors."""
     module = top_level(str(target))
     # None is a target that was removed, as by `~head`.
-    known = isinstance(target, str) and is_module_name(target) and module not in (top_level(__name__), *sys.stdlib_module_names)
+    known = (
+        isinstance(target, str)
+        and is_module_name(target)
+        and module not in (top_level(__name__), *sys.stdlib_module_names)
+    )
     plugin = module if known else "mydogs"
     return f"'plugins=[{plugin}]' allows the classes of the module {plugin}"
 
