@@ -11,7 +11,8 @@ from dogbreeds.models.model import SHIPPED_WEIGHTS, Miniature, MobileNetV2, Mode
 def model(architecture: str, size: int = 64, weights: str | None = None, **more: object) -> Model:
     kinds = {"Miniature": Miniature, "MobileNetV2": MobileNetV2}
     alpha = {"alpha": 0.35} if architecture == "MobileNetV2" else {}
-    settings = {"architecture": architecture, "image_size": size, "pixels": "raw", "weights": weights, **alpha, **more}
+    settings = {"architecture": architecture, "image_size": size, "pixels": "raw", "weights": weights, **alpha}
+    settings |= more
     return kinds.get(architecture, Model)(**settings)
 
 
@@ -68,6 +69,105 @@ def test_find_blocks_uses_the_names_of_the_architecture_and_covers_every_layer(
     # The input layer belongs to no block.
     assert sorted(in_blocks) == sorted(layer.name for layer in network.layers[1:])
     assert blocks[-1].output is network.outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "count", "first", "last"),
+    [
+        (
+            "mobilenetv3_small",
+            13,
+            ["stem 4", "expanded_conv 12", "expanded_conv_1 9"],
+            ["expanded_conv_10 15", "top 3"],
+        ),
+        pytest.param("mobilenet", 14, ["stem 3", "conv_1 7"], ["conv_13 6"], marks=pytest.mark.slow),
+        # By its graph: its names tell nothing.
+        pytest.param("inceptionv3", 11, ["block1 40", "block2 23"], ["block11 31"], marks=pytest.mark.slow),
+        pytest.param("inception_resnetv2", 44, ["block1 40", "block2 21"], ["top 3"], marks=pytest.mark.long),
+        pytest.param("xception", 14, ["block1 6", "block2 9"], ["block14 6"], marks=pytest.mark.long),
+        pytest.param("densenet121", 60, ["stem 6", "conv2_block1 7"], ["top 2"], marks=pytest.mark.long),
+        pytest.param("resnet50v2", 18, ["stem 4", "conv2_block1 12"], ["top 2"], marks=pytest.mark.long),
+        pytest.param("nasnet_mobile", 2, ["block1 767"], ["top 1"], marks=pytest.mark.long),
+        pytest.param("vgg16", 5, ["block1 3", "block2 3"], ["block5 4"], marks=pytest.mark.long),
+        pytest.param("effnetv2b1", 29, ["stem 5", "block1a 3"], ["top 3"], marks=pytest.mark.long),
+    ],
+)
+def test_a_config_says_where_a_backbone_can_be_cut(
+    composed, option: str, count: int, first: list[str], last: list[str], rng: np.random.Generator
+) -> None:
+    import keras
+
+    size = {"inceptionv3": 75, "inception_resnetv2": 75, "xception": 71}.get(option, 64)
+    run = composed(f"model={option}", "model.weights=null", f"model.image_size={size}", "data=miniature")
+    network = run.model.construct(None)
+    blocks = find_blocks(network, run.model.blocks)
+    sizes = [f"{block.name} {len(block.layers)}" for block in blocks]
+    assert (len(blocks), sizes[: len(first)], sizes[-len(last) :]) == (count, first, last)
+    assert sum(len(block.layers) for block in blocks) == len(network.layers) - 1
+    images = rng.uniform(-1, 1, size=(2, size, size, 3)).astype(np.float32)
+    middle = blocks[len(blocks) // 2 - 1].output
+    below, above = keras.Model(network.input, middle), keras.Model(middle, network.output)
+    assert np.allclose(above(below(images, training=False), training=False), network(images, training=False), atol=1e-5)
+
+
+def test_blocks_of_a_network_without_names_end_where_branches_merge() -> None:
+    import keras
+
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Conv2D(4, 1)(inputs)
+    for _ in range(2):
+        branch = keras.layers.ReLU()(keras.layers.Conv2D(4, 1)(outputs))
+        outputs = keras.layers.add([outputs, keras.layers.multiply([branch, branch]), branch])
+    network = keras.Model(inputs, keras.layers.ReLU()(outputs))
+    assert [(block.name, len(block.layers)) for block in find_blocks(network)] == [
+        ("block1", 5),
+        ("block2", 4),
+        ("top", 1),
+    ]
+    # A pattern that no layer has: one block, with all of its layers.
+    assert [(block.name, len(block.layers)) for block in find_blocks(network, "nothing")] == [("top", 10)]
+    line = keras.Sequential(
+        [keras.Input((8, 8, 3)), *(keras.layers.Conv2D(2, 1) for _ in range(3)), keras.layers.ReLU()]
+    )
+    functional = keras.Model(line.inputs, line.outputs)
+    assert [len(block.layers) for block in find_blocks(functional)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"architecture": "ResNet51"},
+            r"^model\.architecture was 'ResNet51'\. .* such as ResNet50, .*\. Type model\.architecture=ResNet50, ",
+        ),
+        ({"architecture": "imagenet_utils"}, r"^model\.architecture was 'imagenet_utils'\. "),
+        (
+            {"architecture": "MobileNet", "arguments": {"foo": 1}},
+            r"^model\.arguments was {'foo': 1} \(.*foo.*\)\. .* keras\.applications\.MobileNet .* Type ",
+        ),
+        ({"architecture": "MobileNet", "arguments": {"weights": "x"}}, r"^model\.arguments was {'weights': 'x'} "),
+    ],
+)
+def test_wrong_builders_and_arguments_raise_a_user_error(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        model(**settings).construct(None)
+
+
+@pytest.mark.parametrize("arguments", [[1], {"a": [1]}, {"a b": 1}, "alpha", 3])
+def test_arguments_are_names_with_plain_values(arguments: object) -> None:
+    with pytest.raises(
+        UserError, match=r"^model\.arguments was .*\. It must be names .*\. Type 'model\.arguments={alpha:"
+    ):
+        model("MobileNet", arguments=arguments)
+
+
+def test_arguments_and_blocks_are_part_of_a_backbone_s_identity() -> None:
+    plain, other, cut = (
+        model("MobileNet", **more).build(0).fingerprint
+        for more in ({}, {"arguments": {"alpha": 1.0}}, {"blocks": "conv_pw"})
+    )
+    assert len({plain, other, cut}) == 3
+    assert plain.count(":") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A field is declared with a check, such as `number` or `one_of`, whose errors sta
 import dataclasses
 import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,8 +29,8 @@ _MAX_CHARACTERS = 4000
 _MAX_NAME_BYTES = 255
 
 
-def _checked_field(check: Check) -> Any:
-    return dataclasses.field(metadata={"check": check})
+def _checked_field(check: Check, **default: Any) -> Any:
+    return dataclasses.field(metadata={"check": check}, **default)
 
 
 def _is_number(value: Any) -> bool:
@@ -185,11 +186,25 @@ def text(*, example: str, optional: bool = False) -> Any:
     return _checked_field(check)
 
 
-def path(*, example: str, optional: bool = False) -> Any:
-    """Declare a field for the path of a file or folder, which need not exist; with `optional`, null is allowed too.
+def regular_expression(*, example: str) -> Any:
+    """Declare a field for a regular expression, or null, which is its default."""
 
-    Words with another meaning, such as `latest`, and addresses are paths too.
-    """
+    def check(key: str, value: Any) -> str | None:
+        value = text(example=example, optional=True).metadata["check"](key, value)
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise UserError(
+                f"{key} was {received(value)} ({error}). It must be a regular expression of Python. Type"
+                f" '{key}={example}', for example."
+            ) from error
+        return value
+
+    return _checked_field(check, default=None)
+
+
+def path(*, example: str, optional: bool = False) -> Any:
+    """Declare a field for the path of a file or folder, which need not exist, an address, or a word such as `latest`."""
     check_text = text(example=example, optional=optional).metadata["check"]
 
     def check(key: str, value: Any) -> str | None:
@@ -279,6 +294,22 @@ def texts(*, example: str) -> Any:
         return tuple(value)
 
     return _checked_field(check)
+
+
+def mapping(*, example: str) -> Any:
+    """Declare a field for names with a plain value each, none by default. It holds pairs, since specs are hashed."""
+
+    def check(key: str, value: Any) -> tuple[tuple[str, Any], ...]:
+        # A copy of a spec is built from its pairs.
+        pairs = dict(value or ()) if isinstance(value, (Mapping, tuple, type(None))) else {"": value}
+        if not all(str(name).isidentifier() and not isinstance(item, (Mapping, list)) for name, item in pairs.items()):
+            raise UserError(
+                f"{key} was {received(value)}. It must be names with a text, number, true, false or null each. Type"
+                f" '{key}={example}', for example."
+            )
+        return tuple(sorted(pairs.items()))
+
+    return _checked_field(check, default=())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,21 +5,22 @@ can be run once and their output cached, while the layers after it are trained. 
 names only decide which of these tensors are block boundaries.
 """
 
+import difflib
 import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import is_foreign
-from dogbreeds.core.spec import Spec, integer, number, one_of, path
-from dogbreeds.core.text import digest, shorten
+from dogbreeds.core.spec import Spec, integer, mapping, number, one_of, path, regular_expression, text
+from dogbreeds.core.text import digest, received, shorten
 from dogbreeds.models.blocks import Block, find_blocks
 from dogbreeds.models.preprocessing import MODES
 
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
     import keras
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "pretrained" / "miniature.weights.h5"
-
-ARCHITECTURES = (
-    *(f"EfficientNetB{size}" for size in range(8)),
-    "EfficientNetV2B0",
-    "EfficientNetV2S",
-    "ResNet50",
-    "MobileNetV2",
-    "ConvNeXtTiny",
-    "Miniature",
-)
 
 # Keras divides by the square root of the stored variance, but the official EfficientNet files store the standard
 # deviation there, so a second division by its square root is needed.
@@ -71,17 +62,22 @@ class Model(Spec):
     A subclass for another architecture declares `architecture` again, with its own name, and overrides `construct`.
 
     Attributes:
-        architecture: name in `keras.applications`, or `Miniature`.
+        architecture: name of a builder in `keras.applications`.
         image_size: pixels a side.
         pixels: preprocessing mode that the weights were pretrained with.
         weights: `imagenet`, `shipped`, the path of a weight file, or None for random weights.
+        arguments: further arguments of the builder, by name.
+        blocks: where the network can be cut, as `names` of `find_blocks`.
     """
 
     group = "model"
-    architecture: str = one_of(*ARCHITECTURES)
+    implied = {"arguments": (), "blocks": None}
+    architecture: str = text(example="EfficientNetB0")
     image_size: int = integer(at_least=32, at_most=4096, example=224)
     pixels: str = one_of(*MODES)
     weights: str | None = path(example="imagenet", optional=True)
+    arguments: tuple[tuple[str, Any], ...] = mapping(example="{alpha:0.75}")
+    blocks: str | None = regular_expression(example="graph")
 
     def weights_file(self) -> Path | None:
         """Return the weight file to load, or None for random weights and for weights that Keras downloads.
@@ -124,15 +120,47 @@ class Model(Spec):
             top: whether to include the ImageNet classifier, [b, 1000] logits. The image size is then the architecture's
                 default, the only one for which Keras has these weights.
         """
-        import keras
+        builder = keras_builder(self.architecture)
+        arguments = self._builder_arguments(top)
+        try:
+            return builder(weights=weights, **self._own_arguments(), **arguments)
+        # Unknown or repeated arguments, and values that the builder does not take.
+        except (TypeError, ValueError) as error:
+            if not self.arguments:
+                raise
+            raise UserError(
+                f"model.arguments was {dict(self.arguments)} ({shorten(str(error), 160)}). It must be arguments of"
+                f" keras.applications.{self.architecture} that no other setting gives. Type model.arguments=null, for"
+                " example."
+            ) from error
 
-        return getattr(keras.applications, self.architecture)(weights=weights, **self._builder_arguments(top))
+    def _own_arguments(self) -> dict[str, object]:
+        """Return the arguments that only some builders have."""
+        return dict(self.arguments)
 
     def _builder_arguments(self, top: bool) -> dict[str, object]:
         """Return the Keras builder's arguments for top and input shape, which can be chosen only without a top."""
         if top:
             return {"include_top": True, "classifier_activation": None}
         return {"include_top": False, "input_shape": (self.image_size, self.image_size, 3)}
+
+
+def keras_builder(architecture: str) -> "Callable[..., keras.Model]":
+    """Return the builder of a network in `keras.applications`.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    import keras
+
+    names = [name for name in dir(keras.applications) if name[0].isupper()]
+    if architecture not in names:
+        near = difflib.get_close_matches(architecture, names, 3, cutoff=0.4) or names[:3]
+        raise UserError(
+            f"model.architecture was {received(architecture)}. It must be the name of a network in keras.applications,"
+            f" such as {', '.join(near)}. Type model.architecture={near[0]}, or model=<option>."
+        )
+    return getattr(keras.applications, architecture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +182,8 @@ class MobileNetV2(Model):
                 " model.weights=<file>."
             )
 
-    def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        import keras
-
-        return keras.applications.MobileNetV2(alpha=self.alpha, weights=weights, **self._builder_arguments(top))
+    def _own_arguments(self) -> dict[str, object]:
+        return {**dict(self.arguments), "alpha": self.alpha}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +207,7 @@ class Miniature(Model):
             default_size=self.image_size,
             name="miniature",
             weights=None,
+            **self._own_arguments(),
             **self._builder_arguments(top),
         )
 
@@ -196,8 +223,10 @@ def _build(model: Model, seed: int) -> Backbone:
         network = _load(network, file, model)
     scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
     weights = arrays_digest([*network.get_weights(), *scales])
-    fingerprint = f"{model.architecture}:{weights}{model.plugin_digest('weights')}"
-    return Backbone(network, find_blocks(network), fingerprint)
+    # A cut is named by its number.
+    own = f":{digest(repr((model.arguments, model.blocks)).encode())}" if model.arguments or model.blocks else ""
+    fingerprint = f"{model.architecture}:{weights}{own}{model.plugin_digest('weights')}"
+    return Backbone(network, find_blocks(network, model.blocks), fingerprint)
 
 
 def arrays_digest(arrays: Iterable[np.ndarray]) -> str:
