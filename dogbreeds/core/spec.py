@@ -204,7 +204,7 @@ def regular_expression(*, example: str) -> Any:
 
 
 def path(*, example: str, optional: bool = False) -> Any:
-    """Declare a field for the path of a file or folder, which need not exist, an address, or a word such as `latest`."""
+    """Declare a field for the path of a file or folder, which need not exist; or an address, or a word as `latest`."""
     check_text = text(example=example, optional=optional).metadata["check"]
 
     def check(key: str, value: Any) -> str | None:
