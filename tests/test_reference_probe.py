@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.evaluation import reference_probe
+from dogbreeds.evaluation import linear_classifier, reference_probe
 from dogbreeds.evaluation.metrics import PairedOutcome, Proportion, Reference
 from dogbreeds.evaluation.reference_probe import NEAREST_MEAN, RIDGE, ReferenceProbe, fit_probe
 from dogbreeds.evaluation.results import ReferenceResult
@@ -104,7 +104,7 @@ def test_probe_reads_the_rows_that_it_is_told_and_in_parts(
     expected = fit_probe(train[rows], labels[rows], 4)
     both = np.concatenate([train, test])
     # Seven rows of float64 at once.
-    monkeypatch.setattr(reference_probe, "_PART_BYTES", 7 * 10 * 8)
+    monkeypatch.setattr(linear_classifier, "_PART_BYTES", 7 * 10 * 8)
     probe = fit_probe(both, labels[rows], 4, rows)
     assert probe.logits(both, 48 + np.arange(48)) == pytest.approx(expected.logits(test), abs=1e-5)
     assert (probe.logits(test) == fit_probe(both, labels[rows], 4, rows).logits(test)).all()

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dogbreeds.evaluation.linear_classifier import LinearClassifier, all_rows, standardisation, standardised
+
 RIDGE = "ridge"
 NEAREST_MEAN = "nearest mean"
 
-# Bytes of the float64 features that are in memory at once.
-_PART_BYTES = 32 << 20
 # Penalties that are tried, as multiples of the mean eigenvalue of the features' Gram matrix. On the real features that
 # were tried, of 2 to 120 classes, the best one was among them; smaller ones fit few images too closely.
 _PENALTIES = 10.0 ** np.arange(-1, 2, 0.5)
@@ -22,50 +22,26 @@ _PENALTIES = 10.0 ** np.arange(-1, 2, 0.5)
 _MAX_LEFT_OUT = 1000
 # Multiplications above which ridge gives way to the nearest class mean: a few seconds on two cores.
 _MAX_MULTIPLICATIONS = 2e11
-# A feature is constant if its standard deviation is below this share of its mean.
-_CONSTANT = 1e-6
+# The least that an image's leverage leaves of its error.
+_LEAST_SHARE = 1e-6
 _TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
-class ReferenceProbe:
-    """A fitted linear classifier of features.
+class ReferenceProbe(LinearClassifier):
+    """A fitted linear classifier of features. Its scores are no calibrated logits.
 
     Attributes:
         method: `RIDGE` or `NEAREST_MEAN`.
-        mean: [d] float64, weighted mean of each feature.
-        scale: [d] float64, one over its standard deviation; 0 for a feature that is constant.
-        weights: [d, classes] float64, of the standardised features.
-        bias: [classes] float64.
         left_out: [k] of the training images, those that were left out one by one; empty without ridge.
         left_out_scores: [k, classes] float64, their scores by a fit without each.
         facts: numbers about the fit, by name: `penalty` of ridge.
     """
 
     method: str
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
     left_out: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     left_out_scores: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
     facts: dict[str, float] = field(default_factory=dict)
-
-    def logits(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """Score images. The highest score is the predicted class; the scores are no calibrated logits.
-
-        Args:
-            features: [m, d].
-            rows: [n] rows of `features` to score; None for all.
-
-        Returns:
-            [n, classes] float32.
-        """
-        rows = _all_rows(features) if rows is None else rows
-        logits = np.empty((len(rows), len(self.bias)), np.float32)
-        for part, block in _standardised(features, rows, self.mean, self.scale):
-            logits[part] = block @ self.weights + self.bias
-        return logits
 
 
 def fit_probe(
@@ -84,9 +60,9 @@ def fit_probe(
         rows: [n] rows of `features` to train on; None for all.
         class_weights: [classes] weight of an image of each class; None if all are 1.
     """
-    rows = _all_rows(features) if rows is None else rows
+    rows = all_rows(features) if rows is None else rows
     weights = np.ones(len(labels)) if class_weights is None else class_weights[labels].astype(np.float64)
-    mean, scale = _standardisation(features, rows, weights)
+    mean, scale = standardisation(features, rows, weights)
     fit = _fit_nearest_mean if _is_too_large(len(rows), features.shape[1]) else _fit_ridge
     return fit(features, rows, labels, classes, weights, mean, scale)
 
@@ -101,55 +77,6 @@ def _is_too_large(images: int, width: int) -> bool:
     rank = min(images, width)
     for_each_penalty = rank**3 / 3 + rank**2 * min(images, _MAX_LEFT_OUT)
     return images * width * rank + len(_PENALTIES) * for_each_penalty > _MAX_MULTIPLICATIONS
-
-
-# --- features, in parts -------------------------------------------------------
-
-
-def _all_rows(features: np.ndarray) -> np.ndarray:
-    return np.arange(len(features))
-
-
-def _parts(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield float64 features of consecutive rows, and where these are among `rows`."""
-    step = max(1, _PART_BYTES // (8 * max(1, features.shape[1])))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
-        yield part, features[rows[part]].astype(np.float64)
-
-
-def _standardised(
-    features: np.ndarray, rows: np.ndarray, mean: np.ndarray, scale: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray]]:
-    for part, block in _parts(features, rows):
-        block -= mean
-        block[~np.isfinite(block)] = 0.0
-        block *= scale
-        yield part, block
-
-
-def _standardisation(features: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean of each feature and one over its standard deviation, of the values that are finite."""
-    width = features.shape[1]
-    total, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)
-    # Near the mean, so that squares of large values do not hide a small variance.
-    shift = features[rows[0]].astype(np.float64)
-    shift[~np.isfinite(shift)] = 0.0
-    for part, block in _parts(features, rows):
-        block -= shift
-        finite = np.isfinite(block)
-        if finite.all():
-            total += weights[part].sum()
-        else:
-            block[~finite] = 0.0
-            total += weights[part] @ finite
-        sums += weights[part] @ block
-        squares += weights[part] @ np.square(block, out=block)
-    offset = sums / np.maximum(total, _TINY)
-    mean = shift + offset
-    deviation = np.sqrt(np.maximum(squares / np.maximum(total, _TINY) - offset**2, 0.0))
-    varies = np.isfinite(deviation) & (deviation > _CONSTANT * np.maximum(np.abs(mean), np.abs(offset)))
-    return mean, np.divide(1.0, deviation, out=np.zeros(width), where=varies)
 
 
 # --- ridge --------------------------------------------------------------------
@@ -177,11 +104,11 @@ def _fit_ridge(
     # into it.
     rotation = None
     if len(rows) < features.shape[1]:
-        blocks = [block for _, block in _standardised(features, rows, mean, scale)]
+        blocks = [block for _, block in standardised(features, rows, mean, scale)]
         rotation = qr(np.concatenate(blocks).T, mode="economic")[0]
 
     def parts(of_rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        for part, block in _standardised(features, of_rows, mean, scale):
+        for part, block in standardised(features, of_rows, mean, scale):
             yield part, block if rotation is None else block @ rotation
 
     def targets(chosen: slice | np.ndarray) -> np.ndarray:
@@ -204,15 +131,15 @@ def _fit_ridge(
         found = cho_solve((triangle, True), products, check_finite=False)
         whitened = solve_triangular(triangle, images.T, lower=True, check_finite=False)
         leverage = np.square(whitened).sum(axis=0) + weights[left_out] / weights.sum()
-        errors = (own_targets - images @ found) / np.maximum(1 - leverage, _CONSTANT)[:, None]
+        errors = (own_targets - images @ found) / np.maximum(1 - leverage, _LEAST_SHARE)[:, None]
         if (error := np.square(errors).sum()) < lowest:
             lowest, penalty, solution, predictions = error, tried, found, own_targets - errors
     return ReferenceProbe(
-        RIDGE,
         mean,
         scale,
         solution if rotation is None else rotation @ solution,
         bias,
+        RIDGE,
         left_out,
         bias + predictions / roots[left_out],
         {"penalty": float(penalty)},
@@ -233,10 +160,10 @@ def _fit_nearest_mean(
 ) -> ReferenceProbe:
     """Classify by the nearest mean of a class, in standardised features. A class without images is never predicted."""
     sums = np.zeros((classes, features.shape[1]))
-    for part, block in _standardised(features, rows, mean, scale):
+    for part, block in standardised(features, rows, mean, scale):
         sums += np.eye(classes)[labels[part]].T @ block
     counts = np.bincount(labels, minlength=classes)
     means = sums / np.maximum(counts, 1)[:, None]
     # Half the squared distance to each mean, without the part that is the same for all of them.
     bias = np.where(counts > 0, -np.square(means).sum(axis=1) / 2, np.finfo(np.float32).min / 2)
-    return ReferenceProbe(NEAREST_MEAN, mean, scale, means.T, bias)
+    return ReferenceProbe(mean, scale, means.T, bias, NEAREST_MEAN)
