@@ -1,0 +1,96 @@
+"""Linear classifiers of standardised features, which are read in parts.
+
+A memory-mapped array that is larger than memory is never copied whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+# Bytes of the float64 features that are in memory at once.
+_PART_BYTES = 32 << 20
+# A feature is constant if its standard deviation is below this share of its mean.
+_CONSTANT = 1e-6
+_TINY = np.finfo(np.float64).tiny
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A linear classifier of features.
+
+    Attributes:
+        mean: [d] float64, weighted mean of each feature.
+        scale: [d] float64, one over its standard deviation; 0 for a feature that is constant.
+        weights: [d, classes] float64, of the standardised features.
+        bias: [classes] float64.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def logits(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """Score images. The highest score is the predicted class.
+
+        Args:
+            features: [m, d].
+            rows: [n] rows of `features` to score; None for all.
+
+        Returns:
+            [n, classes] float32.
+        """
+        rows = all_rows(features) if rows is None else rows
+        logits = np.empty((len(rows), len(self.bias)), np.float32)
+        for part, block in standardised(features, rows, self.mean, self.scale):
+            logits[part] = block @ self.weights + self.bias
+        return logits
+
+
+def all_rows(features: np.ndarray) -> np.ndarray:
+    """Return [m], all rows of features."""
+    return np.arange(len(features))
+
+
+def _parts(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield float64 features of consecutive rows, and where these are among `rows`."""
+    step = max(1, _PART_BYTES // (8 * max(1, features.shape[1])))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        yield part, features[rows[part]].astype(np.float64)
+
+
+def standardised(
+    features: np.ndarray, rows: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield standardised float64 features of consecutive rows, and where these are among `rows`."""
+    for part, block in _parts(features, rows):
+        block -= mean
+        block[~np.isfinite(block)] = 0.0
+        block *= scale
+        yield part, block
+
+
+def standardisation(features: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean of each feature and one over its standard deviation, of the values that are finite."""
+    width = features.shape[1]
+    total, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)
+    # Near the mean, so that squares of large values do not hide a small variance.
+    shift = features[rows[0]].astype(np.float64)
+    shift[~np.isfinite(shift)] = 0.0
+    for part, block in _parts(features, rows):
+        block -= shift
+        finite = np.isfinite(block)
+        if finite.all():
+            total += weights[part].sum()
+        else:
+            block[~finite] = 0.0
+            total += weights[part] @ finite
+        sums += weights[part] @ block
+        squares += weights[part] @ np.square(block, out=block)
+    offset = sums / np.maximum(total, _TINY)
+    mean = shift + offset
+    deviation = np.sqrt(np.maximum(squares / np.maximum(total, _TINY) - offset**2, 0.0))
+    varies = np.isfinite(deviation) & (deviation > _CONSTANT * np.maximum(np.abs(mean), np.abs(offset)))
+    return mean, np.divide(1.0, deviation, out=np.zeros(width), where=varies)
