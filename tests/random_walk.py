@@ -444,7 +444,7 @@ def draw_step(world: World, rng: random.Random, can_signal: bool) -> Step:
     elif can_signal and name in ("train", "extract", "why") and rng.random() < 0.3:
         step.interruption = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
         step.delay_seconds = rng.uniform(0.5, 12)
-        # A signal may come in the last moment, when Python has restored the default handlers: a shell sees 130 or 143 too.
+        # In the last moment Python has restored the default handlers. A shell sees 130 or 143 then too.
         step.codes |= {-step.interruption, 128 + step.interruption} - {128 + signal.SIGKILL}
     return step
 
