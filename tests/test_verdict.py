@@ -1,6 +1,8 @@
 """Verdicts of learning curves of every shape."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,22 @@ CASES = {
         "collapsed",
         "validation accuracy peaked at 43.1 % in epoch 1 and fell to 14.4 %, by 28 standard errors",
         "type optimizer.lr=1e-3, or head=batchnorm.",
+    ),
+    # EfficientNet-B3, 20 photos of each of 120 breeds, Adam, the guide's head. Few validation images show a collapse if
+    # training fell too.
+    "a collapse of few validation images": (
+        curve([10.6, 9.4, 6.0, 7.1, 5.8, 3.3], n=480),
+        setting(1e-2, reference=paired(379, 51, 480, both=45, split="val"), n_train=2400),
+        "collapsed",
+        "peaked at 10.6 % in epoch 1 and fell to 3.3 %",
+        "type optimizer.lr=1e-3, or head=batchnorm.",
+    ),
+    "a fall of few validation images, far below the probe": (
+        curve([10.6, 9.4, 6.0, 7.1, 5.8, 3.3], n=480, train=[4.9, 4.6, 3.9, 3.5, 3.0, 2.4]),
+        setting(1e-2, reference=paired(379, 51, 480, both=45, split="val"), n_train=2400),
+        "underperforming",
+        "the reference probe reaches 79.0 % on the same features",
+        "type optimizer.lr=1e-3",
     ),
     "a late collapse": (
         curve([40, 60, 70, 72, 20, 12]),
@@ -395,6 +413,45 @@ def test_judge_returns_verdict_reason_and_advice(case: str) -> None:
     assert verdict.advice.endswith(".")
     assert "\n" not in str(verdict)
     assert all(isinstance(value, float) for value in verdict.numbers.values())
+
+
+# Runs on real photos of the kinds that verdicts were wrong on, as `python -m tests.bench.faults cases` measured them.
+MEASURED = json.loads((Path(__file__).parent / "fixtures/verdict_cases.json").read_text())
+TOO_FAST = {"collapsed", "never_learned", "underperforming"}
+# By name of the case: verdicts that are right, and words of fitting advice, one of which must be there.
+RIGHT = {
+    "the guide's head, Adam 1e-2, 120 classes, n = 480": (TOO_FAST, ("optimizer.lr=1e-3",)),
+    "the guide's head, Adam 4e-3, 120 classes, n = 480": (TOO_FAST, ("optimizer.lr", "phase.epochs", "phase=lr_range")),
+    "the guide's head, Adam 1e-2, 120 classes, n = 120": (TOO_FAST, ("optimizer.lr=1e-3",)),
+    "random labels, 2 classes, 72 images": ({"undecided", "never_learned", "overfitting"}, ("labels",)),
+    "random labels, 3 classes, 36 images": ({"undecided", "never_learned", "overfitting"}, ("labels",)),
+    "slow SGD, 120 classes": ({"underperforming"}, ("optimizer.lr=1e-2",)),
+    "slow SGD, 5 classes": ({"never_learned", "underperforming"}, ("optimizer.lr=1e-3",)),
+    "fast SGD, 120 classes": (TOO_FAST, ("optimizer.lr=1e-2", "head=batchnorm")),
+    # A head that bears it.
+    "fast SGD, BatchNorm head, 120 classes": ({"learned", "underperforming", "undecided"}, ("type ",)),
+    "slow Adam, linear head, 120 classes": ({"underperforming"}, ("optimizer.lr=1e-3",)),
+    "fast Adam, BatchNorm head, 120 classes": (TOO_FAST, ("optimizer.lr", "head.dropout")),
+    "few images: 10 classes, 5 each, 10 for validation": ({"undecided"}, ("more images",)),
+    "few images: 2 classes, 5 each, 4 for validation": ({"undecided"}, ("more images",)),
+    "sound: the guide's head, Adam 1e-3, 120 classes": ({"learned"}, ("phase=finetune",)),
+    "sound: linear head, 2 classes": ({"learned", "undecided"}, ("phase=finetune", "more images")),
+}
+
+
+@pytest.mark.parametrize("run", MEASURED, ids=[f"{run['backbone']}: {run['case']}" for run in MEASURED])
+def test_verdict_of_a_measured_run_is_right_and_its_advice_fits(run: dict) -> None:
+    history, n = run["history"], run["n_val"]
+    percent = {name: [100 * share for share in history[name]] for name in ("accuracy", "val_accuracy")}
+    epochs = curve(percent["val_accuracy"], n, percent["accuracy"], history["val_loss"], history["loss"])
+    found = run["reference"]
+    reference = Reference(Proportion(**found["probe"]), Proportion(**found["run"]), PairedOutcome(**found["pair"]))
+    settings = run["settings"]
+    more = {"n_train": run["n_train"], "reference": reference, "settings": settings, "diverged": run["diverged"]}
+    verdict = judge(epochs, setting(settings["optimizer.lr"], run["classes"], **more))
+    names, words = RIGHT[run["case"]]
+    assert verdict.name in names
+    assert any(word in verdict.advice for word in words)
 
 
 def test_cases_cover_every_verdict() -> None:
