@@ -91,10 +91,12 @@ def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
         MissingFileError: if a file is missing.
         UserError: if the settings do not fit together, or, with `preflight=stop`, if a finding is certain.
     """
+    from dogbreeds.experiments.pixel_convention import with_pixels
     from dogbreeds.experiments.prepare import assemble_network
 
     run = run if dataset is None else with_dataset(run)
-    return assemble_network(run, dataset or run.data.open()).findings
+    dataset = dataset or run.data.open()
+    return assemble_network(with_pixels(run, dataset), dataset).findings
 
 
 def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None = None) -> Ending:

@@ -134,8 +134,8 @@ def seed(*, example: int = 0) -> Any:
     return integer(at_least=0, at_most=MAX_SEED, example=example)
 
 
-def one_of(*choices: str, optional: bool = False) -> Any:
-    """Declare a field for one of the given words; with `optional`, null is allowed too."""
+def one_of(*choices: str, optional: bool = False, **default: str) -> Any:
+    """Declare a field for one of the given words, with a `default` if that is given; null with `optional`."""
 
     def check(key: str, value: Any) -> str | None:
         if value is None and optional:
@@ -148,7 +148,7 @@ def one_of(*choices: str, optional: bool = False) -> Any:
             )
         return str(value)
 
-    return _checked_field(check)
+    return _checked_field(check, **default)
 
 
 def boolean() -> Any:

@@ -153,6 +153,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         mismatches = preflight.check_pixels(pixel_fit, run.preprocessing.mode, run.model.pixels)
         run.preflight.report(mismatches)
         findings += mismatches
+    if len(backbone.blocks) == 1:
+        log.info("%s is one block: it has no place to be cut, so all of it is frozen, or none", run.model.architecture)
     plan = run.unfreeze.plan(backbone.blocks)
     classes = len(dataset.class_names)
     # Seed again: an earlier job may have built the backbone, and then no random numbers were drawn for it here.

@@ -130,8 +130,10 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     run.baseline.weights_file()
     dataset = run.data.open()
 
+    from dogbreeds.experiments.pixel_convention import with_pixels
     from dogbreeds.experiments.prepare import assemble_network, build_baseline
 
+    run = with_pixels(run, dataset)
     assembly = assemble_network(run, dataset)
     inputs = TrainingInputs(run, dataset, assembly.network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1

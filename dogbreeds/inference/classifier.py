@@ -13,6 +13,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.network import compile_inference, inference_batch_size
+from dogbreeds.models.pooling import NAME as POOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,11 +94,19 @@ class Classifier:
         """The network, split at global average pooling.
 
         Two models: [b, size, size, 3] -> feature maps [b, h, w, c], and pooled features [b, c] -> [b, classes] logits.
+
+        Raises:
+            UserError: if the network pools no feature maps by their average.
         """
         import keras
 
         images, (*first_parts, last_part, head) = self._pipeline
-        pool = last_part.get_layer("pool")
+        pool = last_part.get_layer(POOL)
+        if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
+            raise UserError(
+                "The network pools no feature maps [h, w, channels] by their average, from which Grad-CAM would read"
+                " where an image has what. Heat maps need such a network, with model.pooling=avg. Leave out explain."
+            )
         inputs = keras.Input(images.shape[1:])
         outputs = inputs
         for part in first_parts:

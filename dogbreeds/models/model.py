@@ -22,7 +22,8 @@ from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec, integer, mapping, number, one_of, path, regular_expression, text
 from dogbreeds.core.text import digest, received, shorten
 from dogbreeds.models.blocks import Block, find_blocks
-from dogbreeds.models.preprocessing import MODES
+from dogbreeds.models.pooling import POOLINGS
+from dogbreeds.models.preprocessing import AUTO, MODES
 
 if TYPE_CHECKING:
     import keras
@@ -48,11 +49,13 @@ class Backbone:
         network: [b, size, size, 3] float32 in the pixel convention of pretraining -> [b, h, w, channels].
         blocks: in order of computation.
         fingerprint: architecture and a digest of the weights.
+        pooling: how its output is pooled, as in `pool`.
     """
 
     network: "keras.Model"
     blocks: tuple[Block, ...]
     fingerprint: str
+    pooling: str = "avg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +67,22 @@ class Model(Spec):
     Attributes:
         architecture: name of a builder in `keras.applications`.
         image_size: pixels a side.
-        pixels: preprocessing mode that the weights were pretrained with.
+        pixels: preprocessing mode that the weights were pretrained with; `auto` if the preflight is to find out.
         weights: `imagenet`, `shipped`, the path of a weight file, or None for random weights.
         arguments: further arguments of the builder, by name.
         blocks: where the network can be cut, as `names` of `find_blocks`.
+        pooling: how the output is pooled, as in `pool`.
     """
 
     group = "model"
-    implied = {"arguments": (), "blocks": None}
+    implied = {"arguments": (), "blocks": None, "pooling": "avg"}
     architecture: str = text(example="EfficientNetB0")
     image_size: int = integer(at_least=32, at_most=4096, example=224)
-    pixels: str = one_of(*MODES)
+    pixels: str = one_of(*MODES, AUTO)
     weights: str | None = path(example="imagenet", optional=True)
     arguments: tuple[tuple[str, Any], ...] = mapping(example="{alpha:0.75}")
     blocks: str | None = regular_expression(example="graph")
+    pooling: str = one_of(*POOLINGS, default="avg")
 
     def weights_file(self) -> Path | None:
         """Return the weight file to load, or None for random weights and for weights that Keras downloads.
@@ -224,9 +229,10 @@ def _build(model: Model, seed: int) -> Backbone:
     scales = (np.asarray(layer.get_config().get("scale", 0)) for layer in network.layers)
     weights = arrays_digest([*network.get_weights(), *scales])
     # A cut is named by its number.
-    own = f":{digest(repr((model.arguments, model.blocks)).encode())}" if model.arguments or model.blocks else ""
+    special = {name: value for name in Model.implied if (value := getattr(model, name)) != Model.implied[name]}
+    own = f":{digest(repr(special).encode())}" if special else ""
     fingerprint = f"{model.architecture}:{weights}{own}{model.plugin_digest('weights')}"
-    return Backbone(network, find_blocks(network, model.blocks), fingerprint)
+    return Backbone(network, find_blocks(network, model.blocks), fingerprint, model.pooling)
 
 
 def arrays_digest(arrays: Iterable[np.ndarray]) -> str:

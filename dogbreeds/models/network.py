@@ -11,6 +11,7 @@ import numpy as np
 
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.models.custom_layers import custom_layers
+from dogbreeds.models.pooling import pool
 from dogbreeds.models.replicas import OneDevice
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devi
     else:
         outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
     if cut == len(backbone.blocks):
-        outputs = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
+        outputs = pool(outputs, backbone.pooling)
     graph = keras.Model(pixels, outputs, name="frozen")
     return Prefix(graph, f"{backbone.fingerprint}:{preprocessing.fingerprint}:{cut}", devices)
 
@@ -277,7 +278,7 @@ def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
     import keras
 
     begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
-    pooled = keras.layers.GlobalAveragePooling2D(name="pool")(backbone.network.output)
+    pooled = pool(backbone.network.output, backbone.pooling)
     original = keras.Model(begin, pooled, name="suffix")
     copy = keras.models.clone_model(original)
     copy.set_weights(original.get_weights())

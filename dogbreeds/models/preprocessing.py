@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import keras
 
 MODES = ("raw", "torch", "caffe", "tf", "unit")
+# In place of a mode: that which the preflight finds to fit the weights.
+AUTO = "auto"
 
 # output = input * scale + offset, one value per channel. Channels are RGB in [0, 255]; `caffe` flips them to BGR first.
 # Source: keras.applications.imagenet_utils.preprocess_input.
@@ -36,11 +38,11 @@ class Preprocessing(Spec):
 
     Attributes:
         mode: of the result: `raw` (0 to 255), `torch` or `caffe` (normalised with ImageNet's mean), `tf` (-1 to 1), or
-            `unit` (0 to 1).
+            `unit` (0 to 1). `auto` is replaced by one of them before anything is computed.
     """
 
     group = "preprocessing"
-    mode: str = one_of(*MODES)
+    mode: str = one_of(*MODES, AUTO)
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, number, one_of
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.features.cache import FeatureCache
-from dogbreeds.models.preprocessing import VALUE_RANGES
+from dogbreeds.models.preprocessing import MODES, VALUE_RANGES
 from dogbreeds.training.pixel_fit import PixelFit, format_distance, measure_fit
 from dogbreeds.training.pixel_reading import PixelReading
 
@@ -143,6 +143,23 @@ def check_pixels(fit: PixelFit, mode: str, native: str) -> list[Finding]:
             )
         ]
     return []
+
+
+def told_convention(fit: PixelFit) -> str | None:
+    """Return the only convention that the fit does not exclude; None if it does not tell.
+
+    Args:
+        fit: from `Preflight.measure_pixel_fit`.
+    """
+    if fit.has_statistics:
+        if fit.distances[fit.best] > _NO_FIT_NATS:
+            return None
+        possible = [mode for mode in MODES if not check_pixels(fit, mode, mode)]
+    elif fit.reading is not None:
+        possible = [mode for mode in MODES if not fit.reading.is_mismatch(mode)]
+    else:
+        return None
+    return possible[0] if len(possible) == 1 else None
 
 
 def _check_variance(fit: PixelFit, mode: str, native: str) -> list[Finding]:
