@@ -129,8 +129,6 @@ def test_other_networks_are_refused_in_three_sentences(tmp_path: Path, kind: str
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "is not a file"), (b"no zip", "cannot be read as a Keras model")]
 )
-    ("content", "message"), [(None, "is not a file"), (b"no zip", "cannot be read as a Keras model")]
-)
 def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "x.keras"
     if content is not None:
