@@ -429,9 +429,12 @@ RIGHT = {
     "slow SGD, 5 classes": ({"never_learned", "underperforming"}, ("optimizer.lr=1e-3",)),
     "fast SGD, 120 classes": (TOO_FAST, ("optimizer.lr=1e-2", "head=batchnorm")),
     # A head that bears it.
-    "fast SGD, BatchNorm head, 120 classes": ({"learned", "underperforming", "undecided"}, ("type ",)),
+    "fast SGD, BatchNorm head, 120 classes": (
+        {"learned", "overfitting", "undecided"},
+        ("phase=finetune", "head.dropout"),
+    ),
     "slow Adam, linear head, 120 classes": ({"underperforming"}, ("optimizer.lr=1e-3",)),
-    "fast Adam, BatchNorm head, 120 classes": (TOO_FAST, ("optimizer.lr", "head.dropout")),
+    "fast Adam, BatchNorm head, 120 classes": (TOO_FAST | {"overfitting"}, ("optimizer.lr=1e-2", "head.dropout")),
     "few images: 10 classes, 5 each, 10 for validation": ({"undecided"}, ("more images",)),
     "few images: 2 classes, 5 each, 4 for validation": ({"undecided"}, ("more images",)),
     "sound: the guide's head, Adam 1e-3, 120 classes": ({"learned"}, ("phase=finetune",)),

@@ -1,5 +1,6 @@
 """Advice after a verdict: what to type next. Settings decide it, which the verdict itself does not look at."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> s
             return f"Type optimizer.lr={_lower_rate(setting.lr)}; if that diverges too, check preprocessing."
         case "collapsed" | "never_learned":
             return _after_failure(found, epochs, setting)
+        case "overfitting" if _loss_is_above_chance(epochs, setting):
+            return _lower_the_rate(setting)
         case "overfitting":
             return f"Stop at that epoch, {_against_overfitting(setting)}."
         case "underperforming":
@@ -146,6 +149,11 @@ def _memorised(epochs: "Sequence[Epoch]") -> bool:
     best = max((epoch.val.accuracy.value for epoch in epochs), default=0.0)
     trained = max((epoch.train_accuracy for epoch in epochs), default=0.0)
     return trained - best > min(_MEMORISED_GAP, best + 0.1)
+
+
+def _loss_is_above_chance(epochs: "Sequence[Epoch]", setting: "Setting") -> bool:
+    """Whether the validation loss was never below that of guessing, which too high a rate causes in the first steps."""
+    return all(epoch.val.loss > math.log(setting.classes) for epoch in epochs)
 
 
 def _usual_rate(setting: "Setting") -> float:
