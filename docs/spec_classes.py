@@ -87,6 +87,8 @@ def _allowed(call: ast.Call, module: str) -> str:
         "any_path": "path, or null",
         "integers": "list of integers above 0",
         "texts": "list of texts",
+        "regular_expression": "regular expression, or null",
+        "mapping": "names with a plain value each, or null",
     }
     return texts.get(kind, "")
 
@@ -109,21 +111,22 @@ def _choices(call: ast.Call, module: str) -> list[str]:
     """Return the words that `one_of` allows; those of a constant are looked up in its module."""
     words: list[str] = []
     for argument in call.args:
-        if isinstance(argument, ast.Starred) and isinstance(argument.value, ast.Name):
-            path = _resolve(argument.value.id, module, _module(_file(module)))
-            words += _constant(path)
+        name = argument.value if isinstance(argument, ast.Starred) else argument
+        if isinstance(name, ast.Name):
+            words += _constant(_resolve(name.id, module, _module(_file(module))))
         else:
             words.append(str(ast.literal_eval(argument)))
     return words
 
 
 def _constant(path: str) -> list[str]:
-    """Return a tuple of texts that a module assigns to a name; empty if the tuple is computed."""
+    """Return the text, or the tuple of texts, that a module assigns to a name; nothing if it is computed."""
     module, _, name = path.rpartition(".")
     for node in _module(_file(module)).body:
         if isinstance(node, ast.Assign) and any(
             isinstance(each, ast.Name) and each.id == name for each in node.targets
         ):
             with contextlib.suppress(ValueError):
-                return list(ast.literal_eval(node.value))
+                found = ast.literal_eval(node.value)
+                return [found] if isinstance(found, str) else list(found)
     return []
