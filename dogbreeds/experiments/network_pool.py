@@ -2,13 +2,14 @@
 
 Learning rate, seed and initial weights are values of variables, which a further run sets to what they are in a new
 network: its results are those that it has in a process of its own, bit for bit. Networks on another backbone, with
-other layers to train or another head are of another shape. Parts of plugins may depend on anything, so a network with
-one is never kept.
+other layers to train or another head are of another shape. Parts of plugins may depend on anything, so the network of a
+run with one is never kept.
 
 A network that is in use is not in the pool, so two runs never share one. What the pool holds is bounded: the networks
 are on the most recent backbone, few, and small.
 """
 
+import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dogbreeds.core.source import is_foreign
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.experiments.run import GROUPS, Run
+from dogbreeds.models.network import Network, Prefix, assemble
 
 if TYPE_CHECKING:
-    from dogbreeds.experiments.run import Run
     from dogbreeds.models.model import Backbone
     from dogbreeds.models.replicas import OneDevice
     from dogbreeds.models.strategy import Strategy
@@ -70,8 +71,26 @@ def devices(strategy: "Strategy") -> "OneDevice":
     return _devices[strategy]
 
 
-def take(run: "Run", backbone: "Backbone", plan: "Plan", num_classes: int, head_seed: int) -> PooledNetwork:
-    """Return a network for a run, as new: taken out of the pool, or built. Keras' seed must be set.
+def set_random_seed(run: Run, num_classes: int) -> None:
+    """Set the seeds of Python, NumPy, Keras and, unless the run finds its network in the pool, TensorFlow.
+
+    TensorFlow drops what it has compiled when its own seed is set. A network in the pool does not draw by it: Keras'
+    layers draw by generators of their own.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    if _key(run, num_classes) not in _pool:
+        keras.utils.set_random_seed(run.seed)
+        return
+    global_state.set_global_attribute("global_random_seed", run.seed)
+    global_state.set_global_attribute("global_seed_generator", None)
+    random.seed(run.seed)
+    np.random.seed(run.seed)
+
+
+def take(run: Run, backbone: "Backbone", plan: "Plan", num_classes: int, head_seed: int) -> PooledNetwork:
+    """Return a network for a run, as new: taken out of the pool, or built.
 
     Args:
         run: settings.
@@ -80,13 +99,12 @@ def take(run: "Run", backbone: "Backbone", plan: "Plan", num_classes: int, head_
         num_classes: of the head.
         head_seed: seed of the head's initial weights.
     """
-    parts = (run.model, run.preprocessing, run.unfreeze, run.head)
-    key = None if any(is_foreign(type(part)) for part in parts) else (*parts, run.strategy, num_classes)
+    # An earlier run may have built the backbone, and then no random numbers were drawn for it here.
+    set_random_seed(run, num_classes)
+    key = _key(run, num_classes)
     pooled = _pool.pop(key, None)
-    if pooled is not None and pooled.backbone is not backbone:
-        pooled = None
 
-    def build(prefix=None) -> Network:
+    def build(prefix: Prefix | None = None) -> Network:
         return assemble(
             backbone,
             run.preprocessing,
@@ -96,7 +114,7 @@ def take(run: "Run", backbone: "Backbone", plan: "Plan", num_classes: int, head_
             prefix,
         )
 
-    if pooled is None:
+    if pooled is None or pooled.backbone is not backbone:
         network = build()
         return PooledNetwork(network, backbone, key, run.seed, _values(network))
     if pooled.seed != run.seed:
@@ -122,6 +140,13 @@ def release() -> None:
     """Forget all networks."""
     _pool.clear()
     _devices.clear()
+
+
+def _key(run: Run, num_classes: int) -> Hashable | None:
+    """Return what decides the shape of a run's network; None if a plugin has a part in the run."""
+    if any(is_foreign(type(getattr(run, group))) for group in GROUPS):
+        return None
+    return run.model, run.preprocessing, run.unfreeze, run.head, run.strategy, num_classes
 
 
 def _values(network: Network) -> list[np.ndarray]:

@@ -157,7 +157,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     # TensorFlow must not use the devices before the strategy has configured them.
     network_pool.devices(run.strategy)
     keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(run.seed)
+    classes = len(dataset.class_names)
+    network_pool.set_random_seed(run, classes)
     backbone = run.model.build(run.seed)
     pixel_fit = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     if pixel_fit is not None:
@@ -166,9 +167,6 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         run.preflight.report(mismatches)
         findings += mismatches
     plan = run.unfreeze.plan(backbone.blocks)
-    classes = len(dataset.class_names)
-    # Seed again: an earlier job may have built the backbone, and then no random numbers were drawn for it here.
-    keras.utils.set_random_seed(run.seed)
     pooled = network_pool.take(run, backbone, plan, classes, head_seed(run.seed))
     return Assembly(backbone, pooled, pixel_fit, findings)
 
