@@ -11,12 +11,12 @@ from dogbreeds.training.step import Step
 def recorded() -> Iterator[list[float]]:
     """Within the context, append the loss of each training step to the list that it gives."""
     losses: list[float] = []
-    step = Step.__call__
+    take = Step.take
 
     def record(self: Step, *arguments):
-        metrics = step(self, *arguments)
-        losses.append(metrics.loss)
-        return metrics
+        measured = take(self, *arguments)
+        losses.extend(metrics.loss for metrics in measured)
+        return measured
 
-    with mock.patch.object(Step, "__call__", record):
+    with mock.patch.object(Step, "take", record):
         yield losses

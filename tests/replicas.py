@@ -52,6 +52,8 @@ CASES = {
     ),
     "drop_connect": (*TOP, "unfreeze.drop_connect=on"),
     "gradual": ("unfreeze=gradual", "unfreeze.top=2", "unfreeze.every_epochs=1", "optimizer=rmsprop"),
+    "clipped": ("head=mlp", "head.dropout=0", "optimizer=sgd", "optimizer.clipnorm=0.05"),
+    "mixed": (*TOP, "head.dropout=0.5", "precision=mixed_float16", "optimizer.layer_decay=0.8"),
     "images": ("unfreeze=all", "augment=guide", "phase.epochs=2"),
 }
 

@@ -190,8 +190,23 @@ def test_verdict_advises_a_fine_tune_only_if_it_would_find_its_parent(changed: d
     assert list(advised(verdict.advice)) == [(advice,)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"optimizer.clipnorm": None}, {("optimizer.lr=1e-3",), ("optimizer.clipnorm=1",)}),
+        ({"optimizer.clipnorm": 1.0}, {("optimizer.lr=1e-3",)}),
+        # Curves of another program.
+        ({}, {("optimizer.lr=1e-3",)}),
+    ],
+)
+def test_divergence_advises_clipping_unless_gradients_were_clipped(settings: dict, advice: set) -> None:
+    setting = Setting(120, 1e-2, diverged="the loss was nan at step 7 (epoch 2), lr 0.01", settings=settings)
+    assert set(advised(judge(LEARNED, setting).advice)) == advice
+
+
 RUNS = (
     (),
+    ("optimizer.clipnorm=1",),
     ("head=batchnorm",),
     ("augment=guide",),
     ("phase=frozen", "unfreeze=none"),

@@ -40,16 +40,17 @@ def losses() -> Iterator[list[float]]:
 @pytest.fixture
 def networks(monkeypatch: pytest.MonkeyPatch) -> list[Network]:
     """Record the networks that dogbreeds trains."""
-    from dogbreeds.experiments import prepare
+    from dogbreeds.experiments import network_pool
 
+    network_pool.release()
     assembled: list[Network] = []
-    assemble = prepare.assemble
+    assemble = network_pool.assemble
 
     def record(*arguments, **named) -> Network:
         assembled.append(assemble(*arguments, **named))
         return assembled[-1]
 
-    monkeypatch.setattr(prepare, "assemble", record)
+    monkeypatch.setattr(network_pool, "assemble", record)
     return assembled
 
 

@@ -31,7 +31,7 @@ def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> s
     """
     match found.name:
         case "diverged":
-            return f"Type optimizer.lr={_lower_rate(setting.lr)}; if that diverges too, check preprocessing."
+            return f"Type {_against_divergence(setting)}; if that diverges too, check preprocessing."
         case "collapsed" | "never_learned":
             return _after_failure(found, epochs, setting)
         case "overfitting" if _loss_is_above_chance(epochs, setting):
@@ -51,6 +51,14 @@ def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> s
             remedy = f"optimizer.lr={_lower_rate(setting.lr)}{_frozen_batchnorm(setting, 'or')}"
             return f"Use the frozen network, or fine-tune again: type {remedy}."
     return _next_step(setting)
+
+
+def _against_divergence(setting: "Setting") -> str:
+    """Return what keeps a loss finite: a lower rate, or clipping where the run had none."""
+    clips = setting.settings.get("optimizer.clipnorm") is not None
+    return f"optimizer.lr={_lower_rate(setting.lr)}" + (
+        ", or optimizer.clipnorm=1" if setting.settings and not clips else ""
+    )
 
 
 def _after_failure(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> str:

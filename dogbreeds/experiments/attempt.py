@@ -14,7 +14,7 @@ from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
-from dogbreeds.experiments import recording, resume, trial
+from dogbreeds.experiments import network_pool, recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.pixel_convention import with_pixels
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
@@ -80,6 +80,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
         prepared = prepare(run, dataset, checkpoints, unfinished, started)
         with run.tracking.open(origin, unfinished) as tracker:
             result = _execute(prepared, tracker)
+        network_pool.put_back(prepared.pooled)
         checkpoints.remove()
         return result
 
@@ -192,12 +193,15 @@ def _fit_or_resume(
         save=save,
         save_steps=run.checkpoint_steps,
         class_weights=inputs.class_weights(),
+        steps_per_execution=run.steps_per_execution,
+        precision=run.precision,
     )
     pruned = history.stop_reason.startswith(resume.PRUNED_PREFIX)
     prune_reason = history.stop_reason.removeprefix(resume.PRUNED_PREFIX) if pruned else None
     accuracies = [epoch.val.accuracy.value for epoch in history.epochs]
     current.finish(accuracies, seconds_before + time.perf_counter() - prepared.started, prune_reason)
     if prune_reason is not None:
+        network_pool.put_back(prepared.pooled)
         raise _record_pruning(prune_reason, history, phase, tracker)
     if history.diverged:
         resume.archive_checkpoint(prepared.checkpoints, tracker)

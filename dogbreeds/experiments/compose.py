@@ -124,7 +124,7 @@ def from_config(config: DictConfig) -> Run:
     plugins = named_plugins(config)
     import_plugins(plugins)
     specs: dict[str, Any] = {group: build_spec(config, group, plugins) for group in GROUPS}
-    settings = _resolved(config)
+    settings = {**Ungrouped.implied, **_resolved(config)}
     missing = [name for name in UNGROUPED if name not in settings]
     if missing:
         raise UserError(

@@ -17,9 +17,11 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import is_foreign
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.evaluation.results import ZeroShotBaseline
+from dogbreeds.experiments import network_pool
+from dogbreeds.experiments.network_pool import PooledNetwork
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Backbone
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
 from dogbreeds.tracking.saved_run import SavedRun
 from dogbreeds.training import preflight
@@ -37,15 +39,20 @@ class Assembly:
 
     Attributes:
         backbone: pretrained backbone.
-        network: backbone, cut at the unfreeze policy's block boundary, with a new head.
+        pooled: the network, to be put back into the pool.
         pixel_fit: how well each pixel convention fits the backbone; None if the preflight is off.
         findings: findings of the preflight so far.
     """
 
     backbone: Backbone
-    network: Network
+    pooled: PooledNetwork
     pixel_fit: PixelFit | None
     findings: list[preflight.Finding]
+
+    @property
+    def network(self) -> Network:
+        """The backbone, cut at the unfreeze policy's block boundary, with a new head."""
+        return self.pooled.network
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class PreparedRun:
         run: settings.
         dataset: opened dataset.
         checkpoints: checkpoints of the run.
-        network: network to train; its head has the parent's weights in a fine-tune.
+        pooled: the network to train, to be put back into the pool.
         facts: fingerprints of backbone and data, by parameter name.
         parent: frozen attempt that a fine-tune starts from; None for other phases.
         baseline: zero-training baseline, without accuracies if `baseline_network` is yet to be measured.
@@ -69,7 +76,7 @@ class PreparedRun:
     run: Run
     dataset: Dataset
     checkpoints: Checkpoints
-    network: Network
+    pooled: PooledNetwork
     facts: dict[str, str]
     parent: Parent | None
     baseline: ZeroShotBaseline
@@ -77,6 +84,11 @@ class PreparedRun:
     pixel_fit: PixelFit | None
     findings: list[preflight.Finding]
     started: float
+
+    @property
+    def network(self) -> Network:
+        """The network to train; its head has the parent's weights in a fine-tune."""
+        return self.pooled.network
 
     @property
     def native(self) -> bool | None:
@@ -114,7 +126,7 @@ def prepare(
         run=run,
         dataset=dataset,
         checkpoints=checkpoints,
-        network=assembly.network,
+        pooled=assembly.pooled,
         facts=facts,
         parent=parent,
         baseline=baseline,
@@ -143,9 +155,10 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     import keras
 
     # TensorFlow must not use the devices before the strategy has configured them.
-    replicas = run.strategy.build()
+    network_pool.devices(run.strategy)
     keras.config.set_dtype_policy("float32")
-    keras.utils.set_random_seed(run.seed)
+    classes = len(dataset.class_names)
+    network_pool.set_random_seed(run, classes)
     backbone = run.model.build(run.seed)
     pixel_fit = run.preflight.measure_pixel_fit(backbone, dataset, run.data, run.features.open_cache())
     if pixel_fit is not None:
@@ -156,17 +169,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     if len(backbone.blocks) == 1:
         log.info("%s is one block: it has no place to be cut, so all of it is frozen, or none", run.model.architecture)
     plan = run.unfreeze.plan(backbone.blocks)
-    classes = len(dataset.class_names)
-    # Seed again: an earlier job may have built the backbone, and then no random numbers were drawn for it here.
-    keras.utils.set_random_seed(run.seed)
-    network = assemble(
-        backbone,
-        run.preprocessing,
-        plan,
-        lambda features: run.head.build(features, classes, head_seed(run.seed)),
-        replicas,
-    )
-    return Assembly(backbone, network, pixel_fit, findings)
+    pooled = network_pool.take(run, backbone, plan, classes, head_seed(run.seed))
+    return Assembly(backbone, pooled, pixel_fit, findings)
 
 
 def _import_tensorflow() -> None:

@@ -17,8 +17,15 @@ log = logging.getLogger(__name__)
 def run_range_test(prepared: PreparedRun, phase: LrRange, inputs: TrainingInputs, tracker: Tracker) -> Range:
     """Run the learning-rate range test, and record and log its suggestion."""
     run = prepared.run
-    class_weights = inputs.class_weights()
-    measured = range_test(prepared.network, inputs.train(0), phase, run.optimizer, run.seed, class_weights)
+    measured = range_test(
+        prepared.network,
+        inputs.train(0),
+        phase,
+        run.optimizer,
+        run.seed,
+        inputs.class_weights(),
+        run.precision,
+    )
     tracker.series({"lr": measured.lrs, "train/loss": measured.losses})
     tracker.figure(lambda: curves.lr_range_curve(measured, tracker.name), "lr_range.png")
     if measured.suggestion is None and measured.falling:

@@ -11,12 +11,13 @@ from typing import Any
 
 from dogbreeds.core.former_names import stored_name
 from dogbreeds.core.source import is_foreign, source_digest
-from dogbreeds.core.spec import Spec, boolean, integer, path, seed
+from dogbreeds.core.spec import Spec, boolean, integer, one_of, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
 from dogbreeds.features.features import Features
 from dogbreeds.models.head import Head
 from dogbreeds.models.model import Model
+from dogbreeds.models.precision import FLOAT32, PRECISIONS
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
 from dogbreeds.models.unfreeze import Unfreeze
@@ -37,14 +38,21 @@ class Ungrouped(Spec):
     Attributes:
         seed: seed of the split, the order, the initial weights, dropout and augmentation.
         stop_on_collapse: whether to stop once the validation accuracy has collapsed.
+        precision: in which the layers that train compute, as Keras' dtype policies are called. Weights, logits and loss
+            are float32 with each of them, and so is everything that is measured, predicted and saved.
+        steps_per_execution: training steps in one call of TensorFlow, at most; None for as many as take a quarter of a
+            second. The result is the same with each.
         checkpoint_steps: steps between two checkpoints within an epoch; None for a checkpoint after each epoch only.
         checkpoint_dir: folder of the checkpoints of all runs.
         rerun: whether to ignore checkpoints and finished runs, and to start over.
     """
 
     group = ""
+    implied = {"precision": FLOAT32, "steps_per_execution": None}
     seed: int = seed()
     stop_on_collapse: bool = boolean()
+    precision: str = one_of(*PRECISIONS)
+    steps_per_execution: int | None = integer(at_least=1, example=10, optional=True)
     checkpoint_steps: int | None = integer(at_least=1, example=100, optional=True)
     checkpoint_dir: str = path(example="multirun/checkpoints")
     rerun: bool = boolean()
@@ -84,6 +92,8 @@ class Run:
     tracking: Tracking
     seed: int
     stop_on_collapse: bool
+    precision: str
+    steps_per_execution: int | None
     checkpoint_steps: int | None
     checkpoint_dir: str
     rerun: bool
@@ -105,7 +115,8 @@ class Run:
     def _implied(self) -> dict[str, Any]:
         """Return the values that earlier versions implied, by dotted name."""
         values = {f"{group}.{name}": value for group in GROUPS for name, value in getattr(self, group).implied.items()}
-        return values | {group: spec.__name__ for group, spec in IMPLIED_SPECS.items()}
+        groups = {group: spec.__name__ for group, spec in IMPLIED_SPECS.items()}
+        return {**values, **groups, **Ungrouped.implied}
 
     def identity(self, data_fingerprint: str) -> str:
         """Compute a digest of everything that determines the result: settings, images and the backbone's weights.

@@ -1,11 +1,11 @@
 """The network of a run: frozen prefix, trainable suffix and head; and the full model, as it is saved."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -152,6 +152,11 @@ class Network:
 
         return self.replicas.compile_rowwise(lambda inputs: self.forward(tf.cast(inputs, tf.float32), training=False))
 
+    @cached_property
+    def steps(self) -> dict[Hashable, Any]:
+        """Compiled training steps, by what they depend on: see `training.step`."""
+        return {}
+
     @property
     def layers(self) -> "list[keras.Layer]":
         """The layers of suffix and head."""
@@ -242,6 +247,7 @@ def assemble(
     plan: "Plan",
     build_head: "Callable[[int], keras.Sequential]",
     replicas: OneDevice = ONE_DEVICE,
+    prefix: Prefix | None = None,
 ) -> Network:
     """Cut a backbone as planned and add a head.
 
@@ -251,8 +257,9 @@ def assemble(
         plan: where to cut, and what trains.
         build_head: builds the head for a number of features.
         replicas: the devices to train on.
+        prefix: frozen part of another network with the same cut and preprocessing, to share; None builds one.
     """
-    prefix = _prefix(backbone, preprocessing, plan.cut, replicas.devices)
+    prefix = prefix or _prefix(backbone, preprocessing, plan.cut, replicas.devices)
     with replicas.scope():
         suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
         num_features = (suffix or prefix.graph).output.shape[-1]

@@ -43,10 +43,10 @@ class OneDevice:
         """Return a context in which variables to train must be created."""
         return contextlib.nullcontext()
 
-    def compile_step(
+    def batch_update(
         self, update: Update, layers: "Sequence[keras.Layer]"
-    ) -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
-        """Compile an update of the weights.
+    ) -> "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]":
+        """Return an update of the weights by a whole batch, to be called within a compiled function.
 
         Args:
             update: takes inputs [b, *input shape], labels [b] int32, and functions for the mean and the sum over the
@@ -58,15 +58,33 @@ class OneDevice:
         """
         import tensorflow as tf
 
-        return tf.function(
-            lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum), reduce_retracing=True
-        )
+        return lambda inputs, labels: update(inputs, labels, tf.reduce_mean, tf.reduce_sum)
 
-    def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
-        """Compile a function that computes each row of a batch independently."""
+    def feed(self, batches: "np.ndarray") -> "np.ndarray | tf.Tensor":
+        """Return batches as a compiled function takes them."""
+        return batches
+
+    def total(self, shares: "list[tf.Tensor]") -> "list[tf.Tensor]":
+        """Add up each of several tensors over the devices, within an update."""
+        return shares
+
+    def apply_if(
+        self, condition: "tf.Tensor", apply: "Callable[[list[tf.Tensor]], None]", gradient: "list[tf.Tensor]"
+    ) -> None:
+        """Apply a gradient if a condition holds, which must be the same on all devices, within an update."""
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True)
+        def run() -> tf.Tensor:
+            apply(gradient)
+            return tf.constant(True)
+
+        tf.cond(condition, run, lambda: tf.constant(False))
+
+    def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
+        """Compile a function that computes each row of a batch independently, for batches of any size."""
+        import tensorflow as tf
+
+        return _for_any_batch_size(lambda signature: tf.function(function, input_signature=[signature]))
 
 
 class Replicas(OneDevice):
@@ -94,12 +112,11 @@ class Replicas(OneDevice):
     def scope(self) -> AbstractContextManager[Any]:
         return self._mirrored.scope()
 
-    def compile_step(
+    def batch_update(
         self, update: Update, layers: "Sequence[keras.Layer]"
-    ) -> "Callable[[np.ndarray, np.ndarray], tf.Tensor]":
+    ) -> "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]":
         import tensorflow as tf
 
-        @tf.function(reduce_retracing=True)
         def run(inputs, labels):
             batch_size = tf.shape(labels)[0]
             weight = tf.where(batch_size < len(self.devices), 1 / len(self.devices), 1.0)
@@ -120,12 +137,37 @@ class Replicas(OneDevice):
                 measured = self._mirrored.run(update_share)
             return self._mirrored.reduce(tf.distribute.ReduceOp.SUM, measured, axis=None)
 
-        return lambda inputs, labels: run(_on_host(inputs), _on_host(labels))
+        return run
+
+    def feed(self, batches: "np.ndarray") -> "tf.Tensor":
+        import tensorflow as tf
+
+        with tf.device(_HOST):
+            return tf.constant(batches)
+
+    def total(self, shares: "list[tf.Tensor]") -> "list[tf.Tensor]":
+        import tensorflow as tf
+
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, shares)
+
+    def apply_if(
+        self, condition: "tf.Tensor", apply: "Callable[[list[tf.Tensor]], None]", gradient: "list[tf.Tensor]"
+    ) -> None:
+        import tensorflow as tf
+
+        def across_devices(strategy, conditions, gradients):
+            def run() -> tf.Tensor:
+                strategy.extended.call_for_each_replica(apply, args=(gradients,))
+                return tf.constant(True)
+
+            # An optimizer meets the other devices, which TensorFlow allows within a condition of all devices only.
+            tf.cond(strategy.experimental_local_results(conditions)[0], run, lambda: tf.constant(False))
+
+        tf.distribute.get_replica_context().merge_call(across_devices, args=(condition, gradient))
 
     def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
         import tensorflow as tf
 
-        @tf.function(reduce_retracing=True)
         def run(inputs):
             def compute_share():
                 with tf.device(_HOST):
@@ -136,7 +178,8 @@ class Replicas(OneDevice):
             # A batch of fewer rows than devices comes back once from each device.
             return tf.concat(shares, axis=0)[: tf.shape(inputs)[0]]
 
-        return lambda inputs: run(_on_host(inputs))
+        compiled = _for_any_batch_size(lambda signature: tf.function(run, input_signature=[signature]))
+        return lambda inputs: compiled(self.feed(inputs))
 
     def _share(self, batch: "tf.Tensor") -> "tf.Tensor":
         """Select this replica's rows of a whole batch: at least one."""
@@ -148,11 +191,23 @@ class Replicas(OneDevice):
         return batch[tf.where(few, 0, rows * replica // count) : tf.where(few, rows, rows * (replica + 1) // count)]
 
 
-def _on_host(batch: "np.ndarray") -> "tf.Tensor":
+def _for_any_batch_size(compile: "Callable[[tf.TensorSpec], Callable[..., tf.Tensor]]") -> "Callable[..., tf.Tensor]":
+    """Compile a function of a batch once for each shape and type of its rows, rather than for each number of them.
+
+    Args:
+        compile: takes the specification of the batch.
+    """
     import tensorflow as tf
 
-    with tf.device(_HOST):
-        return tf.constant(batch)
+    compiled: dict[tuple[Any, ...], Callable[..., tf.Tensor]] = {}
+
+    def run(batch):
+        key = (*batch.shape[1:], batch.dtype)
+        if key not in compiled:
+            compiled[key] = compile(tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
+        return compiled[key](batch)
+
+    return run
 
 
 @contextlib.contextmanager
@@ -195,5 +250,5 @@ def _dropout(
     # None means an own mask value for each element along that axis.
     sizes = layer.noise_shape or (None,) * len(inputs.shape)
     mask_shape = [known if size is None else size for size, known in zip(sizes[1:], inputs.shape[1:], strict=True)]
-    ones = tf.ones([batch_size, *mask_shape])
+    ones = tf.ones([batch_size, *mask_shape], inputs.dtype)
     return inputs * share(keras.random.dropout(ones, layer.rate, seed=layer.seed_generator))

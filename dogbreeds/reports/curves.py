@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _TRAIN_COLOUR, _VAL_COLOUR, _SUGGESTION_COLOUR = "#8a8a8a", "#1f5fa8", "#b3541e"
 # With more curves, their colours are too alike for a legend.
 _MAX_LEGEND_ENTRIES = 12
+# Of a figure of two curves, as shares of its size.
+_MARGINS = {"left": 0.075, "right": 0.99, "bottom": 0.135, "top": 0.9, "wspace": 0.22}
 # Longest name, in characters, that the legend has room for.
 _MAX_NAME_LENGTH = 48
 
@@ -82,8 +84,9 @@ def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    accuracy_axes, loss_axes = figure.subplots(1, 2)
+    # Fixed margins: a layout that fits itself would draw everything twice, for each run.
+    figure = Figure(figsize=(9, 3.6))
+    accuracy_axes, loss_axes = figure.subplots(1, 2, gridspec_kw=_MARGINS)
     _draw_accuracy(accuracy_axes, epochs, best)
     numbers = [epoch.number for epoch in epochs]
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN_COLOUR)

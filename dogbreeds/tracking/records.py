@@ -35,6 +35,7 @@ NOT_IN_RUN_KEY = (
     "preflight",
     "baseline",
     "strategy",
+    "steps_per_execution",
     "checkpoint_steps",
     "checkpoint_dir",
     "rerun",

@@ -17,6 +17,7 @@ from dogbreeds.core import console, signals
 from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.network import Network
+from dogbreeds.models.precision import FLOAT32
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import Training
 from dogbreeds.training.schedule import Schedule
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
 
 # Separates these random draws from others with the same seed.
 _ORDER_STREAM = 0x0DE7
-# Size of the feature batches of an evaluation.
+# Size of the feature batches of an evaluation, and of the inputs of several steps in one call.
 _EVALUATION_BYTES = 64 << 20
+_CALL_BYTES = 16 << 20
+# Seconds that several steps in one call may take, where their number is chosen: a signal waits for their end, and
+# progress is shown then.
+_CALL_SECONDS = 0.25
 
 Stop = Callable[[Sequence[Epoch]], str | None]
 
@@ -87,6 +92,8 @@ def fit(
     save: Callable[[TrainingState], None] = lambda state: None,
     save_steps: int | None = None,
     class_weights: np.ndarray | None = None,
+    steps_per_execution: int | None = None,
+    precision: str = FLOAT32,
 ) -> History:
     """Train a network's suffix and head, then restore the weights of the best epoch.
 
@@ -105,6 +112,9 @@ def fit(
             raised; never after a loss or a gradient was not finite.
         save_steps: None for after each epoch only.
         class_weights: [classes] float32, weight of each class in the loss; None for 1.
+        steps_per_execution: steps in one call of TensorFlow, at most, which changes no result; None for as many as take
+            a fraction of a second.
+        precision: in which the layers compute in a training step, one of `PRECISIONS`.
     """
     run = _TrainingRun(
         network=network,
@@ -115,7 +125,8 @@ def fit(
         state=resume_from or TrainingState(),
         save=save,
         save_steps=save_steps,
-        class_weights=class_weights,
+        step=Step.of(network, optimizer, class_weights, precision),
+        steps_per_execution=steps_per_execution,
     )
     state, history = run.state, run.state.history
     try:
@@ -147,7 +158,8 @@ class _TrainingRun:
         state: TrainingState,
         save: Callable[[TrainingState], None],
         save_steps: int | None,
-        class_weights: np.ndarray | None,
+        step: Step,
+        steps_per_execution: int | None,
     ):
         self._network = network
         self._phase = phase
@@ -157,36 +169,78 @@ class _TrainingRun:
         self.state = state
         self._save = save
         self._save_steps = save_steps
-        self._step = Step(network, optimizer, class_weights)
+        self._step = step
+        self._steps_per_execution = steps_per_execution
+        # Of a step in the last call; unknown until one needed no compilation.
+        self._step_seconds: float | None = None
+        self._is_compiled = False
         _assign(network.variables, state.weights)
         _assign(self._step.variables, state.optimizer_variables)
 
     def take_steps(self, rows: Rows, started: float) -> None:
         """Take the remaining steps of the current epoch, up to the first that diverges."""
-        state, history = self.state, self.state.history
-        batch_size = self._phase.batch_size
+        state = self.state
         shuffled = epoch_order(self._seed, state.epoch, len(rows))
         steps = self._steps(rows)
         with console.progress(f"epoch {state.epoch + 1}", steps, "steps", state.step, brief=True) as advance:
-            for index in range(state.step, steps):
-                inputs, labels = rows[shuffled[index * batch_size : (index + 1) * batch_size]]
-                lr = self._lr(index, steps)
-                total_steps = state.epoch * steps + index + 1
-                # A signal is raised after the step is counted, never between the update and the count.
+            while state.step < steps:
+                count = self._num_steps(rows)
+                # A signal is raised after the steps are counted, never between an update and the count.
                 with signals.deferred():
-                    metrics = self._step(self._network.plan.layers_at(state.epoch), lr, inputs, labels)
-                    fault = _fault(metrics)
-                    if fault:
-                        history.stop_reason = f"{fault} at step {total_steps} (epoch {state.epoch + 1}), lr {lr:g}"
-                        history.diverged = True
+                    self._take(rows, shuffled, count, started)
+                    if self.state.history.diverged:
                         return
-                    sums = np.array([metrics.loss * len(labels), metrics.correct, metrics.top5_correct])
-                    state.metric_sums = state.metric_sums + sums
-                    state.step = index + 1
-                    state.seconds = time.perf_counter() - started
+                total_steps = state.epoch * steps + state.step
                 if self._save_steps and total_steps % self._save_steps == 0:
                     self.checkpoint()
-                advance(1)
+                advance(count)
+
+    def _num_steps(self, rows: Rows) -> int:
+        """Return how many steps to take in the next call: up to the next checkpoint, all with whole batches or one."""
+        state = self.state
+        steps = self._steps(rows)
+        batch_size = self._phase.batch_size
+        whole = len(rows) // batch_size - state.step
+        limits = [whole]
+        if self._save_steps:
+            limits.append(self._save_steps - (state.epoch * steps + state.step) % self._save_steps)
+        if self._steps_per_execution is not None:
+            limits.append(self._steps_per_execution)
+        else:
+            limits.append(_CALL_BYTES // max(1, batch_size * rows.array[:1].nbytes))
+            limits.append(int(_CALL_SECONDS / self._step_seconds) if self._step_seconds else 1)
+        return max(1, min(limits))
+
+    def _take(self, rows: Rows, shuffled: np.ndarray, count: int, started: float) -> None:
+        """Take steps in one call, and count them, or record that one of them diverged."""
+        state, history = self.state, self.state.history
+        batch_size = self._phase.batch_size
+        steps = self._steps(rows)
+        first = state.step
+        called = time.perf_counter()
+        inputs, labels = rows[shuffled[first * batch_size : (first + count) * batch_size]]
+        lrs = [self._lr(index, steps) for index in range(first, first + count)]
+        measured = self._step.take(
+            self._network.plan.layers_at(state.epoch),
+            lrs,
+            inputs.reshape(count, -1, *inputs.shape[1:]),
+            labels.reshape(count, -1),
+        )
+        if self._is_compiled:
+            self._step_seconds = (time.perf_counter() - called) / count
+        self._is_compiled = True
+        for lr, metrics in zip(lrs, measured, strict=False):
+            fault = _fault(metrics)
+            if fault:
+                number = state.epoch * steps + state.step + 1
+                history.stop_reason = f"{fault} at step {number} (epoch {state.epoch + 1}), lr {lr:g}"
+                history.diverged = True
+                return
+            images = len(labels) // count
+            sums = np.array([metrics.loss * images, metrics.correct, metrics.top5_correct])
+            state.metric_sums = state.metric_sums + sums
+            state.step += 1
+        state.seconds = time.perf_counter() - started
 
     def finish_epoch(self, rows: Rows, val: Rows, started: float, stop: Stop) -> Epoch:
         """Evaluate on the validation rows, record the epoch, and write a checkpoint unless it diverged."""

@@ -10,6 +10,7 @@ import numpy as np
 from dogbreeds.core import console
 from dogbreeds.evaluation.results import Range
 from dogbreeds.models.network import Network
+from dogbreeds.models.precision import FLOAT32
 from dogbreeds.training.loop import Rows, epoch_order
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange
@@ -26,6 +27,7 @@ def range_test(
     optimizer: Optimizer,
     seed: int,
     class_weights: np.ndarray | None = None,
+    precision: str = FLOAT32,
 ) -> Range:
     """Train while the learning rate grows by the same factor each step, until the loss diverges.
 
@@ -36,11 +38,12 @@ def range_test(
         optimizer: its own learning rate is not used.
         seed: of the order of the rows.
         class_weights: [classes] float32, weight of each class in the loss; None for 1.
+        precision: in which the layers compute, one of `PRECISIONS`.
 
     Returns:
         Learning rate and loss of each step.
     """
-    step = Step(network, optimizer, class_weights)
+    step = Step.of(network, optimizer, class_weights, precision)
     batch_size = min(phase.batch_size, len(rows))
     batches = len(rows) // batch_size
     lrs = list[float]()

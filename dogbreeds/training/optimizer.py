@@ -16,14 +16,17 @@ class Optimizer(Spec):
     Attributes:
         lr: peak learning rate of the schedule, for the head.
         layer_decay: factor of the learning rate for each block below the head, in (0, 1]; at 1 all have the same rate.
+        clipnorm: largest norm of the gradient of each weight, by which Keras' optimizers clip it; None does not clip.
     """
 
     group = "optimizer"
+    implied = {"clipnorm": None}
     lr: float = number(above=0, example=1e-3)
     layer_decay: float = number(above=0, at_most=1, example=0.9)
+    clipnorm: float | None = number(above=0, example=1, optional=True)
 
     def build(self) -> "keras.Optimizer":
-        """Build the Keras optimizer, at its peak learning rate."""
+        """Build the Keras optimizer, at its peak learning rate. It does not clip: `Step` does, over all devices."""
         raise NotImplementedError
 
 

@@ -1,17 +1,25 @@
-"""One training step: loss, gradient and update of a network's trainable weights, compiled."""
+"""Training steps: loss, gradient and update of a network's trainable weights, compiled; several of them in one call."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dogbreeds.core.source import is_foreign
 from dogbreeds.evaluation.metrics import TOP
 from dogbreeds.models.network import Network
+from dogbreeds.models.precision import FLOAT32, computes_in
+from dogbreeds.training.loss_scale import LossScale
 from dogbreeds.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+
+# Compiled steps that a network keeps for later runs.
+_MAX_KEPT = 2
 
 
 class StepMetrics(NamedTuple):
@@ -21,7 +29,8 @@ class StepMetrics(NamedTuple):
         loss: mean cross-entropy in nats.
         correct: number of images whose highest logit is that of their label.
         top5_correct: number of images whose label is among the five highest logits.
-        grad_sum: sum over all elements of the gradient; not finite if any of them is not.
+        grad_sum: sum over all elements of the gradient; not finite if any of them is not. It is 0 where only the scale
+            of a float16 loss was too large, so that the step was skipped.
     """
 
     loss: float
@@ -29,27 +38,72 @@ class StepMetrics(NamedTuple):
     top5_correct: float
     grad_sum: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are finite. No step follows one that is not."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_sum)
+
 
 class Step:
-    """One weight update, compiled once for each set of trainable layers.
+    """Weight updates, compiled once for each set of trainable layers.
 
     Args:
         network: the network to train.
         optimizer: built once for each depth if `layer_decay` is not 1, else once.
         class_weights: [classes] float32, weight of each class in the loss; None for 1.
+        precision: in which the layers compute, as `models.precision` names it. Weights, logits and loss are float32.
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, class_weights: np.ndarray | None = None):
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        class_weights: np.ndarray | None = None,
+        precision: str = FLOAT32,
+    ):
         self._network = network
         self._class_weights = class_weights
+        self._precision = precision
         self._decay = optimizer.layer_decay
+        self._clipnorm = optimizer.clipnorm
         self._optimizers: dict[int, keras.Optimizer] = {}
         with network.replicas.scope():
             for depth, variables in self._groups(network.plan.stages[-1]).items():
                 self._optimizers[depth] = optimizer.build()
                 self._optimizers[depth].build(variables)
-        self._compiled: dict[frozenset[str], Callable[..., tf.Tensor]] = {}
-        self._lr = -1.0
+            self._loss_scale = LossScale() if precision == "mixed_float16" else None
+        # Most are zeros, of which one is enough.
+        values = [variable.numpy() for variable in self.variables]
+        self._initial = [value if value.any() else np.zeros((), value.dtype) for value in values]
+        self._compiled: dict[Hashable, Callable[..., tf.Tensor]] = {}
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        optimizer: Optimizer,
+        class_weights: np.ndarray | None = None,
+        precision: str = FLOAT32,
+    ) -> "Step":
+        """Return the steps of a network, with optimizers as new as those of a new `Step`.
+
+        What was compiled for an earlier run of the network is reused if only the learning rate differs.
+        """
+        if is_foreign(type(optimizer)):
+            return cls(network, optimizer, class_weights, precision)
+        weights = None if class_weights is None else class_weights.tobytes()
+        key = (type(optimizer), replace(optimizer, lr=1.0), weights, precision)
+        kept: dict[Hashable, Step] = network.steps
+        step = kept.pop(key, None)
+        if step is None:
+            step = cls(network, optimizer, class_weights, precision)
+        else:
+            for variable, value in zip(step.variables, step._initial, strict=True):
+                variable.assign(np.broadcast_to(value, variable.shape))
+        kept[key] = step
+        while len(kept) > _MAX_KEPT:
+            del kept[next(iter(kept))]
+        return step
 
     def __call__(self, layers: frozenset[str], lr: float, inputs: np.ndarray, labels: np.ndarray) -> StepMetrics:
         """Train on one batch.
@@ -60,30 +114,87 @@ class Step:
             inputs: [b, *input shape].
             labels: [b] int32.
         """
-        if lr != self._lr:
-            for depth, optimizer in self._optimizers.items():
-                optimizer.learning_rate.assign(lr * self._decay**depth)
-            self._lr = lr
-        if layers not in self._compiled:
-            self._compiled[layers] = self._compile(layers)
-        return StepMetrics(*self._compiled[layers](inputs, labels).numpy().tolist())
+        return self.take(layers, [lr], inputs[None], labels[None])[0]
+
+    def take(
+        self, layers: frozenset[str], lrs: Sequence[float], inputs: np.ndarray, labels: np.ndarray
+    ) -> list[StepMetrics]:
+        """Train on several batches in one call, which gives the same bits as a call for each.
+
+        Args:
+            layers: names of the suffix's layers that train.
+            lrs: learning rate of the head in each of n steps.
+            inputs: [n, b, *input shape].
+            labels: [n, b] int32.
+
+        Returns:
+            The metrics of each step; of fewer than n if they are not finite in the last of these.
+        """
+        key = (layers, inputs.dtype)
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(layers, inputs)
+        rates = np.array([[lr * self._decay**depth for depth in self._optimizers] for lr in lrs], np.float32)
+        feed = self._network.replicas.feed
+        measured = self._compiled[key](rates, feed(inputs), feed(labels)).numpy().tolist()
+        return [StepMetrics(*values) for values in measured]
 
     @property
     def variables(self) -> "list[keras.Variable]":
-        """Variables of the optimizers, such as momenta."""
-        return [variable for optimizer in self._optimizers.values() for variable in optimizer.variables]
+        """Variables of the optimizers, such as momenta, and the state of the loss scale."""
+        scale = self._loss_scale.variables if self._loss_scale is not None else []
+        return [*(variable for optimizer in self._optimizers.values() for variable in optimizer.variables), *scale]
 
     def _groups(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
         """Group the trainable variables by depth; without `layer_decay` they are one group."""
         groups = self._network.trainable_by_depth(layers)
         return groups if self._decay != 1 else {0: [variable for group in groups.values() for variable in group]}
 
-    def _compile(self, layers: frozenset[str]) -> "Callable[..., tf.Tensor]":
-        """Compile the step; it returns the fields of `StepMetrics` as a [4] float32 tensor."""
+    def _compile(self, layers: frozenset[str], inputs: np.ndarray) -> "Callable[..., tf.Tensor]":
+        """Compile steps for any number of batches of any size; they return their metrics as [n, 4] float32."""
+        import tensorflow as tf
+
+        update = self._network.replicas.batch_update(self._update(layers), self._network.layers)
+        optimizers = list(self._optimizers.values())
+
+        def take_one(index, measured, rates, inputs, labels):
+            for optimizer, rate in zip(optimizers, tf.unstack(rates[index], len(optimizers)), strict=True):
+                optimizer.learning_rate.assign(rate)
+            with computes_in(self._precision, self._network.layers):
+                metrics = update(inputs[index], labels[index])
+            is_finite = tf.math.is_finite(metrics[0]) & tf.math.is_finite(metrics[-1])
+            return index + 1, is_finite, measured.write(index, metrics)
+
+        def take_all(rates, inputs, labels):
+            count = tf.shape(labels)[0]
+            taken, _, measured = tf.while_loop(
+                lambda index, is_finite, _: (index < count) & is_finite,
+                lambda index, _, measured: take_one(index, measured, rates, inputs, labels),
+                (0, True, tf.TensorArray(tf.float32, count, element_shape=[len(StepMetrics._fields)])),
+                parallel_iterations=1,
+            )
+            return measured.gather(tf.range(taken))
+
+        # Of any batch size, so that the last, smaller batch of an epoch needs no trace of its own.
+        signature = [
+            tf.TensorSpec([None, len(optimizers)], tf.float32),
+            tf.TensorSpec([None, None, *inputs.shape[2:]], inputs.dtype),
+            tf.TensorSpec([None, None], tf.int32),
+        ]
+        return tf.function(take_all, input_signature=signature, autograph=False)
+
+    def _update(self, layers: frozenset[str]) -> "Callable[..., tf.Tensor]":
+        """Return the update on one batch, whose result holds the fields of `StepMetrics` as [4] float32."""
         import tensorflow as tf
 
         groups = self._groups(layers)
         watched = [variable.value for group in groups.values() for variable in group]
+        replicas = self._network.replicas
+        scale = self._loss_scale
+
+        def apply(gradient):
+            gradients = iter(gradient)
+            for depth, variables in groups.items():
+                self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
 
         def update(inputs, labels, mean, add):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -93,14 +204,26 @@ class Step:
                 if self._class_weights is not None:
                     losses *= tf.gather(self._class_weights, labels)
                 loss = mean(losses)
-            gradient = tape.gradient(loss, watched)
+                minimised = loss if scale is None else scale.scaled(loss)
+            gradient = tape.gradient(minimised, watched)
+            if scale is not None:
+                gradient = scale.unscaled(gradient)
             # One sum, because testing every element with `is_finite` took a tenth of a step.
             grad_sum = tf.add_n([tf.reduce_sum(part) for part in gradient])
-            gradients = iter(gradient)
-            for depth, variables in groups.items():
-                self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
+            if self._clipnorm is not None:
+                # The optimizers add up the shares of several devices, and would clip each share.
+                whole = [tf.clip_by_norm(part, self._clipnorm) for part in replicas.total(gradient)]
+                gradient = [part / len(replicas.devices) for part in whole]
+            if scale is None:
+                apply(gradient)
+            else:
+                (total,) = replicas.total([grad_sum])
+                is_finite = tf.math.is_finite(total)
+                replicas.apply_if(is_finite, apply, gradient)
+                is_skipped = scale.update(is_finite) & ~is_finite
+                grad_sum = tf.where(is_skipped, 0.0, grad_sum)
             correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
             top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, TOP), tf.float32))
             return tf.stack([loss, correct, top5_correct, grad_sum])
 
-        return self._network.replicas.compile_step(update, self._network.layers)
+        return update

@@ -7,7 +7,7 @@ import dogbreeds
 
 @dataclass(frozen=True, kw_only=True)
 class Nadam(dogbreeds.Optimizer):
-    """`keras.optimizers.Nadam`. The fields `lr` and `layer_decay` are those of every optimizer."""
+    """`keras.optimizers.Nadam`. The fields `lr`, `layer_decay` and `clipnorm` are those of every optimizer."""
 
     beta_1: float = dogbreeds.number(at_least=0, below=1, example=0.9)
 
