@@ -209,7 +209,7 @@ class RecordingPrefix:
         return np.random.default_rng(row).integers(0, 256, (4, 4, 3), dtype=np.uint8)
 
     def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        return map(self.run, batches)
+        yield from map(self.run, batches)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         self.at("batch", len(self.batches))

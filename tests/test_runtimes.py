@@ -453,7 +453,7 @@ def test_frozen_part_that_cannot_be_converted_falls_back_with_one_line(
     composed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*given: object) -> None:
-        raise RuntimeUnavailableError("openvino cannot convert the frozen part (Igamma)", "Type another.")
+        raise RuntimeUnavailableError("openvino cannot convert the frozen part (Igamma). Type another.")
 
     monkeypatch.setattr("dogbreeds.models.network.compile_engine", refuse)
     for runtime in ("auto", "openvino"):

@@ -11,12 +11,13 @@ is looked up, locked and recorded. In this order, they are those of
 Several devices and GPUs belong to TensorFlow.
 """
 
+import contextlib
 import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-from dogbreeds.core.errors import UserError
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.experiments.prepare import Assembly, assemble_network, parent_must_match
 from dogbreeds.experiments.run import Run
@@ -128,8 +129,9 @@ def _recorded_choice(run: Run, dataset: Dataset, choices: list[Choice]) -> Choic
         if record is not None:
             started[choice] = record.started
         elif checkpoint is not None:
-            # With tracking=none only a checkpoint tells of an unfinished run.
-            started[choice] = checkpoint.stat().st_mtime
+            # With tracking=none only a checkpoint tells of an unfinished run, which another process may just finish.
+            with contextlib.suppress(FileNotFoundError):
+                started[choice] = checkpoint.stat().st_mtime
     return max(started, key=lambda choice: started[choice]) if started else None
 
 
@@ -146,15 +148,15 @@ def _choose(run: Run, dataset: Dataset, assembly: Assembly, choices: list[Choice
     inherited = _parent_choice(run, assembly.facts(dataset))
     if inherited is not None and inherited in (*choices, _PLAIN):
         choices = [inherited]
-    else:
-        if inherited is not None:
-            log.info("the parent's features were computed by %s in %s, which is not possible here", *inherited)
-        cached = TrainingInputs(run, dataset, network).cached_runtimes()
-        for choice in choices:
-            if choice in cached:
-                return network.with_runtime(*choice)
-        if asked.runtime == AUTO:
-            choices = [choice for choice in choices if choice[0] != ONNX_RUNTIME]
+    elif inherited is not None:
+        log.info("%s, which computed the parent's features, cannot compute them here in %s", *inherited)
+    cached = TrainingInputs(run, dataset, network).cached_runtimes()
+    for choice in choices:
+        if choice in cached:
+            return network.with_runtime(*choice)
+    if asked.runtime == AUTO and len(choices) > 1:
+        # It is among them for its arrays only.
+        choices = [choice for choice in choices if choice[0] != ONNX_RUNTIME]
     return _first_that_works(network, choices, asked.precision)
 
 
@@ -169,7 +171,7 @@ def _parent_choice(run: Run, facts: dict[str, str]) -> Choice | None:
             params = SavedRun.read(parent).params
         else:
             params = run.tracking.parent_params(parent, parent_must_match(run, facts), run.seed)
-    except UserError:
+    except (UserError, MissingFileError):
         # Where the parent is needed, the same error is raised.
         return None
     names = ("features.runtime", "features.precision")

@@ -170,7 +170,7 @@ class Prefix(Protocol):
     def precision(self) -> str:
         """Precision that it is computed in, as `features.precision` names it."""
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Map batches of images [b, size, size, 3] in [0, 255] to features [b, *shape], in order."""
 
     def batch_size(self) -> int:
@@ -217,8 +217,12 @@ def compute_features(
             _log_other_arrays(description, prefix, cached_runtimes(prefix, images, features, view))
         done = start
         batches = _input_batches(images, view, shard, shard.first + start, shard.first + len(rows))
-        with progress(description, len(rows), "images", completed=start) as advance, contextlib.closing(batches):
-            for outputs in prefix.stream(batches):
+        with (
+            progress(description, len(rows), "images", completed=start) as advance,
+            contextlib.closing(batches),
+            contextlib.closing(prefix.stream(batches)) as computed,
+        ):
+            for outputs in computed:
                 rows[done : done + len(outputs)] = outputs
                 done += len(outputs)
                 advance(len(outputs))

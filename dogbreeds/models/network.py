@@ -1,7 +1,7 @@
 """The network of a run: frozen prefix, trainable suffix and head; and the full model, as it is saved."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -107,7 +107,7 @@ class Prefix:
 
         return run
 
-    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Yield the outputs of batches of images, in order. A runtime may take a few batches ahead.
 
         Raises:
@@ -115,7 +115,7 @@ class Prefix:
             UserError: the runtime's first outputs are not those of Keras.
         """
         run = self.compiled
-        return run.stream(batches) if isinstance(run, Engine) else map(run, batches)
+        yield from run.stream(batches) if isinstance(run, Engine) else map(run, batches)
 
 
 @dataclass(frozen=True)

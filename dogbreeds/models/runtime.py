@@ -48,15 +48,12 @@ _REQUESTS_PER_STREAM = 2
 
 
 class RuntimeUnavailableError(UserError):
-    """A runtime cannot compute a network on this machine.
+    """A runtime cannot compute a network on this machine. The first sentence says why."""
 
-    Attributes:
-        reason: why, without what to type.
-    """
-
-    def __init__(self, reason: str, rest: str):
-        super().__init__(f"{reason}. {rest}")
-        self.reason = reason
+    @property
+    def reason(self) -> str:
+        """The first sentence."""
+        return str(self).split(". ")[0]
 
 
 class Engine:
@@ -233,15 +230,13 @@ def check_available(runtime: str, precision: str) -> None:
     """Raise `RuntimeUnavailableError` unless this machine has a runtime, and a processor for its precision."""
     if not is_installed(runtime):
         raise RuntimeUnavailableError(
-            f"{runtime} is not installed",
-            f"features.runtime={runtime} needs it. Type pip install 'dogbreeds[{_NEEDS[runtime][1]}]', or"
-            " features.runtime=tensorflow.",
+            f"{runtime} is not installed. features.runtime={runtime} needs it. Type pip install"
+            f" 'dogbreeds[{_NEEDS[runtime][1]}]', or features.runtime=tensorflow."
         )
     if precision == BFLOAT16 and not (runtime == OPENVINO and has_bfloat16()):
         raise RuntimeUnavailableError(
-            f"{runtime} cannot compute in bfloat16 here",
-            "features.precision=bfloat16 needs OpenVINO and a processor with AMX or AVX512-BF16. Type"
-            " features.precision=float32, or features.precision=auto to use bfloat16 where there is one.",
+            f"{runtime} cannot compute in bfloat16 here. features.precision=bfloat16 needs OpenVINO on a processor with"
+            " AMX or AVX512-BF16. Type features.precision=float32, or auto to use bfloat16 where a processor has it."
         )
 
 
@@ -304,8 +299,8 @@ def _conversion_error(runtime: str, error: Exception) -> RuntimeUnavailableError
     # OpenVINO names the operations in a line of their own, below many others.
     named = [line for line in lines if "No conversion rule" in line] or [line for line in lines if line] or [""]
     return RuntimeUnavailableError(
-        f"{runtime} cannot convert the frozen part ({named[0][:200]})",
-        "It must consist of operations that the runtime knows. Type features.runtime=tensorflow.",
+        f"{runtime} cannot convert the frozen part ({named[0][:200]}). It must consist of operations that the runtime"
+        " knows. Type features.runtime=tensorflow."
     )
 
 
