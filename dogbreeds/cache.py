@@ -201,6 +201,9 @@ def _description(info: ArrayInfo) -> str:
     parts = [f"{identity['size']} px", identity["resize"]]
     if "dtype" in identity:
         parts.append(identity["dtype"])
+    # What TensorFlow computed in float32 has neither.
+    parts += [f"by {identity['runtime']}"] if "runtime" in identity else []
+    parts += [f"in {identity['precision']}"] if "precision" in identity else []
     if "shard" in identity:
         parts.append("shard {first:,}–{end:,} of {total:,} rows".format(**identity["shard"]))
     if info.unfinished is not None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import keras
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What is installed beside TensorFlow must not decide what the tests test. Tests of other runtimes name them.
+os.environ["DOGBREEDS_RUNTIME"] = "tensorflow"
 _server = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
 _collected = pytest.StashKey[dict[str, list[set[str]]]]()
 _frozen = False

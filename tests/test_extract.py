@@ -46,6 +46,13 @@ def test_shard_spec_rejects_a_shard_beyond_the_last() -> None:
             marks=pytest.mark.slow,
             id="views",
         ),
+        pytest.param(
+            ("phase.epochs=2", "augment=guide", "augment.copies=2", "features.runtime=openvino"),
+            {"features": 5, "photos": 3, "preflight": 1},
+            {"features": 15, "photos": 9},
+            marks=pytest.mark.long,
+            id="views by OpenVINO",
+        ),
         # Images are decoded 32 at a time: one of three shards has none.
         pytest.param(
             ("phase.epochs=2", "unfreeze=all"),

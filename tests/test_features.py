@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,9 +44,15 @@ DATA = Miniature(
 )
 
 
+def settings(place: Path, batch: int | None = 16) -> Features:
+    return Features(
+        dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch, runtime="tensorflow", precision="float32"
+    )
+
+
 @pytest.fixture
 def features(tmp_path: Path):
-    yield Features(dir=str(tmp_path / "cache"), dtype="float32", max_gigabytes=1, batch_size=16)
+    yield settings(tmp_path / "cache")
     FeatureCache.release()
 
 
@@ -103,7 +109,7 @@ def test_images_and_features_are_computed_once(features: Features, monkeypatch: 
 
 
 def test_float16_features_take_half_the_bytes_and_stay_close(features: Features) -> None:
-    half = Features(dir=features.dir, dtype="float16", max_gigabytes=1, batch_size=16)
+    half = replace(features, dtype="float16")
     images = DecodedImages(DATA.open().train.source, DATA, 64, features.open_cache())
     single, rounded = compute_features(prefix(), images, features), compute_features(prefix(), images, half)
     assert rounded.dtype == np.float16
@@ -188,6 +194,7 @@ class RecordingPrefix:
         self.batches: list[int] = []
         self.at, self.bad = at, bad
         self.shape, self.fingerprint = (12,), "plain"
+        self.runtime, self.precision = "tensorflow", "float32"
         ids = tuple(str(row) for row in range(NUM_IMAGES))
         self.source = Source("train", np.zeros(NUM_IMAGES, np.int32), ids, ids, "drawn", self._read)
 
@@ -201,7 +208,10 @@ class RecordingPrefix:
             raise UnreadableImageError(f"{row} cannot be read as an image. Images must be complete. Replace it.")
         return np.random.default_rng(row).integers(0, 256, (4, 4, 3), dtype=np.uint8)
 
-    def compiled(self, pixels: np.ndarray) -> np.ndarray:
+    def stream(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        yield from map(self.run, batches)
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
         self.at("batch", len(self.batches))
         self.batches.append(len(pixels))
         flat = pixels.reshape(len(pixels), -1).astype(np.float32)
@@ -217,7 +227,7 @@ class RecordingPrefix:
         view: AugmentedView | None = None,
         shard_spec: ShardSpec = UNSHARDED,
     ) -> np.ndarray:
-        features = Features(dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch)
+        features = settings(place, batch)
         return compute_features(self, self.images(place), features, view, shard_spec)  # type: ignore[arg-type]
 
     def images(self, place: Path, data: Miniature = SKIPPING) -> DecodedImages:
@@ -416,7 +426,7 @@ def test_features_of_a_view_resume_after_an_interruption(plain: None, tmp_path: 
 
 def test_unreadable_image_leaves_neither_images_nor_features(plain: None, tmp_path: Path) -> None:
     broken = RecordingPrefix(bad=(100,))
-    features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
+    features = settings(tmp_path)
     strict = Miniature(
         classes=10,
         train_per_class=15,
@@ -657,7 +667,7 @@ def test_shards_use_cached_images_and_skip_cached_features(plain: None, tmp_path
 def test_joining_shards_detects_too_many_unreadable_images(plain: None, tmp_path: Path) -> None:
     # One image of 150.
     strict = replace(SKIPPING, max_corrupt_fraction=0.01)
-    features = Features(dir=str(tmp_path), dtype="float32", max_gigabytes=1, batch_size=16)
+    features = settings(tmp_path)
     # No shard has two unreadable images.
     for shard in range(4):
         job = RecordingPrefix(bad=(40, 100))

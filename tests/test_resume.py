@@ -125,3 +125,23 @@ def test_train_resumes_bit_for_bit_after_a_kill_at_any_moment(
     assert done.returncode == 0, done.stderr
     assert json.dumps(final(tmp_path), default=repr) == json.dumps(expected, default=repr)
     assert not list((tmp_path / "multirun/checkpoints").glob("*/*"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_train_resumes_bit_for_bit_with_another_runtime_after_a_kill_in_its_pass(
+    runtime: str, tmp_path: Path, make_home: Callable[[Path], Path]
+) -> None:
+    whole, cut = make_home(tmp_path / "whole"), make_home(tmp_path / "cut")
+    setting = f"features.runtime={runtime}"
+    done = train(whole, 0, setting)
+    assert done.returncode == 0, done.stderr
+    moments = (whole / "moments").read_text().split()
+    passes = [index for index, kind in enumerate(moments, 1) if kind == "features"]
+    for moment in (passes[2], passes[-1]):
+        assert train(cut, moment, setting).returncode == -signal.SIGKILL
+    # Which runtime it was is known from the unfinished run.
+    done = train(cut, 0, "features.runtime=auto")
+    assert done.returncode == 0, done.stderr
+    expected, resumed = final(whole), final(cut, cut_off=1)
+    assert json.dumps(resumed, default=repr) == json.dumps(expected, default=repr)

@@ -14,7 +14,7 @@ from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
-from dogbreeds.experiments import network_pool, recording, resume, trial
+from dogbreeds.experiments import network_pool, recording, resume, runtimes, trial
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.pixel_convention import with_pixels
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
@@ -66,7 +66,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
     run.baseline.weights_file()
     check_saved_parent(run)
     dataset = dataset or run.data.open()
-    run = with_pixels(run, dataset)
+    run, assembly = runtimes.resolve(with_pixels(run, dataset), dataset)
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)
@@ -77,7 +77,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
         if prior.finished is not None and skips_finished and not run.rerun:
             return _skip(run, prior.finished, origin)
         unfinished = resume.unfinished_record(run, prior, checkpoints)
-        prepared = prepare(run, dataset, checkpoints, unfinished, started)
+        prepared = prepare(run, dataset, checkpoints, unfinished, started, assembly)
         with run.tracking.open(origin, unfinished) as tracker:
             result = _execute(prepared, tracker)
         network_pool.put_back(prepared.pooled)
@@ -297,7 +297,9 @@ def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcom
         tracker.model(
             lambda: network.full_model(prepared.dataset.class_names, run.data.resize),
             accuracy=best.val.accuracy.value,
-            tolerance=probability_tolerance(run.features.dtype if network.uses_cache else "float32"),
+            tolerance=probability_tolerance(
+                run.features.dtype if network.uses_cache else "float32", run.features.precision
+            ),
         )
         if network.suffix is None:
             tracker.head(network.head)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments import network_pool
 from dogbreeds.experiments.network_pool import PooledNetwork
 from dogbreeds.experiments.run import Run
+from dogbreeds.features.features import AUTO
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
@@ -53,6 +55,10 @@ class Assembly:
     def network(self) -> Network:
         """The backbone, cut at the unfreeze policy's block boundary, with a new head."""
         return self.pooled.network
+
+    def facts(self, dataset: Dataset) -> dict[str, str]:
+        """Return the fingerprints of backbone and data, by parameter name."""
+        return {"model.fingerprint": self.backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,12 @@ class PreparedRun:
 
 
 def prepare(
-    run: Run, dataset: Dataset, checkpoints: Checkpoints, unfinished: Record | None, started: float
+    run: Run,
+    dataset: Dataset,
+    checkpoints: Checkpoints,
+    unfinished: Record | None,
+    started: float,
+    assembly: Assembly | None = None,
 ) -> PreparedRun:
     """Build everything that training needs, and run the preflight.
 
@@ -110,13 +121,14 @@ def prepare(
         checkpoints: checkpoints of the run.
         unfinished: recorded run to resume; a fine-tune keeps that run's parent. None for a new run.
         started: `time.perf_counter()` at the start of the attempt.
+        assembly: backbone and network, if they are built already.
 
     Raises:
         MissingFileError, UserError: if a file is missing, or if settings, weights, pixels or data do not fit.
     """
-    assembly = assemble_network(run, dataset)
+    assembly = assembly or assemble_network(run, dataset)
     _check_saved_layers(run, assembly.network)
-    facts = {"model.fingerprint": assembly.backbone.fingerprint, "data.fingerprint": dataset.fingerprint}
+    facts = assembly.facts(dataset)
     parent = None
     if isinstance(run.phase, Finetune):
         parent_id = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
@@ -170,6 +182,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         log.info("%s is one block: it has no place to be cut, so all of it is frozen, or none", run.model.architecture)
     plan = run.unfreeze.plan(backbone.blocks)
     pooled = network_pool.take(run, backbone, plan, classes, head_seed(run.seed))
+    if AUTO not in (run.features.runtime, run.features.precision):
+        pooled.network = pooled.network.with_runtime(run.features.runtime, run.features.precision)
     return Assembly(backbone, pooled, pixel_fit, findings)
 
 
@@ -257,6 +271,23 @@ def check_saved_parent(run: Run) -> None:
 
 def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
     """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
+    must_match = parent_must_match(run, facts)
+    with tempfile.TemporaryDirectory() as folder:
+        if parent_id is not None and is_path(parent_id):
+            parent = SavedRun.read(parent_id).parent(must_match)
+        else:
+            parent = run.tracking.find_parent(parent_id, must_match, run.seed, Path(folder))
+        network.head.load_weights(parent.head)
+    return parent
+
+
+def parent_must_match(run: Run, facts: dict[str, str]) -> dict[str, Any]:
+    """Return the parameters that a fine-tune and its parent must share.
+
+    Args:
+        run: settings of the fine-tune.
+        facts: fingerprints of its backbone and data, by parameter name.
+    """
     parameters = run.parameters()
     head = {name: value for name, value in parameters.items() if name.split(".")[0] == "head"}
     pixels = {name: value for name, value in parameters.items() if name.startswith("preprocessing.")} | {
@@ -265,11 +296,4 @@ def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    must_match = facts | head | pixels | {name: parameters.get(name) for name in names}
-    with tempfile.TemporaryDirectory() as folder:
-        if parent_id is not None and is_path(parent_id):
-            parent = SavedRun.read(parent_id).parent(must_match)
-        else:
-            parent = run.tracking.find_parent(parent_id, must_match, run.seed, Path(folder))
-        network.head.load_weights(parent.head)
-    return parent
+    return facts | head | pixels | {name: parameters.get(name) for name in names}

@@ -4,8 +4,8 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,7 @@ from dogbreeds.experiments.plugins import is_allowed, is_module_name
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING_METRIC, Record, is_path, short
+from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, RANKING_METRIC, Record, is_path, short
 from dogbreeds.tracking.saved_network import check_class_count
 from dogbreeds.tracking.saved_run import SavedRun
 
@@ -167,7 +167,7 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
         only: filter of the runs among which `latest` and `best` are found.
 
     Yields:
-        The run (None for a file), its network, and the network's file, which exists within the block.
+        The run (None for a file), its network in the run's runtime, and the network's file, until the block ends.
 
     Raises:
         MissingFileError, UserError: if there is no such run, file or network, or if it is not the network of the run.
@@ -176,21 +176,28 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
 
     path = Path(run).expanduser()
     if is_network_file(run):
-        if path.is_dir():
-            path = SavedRun.read(run).network
+        saved = SavedRun.read(run) if path.is_dir() else None
+        path = saved.network if saved is not None else path
         if not path.is_file():
             raise MissingFileError(
                 f"run={run} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
                 " for example."
             )
-        yield None, load(path), path
+        yield None, _with_runtime(load(path), saved.params if saved is not None else {}), path
         return
     record = find_record(tracking, run, only)
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.download_network(record.run_id, Path(folder))
         classifier = load(file)
         check_class_count(record, classifier.class_names)
-        yield record, classifier, file
+        yield record, _with_runtime(classifier, record.params), file
+
+
+def _with_runtime(classifier: "Classifier", params: Mapping[str, str]) -> "Classifier":
+    """Return a network with the runtime and the precision of the run that has these parameters."""
+    names = ("features.runtime", "features.precision")
+    runtime, precision = (params.get(name, FEATURES_IN_RUN_KEY[name]) for name in names)
+    return replace(classifier, runtime=runtime, precision=precision)
 
 
 def open_dataset(

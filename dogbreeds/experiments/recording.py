@@ -1,11 +1,13 @@
 """The parameters, metrics and log lines of an attempt."""
 
 import logging
+from importlib.metadata import version
 
 from dogbreeds.evaluation.metrics import PairedOutcome, Scores
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.result import Result
+from dogbreeds.models.runtime import TENSORFLOW
 from dogbreeds.tracking.records import short
 from dogbreeds.tracking.tracking import Tracker
 
@@ -49,6 +51,8 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
         | {"unfreeze.layers_asked": plan.num_requested, "unfreeze.layers_trained": plan.num_layers}
         | {"unfreeze.plan": plan.summary}
     )
+    if run.features.runtime != TENSORFLOW:
+        tracker.tags({f"version.{run.features.runtime}": version(run.features.runtime)})
     tracker.dataset(dataset.name, dataset.fingerprint, sizes)
     if prepared.pixel_fit is not None:
         tracker.metrics({f"preflight/{name}": value for name, value in prepared.pixel_fit.metrics().items()})

@@ -14,14 +14,14 @@ from dogbreeds.core.source import is_foreign, source_digest
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
-from dogbreeds.features.features import Features
+from dogbreeds.features.features import AUTO, Features
 from dogbreeds.models.head import Head
 from dogbreeds.models.model import Model
 from dogbreeds.models.precision import FLOAT32, PRECISIONS
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
 from dogbreeds.models.unfreeze import Unfreeze
-from dogbreeds.tracking.records import NOT_IN_RUN_KEY, SOURCE_SUFFIX, RunOrigin
+from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, NOT_IN_RUN_KEY, SOURCE_SUFFIX, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
 from dogbreeds.training.loss import CrossEntropy
@@ -103,14 +103,16 @@ class Run:
     @property
     def key(self) -> str:
         """Digest of the settings that determine the result, 16 hex digits. The same key means the same attempt."""
-        implied = self._implied()
-        hashed = {
-            stored_name(name): value
-            for name, value in self.parameters().items()
-            if name.split(".")[0] not in NOT_IN_RUN_KEY and (name not in implied or implied[name] != value)
-        }
-        hashed["features.dtype"] = self.features.dtype
+        hashed = {stored_name(name): value for name, value in self.parameters().items() if self._is_hashed(name, value)}
         return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def _is_hashed(self, name: str, value: Any) -> bool:
+        """Whether a setting with this value is part of the run's key."""
+        if name in FEATURES_IN_RUN_KEY:
+            # Until the run starts, what is to be chosen then is not known.
+            return value not in (AUTO, Features.implied.get(name.removeprefix("features.")))
+        implied = self._implied()
+        return name.split(".")[0] not in NOT_IN_RUN_KEY and (name not in implied or implied[name] != value)
 
     def _implied(self) -> dict[str, Any]:
         """Return the values that earlier versions implied, by dotted name."""

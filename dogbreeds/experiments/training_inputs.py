@@ -8,7 +8,7 @@ import numpy as np
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.extraction import AugmentedView, DecodedImages, compute_features
+from dogbreeds.features.extraction import AugmentedView, DecodedImages, cached_runtimes, compute_features
 from dogbreeds.features.features import UNSHARDED, ShardSpec
 from dogbreeds.models.network import Network
 from dogbreeds.training.loop import Rows
@@ -80,6 +80,11 @@ class TrainingInputs:
             return "the whole network trains"
         return "part of the backbone trains" if self._network.suffix is not None else ""
 
+    def cached_runtimes(self) -> list[tuple[str, str]]:
+        """Return runtime and precision of each complete array of the first epoch's training features."""
+        images = self._images(self._dataset.train)
+        return cached_runtimes(self._network.prefix, images, self._run.features, self._view(0))
+
     def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
         """Compute one shard of a split's inputs into the cache.
 
@@ -132,9 +137,10 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
 
     from dogbreeds.experiments.pixel_convention import with_pixels
     from dogbreeds.experiments.prepare import assemble_network, build_baseline
+    from dogbreeds.experiments.runtimes import resolve
 
-    run = with_pixels(run, dataset)
-    assembly = assemble_network(run, dataset)
+    run, assembly = resolve(with_pixels(run, dataset), dataset, looks_up_runs=False)
+    assembly = assembly or assemble_network(run, dataset)
     inputs = TrainingInputs(run, dataset, assembly.network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1
     for epoch in range(min(epochs, max(1, run.augment.num_copies()))):

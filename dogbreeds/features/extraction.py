@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,7 @@ from dogbreeds.core.console import progress
 from dogbreeds.core.source import plugin_source
 from dogbreeds.data.dataset import Data, Source
 from dogbreeds.data.image import ImageLoader, UnreadableImageError
+from dogbreeds.features.array_info import digest
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.features import UNSHARDED, Features, ShardSpec
 from dogbreeds.features.partial_array import Identity, Notes, Producer, Shard
@@ -162,8 +163,15 @@ class Prefix(Protocol):
         """Shape of one image's features."""
 
     @property
-    def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Map images [b, size, size, 3] in [0, 255] to features [b, *shape]."""
+    def runtime(self) -> str:
+        """What computes it, as `features.runtime` names it."""
+
+    @property
+    def precision(self) -> str:
+        """Precision that it is computed in, as `features.precision` names it."""
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        """Map batches of images [b, size, size, 3] in [0, 255] to features [b, *shape], in order."""
 
     def batch_size(self) -> int:
         """Return the number of images of a forward pass that suits this machine."""
@@ -190,12 +198,7 @@ def compute_features(
         to the shard.
     """
     cache = images.cache
-    identity = {
-        **images.identity,
-        "prefix": prefix.fingerprint,
-        "dtype": features.dtype,
-        "view": view.identity if view else None,
-    }
+    identity = _identity(prefix, images, features, view)
     total = len(view.rows) if view else len(images.source.ids)
     is_cached = cache.has("features", identity, (total, *prefix.shape), features.dtype)
     # Shards may come from a machine with another batch size, such as a GPU: the missing rows are computed in theirs.
@@ -208,22 +211,71 @@ def compute_features(
     shard = UNSHARDED.of(total, batch_size) if is_cached else requested
 
     def produce(rows: np.ndarray, start: int, _: Notes) -> Generator[int, None, None]:
-        run_prefix = prefix.compiled
         description = f"features of {images.source.name}{f', augmented copy {view.copy}' if view else ''}"
         _log_resuming(description, start, len(rows))
+        if not start:
+            _log_other_arrays(description, prefix, cached_runtimes(prefix, images, features, view))
         done = start
         batches = _input_batches(images, view, shard, shard.first + start, shard.first + len(rows))
-        with progress(description, len(rows), "images", completed=start) as advance, contextlib.closing(batches):
-            for batch in batches:
-                rows[done : done + len(batch)] = run_prefix(batch)
-                done += len(batch)
-                advance(len(batch))
+        with (
+            progress(description, len(rows), "images", completed=start) as advance,
+            contextlib.closing(batches),
+            contextlib.closing(prefix.stream(batches)) as computed,
+        ):
+            for outputs in computed:
+                rows[done : done + len(outputs)] = outputs
+                done += len(outputs)
+                advance(len(outputs))
                 yield done
 
     cached = cache.get_or_compute(
         "features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch_size
     ).rows
     return cached[requested.first - shard.first : requested.end - shard.first]
+
+
+def _identity(prefix: Prefix, images: DecodedImages, features: Features, view: "AugmentedView | None") -> Identity:
+    """What the features of all images, or of a view, depend on."""
+    computed_by = {"runtime": prefix.runtime, "precision": prefix.precision}
+    return {
+        **images.identity,
+        "prefix": prefix.fingerprint,
+        "dtype": features.dtype,
+        "view": view.identity if view else None,
+        # Arrays of versions that had no other runtime lack these keys.
+        **{name: value for name, value in computed_by.items() if value != features.implied[name]},
+    }
+
+
+def cached_runtimes(
+    prefix: Prefix, images: DecodedImages, features: Features, view: "AugmentedView | None" = None
+) -> list[tuple[str, str]]:
+    """Return runtime and precision of each complete array of these features, whatever computed it.
+
+    Args:
+        prefix, images, features, view: as in `compute_features`.
+    """
+    wanted = digest(_without_runtime(_identity(prefix, images, features, view)))
+    complete = [info.identity for info in images.cache.entries() if info.unfinished is None]
+    runtimes = [features.implied | identity for identity in complete if digest(_without_runtime(identity)) == wanted]
+    return [(identity["runtime"], identity["precision"]) for identity in runtimes]
+
+
+def _without_runtime(identity: Identity) -> Identity:
+    return {name: value for name, value in identity.items() if name not in ("runtime", "precision")}
+
+
+def _log_other_arrays(description: str, prefix: Prefix, others: list[tuple[str, str]]) -> None:
+    """Say that the features to compute are cached as another runtime, or another precision, gives them."""
+    for runtime, precision in others:
+        log.info(
+            "%s: cached as %s computed them in %s; now %s computes them in %s",
+            description,
+            runtime,
+            precision,
+            prefix.runtime,
+            prefix.precision,
+        )
 
 
 def _input_batches(

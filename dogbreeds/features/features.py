@@ -13,6 +13,9 @@ from dogbreeds.core.spec import Spec, integer, number, one_of, path
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
 
+# Value of a setting that is decided when a run starts.
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features(Spec):
@@ -20,16 +23,31 @@ class Features(Spec):
 
     Attributes:
         dir: folder of the cache; ~ stands for the home folder.
-        dtype: precision of the cached features; images are cached as uint8.
+        dtype: how features are cached; images are cached as uint8.
+        runtime: what computes features: `auto` or a runtime's name. `auto` takes a complete array that is cached, else
+            OpenVINO where it is installed, else TensorFlow.
+        precision: that features are computed in. `auto` takes bfloat16 where runtime and processor have it.
         max_gigabytes: above this size the least recently used arrays are evicted.
         batch_size: images of a forward pass; None chooses a size for the machine and the image size.
     """
 
     group = "features"
+    # What versions before these settings did.
+    implied = {"runtime": "tensorflow", "precision": "float32"}
     dir: str = path(example="/data/dogbreeds-cache")
     dtype: str = one_of("float32", "float16")
+    runtime: str = one_of("auto", "tensorflow", "openvino", "onnxruntime")
+    precision: str = one_of("float32", "bfloat16", "auto")
     max_gigabytes: float = number(above=0, example=50)
     batch_size: int | None = integer(at_least=1, example=64, optional=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision == "bfloat16" and self.runtime not in (AUTO, "openvino"):
+            raise UserError(
+                f"features.precision=bfloat16 was given with features.runtime={self.runtime}. Only OpenVINO computes"
+                " features in bfloat16. Type features.runtime=openvino, or features.precision=float32."
+            )
 
     def open_cache(self) -> FeatureCache:
         """Return the feature cache. Its folder is created when the first array is cached."""

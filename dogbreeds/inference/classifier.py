@@ -1,7 +1,8 @@
 """Trained classifier, loaded from a `.keras` file alone: images in, class names and probabilities out."""
 
+import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,15 @@ from dogbreeds.core.text import shorten
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.network import compile_inference, inference_batch_size
 from dogbreeds.models.pooling import NAME as POOL
+from dogbreeds.models.precision import FLOAT32
+from dogbreeds.models.runtime import TENSORFLOW, RuntimeUnavailableError, compile_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import keras
+
+log = logging.getLogger(__name__)
 
 # Outputs of a saved network. Version 0.1.0 called the second `breed`, and the input `photo` in the place of `image`.
 _PROBABILITIES = "probabilities"
@@ -34,10 +39,15 @@ class Classifier:
         model: Keras model from `image`, [b, h, w, 3] uint8 RGB of any size, to `probabilities`, [b, classes] float32,
             and `class`, [b] class names.
         class_names: in the order of the probabilities.
+        runtime: what computes its frozen part in `logits`, as in the run that trained it. Where it cannot, TensorFlow
+            does, in float32.
+        precision: that the frozen part is computed in.
     """
 
     model: "keras.Model"
     class_names: tuple[str, ...]
+    runtime: str = field(default=TENSORFLOW, kw_only=True)
+    precision: str = field(default=FLOAT32, kw_only=True)
 
     @cached_property
     def _pipeline(self) -> "tuple[keras.KerasTensor, list[keras.Model]]":
@@ -69,7 +79,27 @@ class Classifier:
     @cached_property
     def logits(self) -> "Callable[[np.ndarray], np.ndarray]":
         """Compiled inference function of `core`: [b, size, size, 3] -> [b, classes] logits."""
-        return compile_inference(self.core)
+        return self._logits_by_runtime() or compile_inference(self.core)
+
+    def _logits_by_runtime(self) -> "Callable[[np.ndarray], np.ndarray] | None":
+        """Compile the frozen part for the run's runtime, and the rest for TensorFlow; None if TensorFlow does all."""
+        import keras
+        import tensorflow as tf
+
+        if self.runtime == TENSORFLOW or tf.config.list_physical_devices("GPU"):
+            return None
+        _, (frozen, *rest) = self._pipeline
+        try:
+            engine = compile_engine(frozen, self.runtime, self.precision)
+        except RuntimeUnavailableError as error:
+            log.warning("%s: TensorFlow computes the features of this network, in float32", error.reason)
+            return None
+        features = keras.Input(frozen.output.shape[1:])
+        outputs = features
+        for part in rest:
+            outputs = part(outputs)
+        head = compile_inference(keras.Model(features, outputs))
+        return lambda images: head(engine(images))
 
     @cached_property
     def probabilities(self) -> "Callable[[np.ndarray], np.ndarray]":

@@ -1,18 +1,19 @@
 """The network of a run: frozen prefix, trainable suffix and head; and the full model, as it is saved."""
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.console import quiet_stderr
 from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.pooling import pool
+from dogbreeds.models.precision import FLOAT32
 from dogbreeds.models.replicas import OneDevice
+from dogbreeds.models.runtime import TENSORFLOW, Engine, compile_engine, freeze
 
 if TYPE_CHECKING:
     import keras
@@ -51,12 +52,8 @@ def compile_inference(graph: "keras.Model", device: str | None = None) -> Callab
         A function from a batch of images to the model's output in inference mode.
     """
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    signature = tf.TensorSpec(graph.input.shape, tf.float32)
-    concrete = tf.function(lambda images: graph(images, training=False)).get_concrete_function(signature)
-    with quiet_stderr():
-        constant = convert_variables_to_constants_v2(concrete)
+    constant = freeze(graph)
 
     def run(images: np.ndarray) -> np.ndarray:
         with tf.device(device):
@@ -72,12 +69,16 @@ class Prefix:
     Attributes:
         graph: [b, size, size, 3] float32 in [0, 255] -> [b, *shape] float32.
         fingerprint: identity of its computation: weights, preprocessing mode and cut.
-        devices: where it runs, as in `OneDevice`.
+        devices: where it runs, as in `OneDevice`, if TensorFlow computes it.
+        runtime: what computes it: `tensorflow`, `openvino` or `onnxruntime`.
+        precision: that it is computed in: `float32` or `bfloat16`.
     """
 
     graph: "keras.Model"
     fingerprint: str
     devices: tuple[str | None, ...] = ONE_DEVICE.devices
+    runtime: str = TENSORFLOW
+    precision: str = FLOAT32
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +91,13 @@ class Prefix:
 
     @cached_property
     def compiled(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from a batch of images to the prefix's output. Each device computes a part of the batch."""
+        """A function from a batch of images to the prefix's output. Each device computes a part of the batch.
+
+        Raises:
+            RuntimeUnavailableError: the runtime cannot compute it on this machine.
+        """
+        if self.runtime != TENSORFLOW:
+            return compile_engine(self.graph, self.runtime, self.precision)
         runs = [compile_inference(self.graph, device) for device in self.devices]
         if len(runs) == 1:
             return runs[0]
@@ -101,6 +108,16 @@ class Prefix:
             return np.concatenate(list(pool.map(lambda infer, part: infer(part), runs, parts)))
 
         return run
+
+    def stream(self, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        """Yield the outputs of batches of images, in order. A runtime may take a few batches ahead.
+
+        Raises:
+            RuntimeUnavailableError: the runtime cannot compute it on this machine.
+            UserError: the runtime's first outputs are not those of Keras.
+        """
+        run = self.compiled
+        yield from run.stream(batches) if isinstance(run, Engine) else map(run, batches)
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,12 @@ class Network:
     head: "keras.Sequential"
     plan: "Plan"
     replicas: OneDevice = ONE_DEVICE
+
+    def with_runtime(self, runtime: str, precision: str) -> "Network":
+        """Return the network, sharing all its parts, with a frozen part that a runtime computes in a precision."""
+        if (self.prefix.runtime, self.prefix.precision) == (runtime, precision):
+            return self
+        return replace(self, prefix=replace(self.prefix, runtime=runtime, precision=precision))
 
     @property
     def uses_cache(self) -> bool:

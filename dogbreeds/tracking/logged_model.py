@@ -39,7 +39,9 @@ SHIPPED_MODULES = (
     "models/blocks.py",
     "models/custom_layers.py",
     "models/network.py",
+    "models/precision.py",
     "models/replicas.py",
+    "models/runtime.py",
 )
 # Default number of classes in a prediction: MLflow's parameter `top`, or all classes where there are fewer.
 _TOP = 5

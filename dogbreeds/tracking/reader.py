@@ -64,6 +64,9 @@ class MlflowReader(MlflowStore):
             if not token:
                 return found
 
+    def newest_run(self, identity: str) -> Record | None:
+        return next(iter(self._search(f"tags.identity = '{identity}'")), None)
+
     def record(self, run_id: str) -> Record:
         """Return the run with this id."""
         return record_of(self._client().get_run(run_id))
@@ -169,14 +172,7 @@ class MlflowReader(MlflowStore):
         return [point.value for point in sorted(points, key=lambda point: point.step)]
 
     def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
-        client, experiment_id = self.connect()
-        frozen = client.search_runs([experiment_id], _FINISHED_FROZEN_RUNS, max_results=5000)
-        expected = {name: param_text(value) for name, value in must_match.items()}
-        if run_id is not None:
-            matching = [self._named_parent(frozen, run_id, expected)]
-        else:
-            matching = [run for run in frozen if not differing(run.data.params, expected)]
-        best = self._best_parent(frozen, matching, expected, seed)
+        best = self._find_parent(run_id, must_match, seed)
         head = self._download(best.info.run_id, HEAD_WEIGHTS, folder, "head")
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
         predictions = self.predictions(best.info.run_id)
@@ -191,6 +187,19 @@ class MlflowReader(MlflowStore):
             reference_description=best.data.tags.get("reference", ""),
             verdict=best.data.tags.get("verdict", ""),
         )
+
+    def parent_params(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> dict[str, str]:
+        return record_of(self._find_parent(run_id, must_match, seed)).params
+
+    def _find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> "MlflowRun":
+        client, experiment_id = self.connect()
+        frozen = client.search_runs([experiment_id], _FINISHED_FROZEN_RUNS, max_results=5000)
+        expected = {name: param_text(value) for name, value in must_match.items()}
+        if run_id is not None:
+            matching = [self._named_parent(frozen, run_id, expected)]
+        else:
+            matching = [run for run in frozen if not differing(run.data.params, expected)]
+        return self._best_parent(frozen, matching, expected, seed)
 
     def _named_parent(self, frozen: "list[MlflowRun]", prefix: str, expected: dict[str, str]) -> "MlflowRun":
         """Return the frozen run whose id starts with a prefix; refuse it if its parameters differ."""

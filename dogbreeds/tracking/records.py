@@ -27,8 +27,7 @@ REFERENCE_METRIC = "reference/val_accuracy"
 SWEEP_RUN_ENV = "DOGBREEDS_SWEEP_RUN"
 # A sweep's run has a tag `reused.<run id>` for each finished run whose result it took over.
 REUSED_TAG_PREFIX = "reused."
-# Settings outside a run's key, by the first part of their names: they do not change its result. `features.dtype` does,
-# and the key adds it.
+# Settings outside a run's key, by the first part of their names: they do not change its result.
 NOT_IN_RUN_KEY = (
     "tracking",
     "features",
@@ -40,6 +39,8 @@ NOT_IN_RUN_KEY = (
     "checkpoint_dir",
     "rerun",
 )
+# Those that do change it, each with what versions did that did not record it.
+FEATURES_IN_RUN_KEY = {"features.dtype": "float32", "features.runtime": "tensorflow", "features.precision": "float32"}
 # Ends the name of the parameter with the module and the source of a plugin's class. No setting has such a name.
 SOURCE_SUFFIX = ".class.source"
 # Fewest characters of a run id in messages.

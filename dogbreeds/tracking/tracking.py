@@ -116,6 +116,10 @@ class Tracking(Spec):
         """
         return PriorRuns()
 
+    def newest_run(self, identity: str) -> Record | None:
+        """Return the newest recorded run with an identity, whatever its status; None if there is none."""
+        return None
+
     def reuse(self, record: Record, origin: RunOrigin) -> None:
         """Take over a finished run as the result of this command, and record it in the sweep's run, if any."""
 
@@ -135,7 +139,22 @@ class Tracking(Spec):
         Raises:
             UserError: there is no such run, or a parameter differs.
         """
-        raise UserError(
-            "phase=finetune was set with tracking=none. It starts from a frozen run that MLflow finds or phase.parent"
-            " names. Type tracking=mlflow, or phase.parent=<folder>, which the frozen run names in its last line."
-        )
+        raise _no_parent()
+
+    def parent_params(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> dict[str, str]:
+        """Return the parameters of the run that `find_parent` finds, without downloading anything.
+
+        Args:
+            run_id, must_match, seed: as for `find_parent`.
+
+        Raises:
+            UserError: as `find_parent`.
+        """
+        raise _no_parent()
+
+
+def _no_parent() -> UserError:
+    return UserError(
+        "phase=finetune was set with tracking=none. It starts from a frozen run that MLflow finds or phase.parent"
+        " names. Type tracking=mlflow, or phase.parent=<folder>, which the frozen run names in its last line."
+    )
