@@ -108,7 +108,7 @@ def test_group_page_names_allowed_values_and_the_meaning_of_a_setting() -> None:
         ("dogbreeds.data.folder.Folder", "resize", "stretch, pad, crop"),
         ("dogbreeds.training.phase.Finetune", "patience_epochs", "integer ≥\N{NO-BREAK SPACE}1, or null"),
         ("dogbreeds.models.head.MLP", "dropout", "[0,\N{NO-BREAK SPACE}1)"),
-        ("dogbreeds.models.preprocessing.Preprocessing", "mode", "raw, torch, caffe, tf, unit"),
+        ("dogbreeds.models.preprocessing.Preprocessing", "mode", "raw, torch, caffe, tf, unit, auto"),
         ("dogbreeds.tracking.mlflow_backend.Mlflow", "uri", "text"),
         ("dogbreeds.experiments.run.Ungrouped", "seed", "integer [0,\N{NO-BREAK SPACE}4294967295]"),
         ("dogbreeds.data.folder.Folder", "root", "path, or null"),
