@@ -52,6 +52,18 @@ ATTEMPTS = {
         },
     ),
 }
+# Those of Keras' example: the head, then what differs.
+KERAS = {"head": "BatchNorm", "phase.patience_epochs": None}
+KERAS_FROZEN = {**KERAS, "unfreeze": "Nothing", "optimizer.lr": 1e-2, "phase.epochs": 25}
+KERAS_FINETUNE = {**KERAS, "unfreeze.layers": 20, "optimizer.lr": 1e-5, "phase.batch_size": 64, "augment": "Guide"}
+ATTEMPTS |= {
+    "keras_frozen": (Frozen, {**KERAS_FROZEN, "augment": "Guide", "phase.batch_size": 64}),
+    "keras_no_augmentation": (Frozen, {**KERAS_FROZEN, "augment": "Plain", "phase.batch_size": 64}),
+    "keras_small_batches": (Frozen, {**KERAS_FROZEN, "augment": "Guide", "phase.batch_size": 8}),
+    "keras_finetune": (Finetune, {**KERAS_FINETUNE, "unfreeze.exact": False, "phase.epochs": 4}),
+    "keras_split_block": (Finetune, {**KERAS_FINETUNE, "unfreeze.exact": True, "phase.epochs": 4}),
+    "keras_batchnorm": (Finetune, {**KERAS_FINETUNE, "unfreeze.batchnorm": "trainable", "phase.epochs": 1}),
+}
 MODELS = {
     "miniature": ("Miniature", "raw"),
     "effnetb0": ("EfficientNetB0", "raw"),
@@ -73,9 +85,11 @@ def test_attempt_sets_the_phase_and_settings_of_its_file(composed, name: str) ->
     assert run.key == composed(f"attempt={name}", "preflight=none").key
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", ATTEMPTS)
-def test_attempt_composes_with_any_model(composed, name: str, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(model, name) for model in MODELS for name in ATTEMPTS if model == "effnetb0" or not name.startswith("keras")],
+)
+def test_attempt_composes_with_any_model(composed, model: str, name: str) -> None:
     phase, settings = ATTEMPTS[name]
     run = composed(f"model={model}", f"attempt={name}")
     architecture, pixels = MODELS[model]

@@ -43,7 +43,7 @@ WRONG_COMMAND_LINES = [
         "optimizer.lr=nan",
         "optimizer.lr was nan. It must be a finite number above 0. Type optimizer.lr=0.001, for example.",
     ),
-    ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_tiny, effnetb0,"),
+    ("model=effnetb9", "model=effnetb9 is not an option. model must be one of convnext_base, convnext_large,"),
     (
         "schedule=linear",
         "schedule=linear is not an option. schedule must be one of constant, cosine, plateau. Type schedule=",
@@ -103,7 +103,7 @@ def test_wrong_command_line_gets_a_message_before_tensorflow_is_imported(
 def test_help_lists_every_group(fresh_command) -> None:
     done = fresh_command("train", "--help")
     assert done.returncode == 0
-    assert "model: convnext_tiny, effnetb0" in done.stdout
+    assert "model: convnext_base, convnext_large" in done.stdout
     assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
 
 

@@ -103,7 +103,9 @@ def test_pass_environment_adds_variables_and_folders_to_each_jobs_config(
     launcher.pass_environment(sweep)
     # `load_sweep_config` composes a job's config from these overrides.
     job = config(*sweep.hydra.overrides.hydra)
-    assert job.hydra.job.env_set == {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4", "DOGBREEDS_TRIAL": ""}
+    # The tests' own runtime is a variable too.
+    variables = {"DOGBREEDS_HOME": str(place), "DOGBREEDS_SWEEP_RUN": "12e4", "DOGBREEDS_RUNTIME": "tensorflow"}
+    assert job.hydra.job.env_set == {**variables, "DOGBREEDS_TRIAL": ""}
     assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
