@@ -57,7 +57,7 @@ def counted_progress(description: str, total: int, unit: str, **named):
 
 
 real_progress, extraction.progress = extraction.progress, counted_progress
-before(loop.Step, "__call__", "step", after=True)
+before(loop.Step, "take", "step", after=True)
 before(Path, "replace", "rename", after=True)
 # In the middle of a checkpoint file, between two of its arrays.
 before(sys.modules[np.lib.format.write_array.__module__], "write_array", "checkpoint")

@@ -55,6 +55,7 @@ OPTIONS = {
     "data.root": ["data=folder"],
     "data.split_column": ["data=csv"],
     "data.table": ["data=csv"],
+    "model.path": ["model=keras"],
     "hydra.launcher.gpus_per_node": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.partition": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.ray.init.address": ["hydra/launcher=ray"],
@@ -107,6 +108,8 @@ ADVICE = sorted(
         for text in messages
         for overrides in advised(text)
         if not {word.partition("=")[0].lstrip("'") for word in overrides} & _NOT_TYPED
+        # The advice for a rate that is not known, which is put in other words.
+        and overrides != ("optimizer.lr=nan",)
         # A Python expression is cut off at its first comma or space.
         and all(word.count("(") == word.count(")") for word in overrides)
     }

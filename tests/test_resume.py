@@ -21,6 +21,8 @@ PHASES = (
     "--multirun", "phase=frozen,finetune", "preflight=none",
     "data.classes=5", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4",
     "phase.epochs=4", "phase.batch_size=8", "phase.patience_epochs=2", "checkpoint_steps=2",
+    # How many fit the time of a call depends on the machine, and so would the number of moments.
+    "steps_per_execution=2",
     "optimizer.lr=1e-3", "schedule=plateau", "schedule.patience_epochs=1", "unfreeze.drop_connect=on",
     "augment=guide", "augment.copies=2", "features.batch_size=8",
     "tracking.model=all", "tracking.system_metrics_seconds=0",
