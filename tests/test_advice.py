@@ -27,6 +27,7 @@ _OVERRIDE = (
 _ADVICE = re.compile(rf"{_OVERRIDE}(?: {_OVERRIDE})*")
 # What a placeholder stands for, by setting.
 SAMPLES = {
+    "attempt": "frozen",
     "data.classes": "240",
     "data.max_corrupt_fraction": "0.1",
     "data.root": ".",
