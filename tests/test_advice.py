@@ -28,6 +28,9 @@ _ADVICE = re.compile(rf"{_OVERRIDE}(?: {_OVERRIDE})*")
 # What a placeholder stands for, by setting.
 SAMPLES = {
     "attempt": "frozen",
+    "model": "effnetb0",
+    "model.architecture": "EfficientNetB0",
+    "model.image_size": "64",
     "data.classes": "240",
     "data.max_corrupt_fraction": "0.1",
     "data.root": ".",
@@ -56,7 +59,10 @@ OPTIONS = {
     "data.root": ["data=folder"],
     "data.split_column": ["data=csv"],
     "data.table": ["data=csv"],
+    "model.architecture": ["model=effnetb0"],
+    "model.arguments": ["model=effnetb0"],
     "model.path": ["model=keras"],
+    "model.pooling": ["model=keras", "model.path=x.keras"],
     "hydra.launcher.gpus_per_node": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.partition": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.ray.init.address": ["hydra/launcher=ray"],
