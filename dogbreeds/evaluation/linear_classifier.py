@@ -41,14 +41,14 @@ class LinearClassifier:
         Returns:
             [n, classes] float32.
         """
-        rows = all_rows(features) if rows is None else rows
+        rows = _all_rows(features) if rows is None else rows
         logits = np.empty((len(rows), len(self.bias)), np.float32)
         for part, block in standardised(features, rows, self.mean, self.scale):
             logits[part] = block @ self.weights + self.bias
         return logits
 
 
-def all_rows(features: np.ndarray) -> np.ndarray:
+def _all_rows(features: np.ndarray) -> np.ndarray:
     """Return [m], all rows of features."""
     return np.arange(len(features))
 
@@ -72,7 +72,55 @@ def standardised(
         yield part, block
 
 
-def standardisation(features: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training images of a linear classifier, and how their features are standardised.
+
+    Attributes:
+        rows: [n] rows of the features.
+        weights: [n] float64, weight of each image.
+        mean: [d] float64, weighted mean of each feature.
+        scale: [d] float64, one over its standard deviation; 0 for a feature that is constant.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(
+        cls, features: np.ndarray, labels: np.ndarray, rows: np.ndarray | None, class_weights: np.ndarray | None
+    ) -> "TrainingRows":
+        """Standardise features by some of their rows.
+
+        Args:
+            features: [m, d] of any float type. Values that are not finite count as the feature's mean.
+            labels: [n] int, class of each training image.
+            rows: [n] rows of `features` to train on; None for all.
+            class_weights: [classes] weight of an image of each class; None if all are 1.
+        """
+        rows = _all_rows(features) if rows is None else rows
+        weights = np.ones(len(labels)) if class_weights is None else class_weights[labels].astype(np.float64)
+        return cls(rows, weights, *_standardisation(features, rows, weights))
+
+    def blocks(self, features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield standardised float64 features of consecutive images, and where these are among the training images."""
+        return standardised(features, self.rows, self.mean, self.scale)
+
+    def span(self, features: np.ndarray) -> np.ndarray | None:
+        """Return [d, n], an orthonormal basis of the space that the images span, if they are fewer than the features.
+
+        A regularised linear classifier has no weights outside that space.
+        """
+        from scipy.linalg import qr
+
+        if len(self.rows) >= features.shape[1]:
+            return None
+        return qr(np.concatenate([block for _, block in self.blocks(features)]).T, mode="economic")[0]
+
+
+def _standardisation(features: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted mean of each feature and one over its standard deviation, of the values that are finite."""
     width = features.shape[1]
     total, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)

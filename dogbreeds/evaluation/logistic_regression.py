@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.evaluation.linear_classifier import LinearClassifier, all_rows, standardisation, standardised
-from dogbreeds.evaluation.metrics import Proportion
+from dogbreeds.evaluation.linear_classifier import LinearClassifier, TrainingRows
+from dogbreeds.evaluation.metrics import Proportion, score
 
 # `C` of scikit-learn: the inverse of the penalty on the squared weights of standardised features.
 STRENGTHS = tuple(float(strength) for strength in np.round(10.0 ** np.arange(-5, 1.01, 0.5), 7))
@@ -55,24 +55,21 @@ def fit_path(
         class_weights: [classes] weight of an image of each class; None if all are 1.
         strengths: values of `C`, above 0.
     """
-    from scipy.linalg import eigh, qr
+    from scipy.linalg import eigh
     from scipy.optimize import minimize
 
-    rows = all_rows(features) if rows is None else rows
-    sample_weights = np.ones(len(labels)) if class_weights is None else class_weights[labels].astype(np.float64)
-    total = sample_weights.sum()
-    mean, scale = standardisation(features, rows, sample_weights)
-    inputs = np.concatenate([block for _, block in standardised(features, rows, mean, scale)])
-    # The solution lies in the space that the images span.
-    basis = qr(inputs.T, mode="economic")[0] if len(rows) < features.shape[1] else np.eye(features.shape[1])
-    inputs = inputs @ basis if len(rows) < features.shape[1] else inputs
+    train = TrainingRows.of(features, labels, rows, class_weights)
+    total = train.weights.sum()
+    basis = train.span(features)
+    blocks = [block if basis is None else block @ basis for _, block in train.blocks(features)]
+    inputs = np.concatenate(blocks)
     # Along the principal components, where the loss has about this curvature.
-    variances, components = eigh((inputs.T * sample_weights) @ inputs / total)
-    basis = basis @ components
+    variances, components = eigh((inputs.T * train.weights) @ inputs / total)
+    basis = components if basis is None else basis @ components
     inputs = (inputs @ components).astype(np.float32)
     curvatures = np.maximum(variances, 0.0) * (1 - 1 / classes) / classes
     targets = np.eye(classes, dtype=np.float32)[labels]
-    shares = (sample_weights / total).astype(np.float32)[:, None]
+    shares = (train.weights / total).astype(np.float32)[:, None]
     # [r + 1, classes]; the last row is the bias, which has no penalty.
     solution = np.zeros((inputs.shape[1] + 1, classes))
     solution[-1] = np.log(np.maximum((shares * targets).sum(axis=0), 0.1 / total))
@@ -106,7 +103,8 @@ def fit_path(
             options={"maxiter": _MAX_ITERATIONS, "ftol": _TOLERANCE, "gtol": 0.0, "maxcor": 10},
         )
         solution = found.x.reshape(units.size, classes) * units
-        yield LogisticRegression(mean, scale, basis @ solution[:-1], solution[-1].copy(), strength, int(found.nit))
+        weights, bias = basis @ solution[:-1], solution[-1].copy()
+        yield LogisticRegression(train.mean, train.scale, weights, bias, strength, int(found.nit))
 
 
 @dataclass(frozen=True)
@@ -151,26 +149,18 @@ def fit_tuned(
     rows, labels = val
     points: list[PathPoint] = []
     best: LogisticRegression | None = None
+    best_merit, lowest_loss = (-np.inf, -np.inf), np.inf
     without_gain = 0
     for fit in fit_path(features, train[1], classes, train[0], class_weights, strengths):
-        logits = fit.logits(features, rows).astype(np.float64)
-        right = logits.argmax(axis=1) == labels
-        losses = _log_sum_exp(logits) - logits[np.arange(len(labels)), labels]
-        point = PathPoint(fit.strength, Proportion(int(right.sum()), len(right)), float(losses.mean()))
-        lowest = min((earlier.loss for earlier in points), default=np.inf)
-        is_best = all(
-            (point.accuracy.value, -point.loss) > (earlier.accuracy.value, -earlier.loss) for earlier in points
-        )
-        best = fit if best is None or is_best else best
-        points.append(point)
-        without_gain = 0 if is_best or point.loss < lowest else without_gain + 1
+        scores = score(fit.logits(features, rows), labels)
+        points.append(PathPoint(fit.strength, scores.accuracy, scores.loss))
+        merit = (scores.accuracy.value, -scores.loss)
+        without_gain = 0 if merit > best_merit or scores.loss < lowest_loss else without_gain + 1
+        if best is None or merit > best_merit:
+            best, best_merit = fit, merit
+        lowest_loss = min(lowest_loss, scores.loss)
         if without_gain == _PATIENCE:
             break
     if best is None:
         raise ValueError("there must be a strength to try")
     return best, points
-
-
-def _log_sum_exp(logits: np.ndarray) -> np.ndarray:
-    highest = logits.max(axis=1)
-    return highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))

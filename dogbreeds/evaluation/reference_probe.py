@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dogbreeds.evaluation.linear_classifier import LinearClassifier, all_rows, standardisation, standardised
+from dogbreeds.evaluation.linear_classifier import LinearClassifier, TrainingRows, standardised
 
 RIDGE = "ridge"
 NEAREST_MEAN = "nearest mean"
@@ -60,11 +60,9 @@ def fit_probe(
         rows: [n] rows of `features` to train on; None for all.
         class_weights: [classes] weight of an image of each class; None if all are 1.
     """
-    rows = all_rows(features) if rows is None else rows
-    weights = np.ones(len(labels)) if class_weights is None else class_weights[labels].astype(np.float64)
-    mean, scale = standardisation(features, rows, weights)
-    fit = _fit_nearest_mean if _is_too_large(len(rows), features.shape[1]) else _fit_ridge
-    return fit(features, rows, labels, classes, weights, mean, scale)
+    train = TrainingRows.of(features, labels, rows, class_weights)
+    fit = _fit_nearest_mean if _is_too_large(len(train.rows), features.shape[1]) else _fit_ridge
+    return fit(features, train, labels, classes)
 
 
 def left_out_images(n: int) -> np.ndarray:
@@ -82,34 +80,23 @@ def _is_too_large(images: int, width: int) -> bool:
 # --- ridge --------------------------------------------------------------------
 
 
-def _fit_ridge(
-    features: np.ndarray,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    weights: np.ndarray,
-    mean: np.ndarray,
-    scale: np.ndarray,
-) -> ReferenceProbe:
+def _fit_ridge(features: np.ndarray, train: TrainingRows, labels: np.ndarray, classes: int) -> ReferenceProbe:
     """Fit ridge regression with the penalty that has the least squared error on images that are left out one by one.
 
     The prediction of an image that is left out follows from its leverage, without another fit. (Accuracy would be the
     measure that counts, but it is too coarse to choose by: on real features it chose worse where the classes are many.)
     """
-    from scipy.linalg import cho_solve, cholesky, qr, solve_triangular
+    from scipy.linalg import cho_solve, cholesky, solve_triangular
 
+    rows, weights = train.rows, train.weights
     bias = np.bincount(labels, weights, classes) / weights.sum()
     roots = np.sqrt(weights)[:, None]
-    # The solution lies in the space that the images span. Where they are fewer than the features, these are rotated
-    # into it.
-    rotation = None
-    if len(rows) < features.shape[1]:
-        blocks = [block for _, block in standardised(features, rows, mean, scale)]
-        rotation = qr(np.concatenate(blocks).T, mode="economic")[0]
+    # Features are rotated into it.
+    span = train.span(features)
 
     def parts(of_rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        for part, block in standardised(features, of_rows, mean, scale):
-            yield part, block if rotation is None else block @ rotation
+        for part, block in standardised(features, of_rows, train.mean, train.scale):
+            yield part, block if span is None else block @ span
 
     def targets(chosen: slice | np.ndarray) -> np.ndarray:
         return roots[chosen] * (np.eye(classes)[labels[chosen]] - bias)
@@ -135,9 +122,9 @@ def _fit_ridge(
         if (error := np.square(errors).sum()) < lowest:
             lowest, penalty, solution, predictions = error, tried, found, own_targets - errors
     return ReferenceProbe(
-        mean,
-        scale,
-        solution if rotation is None else rotation @ solution,
+        train.mean,
+        train.scale,
+        solution if span is None else span @ solution,
         bias,
         RIDGE,
         left_out,
@@ -149,21 +136,13 @@ def _fit_ridge(
 # --- nearest class mean -------------------------------------------------------
 
 
-def _fit_nearest_mean(
-    features: np.ndarray,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    weights: np.ndarray,
-    mean: np.ndarray,
-    scale: np.ndarray,
-) -> ReferenceProbe:
+def _fit_nearest_mean(features: np.ndarray, train: TrainingRows, labels: np.ndarray, classes: int) -> ReferenceProbe:
     """Classify by the nearest mean of a class, in standardised features. A class without images is never predicted."""
     sums = np.zeros((classes, features.shape[1]))
-    for part, block in standardised(features, rows, mean, scale):
+    for part, block in train.blocks(features):
         sums += np.eye(classes)[labels[part]].T @ block
     counts = np.bincount(labels, minlength=classes)
     means = sums / np.maximum(counts, 1)[:, None]
     # Half the squared distance to each mean, without the part that is the same for all of them.
     bias = np.where(counts > 0, -np.square(means).sum(axis=1) / 2, np.finfo(np.float32).min / 2)
-    return ReferenceProbe(mean, scale, means.T, bias, NEAREST_MEAN)
+    return ReferenceProbe(train.mean, train.scale, means.T, bias, NEAREST_MEAN)
