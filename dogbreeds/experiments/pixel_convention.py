@@ -4,9 +4,10 @@ import dataclasses
 import logging
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.experiments.run import Run
-from dogbreeds.models.preprocessing import AUTO, MODES
+from dogbreeds.models.preprocessing import MODES
 from dogbreeds.training.pixel_fit import measure_fit
 from dogbreeds.training.preflight import pixel_fit_line, told_convention
 
@@ -25,9 +26,20 @@ def with_pixels(run: Run, dataset: Dataset) -> Run:
     """
     if AUTO not in (run.model.pixels, run.preprocessing.mode):
         return run
+    pixels = run.model.pixels if run.model.pixels != AUTO else _told_pixels(run, dataset)
+    mode = pixels if run.preprocessing.mode == AUTO else run.preprocessing.mode
+    return dataclasses.replace(
+        run,
+        model=dataclasses.replace(run.model, pixels=pixels),
+        preprocessing=dataclasses.replace(run.preprocessing, mode=mode),
+    )
+
+
+def _told_pixels(run: Run, dataset: Dataset) -> str:
+    """Return the pixel convention that fits the weights; raise `UserError` if they do not tell."""
     backbone = run.model.build(run.seed)
     fit = measure_fit(backbone, dataset.train, run.preflight.images, run.data, run.features.open_cache())
-    told = run.model.pixels if run.model.pixels != AUTO else told_convention(fit)
+    told = told_convention(fit)
     if told is None:
         raise UserError(
             f"model.pixels=auto was given, and the weights of {run.model.architecture} do not tell their pixel"
@@ -35,9 +47,4 @@ def with_pixels(run: Run, dataset: Dataset) -> Run:
             f" {', '.join(MODES)}. Type model.pixels=raw, for example, as their author says."
         )
     log.info("%s takes %s pixels, as its weights tell", run.model.architecture, told)
-    mode = told if run.preprocessing.mode == AUTO else run.preprocessing.mode
-    return dataclasses.replace(
-        run,
-        model=dataclasses.replace(run.model, pixels=told),
-        preprocessing=dataclasses.replace(run.preprocessing, mode=mode),
-    )
+    return told
