@@ -129,7 +129,7 @@ def check_difference(
     if untested := _untested(claim.attempt, was_run, changed, setup):
         return untested
     if not pairs:
-        command = f"python -m dogbreeds.train attempt={claim.against}{f' {setup}' if setup else ''}"
+        command = _command(claim.against, setup)
         return ClaimCheck(NOT_TESTED, f"{claim.against} was not run with the same seeds. Type {command}")
     sign = 1 if claim.is_better else -1
     claimed = f"{'better' if claim.is_better else 'worse'} than {claim.against}"
@@ -149,8 +149,13 @@ def _untested(attempt: str, was_run: bool, changed: str, setup: str) -> ClaimChe
     """Return why the outcome of an attempt is not tested; None if it is."""
     if was_run and not changed:
         return None
-    command = f"python -m dogbreeds.train attempt={attempt}{f' {setup}' if setup else ''}"
-    return ClaimCheck(NOT_TESTED, f"it was {f'run with {changed}' if changed else 'not run'}. Type {command}")
+    how = f"run with {changed}" if changed else "not run"
+    return ClaimCheck(NOT_TESTED, f"it was {how}. Type {_command(attempt, setup)}")
+
+
+def _command(attempt: str, setup: str) -> str:
+    """Return the command that runs an attempt in a setup, as overrides."""
+    return f"python -m dogbreeds.train attempt={attempt}{f' {setup}' if setup else ''}"
 
 
 def claim_status(outcome: ClaimCheck, number: ClaimCheck) -> str:
@@ -187,7 +192,7 @@ def check_accuracy(
     different = {key: params.get(key, "absent") for key, value in expected.items() if params.get(key) != value}
     if not accuracies or different or changed:
         reason = ", ".join(f"{key} is {value}" for key, value in different.items()) or changed
-        command = f"python -m dogbreeds.train attempt={claim.attempt} model={setup.model_option} {setup.overrides}"
+        command = _command(claim.attempt, f"model={setup.model_option} {setup.overrides}")
         return ClaimCheck(NOT_TESTED, f"{reason if accuracies else 'it was not run'}. Type {command}")
     mean = sum(accuracies) / len(accuracies)
     # Both accuracies come from a sample of images, so the sampling error counts twice.
