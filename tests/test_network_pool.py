@@ -105,18 +105,18 @@ def pooled(key: str, backbone: object, size_bytes: int = 4) -> network_pool.Pool
 def test_pool_is_bounded_by_number_size_and_backbone() -> None:
     backbone = object()
     for number in range(6):
-        network_pool.put_back(pooled(str(number), backbone))
+        network_pool.keep(pooled(str(number), backbone))
     assert list(network_pool._pool) == ["2", "3", "4", "5"]
     # Together with its copies it takes more than a quarter of the limit, so three of them fit.
     for number in range(6, 10):
-        network_pool.put_back(pooled(str(number), backbone, 20 << 20))
+        network_pool.keep(pooled(str(number), backbone, 20 << 20))
     assert list(network_pool._pool) == ["7", "8", "9"]
-    network_pool.put_back(pooled("huge", backbone, 100 << 20))
+    network_pool.keep(pooled("huge", backbone, 100 << 20))
     assert list(network_pool._pool) == []
-    network_pool.put_back(pooled("a", backbone))
-    network_pool.put_back(pooled("b", object()))
+    network_pool.keep(pooled("a", backbone))
+    network_pool.keep(pooled("b", object()))
     assert list(network_pool._pool) == ["b"]
-    network_pool.put_back(pooled(None, backbone))  # type: ignore[arg-type]
+    network_pool.keep(pooled(None, backbone))  # type: ignore[arg-type]
     assert list(network_pool._pool) == ["b"]
 
 

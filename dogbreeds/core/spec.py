@@ -22,6 +22,8 @@ Check = Callable[[str, Any], Any]
 _MAX_INTEGER = 2**31 - 1
 # The largest seed that NumPy and Keras accept.
 MAX_SEED = 2**32 - 1
+# Value of a setting that is decided when a run starts.
+AUTO = "auto"
 # Smallest float32 that TensorFlow does not flush to zero.
 _MIN_FLOAT32 = 2.0**-126
 # Most characters of a text, and most bytes of a file's name.

@@ -80,7 +80,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
         prepared = prepare(run, dataset, checkpoints, unfinished, started, assembly)
         with run.tracking.open(origin, unfinished) as tracker:
             result = _execute(prepared, tracker)
-        network_pool.put_back(prepared.pooled)
+        network_pool.keep(prepared.pooled)
         checkpoints.remove()
         return result
 
@@ -201,7 +201,7 @@ def _fit_or_resume(
     accuracies = [epoch.val.accuracy.value for epoch in history.epochs]
     current.finish(accuracies, seconds_before + time.perf_counter() - prepared.started, prune_reason)
     if prune_reason is not None:
-        network_pool.put_back(prepared.pooled)
+        network_pool.keep(prepared.pooled)
         raise _record_pruning(prune_reason, history, phase, tracker)
     if history.diverged:
         resume.archive_checkpoint(prepared.checkpoints, tracker)

@@ -125,7 +125,7 @@ def take(run: Run, backbone: "Backbone", plan: "Plan", num_classes: int, head_se
     return pooled
 
 
-def put_back(pooled: PooledNetwork) -> None:
+def keep(pooled: PooledNetwork) -> None:
     """Keep a network for further runs, as long as it and the others are few and small."""
     if pooled.key is None:
         return

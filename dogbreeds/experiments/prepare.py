@@ -16,12 +16,12 @@ from dogbreeds.core import process
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import is_foreign
+from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments import network_pool
 from dogbreeds.experiments.network_pool import PooledNetwork
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.features import AUTO
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
@@ -41,7 +41,7 @@ class Assembly:
 
     Attributes:
         backbone: pretrained backbone.
-        pooled: the network, to be put back into the pool.
+        pooled: the network, which the pool may keep afterwards.
         pixel_fit: how well each pixel convention fits the backbone; None if the preflight is off.
         findings: findings of the preflight so far.
     """
@@ -69,7 +69,7 @@ class PreparedRun:
         run: settings.
         dataset: opened dataset.
         checkpoints: checkpoints of the run.
-        pooled: the network to train, to be put back into the pool.
+        pooled: the network to train, which the pool may keep afterwards.
         facts: fingerprints of backbone and data, by parameter name.
         parent: frozen attempt that a fine-tune starts from; None for other phases.
         baseline: zero-training baseline, without accuracies if `baseline_network` is yet to be measured.

@@ -11,10 +11,10 @@ from typing import Any
 
 from dogbreeds.core.former_names import stored_name
 from dogbreeds.core.source import is_foreign, source_digest
-from dogbreeds.core.spec import Spec, boolean, integer, one_of, path, seed
+from dogbreeds.core.spec import AUTO, Spec, boolean, integer, one_of, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
-from dogbreeds.features.features import AUTO, Features
+from dogbreeds.features.features import Features
 from dogbreeds.models.head import Head
 from dogbreeds.models.model import Model
 from dogbreeds.models.precision import FLOAT32, PRECISIONS

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.experiments.prepare import Assembly, assemble_network, parent_must_match
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
-from dogbreeds.features.features import AUTO
 from dogbreeds.models.network import Network
 from dogbreeds.models.precision import FLOAT32
 from dogbreeds.models.runtime import (

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, number, one_of, path
+from dogbreeds.core.spec import AUTO, Spec, integer, number, one_of, path
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
-
-# Value of a setting that is decided when a run starts.
-AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,11 @@ import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import is_foreign
-from dogbreeds.core.spec import Spec, integer, mapping, number, one_of, path, regular_expression, text
+from dogbreeds.core.spec import AUTO, Spec, integer, mapping, number, one_of, path, regular_expression, text
 from dogbreeds.core.text import digest, received, shorten
 from dogbreeds.models.blocks import Block, find_blocks
 from dogbreeds.models.pooling import POOLINGS
-from dogbreeds.models.preprocessing import AUTO, MODES
+from dogbreeds.models.preprocessing import MODES
 
 if TYPE_CHECKING:
     import keras

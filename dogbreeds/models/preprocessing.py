@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.spec import Spec, one_of
+from dogbreeds.core.spec import AUTO, Spec, one_of
 
 if TYPE_CHECKING:
     import keras
 
 MODES = ("raw", "torch", "caffe", "tf", "unit")
-# In place of a mode: that which the preflight finds to fit the weights.
-AUTO = "auto"
 
 # output = input * scale + offset, one value per channel. Channels are RGB in [0, 255]; `caffe` flips them to BGR first.
 # Source: keras.applications.imagenet_utils.preprocess_input.
