@@ -16,6 +16,7 @@ import numpy as np
 
 from dogbreeds.core import process, signals
 from dogbreeds.core.console import log_levels_restored, log_lines_printed
+from dogbreeds.experiments import network_pool
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.tracking.connection import mlflow_settings_restored
 
@@ -103,15 +104,18 @@ def _garbage_collected() -> Iterator[None]:
     """Free the block's networks afterwards, since the objects of a network refer to each other.
 
     Meanwhile garbage collection leaves out what was there before, such as TensorFlow's modules: going through those
-    took a third of the time of a run of a few seconds. A command leaves them out for good: see `prepare`.
+    took a third of the time of a run of a few seconds. A command leaves them out for good: see `prepare`. So a command
+    collects nothing after a job that built no network.
     """
+    built = network_pool.num_built()
     freezes = not process.is_command() and gc.get_freeze_count() == 0
     if freezes:
         gc.freeze()
     try:
         yield
     finally:
-        gc.collect()
+        if not process.is_command() or network_pool.num_built() != built:
+            gc.collect()
         if freezes:
             gc.unfreeze()
 

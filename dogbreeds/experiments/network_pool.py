@@ -58,6 +58,8 @@ class PooledNetwork:
 
 # The networks, the most recently used last.
 _pool: dict[Hashable, PooledNetwork] = {}
+# How many networks this process has built.
+_num_built = 0
 # The devices of the networks, which a process claims once.
 _devices: "dict[Strategy, OneDevice]" = {}
 
@@ -105,6 +107,8 @@ def take(run: Run, backbone: "Backbone", plan: "Plan", num_classes: int, head_se
     pooled = _pool.pop(key, None)
 
     def build(prefix: Prefix | None = None) -> Network:
+        global _num_built
+        _num_built += 1
         return assemble(
             backbone,
             run.preprocessing,
@@ -140,6 +144,11 @@ def release() -> None:
     """Forget all networks."""
     _pool.clear()
     _devices.clear()
+
+
+def num_built() -> int:
+    """Return how many networks this process has built for runs. Only those leave something for garbage collection."""
+    return _num_built
 
 
 def _key(run: Run, num_classes: int) -> Hashable | None:

@@ -48,6 +48,18 @@ def save_network(network: "keras.Model", file: Path) -> str:
     return digest_file(file)
 
 
+def save_weights(network: "keras.Model", file: Path) -> str:
+    """Save a network's weights, and return the digest of the file.
+
+    Args:
+        network: the trained network.
+        file: `.weights.h5` file to write.
+    """
+    _list_attributes_once()
+    network.save_weights(file)
+    return digest_file(file)
+
+
 def _list_attributes_once() -> None:
     """Let Keras list the attributes that it never saves once for each kind of object, rather than for each object.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.files import atomic_folder
 from dogbreeds.core.spec import text
-from dogbreeds.core.text import digest_file, printable
+from dogbreeds.core.text import printable
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.prediction_files import read_predictions, write_predictions
 from dogbreeds.tracking.records import (
@@ -28,7 +28,7 @@ from dogbreeds.tracking.records import (
     check_parent,
     param_text,
 )
-from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest, save_network
+from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest, save_network, save_weights
 from dogbreeds.tracking.tracking import Tracker, Tracking
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class FolderTracker(Tracker):
         with atomic_folder(self.folder, _OWNED_FILES) as temporary:
             self._tags[MODEL_DIGEST_TAG] = save_network(self._build_model(), temporary / MODEL_FILE)
             if self._head is not None:
-                self._head.save_weights(temporary / _HEAD_FILE)
-                self._tags[HEAD_DIGEST_TAG] = digest_file(temporary / _HEAD_FILE)
+                self._tags[HEAD_DIGEST_TAG] = save_weights(self._head, temporary / _HEAD_FILE)
             for split, predictions in self._predictions.items():
                 write_predictions(temporary, split, predictions)
             content = {"name": self.name, "params": self._params, "metrics": self._metrics, "tags": self._tags}

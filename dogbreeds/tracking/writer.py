@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.core.text import digest_file, mask_passwords
+from dogbreeds.core.text import mask_passwords
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.prediction_files import write_predictions
 from dogbreeds.tracking.records import (
@@ -21,7 +21,13 @@ from dogbreeds.tracking.records import (
     param_text,
     short,
 )
-from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, TOLERANCE_TAG, save_network
+from dogbreeds.tracking.saved_network import (
+    HEAD_DIGEST_TAG,
+    MODEL_DIGEST_TAG,
+    TOLERANCE_TAG,
+    save_network,
+    save_weights,
+)
 from dogbreeds.tracking.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -127,8 +133,7 @@ class MlflowTracker(Tracker):
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(HEAD_WEIGHTS).name
-            head.save_weights(path)
-            tags = {HEAD_DIGEST_TAG: digest_file(path)}
+            tags = {HEAD_DIGEST_TAG: save_weights(head, path)}
             self._client.log_artifact(self.run_id, str(path), str(Path(HEAD_WEIGHTS).parent))
         self.tags({"head": "kept"} | tags)
 
