@@ -21,6 +21,7 @@ COMMANDS = (
     "predict",
     "export",
     "why",
+    "probe",
     "judge",
     "extract",
     "cache",
@@ -39,6 +40,7 @@ _EXAMPLES, _EXAMPLES_ON_SITE = "](../../../examples/", "](../examples/"
 _SPEC_OF_TRAIN = "dogbreeds.experiments.run.Ungrouped"
 # Classes of settings that are nested in a command's config.
 _NESTED_SPECS = {"only.": "dogbreeds.experiments.recorded_runs.Only", "tta.": "dogbreeds.inference.tta.Tta"}
+_NESTED_SPECS |= {"probe.": "dogbreeds.experiments.probe_models.Probe"}
 _INDENT = "  "
 
 

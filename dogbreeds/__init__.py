@@ -60,6 +60,7 @@ __all__ = [
     "one_of",
     "paired",
     "preflight",
+    "probe_backbones",
     "runs",
     "sweep",
     "text",
@@ -79,6 +80,7 @@ _MODULES = {
     "load": "api",
     "paired": "api",
     "preflight": "api",
+    "probe_backbones": "api",
     "runs": "api",
     "sweep": "api",
     # Base classes of parts of one's own, and declarations of their fields.

@@ -190,12 +190,7 @@ def compute_features(
         to the shard.
     """
     cache = images.cache
-    identity = {
-        **images.identity,
-        "prefix": prefix.fingerprint,
-        "dtype": features.dtype,
-        "view": view.identity if view else None,
-    }
+    identity = features_identity(prefix, images, features, view)
     total = len(view.rows) if view else len(images.source.ids)
     is_cached = cache.has("features", identity, (total, *prefix.shape), features.dtype)
     # Shards may come from a machine with another batch size, such as a GPU: the missing rows are computed in theirs.
@@ -224,6 +219,24 @@ def compute_features(
         "features", shard.identity(identity), (len(shard), *prefix.shape), features.dtype, produce, step=batch_size
     ).rows
     return cached[requested.first - shard.first : requested.end - shard.first]
+
+
+def features_identity(
+    prefix: Prefix, images: DecodedImages, features: Features, view: "AugmentedView | None" = None
+) -> Identity:
+    """Return what the features of all images of a source, or of a view, depend on."""
+    return {
+        **images.identity,
+        "prefix": prefix.fingerprint,
+        "dtype": features.dtype,
+        "view": view.identity if view else None,
+    }
+
+
+def has_features(prefix: Prefix, images: DecodedImages, features: Features) -> bool:
+    """Return whether the features of all images of the source are cached."""
+    identity = features_identity(prefix, images, features)
+    return images.cache.has("features", identity, (len(images.source.ids), *prefix.shape), features.dtype)
 
 
 def _input_batches(
