@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,13 @@ from dogbreeds.evaluation.reference_probe import NEAREST_MEAN, RIDGE, fit_probe
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.probe_models import ProbeModel
+from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
+from dogbreeds.features.array_info import digest as array_digest
+from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import DecodedImages, features_identity, has_features
 from dogbreeds.features.partial_array import Identity, Notes
-from dogbreeds.models.network import Network
+from dogbreeds.models.network import Network, Prefix
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +191,14 @@ def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> P
     def images_of(data: Dataset, split: str = "train") -> DecodedImages:
         return DecodedImages(data.splits[split].source, run.data, run.model.image_size, cache)
 
-    # A sample must not decode all images, but if their features are cached, it needs no pass at all.
-    if on is not dataset and not all(has_features(prefix, images_of(on, split), run.features) for split in on.splits):
-        on = with_own_sources(on)
+    # Also names the results of a sample whose features are read from those of all images.
+    own = on if on is dataset else with_own_sources(on)
+    identity = features_identity(prefix, images_of(own), run.features)
+    # A sample must not decode all images. It needs no pass at all if the features of all of them are cached.
+    if not all(has_features(prefix, images_of(on, split), run.features) for split in on.splits):
+        on = own
     inputs = TrainingInputs(run, on, built.network)
-    identity = features_identity(prefix, images_of(on), run.features)
-    splits, strength, method = _fit(inputs, on, identity, cache)
+    splits, strength, method = _fit(inputs, on, identity | {"data": own.fingerprint}, cache)
     baseline = built.baseline
     if built.baseline_network is not None:
         baseline_inputs = TrainingInputs(run, on, built.baseline_network)
@@ -204,7 +208,7 @@ def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> P
         architecture=run.model.architecture,
         image_size=run.model.image_size,
         parameters=built.parameters,
-        images_per_second=_images_per_second(prefix, run.features.batch_size, identity, cache),
+        images_per_second=_images_per_second(prefix, run, identity, cache),
         strength=strength,
         method=method,
         splits=splits,
@@ -214,14 +218,14 @@ def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> P
 
 
 def _fit(
-    inputs: TrainingInputs, dataset: Dataset, features: Identity, cache: Any
+    inputs: TrainingInputs, dataset: Dataset, features: Identity, cache: FeatureCache
 ) -> tuple[dict[str, ProbedImages], float, str]:
     """Fit both probes on the training images, or take their results from the cache.
 
     Args:
         inputs: features of the images.
         dataset: the images.
-        features: what the features of its training images depend on.
+        features: what its features, and the choice of images, depend on.
         cache: the feature cache.
 
     Returns:
@@ -233,7 +237,6 @@ def _fit(
     class_weights = inputs.class_weights()
     identity = features | {
         "probe": _VERSION,
-        "data": dataset.fingerprint,
         "class_weights": None if class_weights is None else digest(class_weights.tobytes()),
     }
 
@@ -274,16 +277,16 @@ def _measure_baseline(
     return replace(baseline, accuracies=accuracies)
 
 
-def _images_per_second(prefix: Any, batch_size: int | None, features: Identity, cache: Any) -> float:
-    """Measure the forward pass of the frozen part alone, once for a machine.
+def _images_per_second(prefix: Prefix, run: Run, features: Identity, cache: FeatureCache) -> float:
+    """Measure the forward pass of the frozen part alone: once for a machine, or again with `rerun`.
 
     Args:
         prefix: the frozen part.
-        batch_size: images of a forward pass; None for the number that suits the machine.
+        run: settings.
         features: what its features of some source depend on.
         cache: where the result is cached.
     """
-    batch_size = batch_size or prefix.batch_size()
+    batch_size = run.features.batch_size or prefix.batch_size()
     machine = f"{platform.node()}, {os.cpu_count()} cores, {len(prefix.devices)} devices"
     # The images do not matter.
     identity = {name: value for name, value in features.items() if name != "photos"}
@@ -305,4 +308,7 @@ def _images_per_second(prefix: Any, batch_size: int | None, features: Identity, 
         rate[0] = batch_size / statistics.median(seconds)
         yield 1
 
+    if run.rerun:
+        # The machine may have been busy.
+        cache.remove(f"rate-{array_digest(identity)}")
     return float(cache.get_or_compute("rate", identity, (1,), "float64", compute).rows[0])
