@@ -30,6 +30,7 @@ from dogbreeds.experiments.run import Run
 from dogbreeds.reports import probe_rendering
 from dogbreeds.tracking.records import RunOrigin
 from tests.test_reference import undocumented
+from tests.tiers import tiered
 
 FOLDER = ("data=folder", "data.root=photos")
 
@@ -109,23 +110,26 @@ def test_own_sources_have_the_images_of_the_splits_alone(val: int) -> None:
 # --- names --------------------------------------------------------------------
 
 
+WRONG_MODELS: list[Any] = [
+    ((), FOLDER, "models was empty", r"Type 'models=\[effnetb0,mobilenetv2\]'"),
+    ("effnetb0", FOLDER, "models was 'effnetb0'", "list of names"),
+    (("effnetbo",), FOLDER, "models has 'effnetbo', which is not an option", r"Type 'models=\[effnetb0\]'"),
+    (("effnetb0 seed=1",), FOLDER, "models has 'effnetb0 seed=1'", "settings of model, preprocessing and baseline"),
+    (("model.alpha=1",), FOLDER, "models has 'model.alpha=1'", "must be an option"),
+    (("effnetb0 'x",), FOLDER, "models has", "must be an option"),
+    (("effnetb0",), (*FOLDER, "model=effnetb4"), "model=effnetb4 was given", r"Type 'models=\[effnetb4\]'"),
+    # These compose a config or more.
+    (("effnetb0 model.alpha=0.35",), FOLDER, r"\(Could not override 'model.alpha'\)", "its own"),
+    (("effnetb0", "effnetb0"), FOLDER, "models has 'effnetb0' twice", "named once"),
+    (("effnetb0", "effnetb0 model.image_size=224"), FOLDER, "settings that change nothing", "named once"),
+    (("effnetb0",), (*FOLDER, "phase=finetune"), "phase was Finetune", "phase=frozen"),
+    (("effnetb0",), (*FOLDER, "unfreeze=all"), "unfreeze All", "unfreeze=none"),
+    (("effnetb0", "miniature"), (), "EfficientNetB0 and Miniature have different defaults", "Type data=folder"),
+]
+
+
 @pytest.mark.parametrize(
-    ("models", "typed", "received", "fix"),
-    [
-        ([], FOLDER, "models was empty", "Type 'models=[effnetb0,mobilenetv2]'"),
-        ("effnetb0", FOLDER, "models was 'effnetb0'", "list of names"),
-        (["effnetbo"], FOLDER, "models has 'effnetbo', which is not an option", r"Type 'models=\[effnetb0\]'"),
-        (["effnetb0 seed=1"], FOLDER, "models has 'effnetb0 seed=1'", "settings of model, preprocessing and baseline"),
-        (["model.alpha=1"], FOLDER, "models has 'model.alpha=1'", "must be an option"),
-        (["effnetb0 model.alpha=0.35"], FOLDER, r"\(Could not override 'model.alpha'\)", "its own"),
-        (["effnetb0 'x"], FOLDER, "models has", "must be an option"),
-        (["effnetb0", "effnetb0"], FOLDER, "models has 'effnetb0' twice", "named once"),
-        (["effnetb0", "effnetb0 model.image_size=224"], FOLDER, "settings that change nothing", "named once"),
-        (["effnetb0"], (*FOLDER, "model=effnetb4"), "model=effnetb4 was given", r"Type 'models=\[effnetb4\]'"),
-        (["effnetb0"], (*FOLDER, "phase=finetune"), "phase was Finetune", "phase=frozen"),
-        (["effnetb0"], (*FOLDER, "unfreeze=all"), "unfreeze All", "unfreeze=none"),
-        (["effnetb0", "miniature"], (), "EfficientNetB0 and Miniature have different defaults", "Type data=folder"),
-    ],
+    ("models", "typed", "received", "fix"), tiered(WRONG_MODELS, first=WRONG_MODELS[:8], slow=WRONG_MODELS[8:])
 )
 def test_wrong_names_and_settings_are_refused(models: Any, typed: tuple[str, ...], received: str, fix: str) -> None:
     with pytest.raises(UserError, match=f"{received}.*{fix}"):
@@ -300,9 +304,9 @@ def test_table_hides_columns_that_say_nothing() -> None:
 @pytest.fixture
 def models(composed: Callable[..., Run]) -> Callable[..., list[ProbeModel]]:
     """A function that composes backbones of the test's own store and cache."""
-    run = composed("data.classes=12")
+    run = composed("data.classes=6")
     typed = (
-        "data.classes=12",
+        "data.classes=6",
         "preflight.images=8",
         f"features.dir={run.features.dir}",
         f"tracking.uri={run.tracking.uri}",  # type: ignore[attr-defined]
@@ -332,18 +336,11 @@ def counted(dataset: Dataset) -> tuple[Dataset, list[str]]:
 
 @pytest.mark.own_cache
 @pytest.mark.slow
-def test_probe_stops_on_a_sample_and_computes_nothing_twice(
-    models: Callable[..., list[ProbeModel]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    composed: Callable[..., Run],
+def test_probe_stops_on_a_sample_and_does_not_decode_all_images_for_it(
+    models: Callable[..., list[ProbeModel]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named = models(
-        "miniature",
-        "miniature model.weights=null",
-        "miniature preprocessing=torch",
-        f"miniature model.weights={tmp_path}/none.h5",
-    )
+    names = ("miniature", "miniature model.weights=null", f"miniature model.weights={tmp_path}/none.h5")
+    named = models(*names, more=("preflight=none",))
     dataset, decoded = counted(named[0].run.data.open())
     sizes = {name: len(split.rows) for name, split in dataset.splits.items()}
     seen: list[int] = []
@@ -356,9 +353,9 @@ def test_probe_stops_on_a_sample_and_computes_nothing_twice(
         return found
 
     monkeypatch.setattr(backbone_probe, "_probe", probe)
-    found = probe_backbones(named, 150, dataset)
+    found = probe_backbones(named, 100, dataset)
     # The second backbone reads the sample's cached images. Only the first sees all images.
-    assert seen == [150, 0, sum(sizes.values())]
+    assert seen == [100, 0, sum(sizes.values())]
     assert [each.name for each in found.measured] == ["miniature"]
     best = found.best
     assert (best.split, best.linear.n, best.reference.n) == ("test", sizes["test"], sizes["test"])
@@ -366,29 +363,43 @@ def test_probe_stops_on_a_sample_and_computes_nothing_twice(
     assert best.images_per_second > 1
     assert 700_000 < best.parameters < 1_000_000
     (stopped,) = found.stopped
-    assert stopped.probed.name == "miniature weights=null"
-    assert stopped.probed.split == "val"
-    assert stopped.pair.n == stopped.probed.linear.n == round(150 * sizes["val"] / (sizes["train"] + sizes["val"]))
-    assert {each.name: each.reason.split(" ")[0] for each in found.failed} == {
-        "miniature preprocessing=torch": "preprocessing.mode=torch",
-        "miniature weights=none.h5": f"model.weights={tmp_path}/none.h5",
-    }
+    assert (stopped.probed.name, stopped.probed.split) == ("miniature weights=null", "val")
+    assert stopped.pair.n == stopped.probed.linear.n == round(100 * sizes["val"] / (sizes["train"] + sizes["val"]))
+    (failed,) = found.failed
+    assert failed.name == "miniature weights=none.h5"
+    assert failed.reason.startswith(f"model.weights={tmp_path}/none.h5 is not a file")
 
-    # The same as the reference of a run that follows, which finds the features in the cache.
+
+@pytest.mark.own_cache
+@pytest.mark.long
+def test_a_second_probe_and_a_run_that_follows_compute_no_features(
+    models: Callable[..., list[ProbeModel]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    composed: Callable[..., Run],
+) -> None:
+    named = models("miniature", "miniature model.weights=null", "miniature preprocessing=torch")
+    dataset, decoded = counted(named[0].run.data.open())
+    found = probe_backbones(named, 100, dataset)
+    (failed,) = found.failed
+    assert failed.name == "miniature preprocessing=torch"
+    assert failed.reason.startswith("preprocessing.mode=torch does not match the pretrained weights")
+
     entries = {path.name for path in (tmp_path / "cache").glob("features-*")}
-    run = composed("data.classes=12", "phase.epochs=1", "tracking=none")
+    run = composed("data.classes=6", "phase.epochs=1", "tracking=none")
     result = execute(run, RunOrigin("", (), "a run", tmp_path))
     assert {path.name for path in (tmp_path / "cache").glob("features-*")} == entries
-    assert result.reference.comparisons["test"].probe == best.reference
+    # The two probes are one.
+    assert result.reference.comparisons["test"].probe == found.best.reference
 
-    # A second call reads everything from the cache.
+    # A second call reads everything from the cache; the best one's sample has other features by now.
     decoded.clear()
     monkeypatch.setattr(backbone_probe, "fit_tuned", None)
     monkeypatch.setattr("dogbreeds.models.network.compile_inference", None)
-    again = probe_backbones(named, 150, dataset)
+    again = probe_backbones(named, 100, dataset)
     assert decoded == []
-    assert again.best.metrics() == best.metrics()
-    assert again.stopped[0].pair == stopped.pair
+    assert again.best.metrics() == found.best.metrics()
+    assert again.stopped[0].pair == found.stopped[0].pair
 
 
 @pytest.mark.slow

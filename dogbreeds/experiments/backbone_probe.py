@@ -17,7 +17,7 @@ import numpy as np
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import digest
 from dogbreeds.data.class_names import imagenet_outputs
-from dogbreeds.data.dataset import Dataset
+from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.data.subset import sample_dataset, with_own_sources
 from dogbreeds.evaluation.backbone_probe import (
     BackboneProbe,
@@ -37,7 +37,6 @@ from dogbreeds.experiments.probe_models import ProbeModel
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.features.array_info import digest as array_digest
-from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import DecodedImages, features_identity, has_features
 from dogbreeds.features.partial_array import Identity, Notes
 from dogbreeds.models.network import Network, Prefix
@@ -188,27 +187,29 @@ def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> P
     run, prefix = model.run, built.network.prefix
     cache = run.features.open_cache()
 
-    def images_of(data: Dataset, split: str = "train") -> DecodedImages:
-        return DecodedImages(data.splits[split].source, run.data, run.model.image_size, cache)
-
-    # Also names the results of a sample whose features are read from those of all images.
+    # A sample must not decode all images.
     own = on if on is dataset else with_own_sources(on)
-    identity = features_identity(prefix, images_of(own), run.features)
-    # A sample must not decode all images. It needs no pass at all if the features of all of them are cached.
-    if not all(has_features(prefix, images_of(on, split), run.features) for split in on.splits):
-        on = own
-    inputs = TrainingInputs(run, on, built.network)
-    splits, strength, method = _fit(inputs, on, identity | {"data": own.fingerprint}, cache)
+
+    def images_of(split: Split) -> DecodedImages:
+        return DecodedImages(split.source, run.data, run.model.image_size, cache)
+
+    def source(network: Network) -> Dataset:
+        """Return where to read features: those of all images need no pass if they are cached."""
+        cached = (has_features(network.prefix, images_of(split), run.features) for split in on.splits.values())
+        return on if all(cached) else own
+
+    # Of the sample alone, wherever its features are read.
+    identity = features_identity(prefix, images_of(own.train), run.features)
+    splits, strength, method = _fit(run, built.network, source(built.network), identity | {"data": own.fingerprint})
     baseline = built.baseline
     if built.baseline_network is not None:
-        baseline_inputs = TrainingInputs(run, on, built.baseline_network)
-        baseline = _measure_baseline(baseline, built.baseline_network, baseline_inputs, on)
+        baseline = _measure_baseline(run, baseline, built.baseline_network, source(built.baseline_network))
     return ProbedBackbone(
         name=model.name,
         architecture=run.model.architecture,
         image_size=run.model.image_size,
         parameters=built.parameters,
-        images_per_second=_images_per_second(prefix, run, identity, cache),
+        images_per_second=_images_per_second(run, prefix, identity),
         strength=strength,
         method=method,
         splits=splits,
@@ -218,20 +219,21 @@ def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> P
 
 
 def _fit(
-    inputs: TrainingInputs, dataset: Dataset, features: Identity, cache: FeatureCache
+    run: Run, network: Network, dataset: Dataset, features: Identity
 ) -> tuple[dict[str, ProbedImages], float, str]:
     """Fit both probes on the training images, or take their results from the cache.
 
     Args:
-        inputs: features of the images.
+        run: settings.
+        network: whose frozen part gives the features.
         dataset: the images.
-        features: what its features, and the choice of images, depend on.
-        cache: the feature cache.
+        features: what their features, and the choice of images, depend on.
 
     Returns:
         Which images of each further split they classify correctly, the strength that was chosen, and the method of the
         reference probe.
     """
+    inputs = TrainingInputs(run, dataset, network)
     train = inputs.plain_train()
     held_out = {name: inputs.rows(split) for name, split in dataset.splits.items() if name != "train"}
     class_weights = inputs.class_weights()
@@ -261,31 +263,30 @@ def _fit(
         yield start
 
     total = sum(map(len, held_out.values()))
-    found = cache.get_or_compute("probe", identity, (total, 2), "bool", compute)
+    found = run.features.open_cache().get_or_compute("probe", identity, (total, 2), "bool", compute)
     parts = np.split(np.asarray(found.rows), np.cumsum([len(split) for split in held_out.values()])[:-1])
     splits = {name: ProbedImages(part[:, 0], part[:, 1]) for name, part in zip(held_out, parts, strict=True)}
     return splits, STRENGTHS[found.notes["strength"][0]], _METHODS[found.notes["method"][0]]
 
 
-def _measure_baseline(
-    baseline: ZeroShotBaseline, network: Network, inputs: TrainingInputs, dataset: Dataset
-) -> ZeroShotBaseline:
+def _measure_baseline(run: Run, baseline: ZeroShotBaseline, network: Network, dataset: Dataset) -> ZeroShotBaseline:
     from dogbreeds.training.loop import predict
 
+    inputs = TrainingInputs(run, dataset, network)
     rows = {name: inputs.rows(split) for name, split in dataset.splits.items() if name != "train"}
     accuracies = {name: score(predict(network, split), split.labels).accuracy for name, split in rows.items()}
     return replace(baseline, accuracies=accuracies)
 
 
-def _images_per_second(prefix: Prefix, run: Run, features: Identity, cache: FeatureCache) -> float:
+def _images_per_second(run: Run, prefix: Prefix, features: Identity) -> float:
     """Measure the forward pass of the frozen part alone: once for a machine, or again with `rerun`.
 
     Args:
-        prefix: the frozen part.
         run: settings.
+        prefix: the frozen part.
         features: what its features of some source depend on.
-        cache: where the result is cached.
     """
+    cache = run.features.open_cache()
     batch_size = run.features.batch_size or prefix.batch_size()
     machine = f"{platform.node()}, {os.cpu_count()} cores, {len(prefix.devices)} devices"
     # The images do not matter.

@@ -1,7 +1,6 @@
 """The backbones that a probe compares: options of the group `model`, each with settings of its own."""
 
 import dataclasses
-import difflib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, integer, texts
-from dogbreeds.core.text import received, shorten
+from dogbreeds.core.text import most_similar, received, shorten
 from dogbreeds.experiments.ablation_runs import replace_overrides
 from dogbreeds.experiments.compose import compose_config, from_config, settings_of
 from dogbreeds.experiments.python_runs import provided_data
@@ -168,11 +167,10 @@ def _compose(name: str, own: Sequence[str], typed: Sequence[str], sources: Seque
         return from_config(compose_config("probe", overrides, sources=sources))
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == f"model/{name}":
-            options = sorted(error.options or ())
-            near = difflib.get_close_matches(name, options, 3, cutoff=0.3) or options[:3]
+            near = most_similar(name, sorted(error.options or ()))
             raise UserError(
-                f"models has {received(name)}, which is not an option. It must be one of conf/model/ or of a plugin,"
-                f" such as {', '.join(near)}. Type 'models=[{near[0]}]', or python -m dogbreeds.train --help for all."
+                f"models has {received(name)}, which is not an option. It must be one of conf/model/ or of a plugin;"
+                f" python -m dogbreeds.train --help lists them. Type 'models=[{near}]', for example."
             ) from error
         cause = str(error if str(error) else error.__cause__).splitlines()[0].rstrip(".")
         raise UserError(
