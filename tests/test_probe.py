@@ -226,7 +226,7 @@ def test_ranks_by_accuracy_then_by_speed_and_names_what_is_as_good() -> None:
     assert probe.best.megabytes == 16
     metrics = probe.best.metrics()
     assert metrics["probe/test_accuracy"] == 0.75
-    assert metrics["probe/reference_val_accuracy"] == 0.725
+    assert metrics["probe/val_reference_accuracy"] == 0.725
     assert (metrics["probe/test_accuracy_low"], metrics["probe/test_accuracy_high"]) == Proportion(300, 400).interval
     assert metrics["probe/test_n"] == 400
 

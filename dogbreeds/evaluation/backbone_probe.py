@@ -92,10 +92,10 @@ class ProbedBackbone:
         """Return the results by metric name."""
         metrics = {"probe/strength": self.strength, "probe/images_per_second": self.images_per_second}
         for split, images in self.splits.items():
-            for kind, correct in (("", images.linear), ("reference_", images.reference)):
+            for kind, correct in (("accuracy", images.linear), ("reference_accuracy", images.reference)):
                 accuracy = _proportion(correct)
                 low, high = accuracy.interval
-                name = f"probe/{kind}{split}_accuracy"
+                name = f"probe/{split}_{kind}"
                 metrics |= {name: accuracy.value, f"{name}_low": low, f"{name}_high": high}
             metrics[f"probe/{split}_n"] = float(len(images.linear))
         return metrics | self.baseline.metrics()
