@@ -172,6 +172,8 @@ def accuracy_by_speed(probe: BackboneProbe) -> "Figure":
         )
     axes.set(xlabel="images a second", ylabel=f"linear probe, {SPLIT_NAMES[probe.best.split]} accuracy (%)")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
