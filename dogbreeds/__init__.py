@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs, sweep
+    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, probe_backbones, runs, sweep
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
     from dogbreeds.data.augment import Augment
