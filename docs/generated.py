@@ -21,6 +21,7 @@ COMMANDS = (
     "predict",
     "export",
     "why",
+    "probe",
     "judge",
     "extract",
     "cache",
@@ -38,7 +39,11 @@ _PICTURE_SUFFIXES = (".svg", ".png")
 _EXAMPLES, _EXAMPLES_ON_SITE = "](../../../examples/", "](../examples/"
 _SPEC_OF_TRAIN = "dogbreeds.experiments.run.Ungrouped"
 # Classes of settings that are nested in a command's config.
-_NESTED_SPECS = {"only.": "dogbreeds.experiments.recorded_runs.Only", "tta.": "dogbreeds.inference.tta.Tta"}
+_NESTED_SPECS = {
+    "only.": "dogbreeds.experiments.recorded_runs.Only",
+    "probe.": "dogbreeds.experiments.probe_models.Probe",
+    "tta.": "dogbreeds.inference.tta.Tta",
+}
 _INDENT = "  "
 
 

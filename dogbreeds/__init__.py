@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs, sweep
+    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, probe_backbones, runs, sweep
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
     from dogbreeds.data.augment import Augment
@@ -60,6 +60,7 @@ __all__ = [
     "one_of",
     "paired",
     "preflight",
+    "probe_backbones",
     "runs",
     "sweep",
     "text",
@@ -79,6 +80,7 @@ _MODULES = {
     "load": "api",
     "paired": "api",
     "preflight": "api",
+    "probe_backbones": "api",
     "runs": "api",
     "sweep": "api",
     # Base classes of parts of one's own, and declarations of their fields.

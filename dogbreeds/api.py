@@ -13,9 +13,12 @@ from dogbreeds.cli import overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
+from dogbreeds.experiments import backbone_probe
 from dogbreeds.experiments.compose import compose_config, compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
-from dogbreeds.experiments.plugins import NamedPlugins
+from dogbreeds.experiments.plugins import with_plugins
+from dogbreeds.experiments.probe_models import Probe, compose_models, probe_origin
+from dogbreeds.experiments.probe_recording import recorded
 from dogbreeds.experiments.python_runs import (
     check_composed,
     origin_of,
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dogbreeds.data.dataset import Dataset
+    from dogbreeds.evaluation.backbone_probe import BackboneProbe
     from dogbreeds.evaluation.paired_comparison import Comparison
     from dogbreeds.evaluation.verdict import Verdict
     from dogbreeds.experiments.classifier import Classifier
@@ -63,11 +67,8 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         MissingFileError: if the folder does not exist.
         UserError: if a plugin cannot be imported, if a value is not allowed, or an option or a setting does not exist.
     """
+    overrides = with_plugins(overrides, plugins)
     sources = [config_source(config_dir)] if config_dir is not None else []
-    if plugins:
-        # The check takes a list, and refuses a string.
-        named: Any = plugins
-        overrides = [*overrides, f"plugins=[{','.join(NamedPlugins(plugins=named).plugins)}]"]
     with overrides_explained("train", overrides, sources):
         return compose_run(overrides, sources)
 
@@ -313,6 +314,41 @@ def judge_history(
     return judge_training(as_history(history), facts, names)
 
 
-def _compose_command(name: str, overrides: Sequence[str]) -> "DictConfig":
-    with overrides_explained(name, overrides):
-        return compose_config(name, overrides)
+@python_call()
+def probe_backbones(
+    models: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    dataset: "Dataset | None" = None,
+    config_dir: str | Path | None = None,
+    plugins: Sequence[str] = (),
+) -> "BackboneProbe":
+    """Compare backbones on the same images by linear classifiers of their frozen features, before any training.
+
+    Examples:
+        >>> probe = db.probe_backbones(["miniature", "miniature model.weights=null"], ["data.classes=12"])
+        >>> probe.best.name, probe.best.linear.n, probe.as_good
+        ('miniature', 120, ())
+
+    Args:
+        models: options of the group `model`. Settings of one follow its name: `"mobilenetv2 model.alpha=0.35"`.
+        overrides: of the command `probe`, such as `data=folder` or `probe.images=null`; they hold for all backbones.
+        dataset: images to use instead of those of the overrides: see `Dataset.from_arrays`.
+        config_dir, plugins: as for `compose`.
+
+    Raises:
+        MissingFileError, UserError: if a name or a setting is not allowed, or no backbone can be probed.
+    """
+    overrides = with_plugins(overrides, plugins)
+    sources = [config_source(config_dir)] if config_dir is not None else []
+    config = _compose_command("probe", overrides, sources)
+    composed = compose_models(models, overrides, sources, is_provided=dataset is not None)
+    with recorded(composed, probe_origin(config, overrides, composed)) as record:
+        probe = backbone_probe.probe_backbones(composed, Probe.of(config).images, dataset)
+        record(probe)
+    return probe
+
+
+def _compose_command(name: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> "DictConfig":
+    with overrides_explained(name, overrides, sources):
+        return compose_config(name, overrides, sources=sources)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds import compare, evaluate, export, predict, table
+from dogbreeds import compare, evaluate, export, predict, probe, table
 from dogbreeds import judge as judge_command
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.metrics import PairedOutcome
@@ -32,6 +32,7 @@ SAMPLES = {
     "model.architecture": "EfficientNetB0",
     "model.image_size": "64",
     "data.classes": "240",
+    "models": "[effnetb0]",
     "data.max_corrupt_fraction": "0.1",
     "data.root": ".",
     "format": "csv",
@@ -86,6 +87,7 @@ COMMANDS: dict[str, type[Spec] | None] = {
     "compare": compare.Settings,
     "table": table.Settings,
     "judge": judge_command.Settings,
+    "probe": probe.Settings,
     "extract": None,
     "why": None,
     "cache": None,

@@ -25,6 +25,7 @@ DOCUMENTED: dict[str, Any] = {
     "fit": db.fit,
     "sweep": db.sweep,
     "runs": db.runs,
+    "probe_backbones": db.probe_backbones,
     "paired": db.paired,
     "load": db.load,
     "Result": db.Result,

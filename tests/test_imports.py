@@ -25,7 +25,8 @@ MAY_IMPORT = {
 # Modules outside packages: the public API, which may import experiments and below, and commands, which may import all.
 PUBLIC_API = {"__init__", "__main__", "api", "cli"}
 COMMANDS = {
-    "train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "judge", "cache", "pretrain",
+    "train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "probe", "judge", "cache",
+    "pretrain",
 }  # fmt: skip
 
 

@@ -76,6 +76,16 @@ def named_plugins(config: DictConfig) -> tuple[str, ...]:
     return NamedPlugins(plugins=plugins).plugins
 
 
+def with_plugins(overrides: Sequence[str], plugins: Any) -> Sequence[str]:
+    """Return the overrides of a command with plugins that a Python caller names.
+
+    Raises:
+        UserError: if it does not list modules.
+    """
+    named = NamedPlugins(plugins=plugins).plugins
+    return [*overrides, f"plugins=[{','.join(named)}]"] if named else overrides
+
+
 @functools.cache
 def installed_plugins() -> tuple[str, ...]:
     """Return the modules that the entry points of installed packages name."""

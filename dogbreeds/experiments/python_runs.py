@@ -37,12 +37,16 @@ def with_dataset(run: Run) -> Run:
     Args:
         run: composed run. Of its data only the settings that all data sets have are used.
     """
-    shared = [field.name for field in dataclasses.fields(Provided)]
-    data = Provided(**{name: getattr(run.data, name) for name in shared})
+    data = provided_data(run)
     target = f"{Provided.__module__}.{Provided.__qualname__}"
     origin = _changed_config(origin_of(run), {"data": {"_target_": target, **dataclasses.asdict(data)}})
     choices = {group: option for group, option in origin.choices.items() if group != "data"}
     return dataclasses.replace(run, data=data, origin=dataclasses.replace(origin, choices=choices))
+
+
+def provided_data(run: Run) -> Provided:
+    """Return the data spec of a run on images that the caller gives, with the settings that all data sets have."""
+    return Provided(**{field.name: getattr(run.data, field.name) for field in dataclasses.fields(Provided)})
 
 
 def with_parent(run: Run, parent: Result | Skipped | str | Path) -> Run:

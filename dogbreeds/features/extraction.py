@@ -198,7 +198,7 @@ def compute_features(
         to the shard.
     """
     cache = images.cache
-    identity = _identity(prefix, images, features, view)
+    identity = features_identity(prefix, images, features, view)
     total = len(view.rows) if view else len(images.source.ids)
     is_cached = cache.has("features", identity, (total, *prefix.shape), features.dtype)
     # Shards may come from a machine with another batch size, such as a GPU: the missing rows are computed in theirs.
@@ -234,8 +234,10 @@ def compute_features(
     return cached[requested.first - shard.first : requested.end - shard.first]
 
 
-def _identity(prefix: Prefix, images: DecodedImages, features: Features, view: "AugmentedView | None") -> Identity:
-    """What the features of all images, or of a view, depend on."""
+def features_identity(
+    prefix: Prefix, images: DecodedImages, features: Features, view: "AugmentedView | None" = None
+) -> Identity:
+    """Return what the features of all images of a source, or of a view, depend on."""
     computed_by = {"runtime": prefix.runtime, "precision": prefix.precision}
     return {
         **images.identity,
@@ -255,7 +257,7 @@ def cached_runtimes(
     Args:
         prefix, images, features, view: as in `compute_features`.
     """
-    wanted = digest(_without_runtime(_identity(prefix, images, features, view)))
+    wanted = digest(_without_runtime(features_identity(prefix, images, features, view)))
     complete = [info.identity for info in images.cache.entries() if info.unfinished is None]
     runtimes = [features.implied | identity for identity in complete if digest(_without_runtime(identity)) == wanted]
     return [(identity["runtime"], identity["precision"]) for identity in runtimes]
@@ -276,6 +278,12 @@ def _log_other_arrays(description: str, prefix: Prefix, others: list[tuple[str, 
             prefix.runtime,
             prefix.precision,
         )
+
+
+def has_features(prefix: Prefix, images: DecodedImages, features: Features) -> bool:
+    """Return whether the features of all images of the source are cached."""
+    identity = features_identity(prefix, images, features)
+    return images.cache.has("features", identity, (len(images.source.ids), *prefix.shape), features.dtype)
 
 
 def _input_batches(

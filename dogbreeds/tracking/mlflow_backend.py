@@ -39,9 +39,17 @@ class Mlflow(MlflowReader):
         return self.model != "none"
 
     @contextlib.contextmanager
-    def open(self, origin: RunOrigin, unfinished: Record | None = None) -> Iterator[Tracker]:
+    def open(
+        self, origin: RunOrigin, unfinished: Record | None = None, parent_run_id: str | None = None
+    ) -> Iterator[Tracker]:
+        """Open a tracker for one run, as every `Tracking` does.
+
+        Args:
+            origin, unfinished: as there.
+            parent_run_id: run that it is nested below; None for that of the sweep, if there is one.
+        """
         client, experiment_id = self.connect()
-        sweep_run_id = os.environ.get(SWEEP_RUN_ENV)
+        sweep_run_id = parent_run_id or os.environ.get(SWEEP_RUN_ENV)
         with contextlib.ExitStack() as stack:
             # A signal is raised at the end of the block, where it ends the run.
             with signals.deferred():
