@@ -14,6 +14,7 @@ from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
 from dogbreeds.experiments.compose import compose_config, compose_run, config_source
+from dogbreeds.experiments.decoder_choice import with_decoder
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import NamedPlugins
 from dogbreeds.experiments.python_runs import (
@@ -94,7 +95,8 @@ def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
     from dogbreeds.experiments.prepare import assemble_network
 
     run = run if dataset is None else with_dataset(run)
-    return assemble_network(run, dataset or run.data.open()).findings
+    dataset = dataset or run.data.open()
+    return assemble_network(with_decoder(run, dataset, resumes=False), dataset).findings
 
 
 def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None = None) -> Ending:
@@ -187,7 +189,14 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
     config = _compose_command("predict", overrides)
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", name)
     with open_network(tracking, name, Only.of(config)) as (record, network, file):
-        return Classifier(network.model, network.class_names, record, file, tracking if record is not None else None)
+        return Classifier(
+            network.model,
+            network.class_names,
+            network.decoder,
+            record,
+            file,
+            tracking if record is not None else None,
+        )
 
 
 def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":

@@ -297,6 +297,12 @@ class Spec:
     group: ClassVar[str]
     implied: ClassVar[Mapping[str, Any]] = {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A class of a plugin may have implied values of its own.
+        declared = [vars(base).get("implied", {}) for base in reversed(cls.__mro__)]
+        cls.implied = {name: value for values in declared for name, value in values.items()}
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             key = f"{self.group}.{field.name}" if self.group else field.name

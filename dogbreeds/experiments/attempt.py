@@ -15,6 +15,7 @@ from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import recording, resume, trial
+from dogbreeds.experiments.decoder_choice import with_decoder
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.range_test import run_range_test
@@ -65,6 +66,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
     run.baseline.weights_file()
     check_saved_parent(run)
     dataset = dataset or run.data.open()
+    run = with_decoder(run, dataset, resumes=not run.rerun)
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)

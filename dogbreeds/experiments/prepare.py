@@ -5,9 +5,10 @@ import gc
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -249,17 +250,28 @@ def check_saved_parent(run: Run) -> None:
         SavedRun.read(run.phase.parent)
 
 
-def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
-    """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
+def parent_settings(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parameters of a fine-tune that its parent must have too.
+
+    Args:
+        run: settings of the fine-tune.
+        facts: fingerprints of data and backbone, by parameter name, as far as they are known.
+    """
     parameters = run.parameters()
     head = {name: value for name, value in parameters.items() if name.split(".")[0] == "head"}
     pixels = {name: value for name, value in parameters.items() if name.startswith("preprocessing.")} | {
         "data.resize": run.data.resize,
+        "data.decoder": run.data.decoder,
         "model.image_size": run.model.image_size,
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    must_match = facts | head | pixels | {name: parameters.get(name) for name in names}
+    return {**facts, **head, **pixels, **{name: parameters.get(name) for name in names}}
+
+
+def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
+    """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
+    must_match = parent_settings(run, facts)
     with tempfile.TemporaryDirectory() as folder:
         if parent_id is not None and is_path(parent_id):
             parent = SavedRun.read(parent_id).parent(must_match)

@@ -17,6 +17,7 @@ from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest, mask_passwords, shorten
 from dogbreeds.data.dataset import Data, Dataset
+from dogbreeds.data.decoder import TENSORFLOW
 from dogbreeds.experiments.compose import build_spec, settings_of
 from dogbreeds.experiments.plugins import is_allowed, is_module_name
 from dogbreeds.features.cache import FeatureCache
@@ -167,7 +168,8 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
         only: filter of the runs among which `latest` and `best` are found.
 
     Yields:
-        The run (None for a file), its network, and the network's file, which exists within the block.
+        The run (None for a file), its network, and the network's file, which exists within the block. The network's
+        images are decoded as in its run, or, without a run's record, as the network itself resizes them.
 
     Raises:
         MissingFileError, UserError: if there is no such run, file or network, or if it is not the network of the run.
@@ -176,19 +178,21 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
 
     path = Path(run).expanduser()
     if is_network_file(run):
+        decoder = TENSORFLOW
         if path.is_dir():
-            path = SavedRun.read(run).network
+            saved = SavedRun.read(run)
+            path, decoder = saved.network, saved.params["data.decoder"]
         if not path.is_file():
             raise MissingFileError(
                 f"run={run} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
                 " for example."
             )
-        yield None, load(path), path
+        yield None, load(path, decoder), path
         return
     record = find_record(tracking, run, only)
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.download_network(record.run_id, Path(folder))
-        classifier = load(file)
+        classifier = load(file, record.params["data.decoder"])
         check_class_count(record, classifier.class_names)
         yield record, classifier, file
 
@@ -219,6 +223,8 @@ def open_dataset(
                 " from a folder has a root. Type the command without data.root."
             )
         config["data"]["root"] = root
+    # The recorded config may say `auto`.
+    config["data"]["decoder"] = record.params["data.decoder"]
     _check_plugin(record, config["data"], plugins)
     data: Data = build_spec(config, "data", plugins)
     dataset = data.open()

@@ -31,8 +31,8 @@ def unfinished_record(run: Run, prior: PriorRuns, checkpoints: Checkpoints) -> R
         return None
     if prior.others and prior.unfinished is None:
         log.warning(
-            "run %s has the same settings but other images, class names or weights: its results are not reused,"
-            " everything is computed again",
+            "run %s has the same settings but other images, class names, weights or decoder: its results are not"
+            " reused, everything is computed again",
             prior.others[0],
         )
     record = prior.unfinished

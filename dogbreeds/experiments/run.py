@@ -14,6 +14,7 @@ from dogbreeds.core.source import is_foreign, source_digest
 from dogbreeds.core.spec import Spec, boolean, integer, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
+from dogbreeds.data.decoder import DECODERS, decoder_identity
 from dogbreeds.features.features import Features
 from dogbreeds.models.head import Head
 from dogbreeds.models.model import Model
@@ -97,7 +98,9 @@ class Run:
         hashed = {
             stored_name(name): value
             for name, value in self.parameters().items()
-            if name.split(".")[0] not in NOT_IN_RUN_KEY and (name not in implied or implied[name] != value)
+            if name.split(".")[0] not in NOT_IN_RUN_KEY
+            and name not in _IN_IDENTITY
+            and (name not in implied or implied[name] != value)
         }
         hashed["features.dtype"] = self.features.dtype
         return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -108,7 +111,7 @@ class Run:
         return values | {group: spec.__name__ for group, spec in IMPLIED_SPECS.items()}
 
     def identity(self, data_fingerprint: str) -> str:
-        """Compute a digest of everything that determines the result: settings, images and the backbone's weights.
+        """Compute a digest of everything that determines the result: settings, decoder, images, the backbone's weights.
 
         Runs with the same identity give the same numbers; fine-tunes do if they also have the same parent.
 
@@ -118,9 +121,13 @@ class Run:
         Returns:
             24 hex digits.
         """
-        return hashlib.blake2b(
-            f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12
-        ).hexdigest()
+        return self.identities(data_fingerprint)[self.data.chosen_decoder]
+
+    def identities(self, data_fingerprint: str) -> dict[str, str]:
+        """Compute the identity that the run has with each decoder, by the decoder's name."""
+        facts = [self.key, data_fingerprint, self.model.weights_digest()]
+        texts = {decoder: " ".join([*facts, *decoder_identity(decoder).values()]) for decoder in DECODERS}
+        return {decoder: hashlib.blake2b(text.encode(), digest_size=12).hexdigest() for decoder, text in texts.items()}
 
     def parameters(self) -> dict[str, Any]:
         """Return every hyper-parameter by its dotted name, such as `optimizer.lr`.
@@ -141,5 +148,8 @@ class Run:
 
 # Spec that versions without a group implied, with its implied values, by group. As the fields in `Spec.implied`.
 IMPLIED_SPECS: dict[str, type[Spec]] = {"loss": CrossEntropy}
+# Settings that a run's identity covers in the place of its key: `auto` has no meaning before recorded runs and the
+# cache have been looked at.
+_IN_IDENTITY = ("data.decoder",)
 # Names of the config groups.
 GROUPS = tuple(field.name for field in dataclasses.fields(Run) if field.name not in (*UNGROUPED, "origin"))

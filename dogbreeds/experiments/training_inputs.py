@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 from dogbreeds.data.dataset import Dataset, Split
+from dogbreeds.experiments.decoder_choice import with_decoder
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.extraction import AugmentedView, DecodedImages, compute_features
@@ -129,6 +130,7 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
     dataset = run.data.open()
+    run = with_decoder(run, dataset, resumes=False)
 
     from dogbreeds.experiments.prepare import assemble_network, build_baseline
 

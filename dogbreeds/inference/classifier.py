@@ -11,6 +11,8 @@ import numpy as np
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
+from dogbreeds.data.decoder import TENSORFLOW, decoder_to_size
+from dogbreeds.data.image import ImageLoader
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.network import compile_inference, inference_batch_size
 
@@ -33,10 +35,12 @@ class Classifier:
         model: Keras model from `image`, [b, h, w, 3] uint8 RGB of any size, to `probabilities`, [b, classes] float32,
             and `class`, [b] class names.
         class_names: in the order of the probabilities.
+        decoder: what decodes and resizes images for it, one of `data.decoder.DECODERS`: that of its training.
     """
 
     model: "keras.Model"
     class_names: tuple[str, ...]
+    decoder: str
 
     @cached_property
     def _pipeline(self) -> "tuple[keras.KerasTensor, list[keras.Model]]":
@@ -78,11 +82,9 @@ class Classifier:
         return compile_inference(keras.Model(self._pipeline[0], self.model.output[_PROBABILITIES]))
 
     @cached_property
-    def resizer(self) -> "Callable[[np.ndarray], np.ndarray]":
-        """Thread-safe function from one [h, w, 3] uint8 image to [size, size, 3] uint8; equals the network's resize."""
-        from dogbreeds.data.resize import resizer
-
-        return resizer(self.image_size, self.resize)
+    def decode(self) -> "Callable[[ImageLoader], np.ndarray]":
+        """Thread-safe function that calls an image's loader and returns [size, size, 3] uint8."""
+        return decoder_to_size(self.image_size, self.resize, self.decoder)
 
     def batch_size(self) -> int:
         """Return the number of images in a batch that suits this machine."""
@@ -105,11 +107,12 @@ class Classifier:
         return keras.Model(inputs, keras.Model(last_part.input, pool.input)(outputs)), head
 
 
-def load(file: Path) -> Classifier:
+def load(file: Path, decoder: str = TENSORFLOW) -> Classifier:
     """Load a saved network.
 
     Args:
         file: a `.keras` file. The inputs and outputs of networks that version 0.1.0 saved get their present names.
+        decoder: that of its training; else `TENSORFLOW`, which resizes as the network itself does.
 
     Raises:
         UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs.
@@ -141,7 +144,7 @@ def load(file: Path) -> Classifier:
     if _FORMER_CLASS in names:
         lookups[0].name = _CLASS
         model = _with_present_names(model)
-    return Classifier(model, class_names)
+    return Classifier(model, class_names, decoder)
 
 
 def _with_present_names(model: "keras.Model") -> "keras.Model":

@@ -33,6 +33,7 @@ SHIPPED_MODULES = (
     "core/errors.py",
     "core/prefetch.py",
     "core/text.py",
+    "data/decoder.py",
     "data/image.py",
     "data/resize.py",
     "inference/classifier.py",

@@ -68,6 +68,11 @@ class Mlflow(MlflowReader):
         others = tuple(short(record.run_id) for record in same_key if record.tags["identity"] != identity)
         return PriorRuns(next(iter(finished), None), next(iter(unfinished), None), others)
 
+    def identities(self, key: str, finished: bool) -> list[str]:
+        client, experiment_id = self.connect()
+        runs = client.search_runs([experiment_id], f"tags.key = '{key}'", max_results=1000)
+        return [run.data.tags["identity"] for run in runs if finished or run.info.status != "FINISHED"]
+
     def _lacks_head(self, record: Record) -> bool:
         """Whether a frozen run saved no head for fine-tunes to start from, though this config asks for one."""
         frozen = (record.params.get("phase"), record.params.get("unfreeze")) == ("Frozen", "Nothing")

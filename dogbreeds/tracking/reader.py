@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.core.text import mask_passwords, printable, shorten
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.connection import MlflowStore
@@ -168,15 +169,11 @@ class MlflowReader(MlflowStore):
         points = self._client().get_metric_history(run_id, metric)
         return [point.value for point in sorted(points, key=lambda point: point.step)]
 
+    def parent_params(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> dict[str, str]:
+        return IMPLIED_PARAMS | self._parent_run(run_id, must_match, seed).data.params
+
     def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
-        client, experiment_id = self.connect()
-        frozen = client.search_runs([experiment_id], _FINISHED_FROZEN_RUNS, max_results=5000)
-        expected = {name: param_text(value) for name, value in must_match.items()}
-        if run_id is not None:
-            matching = [self._named_parent(frozen, run_id, expected)]
-        else:
-            matching = [run for run in frozen if not differing(run.data.params, expected)]
-        best = self._best_parent(frozen, matching, expected, seed)
+        best = self._parent_run(run_id, must_match, seed)
         head = self._download(best.info.run_id, HEAD_WEIGHTS, folder, "head")
         check_digest(head, best.info.run_id, best.data.tags, HEAD_DIGEST_TAG, HEAD_WEIGHTS)
         predictions = self.predictions(best.info.run_id)
@@ -191,6 +188,16 @@ class MlflowReader(MlflowStore):
             reference_description=best.data.tags.get("reference", ""),
             verdict=best.data.tags.get("verdict", ""),
         )
+
+    def _parent_run(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> "MlflowRun":
+        client, experiment_id = self.connect()
+        frozen = client.search_runs([experiment_id], _FINISHED_FROZEN_RUNS, max_results=5000)
+        expected = {name: param_text(value) for name, value in must_match.items()}
+        if run_id is not None:
+            matching = [self._named_parent(frozen, run_id, expected)]
+        else:
+            matching = [run for run in frozen if not differing(run.data.params, expected)]
+        return self._best_parent(frozen, matching, expected, seed)
 
     def _named_parent(self, frozen: "list[MlflowRun]", prefix: str, expected: dict[str, str]) -> "MlflowRun":
         """Return the frozen run whose id starts with a prefix; refuse it if its parameters differ."""

@@ -116,12 +116,25 @@ class Tracking(Spec):
         """
         return PriorRuns()
 
+    def identities(self, key: str, finished: bool) -> list[str]:
+        """Return the identities of recorded runs with the same settings, the newest first.
+
+        Args:
+            key: digest of the settings.
+            finished: whether finished runs count too, and not only those to resume.
+        """
+        return []
+
     def reuse(self, record: Record, origin: RunOrigin) -> None:
         """Take over a finished run as the result of this command, and record it in the sweep's run, if any."""
 
     def history(self, run_id: str, metric: str) -> list[float]:
         """Return a metric's values, in the order of their steps."""
         return []
+
+    def parent_params(self, run_id: str | None, must_match: dict[str, Any], seed: int) -> dict[str, str]:
+        """Return the parameters of the run that `find_parent` finds with the same arguments."""
+        raise _no_parent()
 
     def find_parent(self, run_id: str | None, must_match: dict[str, Any], seed: int, folder: Path) -> Parent:
         """Find the frozen run that a fine-tune starts from.
@@ -135,7 +148,11 @@ class Tracking(Spec):
         Raises:
             UserError: there is no such run, or a parameter differs.
         """
-        raise UserError(
-            "phase=finetune was set with tracking=none. It starts from a frozen run that MLflow finds or phase.parent"
-            " names. Type tracking=mlflow, or phase.parent=<folder>, which the frozen run names in its last line."
-        )
+        raise _no_parent()
+
+
+def _no_parent() -> UserError:
+    return UserError(
+        "phase=finetune was set with tracking=none. It starts from a frozen run that MLflow finds or phase.parent"
+        " names. Type tracking=mlflow, or phase.parent=<folder>, which the frozen run names in its last line."
+    )
