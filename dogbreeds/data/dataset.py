@@ -15,7 +15,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.core.spec import Spec, number, one_of
 from dogbreeds.core.text import digest, printable
-from dogbreeds.data.decoder import DECODERS, PILLOW
+from dogbreeds.data.decoder import PILLOW
 from dogbreeds.data.image import ImageLoader
 
 # Of `data.decoder`: the decoder that a run's recorded attempts, parent or cached images had, else `PILLOW`.
@@ -229,7 +229,7 @@ class Data(Spec):
     group = "data"
     implied = {"decoder": IMPLIED_PARAMS["data.decoder"]}
     resize: str = one_of("stretch", "pad", "crop")
-    decoder: str = one_of(AUTO_DECODER, *DECODERS)
+    decoder: str = one_of("auto", "pillow", "pillow_scaled", "tensorflow")
     on_corrupt: str = one_of("stop", "skip")
     max_corrupt_fraction: float = number(at_least=0, at_most=1, example=0.01)
 

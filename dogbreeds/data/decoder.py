@@ -32,7 +32,7 @@ _COLUMNS_REVERSED = (2, 3, 7, 8)
 _ROWS_REVERSED = (3, 4, 6, 7)
 
 # Left, top, right and bottom edge, in pixels.
-_Box = tuple[float, float, float, float]
+_Box = tuple[int, int, int, int]
 
 
 def decoder_identity(decoder: str) -> dict[str, str]:
@@ -66,7 +66,8 @@ def resize_with_pillow(image: np.ndarray, size: int, mode: str) -> np.ndarray:
 
     if image.shape == (size, size, 3):
         return image
-    return np.asarray(_resize(Image.fromarray(image), (image.shape[1], image.shape[0]), size, mode, orientation=1))
+    part = _part((image.shape[1], image.shape[0]), mode, orientation=None)
+    return np.asarray(_resize(Image.fromarray(image), part, size))
 
 
 def _decode_resized(encoded: bytes, name: str, size: int, mode: str, scaled: bool) -> np.ndarray:
@@ -76,39 +77,38 @@ def _decode_resized(encoded: bytes, name: str, size: int, mode: str, scaled: boo
         UnreadableImageError: as `image.decode`.
     """
     with open_image(encoded, name) as image:
+        scale = 1
         full_size = image.size
-        if scaled:
-            image.draft(None, (_SCALED_MARGIN * size, _SCALED_MARGIN * size))
+        # Of other files, EXIF data and pixels are read together, and there is no scaled decode.
+        if scaled and image.format == "JPEG":
+            scale = _scale(full_size, _part(full_size, mode, orientation_of(image)), size)
+            image.draft(None, (full_size[0] // scale, full_size[1] // scale))
         rgb = to_rgb(image)
         orientation = orientation_of(image)
         # Turned after the resize, because that costs less.
-        return make_upright(np.asarray(_resize(rgb, full_size, size, mode, orientation)), orientation)
+        resized = _resize(rgb, _part(full_size, mode, orientation), size, scale)
+        return make_upright(np.asarray(resized), orientation)
 
 
-def _resize(image: "Image.Image", full_size: tuple[int, int], size: int, mode: str, orientation: Any) -> "Image.Image":
-    """Resize an image as it is stored; `make_upright` then turns it.
+def _part(full_size: tuple[int, int], mode: str, orientation: Any) -> _Box:
+    """Return the part of an image, as it is stored, that becomes the square. With `pad` it reaches beyond the image.
 
     Args:
-        image: RGB image. A scaled decode has left each side 1, 2, 4 or 8 times smaller, rounded up.
-        full_size: width and height of the image in the file.
-        size: pixels a side.
+        full_size: width and height.
         mode: as in `resize_images`.
         orientation: EXIF orientation. Where the margins of a crop differ by a pixel, the larger one is on the right or
             at the bottom of the upright image.
     """
     width, height = full_size
-    # Pixels of the file in a pixel of the image.
-    scale = 2 ** round(math.log2(max(width / image.width, height / image.height)))
-    if mode == "pad" and width != height:
-        return _pad(image, full_size, size, scale)
-    box = (0, 0, width, height)
-    if mode == "crop":
-        side = min(full_size)
-        left = _crop_start(width, side, orientation in _COLUMNS_REVERSED)
-        top = _crop_start(height, side, orientation in _ROWS_REVERSED)
-        box = (left, top, left + side, top + side)
-    left, top, right, bottom = (edge / scale for edge in box)
-    return _resize_part(image, (left, top, right, bottom), (size, size))
+    if mode == "stretch":
+        return 0, 0, width, height
+    if mode == "pad":
+        across, down = ((max(full_size) - length) // 2 for length in full_size)
+        return -across, -down, width + across, height + down
+    side = min(full_size)
+    left = _crop_start(width, side, orientation in _COLUMNS_REVERSED)
+    top = _crop_start(height, side, orientation in _ROWS_REVERSED)
+    return left, top, left + side, top + side
 
 
 def _crop_start(length: int, side: int, is_reversed: bool) -> int:
@@ -116,41 +116,54 @@ def _crop_start(length: int, side: int, is_reversed: bool) -> int:
     return length - side - start if is_reversed else start
 
 
-def _resize_part(image: "Image.Image", box: _Box, size: tuple[int, int]) -> "Image.Image":
-    """Resize a part of an image. Pixels that lie outside the part do not contribute."""
-    from PIL import Image
-
-    left, top = math.floor(box[0]), math.floor(box[1])
-    outer = (left, top, math.ceil(box[2]), math.ceil(box[3]))
-    part = image if outer == (0, 0, *image.size) else image.crop(outer)
-    inner = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return part.resize(size, Image.Resampling.BILINEAR, box=inner)
+def _scale(full_size: tuple[int, int], part: _Box, size: int) -> int:
+    """Return how many times smaller a JPEG may be decoded: 8, 4, 2, or 1 for its full size."""
+    largest = min(full_size) // (_SCALED_MARGIN * size)
+    # The part must begin and end between two pixels of the smaller image. At the image's own edges it does anyway.
+    edges = [edge for edge in part if edge not in (0, *full_size)]
+    return next((scale for scale in (8, 4, 2) if scale <= largest and not any(edge % scale for edge in edges)), 1)
 
 
-def _pad(image: "Image.Image", full_size: tuple[int, int], size: int, scale: int) -> "Image.Image":
-    """Resize an image that grey margins make square; without ever holding the square, which may be far larger.
+def _resize(image: "Image.Image", part: _Box, size: int, scale: int = 1) -> "Image.Image":
+    """Resize a part of an image to a square.
 
     Args:
-        image, full_size, size: as in `_resize`.
-        scale: pixels of the file in a pixel of the image.
+        image: RGB image, both sides `scale` times smaller than in its file, rounded up.
+        part: of the image in its file.
+        size: pixels a side.
+        scale: 1, 2, 4 or 8.
     """
     from PIL import Image
 
-    width, height = full_size
-    is_wide = width > height
-    long, short = max(full_size), min(full_size)
-    margin = (long - short) // 2 / scale
-    # Whole pixels of margin are drawn, of which the box takes what is needed.
-    drawn = math.ceil(margin)
-    start, end = drawn - margin, drawn + margin + short / scale
-    narrowed = _resize_part(
-        image,
-        (0, 0, width / scale, image.height) if is_wide else (0, 0, image.width, height / scale),
-        (size, image.height) if is_wide else (image.width, size),
-    )
-    canvas_size = (size, image.height + 2 * drawn) if is_wide else (image.width + 2 * drawn, size)
-    canvas = Image.new("RGB", canvas_size, (PAD_GREY, PAD_GREY, PAD_GREY))
-    canvas.paste(narrowed, (0, drawn) if is_wide else (drawn, 0))
-    return canvas.resize(
-        (size, size), Image.Resampling.BILINEAR, box=(0, start, size, end) if is_wide else (start, 0, end, size)
-    )
+    left, top, right, bottom = (edge / scale for edge in part)
+    if left < 0 or top < 0:
+        return _resize_padded(image, -left, -top, (right + left, bottom + top), size)
+    # Cropped first: pixels beside the box of `resize` would contribute to its edges.
+    outer = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
+    cropped = image if outer == (0, 0, *image.size) else image.crop(outer)
+    inner = (left - outer[0], top - outer[1], right - outer[0], bottom - outer[1])
+    return cropped.resize((size, size), Image.Resampling.BILINEAR, box=inner)
+
+
+def _resize_padded(
+    image: "Image.Image", across: float, down: float, content: tuple[float, float], size: int
+) -> "Image.Image":
+    """Resize an image with grey margins to a square, without holding the square at full size, which may be far larger.
+
+    Args:
+        image: RGB image.
+        across: pixels of the margins left and right.
+        down: pixels of the margins above and below; one of the two is 0.
+        content: width and height of the image.
+        size: pixels a side.
+    """
+    from PIL import Image
+
+    # The long side first, which has no margins.
+    narrow_size = (size, image.height) if down else (image.width, size)
+    box = (0, 0, content[0], image.height) if down else (0, 0, image.width, content[1])
+    narrow = image.resize(narrow_size, Image.Resampling.BILINEAR, box=box)
+    across, down = int(across), int(down)
+    canvas = Image.new("RGB", (narrow.width + 2 * across, narrow.height + 2 * down), (PAD_GREY, PAD_GREY, PAD_GREY))
+    canvas.paste(narrow, (across, down))
+    return canvas.resize((size, size), Image.Resampling.BILINEAR)

@@ -1,6 +1,7 @@
 """Find the recorded run, or the saved network file, that a command works on."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
@@ -223,8 +224,6 @@ def open_dataset(
                 " from a folder has a root. Type the command without data.root."
             )
         config["data"]["root"] = root
-    # The recorded config may say `auto`.
-    config["data"]["decoder"] = record.params["data.decoder"]
     _check_plugin(record, config["data"], plugins)
     data: Data = build_spec(config, "data", plugins)
     dataset = data.open()
@@ -235,7 +234,8 @@ def open_dataset(
             " the same files, without additions or removals. Type data.root=<folder> with those files, or train on"
             " these images first."
         )
-    return data, dataset
+    # The recorded config may say `auto`.
+    return dataclasses.replace(data, decoder=record.params["data.decoder"]), dataset
 
 
 def _recorded_config(tracking: Mlflow, record: Record) -> DictConfig:
