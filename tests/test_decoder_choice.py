@@ -154,7 +154,7 @@ def test_auto_takes_the_decoder_of_a_fine_tune_s_parent(composed: Callable[..., 
 # --- through runs -------------------------------------------------------------
 
 # Largest difference of a probability that the decoder may cause, as docs/pages/concepts/decoding.md states it.
-ALLOWANCE = 0.02
+ALLOWANCE = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -187,34 +187,37 @@ def trained(tmp_path_factory: pytest.TempPathFactory, composed_in) -> Callable[.
     return train
 
 
-def record_of(run: Run, run_id: str):
-    return run.tracking.record(run_id)
-
-
 @pytest.mark.slow
-def test_runs_of_each_decoder_are_fine_tuned_and_evaluated_with_their_own(trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", [PILLOW, pytest.param(TENSORFLOW, marks=pytest.mark.long)])
+def test_a_run_is_evaluated_with_its_own_decoder(trained, decoder: str) -> None:
+    run, run_id = trained(f"data.decoder={decoder}")
+    record = run.tracking.record(run_id)
+    assert record.params["data.decoder"] == decoder
+    recorded: dict[str, Predictions] = run.tracking.predictions(run_id)
+    with open_network(run.tracking, run_id, Only(model=None, data=None)) as (_, classifier, file):
+        assert classifier.decoder == decoder
+        images = evaluation_set_of_run(run.tracking, record, "test", None, classifier, run.features.open_cache())
+        # Refuses a network whose probabilities differ by more than 1e-4.
+        measured = evaluate_network(
+            classifier, images, record=record, file=file, run_predictions=recorded, views=3, seed=0
+        )
+        difference = recorded["test"].largest_difference(images.ids, measured.logits)
+        assert difference is not None
+        assert difference < 1e-5
+        # The saved network resizes by itself.
+        pixels = np.stack([load() for load in run.data.open().test.source.loaders()])
+        by_network = classifier.model(pixels)["probabilities"].numpy()
+    by_decoder = probabilities(measured.logits)
+    assert len(by_decoder) == 48
+    assert np.abs(by_network - by_decoder).max() <= (1e-4 if decoder == TENSORFLOW else ALLOWANCE)
+    assert (by_network.argmax(axis=1) == by_decoder.argmax(axis=1)).all()
+
+
+@pytest.mark.long
+def test_a_fine_tune_inherits_the_decoder_of_its_parent(trained) -> None:
     for decoder in (TENSORFLOW, PILLOW):
-        run, frozen_id = trained(f"data.decoder={decoder}")
-        record = record_of(run, frozen_id)
-        assert record.params["data.decoder"] == decoder
-        with open_network(run.tracking, frozen_id, Only(model=None, data=None)) as (_, classifier, file):
-            assert classifier.decoder == decoder
-            images = evaluation_set_of_run(run.tracking, record, "test", None, classifier, run.features.open_cache())
-            recorded: dict[str, Predictions] = run.tracking.predictions(frozen_id)
-            # Refuses a network whose probabilities differ by more than 1e-4.
-            measured = evaluate_network(
-                classifier, images, record=record, file=file, run_predictions=recorded, views=3, seed=0
-            )
-            difference = recorded["test"].largest_difference(images.ids, measured.logits)
-            assert difference is not None
-            assert difference < 1e-5
-            # The saved network resizes by itself.
-            pixels = np.stack([load() for load in run.data.open().test.source.loaders()])
-            by_network = classifier.model(pixels)["probabilities"].numpy()
-            by_decoder = probabilities(measured.logits)
-            assert np.abs(by_network - by_decoder).max() <= (1e-4 if decoder == TENSORFLOW else ALLOWANCE)
-            assert (by_network.argmax(axis=1) == by_decoder.argmax(axis=1)).all()
-        # Its parent is named: Pillow's images are cached too the second time.
+        _, frozen_id = trained(f"data.decoder={decoder}")
+        # The second time, the images of both decoders are cached.
         tuned, tuned_id = trained("phase=finetune", "phase.epochs=1", f"phase.parent={frozen_id}", "unfreeze.layers=16")
         assert tuned.data.decoder == "auto"
-        assert record_of(tuned, tuned_id).params["data.decoder"] == decoder
+        assert tuned.tracking.record(tuned_id).params["data.decoder"] == decoder
