@@ -196,6 +196,7 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
             record,
             file,
             tracking if record is not None else None,
+            decoder=network.decoder,
             runtime=network.runtime,
             precision=network.precision,
         )

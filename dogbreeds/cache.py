@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import cli
 from dogbreeds.core import console
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, boolean, number, text
 from dogbreeds.core.text import size_text
@@ -206,6 +207,7 @@ def _description(info: ArrayInfo) -> str:
     parts += [f"in {identity['precision']}"] if "precision" in identity else []
     if "shard" in identity:
         parts.append("shard {first:,}–{end:,} of {total:,} rows".format(**identity["shard"]))
+    parts.append(identity.get("decoder", IMPLIED_PARAMS["data.decoder"]))
     if info.unfinished is not None:
         parts.append("unfinished: {:,} of {:,} rows".format(*info.unfinished))
     return ", ".join(parts)

@@ -31,7 +31,7 @@ def test_parts_of_a_loaded_network_give_its_probabilities(policy, resize: str, m
     assert (classifier.class_names, classifier.image_size, classifier.resize) == (NAMES, 64, resize)
     images = np.stack([drawn_dogs.draw("test", label, 0)[:50] for label in range(3)])
     expected = classifier.model(images)["probabilities"].numpy()
-    resized = np.stack([classifier.resizer(image) for image in images])
+    resized = np.stack([classifier.decode(lambda image=image: image) for image in images])
     assert np.allclose(probabilities(classifier.logits(resized)), expected, atol=1e-5)
     maps_model, head = classifier.maps_and_head
     pooled = maps_model(resized.astype(np.float32)).numpy().mean(axis=(1, 2))
@@ -75,7 +75,7 @@ def test_load_gives_a_network_of_an_earlier_version_its_present_names(tmp_path: 
         assert np.array_equal(found["probabilities"], expected["probabilities"])
         assert np.array_equal(found["class"], expected["breed"])
     assert (classifier.class_names, classifier.image_size, classifier.resize) == (class_names(3), SIZE, "pad")
-    resized = np.stack([classifier.resizer(image) for image in images])
+    resized = np.stack([classifier.decode(lambda image=image: image) for image in images])
     assert np.allclose(probabilities(classifier.logits(resized)), expected["probabilities"], atol=1e-5)
     assert np.allclose(classifier.probabilities(resized), expected["probabilities"], atol=1e-5)
 

@@ -140,7 +140,7 @@ def test_cache_command_lists_unfinished_and_damaged_arrays(command, tmp_path: Pa
     listed = command("cache").stdout.split("\n\n")[0].splitlines()
     assert listed[0].split() == [damaged.name, "0", "B", "used", "0", "s", "ago", "damaged"]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("features")] == [
-        "64 px, pad, float16, unfinished: 2,048 of 4,800 rows"
+        "64 px, pad, float16, tensorflow, unfinished: 2,048 of 4,800 rows"
     ]
     assert [line.split(" ago   ")[1] for line in listed if line.startswith("photos")] == ["damaged"]
     assert re.match(

@@ -19,10 +19,12 @@ from dogbreeds.core.spec import number
 from dogbreeds.data.miniature import Miniature
 from dogbreeds.experiments.arguments import take_former_names
 from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.automatic_settings import resolve
 from dogbreeds.experiments.compose import build_spec, compose_config, from_config
 from dogbreeds.experiments.recorded_runs import open_dataset
 from dogbreeds.experiments.result import Skipped
 from dogbreeds.experiments.run import Run
+from dogbreeds.features.extraction import DecodedImages
 from dogbreeds.inference.classifier import load
 from dogbreeds.models.head import Linear
 from dogbreeds.reports.attempts_table import build_tables
@@ -198,6 +200,15 @@ def test_an_interrupted_old_run_is_resumed_with_its_cached_features(
     assert [step for step, _ in curve] == list(range(1, 31))
     finished = store.get_run(run.info.run_id)
     assert (finished.info.status, finished.data.tags["resumed"]) == ("FINISHED", "1")
+
+
+def test_cached_images_of_an_old_run_are_found_and_used(old_home) -> None:
+    run = old_home("head=linear")
+    dataset = run.data.open()
+    run, _ = resolve(run, dataset, looks_up_runs=False)
+    assert run.data.decoder == "tensorflow"
+    for split in (dataset.train, dataset.val):
+        assert DecodedImages(split.source, run.data, run.model.image_size, run.features.open_cache()).is_cached
 
 
 @pytest.mark.slow

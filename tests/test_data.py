@@ -14,7 +14,7 @@ from dogbreeds.data.image import UnreadableImageError, decode
 from dogbreeds.data.miniature import Miniature
 from dogbreeds.data.stanford_dogs import StanfordDogs
 
-COMMON = {"resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
+COMMON = {"resize": "stretch", "decoder": "pillow", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
 
 
 def folder(root: Path | str, **changes: object) -> Folder:

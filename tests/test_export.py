@@ -29,7 +29,7 @@ def test_sample_spreads_images_over_a_folder_or_split(write_images) -> None:
     from dogbreeds.data.folder import Folder
 
     root = write_images(classes=3, train=4, test=5)
-    shared = {"resize": "stretch", "max_corrupt_fraction": 0.5}
+    shared = {"resize": "stretch", "decoder": "pillow", "max_corrupt_fraction": 0.5}
     split = Folder(root=str(root), val_fraction=0.3, split_seed=0, on_corrupt="skip", **shared).open().test
     assert len(sample_folder(str(root / "test"), 7)) == 7
     assert len(sample_folder(str(root), 1000)) == 27

@@ -19,7 +19,7 @@ from PIL import Image
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data import files, image
-from dogbreeds.data.files import decode_file, examine
+from dogbreeds.data.files import examine, examined_image
 from dogbreeds.data.folder import Folder
 from dogbreeds.data.image import MAX_BYTES, REASONS, UnreadableImageError, decode
 from dogbreeds.data.resize import resizer
@@ -27,7 +27,7 @@ from dogbreeds.data.tfds import tfds_source
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import DecodedImages
 
-COMMON = {"resize": "stretch", "val_fraction": 0.2, "split_seed": 0}
+COMMON = {"resize": "stretch", "decoder": "pillow", "val_fraction": 0.2, "split_seed": 0}
 
 
 def strict(root: Path) -> Folder:
@@ -392,7 +392,7 @@ def test_examine_reads_a_changed_file_again(root: Path) -> None:
     same_size_and_time(path)
     [after] = examine([str(path)])
     assert before != after == digest(path.read_bytes())
-    assert decode_file(str(path), after).shape == (6, 8, 3)
+    assert examined_image(str(path), after)().shape == (6, 8, 3)
 
 
 # --- links ------------------------------------------------------------

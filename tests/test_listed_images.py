@@ -12,7 +12,14 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.data.table import Table
 from dogbreeds.data.tfds import Tfds
 
-COMMON = {"val_fraction": 0.25, "split_seed": 0, "resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.5}
+COMMON = {
+    "val_fraction": 0.25,
+    "split_seed": 0,
+    "resize": "stretch",
+    "decoder": "pillow",
+    "on_corrupt": "stop",
+    "max_corrupt_fraction": 0.5,
+}
 CLASSES = ('Größe, "XL"', "-2+3", "🐕 dog")
 
 

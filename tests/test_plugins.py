@@ -72,7 +72,7 @@ CONFIGS = {
     "attempt/mine": "# @package _global_\ndefaults:\n  - override /head: norm\n",
 }
 SOURCE = f"head{SOURCE_SUFFIX}"
-DATA = {"resize": "stretch", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
+DATA = {"resize": "stretch", "decoder": "tensorflow", "on_corrupt": "stop", "max_corrupt_fraction": 0.01}
 ERRORS = {
     "missing": "import kears\n",
     "syntax": "x = 1\n\ndef f(:\n",

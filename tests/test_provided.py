@@ -119,4 +119,4 @@ def test_files_that_cannot_be_read_or_are_named_twice_are_refused(write_images, 
 
 def test_such_data_is_not_opened_again() -> None:
     with pytest.raises(UserError, match=r"evaluate\(dataset\)"):
-        Provided(resize="stretch", on_corrupt="stop", max_corrupt_fraction=0).open()
+        Provided(resize="stretch", decoder="pillow", on_corrupt="stop", max_corrupt_fraction=0).open()

@@ -20,6 +20,7 @@ from dogbreeds.data.miniature import Miniature
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.experiments import runtimes
 from dogbreeds.experiments.attempt import execute
+from dogbreeds.experiments.automatic_settings import resolve
 from dogbreeds.experiments.compose import compose_config, from_config
 from dogbreeds.experiments.recorded_runs import Only, open_network
 from dogbreeds.experiments.result import Result
@@ -53,6 +54,7 @@ DATA = Miniature(
     val_per_class=1,
     test_per_class=1,
     resize="stretch",
+    decoder="tensorflow",
     on_corrupt="stop",
     max_corrupt_fraction=0.01,
 )
@@ -361,7 +363,7 @@ def test_auto_is_tensorflow_without_openvino_and_on_several_devices(
     run = run_with(runtime="auto", precision="auto", dir=str(tmp_path))
     if mirrored:
         run = replace(run, strategy=Mirrored(devices=None))
-    resolved, assembly = runtimes.resolve(run, None)  # type: ignore[arg-type]
+    resolved, assembly = runtimes.choose(run, None, runtimes.choices(run))  # type: ignore[arg-type]
     assert assembly is None
     assert (resolved.features.runtime, resolved.features.precision) == ("tensorflow", "float32")
     assert resolved.key == run.key
@@ -370,13 +372,13 @@ def test_auto_is_tensorflow_without_openvino_and_on_several_devices(
 def test_runtime_that_is_asked_for_and_not_installed_is_refused(hidden: None) -> None:
     run = run_with(runtime="openvino")
     with pytest.raises(UserError, match=r"openvino is not installed\. .*pip install 'dogbreeds\[fast\]'"):
-        runtimes.resolve(run, None)  # type: ignore[arg-type]
+        runtimes.choices(run)
 
 
 def test_bfloat16_that_nothing_computes_is_refused(monkeypatch: pytest.MonkeyPatch, hidden: None) -> None:
     run = run_with(runtime="auto", precision="bfloat16")
     with pytest.raises(UserError, match=r"pip install 'dogbreeds\[fast\]'"):
-        runtimes.resolve(run, None)  # type: ignore[arg-type]
+        runtimes.choices(run)
 
 
 class Recorded:
@@ -397,9 +399,10 @@ def test_auto_goes_on_with_the_runtime_of_the_recorded_run(
 ) -> None:
     monkeypatch.setattr(runtimes, "assemble_network", None)
     run = run_with(runtime="auto", dir=str(tmp_path))
+    run = replace(run, data=replace(run.data, decoder="pillow"))
     recorded = Recorded(run, runtime, status)
     monkeypatch.setattr(type(run.tracking), "newest_run", lambda self, identity: recorded.records.get(identity))
-    resolved, _ = runtimes.resolve(run, recorded)  # type: ignore[arg-type]
+    resolved, _ = resolve(run, recorded)  # type: ignore[arg-type]
     assert resolved.features.runtime == runtime
 
 
@@ -413,7 +416,7 @@ def execute_in(folder: Path, run: Run) -> Result:
 
 
 def resolved_runtime(run: Run) -> str:
-    return runtimes.resolve(run, run.data.open())[0].features.runtime
+    return resolve(run, run.data.open())[0].features.runtime
 
 
 @pytest.mark.slow
@@ -458,17 +461,17 @@ def test_frozen_part_that_cannot_be_converted_falls_back_with_one_line(
     monkeypatch.setattr("dogbreeds.models.network.compile_engine", refuse)
     for runtime in ("auto", "openvino"):
         caplog.clear()
-        run = composed(*SMALL, f"features.runtime={runtime}")
-        resolved, assembly = runtimes.resolve(run, run.data.open())
+        run = composed(*SMALL, f"features.runtime={runtime}", "data.decoder=pillow")
+        resolved, assembly = resolve(run, run.data.open())
         assert (resolved.features.runtime, assembly.network.prefix.runtime) == ("tensorflow", "tensorflow")
-        assert resolved.key == composed(*SMALL, "features.runtime=tensorflow").key
+        assert resolved.key == composed(*SMALL, "features.runtime=tensorflow", "data.decoder=pillow").key
         (line,) = [message for message in caplog.messages if "TensorFlow" in message]
         assert "cannot convert the frozen part (Igamma)" in line
     # In bfloat16 TensorFlow is no substitute.
     monkeypatch.setattr(runtimes, "has_bfloat16", lambda: True)
     precise = replace(run, features=replace(run.features, precision="bfloat16"))
     with pytest.raises(RuntimeUnavailableError):
-        runtimes.resolve(precise, run.data.open())
+        resolve(precise, run.data.open())
 
 
 @pytest.mark.long

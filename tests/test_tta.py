@@ -1,12 +1,20 @@
 """`tta.view`: the views of test-time augmentation."""
 
 import numpy as np
+import pytest
 
 from dogbreeds.data import drawn_dogs
-from dogbreeds.inference.tta import view
+from dogbreeds.data.decoder import PILLOW, TENSORFLOW
+from dogbreeds.inference import tta
+
+DECODERS = pytest.mark.parametrize("decoder", [PILLOW, TENSORFLOW])
 
 
-def test_view_gives_the_image_its_mirror_image_and_both_magnified() -> None:
+@DECODERS
+def test_view_gives_the_image_its_mirror_image_and_both_magnified(decoder: str) -> None:
+    def view(images: np.ndarray, number: int) -> np.ndarray:
+        return tta.view(images, number, decoder)
+
     images = np.stack([drawn_dogs.draw("test", label, 0) for label in range(3)])
     assert (view(images, 0) == images).all()
     assert (view(images, 1) == images[:, :, ::-1]).all()
@@ -19,9 +27,10 @@ def test_view_gives_the_image_its_mirror_image_and_both_magnified() -> None:
     assert np.abs(view(images, 10).astype(float) - centre).mean() < np.abs(images.astype(float) - centre).mean()
 
 
-def test_view_magnifies_more_with_each_further_pair() -> None:
+@DECODERS
+def test_view_magnifies_more_with_each_further_pair(decoder: str) -> None:
     square = np.zeros((1, 64, 64, 3), np.uint8)
     square[:, 8:56, 8:56] = 255
-    brightness = [view(square, number).mean() for number in (0, 2, 4, 6)]
+    brightness = [tta.view(square, number, decoder).mean() for number in (0, 2, 4, 6)]
     assert brightness == sorted(brightness)
     assert len(set(brightness)) == 4

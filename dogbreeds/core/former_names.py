@@ -33,6 +33,8 @@ RENAMED_SETTINGS = {
 # Options of config groups, as they are typed: new one by old one.
 RENAMED_OPTIONS = {"features=kept": "features=cached"}
 _OLD_NAMES = {new: old for old, new in RENAMED_SETTINGS.items()}
+# Parameters that earlier versions did not record, with the value that they implied.
+IMPLIED_PARAMS = {"data.decoder": "tensorflow", "features.runtime": "tensorflow", "features.precision": "float32"}
 
 
 def stored_name(name: str) -> str:

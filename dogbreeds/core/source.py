@@ -1,12 +1,19 @@
 """Source of classes from outside the package: a digest that tells whether their code was edited."""
 
+import dataclasses
 import hashlib
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import digest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _PACKAGE = __name__.partition(".")[0]
 # Digest of each class that was asked for.
@@ -54,6 +61,21 @@ def plugin_source(spec: object) -> dict[str, str]:
     """
     found = source_digest(type(spec))
     return {"source": found} if found else {}
+
+
+def plugin_digest(spec: "DataclassInstance", *ignored: str) -> str:
+    """Return a digest of source and settings of a spec, after a colon, if its class is a plugin's; else an empty text.
+
+    It is appended to what identifies the result of a class of the package.
+
+    Args:
+        spec: part of a run.
+        ignored: fields that are left out.
+    """
+    if not is_foreign(type(spec)):
+        return ""
+    settings = {name: value for name, value in dataclasses.asdict(spec).items() if name not in ignored}
+    return f":{digest(json.dumps([source_digest(type(spec)), settings], sort_keys=True).encode())}"
 
 
 def package_digest(name: str) -> str:

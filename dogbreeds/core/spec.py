@@ -4,7 +4,6 @@ A field is declared with a check, such as `number` or `one_of`, whose errors sta
 """
 
 import dataclasses
-import json
 import math
 import re
 import struct
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.source import is_foreign, source_digest
-from dogbreeds.core.text import UNPRINTABLE, digest, received
+from dogbreeds.core.text import UNPRINTABLE, received
 
 # Takes a config key and its value; returns the converted value, or raises UserError.
 Check = Callable[[str, Any], Any]
@@ -330,21 +328,14 @@ class Spec:
     group: ClassVar[str]
     implied: ClassVar[Mapping[str, Any]] = {}
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A class of a plugin may have implied values of its own.
+        declared = [vars(base).get("implied", {}) for base in reversed(cls.__mro__)]
+        cls.implied = {name: value for values in declared for name, value in values.items()}
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             key = f"{self.group}.{field.name}" if self.group else field.name
             checked = field.metadata["check"](key, getattr(self, field.name))
             object.__setattr__(self, field.name, checked)
-
-    def plugin_digest(self, *ignored: str) -> str:
-        """Return a digest of source and settings, after a colon, if the class belongs to a plugin; else an empty text.
-
-        It is appended to what identifies the result of a class of the package.
-
-        Args:
-            ignored: fields that are left out.
-        """
-        if not is_foreign(type(self)):
-            return ""
-        settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ignored}
-        return f":{digest(json.dumps([source_digest(type(self)), settings], sort_keys=True).encode())}"

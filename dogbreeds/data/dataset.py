@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, number, one_of
+from dogbreeds.core.former_names import IMPLIED_PARAMS
+from dogbreeds.core.spec import AUTO, Spec, number, one_of
 from dogbreeds.core.text import digest, printable
+from dogbreeds.data.decoder import PILLOW
 from dogbreeds.data.image import ImageLoader
 
 
@@ -216,12 +218,15 @@ class Data(Spec):
 
     Attributes:
         resize: how images become square, see `resize_images`.
+        decoder: what decodes and resizes images, see `decoder`; `auto` chooses, see `decoder_choice`.
         on_corrupt: whether an unreadable image stops the run or is skipped.
         max_corrupt_fraction: largest fraction of a source's images that may be skipped.
     """
 
     group = "data"
+    implied = {"decoder": IMPLIED_PARAMS["data.decoder"]}
     resize: str = one_of("stretch", "pad", "crop")
+    decoder: str = one_of("auto", "pillow", "pillow_scaled", "tensorflow")
     on_corrupt: str = one_of("stop", "skip")
     max_corrupt_fraction: float = number(at_least=0, at_most=1, example=0.01)
 
@@ -233,6 +238,11 @@ class Data(Spec):
             UserError: if it cannot be trained on.
         """
         raise NotImplementedError
+
+    @property
+    def chosen_decoder(self) -> str:
+        """One of `DECODERS`; of `auto` where nothing was cached or recorded, Pillow."""
+        return PILLOW if self.decoder == AUTO else self.decoder
 
     def check_skipped(self, skipped: int, total: int, source: str) -> None:
         """Check the number of skipped images of a source.

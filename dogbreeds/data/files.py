@@ -5,9 +5,8 @@ import os
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest, printable
@@ -16,9 +15,9 @@ from dogbreeds.data.image import (
     OR_SKIP,
     OUTSIDE_ROOT,
     SUFFIXES,
+    EncodedImage,
     UnreadableImageError,
     check_bytes,
-    decode,
     open_image,
 )
 
@@ -136,28 +135,27 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 _RESOURCE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def decode_file(path: str, expected: str) -> np.ndarray:
-    """Decode an image file that was examined before.
+def examined_image(path: str, expected: str) -> EncodedImage:
+    """Return the loader of an image file that was examined before.
+
+    It raises `UserError` if the content has changed. `data.on_corrupt=skip` does not skip that, because the cache would
+    hold pixels under the digest of another image.
 
     Args:
         path: path of the file.
         expected: digest that `examine` returned, under which the pixels will be cached.
-
-    Returns:
-        [h, w, 3] uint8 RGB.
-
-    Raises:
-        UnreadableImageError: as `decode`.
-        UserError: if the content has changed. `data.on_corrupt=skip` does not skip that, because the cache would hold
-            pixels under the digest of another image.
     """
+    return EncodedImage(partial(_read_examined, path, expected), printable(path))
+
+
+def _read_examined(path: str, expected: str) -> bytes:
     try:
         encoded = read_file(path)
     except UnreadableImageError as error:
         raise _changed(path) from error
     if digest(encoded) != expected:
         raise _changed(path)
-    return decode(encoded, printable(path))
+    return encoded
 
 
 def _changed(path: str) -> UserError:

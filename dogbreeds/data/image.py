@@ -9,6 +9,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,9 +79,24 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
     """
     with open_image(encoded, name) as image:
         # Pixels are decoded first, because the EXIF data of a PNG may come after them.
-        pixels = _to_rgb(image)
-        make_upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG), _unchanged)
-        return make_upright(pixels)
+        pixels = np.asarray(to_rgb(image))
+        return make_upright(pixels, orientation_of(image))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An `ImageLoader` that reads an image file. A decoder may take the file's content and decode it at another size.
+
+    Attributes:
+        read: returns the content, or raises `UnreadableImageError`.
+        name: printable name of the image for error messages.
+    """
+
+    read: Callable[[], bytes]
+    name: str
+
+    def __call__(self) -> np.ndarray:
+        return decode(self.read(), self.name)
 
 
 def declared_pixels(encoded: bytes, name: str) -> int:
@@ -97,18 +113,17 @@ def declared_pixels(encoded: bytes, name: str) -> int:
         return image.width * image.height
 
 
-def _to_rgb(image: "Image.Image") -> np.ndarray:
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """Decode the pixels of an open image and convert them to RGB."""
+    from PIL import Image
+
     # 16-bit greyscale: Pillow's own conversion would clip it to white.
     if image.mode.startswith("I"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     image.load()
     # Transparency does not affect the colours, and Pillow fails on it in an image without a palette.
     image.info.pop("transparency", None)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _unchanged(pixels: np.ndarray) -> np.ndarray:
-    return pixels
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 _ORIENTATION_TAG = 0x0112
@@ -123,6 +138,16 @@ _UPRIGHT: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
+
+
+def orientation_of(image: "Image.Image") -> Any:
+    """Return the EXIF orientation of an image whose pixels are decoded; of a damaged file it may be any value."""
+    return image.getexif().get(_ORIENTATION_TAG)
+
+
+def make_upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
+    """Turn pixels [h, w, 3] upright. They stay as they are if the orientation is unknown."""
+    return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
 
 
 @contextlib.contextmanager

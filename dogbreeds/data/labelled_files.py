@@ -1,6 +1,5 @@
 """Sources and splits made of labelled image files, however the labels were given."""
 
-import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.dataset import Data, Dataset, Source, Split, stratified_split
-from dogbreeds.data.files import decode_file, examine, examine_below
+from dogbreeds.data.files import examine, examine_below, examined_image
 from dogbreeds.data.image import ImageLoader, UnreadableImageError
 
 
@@ -58,7 +57,7 @@ def readable_source(
         np.asarray([file.label for file, _ in readable], dtype=np.int32),
         [image_id(root, file.path) for file, _ in readable],
         [content for _, content in readable],
-        [functools.partial(decode_file, file.path, content) for file, content in readable],
+        [examined_image(file.path, content) for file, content in readable],
     )
     return source, _skipped_note(name, len(files), errors)
 

@@ -12,7 +12,7 @@ import numpy as np
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import UNPRINTABLE, digest, printable
 from dogbreeds.data.dataset import Dataset, Source
-from dogbreeds.data.files import decode_file, examine
+from dogbreeds.data.files import examine, examined_image
 from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.data.labelled_files import assemble_dataset, labelled_source
 
@@ -162,5 +162,5 @@ def _file_source(root: str, part: str, paths: Sequence[str], labels: np.ndarray)
             raise UserError(result.message_without_skip) from result
         digests.append(result)
     ids = [printable(os.path.relpath(path, root)) for path in paths]
-    loaders = [functools.partial(decode_file, path, of_file) for path, of_file in zip(paths, digests, strict=True)]
+    loaders = [examined_image(path, of_file) for path, of_file in zip(paths, digests, strict=True)]
     return labelled_source(part, labels, ids, digests, loaders)

@@ -1,11 +1,11 @@
-"""The one resize operation, shared by training, evaluation and the saved model."""
+"""The resize operation of the saved network, and the same for exported ones."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 # Grey level of the padding. Source: the guide.
-_PAD_GREY = 128.0
+PAD_GREY = 128
 
 
 def resize_images(images, size: int, mode: str):
@@ -30,9 +30,9 @@ def resize_images(images, size: int, mode: str):
         antialias=True,
         crop_to_aspect_ratio=mode == "crop",
         pad_to_aspect_ratio=mode == "pad",
-        fill_value=_PAD_GREY,
+        fill_value=float(PAD_GREY),
     )
-    # Rounded, because images are cached as uint8: the saved model must see exactly what training saw.
+    # Rounded, because images are cached as uint8, and the saved model must see what training saw.
     return keras.ops.round(resized)
 
 
@@ -65,7 +65,7 @@ def resize_images_portable(images, size: int, mode: str):
     if mode == "pad":
         side = tf.maximum(height, width)
         top, left = (side - height) // 2, (side - width) // 2
-        pixels = tf.pad(pixels, [[0, 0], [top, top], [left, left], [0, 0]], constant_values=_PAD_GREY)
+        pixels = tf.pad(pixels, [[0, 0], [top, top], [left, left], [0, 0]], constant_values=float(PAD_GREY))
     return tf.round(_resize_axis(_resize_axis(pixels, 1, size), 2, size))
 
 

@@ -12,7 +12,7 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import number, path, seed, text
 from dogbreeds.core.text import digest, printable, shorten
 from dogbreeds.data.dataset import Data, Dataset, Source
-from dogbreeds.data.image import ImageLoader, decode
+from dogbreeds.data.image import EncodedImage, ImageLoader
 from dogbreeds.data.labelled_files import assemble_dataset
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def tfds_source(builder: "tfds.core.DatasetBuilder", split: str, image: str = "i
 
     def loaders() -> Iterator[ImageLoader]:
         for name, row in zip(ids, rows(), strict=True):
-            yield functools.partial(decode, row[image], name)
+            yield EncodedImage(functools.partial(bytes, row[image]), name)
 
     described = "".join(f"{row[0]} {row[1]} {row[2]}\n" for row in zip(labels, ids, digests, strict=True))
     return Source(

@@ -14,9 +14,8 @@ from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
-from dogbreeds.experiments import network_pool, recording, resume, runtimes, trial
+from dogbreeds.experiments import automatic_settings, network_pool, recording, resume, trial
 from dogbreeds.experiments.isolation import process_state_restored
-from dogbreeds.experiments.pixel_convention import with_pixels
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.range_test import run_range_test
 from dogbreeds.experiments.reference import measure_reference
@@ -66,7 +65,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
     run.baseline.weights_file()
     check_saved_parent(run)
     dataset = dataset or run.data.open()
-    run, assembly = runtimes.resolve(with_pixels(run, dataset), dataset)
+    run, assembly = automatic_settings.resolve(run, dataset)
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
     checkpoints = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity)

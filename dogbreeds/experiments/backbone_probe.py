@@ -33,7 +33,6 @@ from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.reference_probe import NEAREST_MEAN, RIDGE, fit_probe
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.isolation import process_state_restored
-from dogbreeds.experiments.pixel_convention import with_pixels
 from dogbreeds.experiments.probe_models import ProbeModel
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
@@ -152,6 +151,7 @@ class _Built:
     """A backbone that is ready for its pass.
 
     Attributes:
+        run: its settings, none of them `auto`.
         network: backbone and head, of which only the frozen part is used.
         parameters: number of the backbone's weights.
         fingerprint: of the backbone.
@@ -159,6 +159,7 @@ class _Built:
         baseline_network: network that measures it; None if there is nothing to measure.
     """
 
+    run: Run
     network: Network
     parameters: int
     fingerprint: str
@@ -176,19 +177,19 @@ def _build(model: ProbeModel, dataset: Dataset) -> _Built:
     model.run.model.weights_file()
     model.run.baseline.weights_file()
 
-    from dogbreeds.experiments import runtimes
+    from dogbreeds.experiments.automatic_settings import resolve
     from dogbreeds.experiments.prepare import assemble_network, build_baseline
 
-    run, assembly = runtimes.resolve(with_pixels(model.run, dataset), dataset, looks_up_runs=False)
+    run, assembly = resolve(model.run, dataset, looks_up_runs=False)
     assembly = assembly or assemble_network(run, dataset)
     backbone, network = assembly.backbone, assembly.network
-    baseline, baseline_network = build_baseline(model.run, backbone, network, None, dataset.class_names)
-    return _Built(network, backbone.network.count_params(), backbone.fingerprint, baseline, baseline_network)
+    baseline, baseline_network = build_baseline(run, backbone, network, None, dataset.class_names)
+    return _Built(run, network, backbone.network.count_params(), backbone.fingerprint, baseline, baseline_network)
 
 
 def _probe(model: ProbeModel, built: _Built, dataset: Dataset, on: Dataset) -> ProbedBackbone:
     """Run the pass over the images that are not cached, and fit the probes."""
-    run, prefix = model.run, built.network.prefix
+    run, prefix = built.run, built.network.prefix
     cache = run.features.open_cache()
 
     # A sample must not decode all images.

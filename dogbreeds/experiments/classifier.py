@@ -52,6 +52,7 @@ class Classifier(classifier.Classifier):
         model: Keras model from `image`, [b, h, w, 3] uint8 RGB of any size, to `probabilities`, [b, classes] float32,
             and `class`, [b] class names.
         class_names: in the order of the probabilities.
+        decoder: what decodes and resizes images for it: that of its training, recorded as `data.decoder`.
         record: the run that trained it; None for a file.
         file: the file that it was loaded from.
         tracking: where the run is recorded; None for a file.
@@ -228,7 +229,7 @@ class Classifier(classifier.Classifier):
     ) -> EvaluationSet:
         if isinstance(images, Dataset):
             name = split_name(images, split)
-            data = Provided(resize=self.resize, **_DATA_DEFAULTS)
+            data = Provided(resize=self.resize, decoder=self.decoder, **_DATA_DEFAULTS)
             self._check_classes(images)
             return split_evaluation_set(name, images.splits[name], data, self, cache)
         if images is not None:

@@ -5,7 +5,7 @@ import gc
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,19 +281,20 @@ def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network
     return parent
 
 
-def parent_must_match(run: Run, facts: dict[str, str]) -> dict[str, Any]:
+def parent_must_match(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
     """Return the parameters that a fine-tune and its parent must share.
 
     Args:
         run: settings of the fine-tune.
-        facts: fingerprints of its backbone and data, by parameter name.
+        facts: fingerprints of backbone and data, by parameter name, as far as they are known.
     """
     parameters = run.parameters()
     head = {name: value for name, value in parameters.items() if name.split(".")[0] == "head"}
     pixels = {name: value for name, value in parameters.items() if name.startswith("preprocessing.")} | {
         "data.resize": run.data.resize,
+        "data.decoder": run.data.decoder,
         "model.image_size": run.model.image_size,
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    return facts | head | pixels | {name: parameters.get(name) for name in names}
+    return {**facts, **head, **pixels, **{name: parameters.get(name) for name in names}}

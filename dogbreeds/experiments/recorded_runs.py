@@ -22,7 +22,7 @@ from dogbreeds.experiments.plugins import is_allowed, is_module_name
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.inference.evaluation_set import EvaluationSet, split_evaluation_set
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, RANKING_METRIC, Record, is_path, short
+from dogbreeds.tracking.records import RANKING_METRIC, Record, is_path, short
 from dogbreeds.tracking.saved_network import check_class_count
 from dogbreeds.tracking.saved_run import SavedRun
 
@@ -167,7 +167,8 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
         only: filter of the runs among which `latest` and `best` are found.
 
     Yields:
-        The run (None for a file), its network in the run's runtime, and the network's file, until the block ends.
+        The run (None for a file), its network with the decoder and the runtime of the run, and the network's file,
+        until the block ends. A file without its run decodes as the network itself resizes, in TensorFlow.
 
     Raises:
         MissingFileError, UserError: if there is no such run, file or network, or if it is not the network of the run.
@@ -183,21 +184,20 @@ def open_network(tracking: Mlflow, run: str, only: Only) -> "Iterator[tuple[Reco
                 f"run={run} is not a file. It must be a network that was saved as .keras, or a run. Type run=latest,"
                 " for example."
             )
-        yield None, _with_runtime(load(path), saved.params if saved is not None else {}), path
+        yield None, load(path) if saved is None else _as_in_run(load(path), saved.params), path
         return
     record = find_record(tracking, run, only)
     with tempfile.TemporaryDirectory() as folder:
         file = tracking.download_network(record.run_id, Path(folder))
         classifier = load(file)
         check_class_count(record, classifier.class_names)
-        yield record, _with_runtime(classifier, record.params), file
+        yield record, _as_in_run(classifier, record.params), file
 
 
-def _with_runtime(classifier: "Classifier", params: Mapping[str, str]) -> "Classifier":
-    """Return a network with the runtime and the precision of the run that has these parameters."""
-    names = ("features.runtime", "features.precision")
-    runtime, precision = (params.get(name, FEATURES_IN_RUN_KEY[name]) for name in names)
-    return replace(classifier, runtime=runtime, precision=precision)
+def _as_in_run(classifier: "Classifier", params: Mapping[str, str]) -> "Classifier":
+    """Return a network with the decoder, the runtime and the precision of the run that has these parameters."""
+    runtime, precision = params["features.runtime"], params["features.precision"]
+    return replace(classifier, decoder=params["data.decoder"], runtime=runtime, precision=precision)
 
 
 def open_dataset(
@@ -236,7 +236,7 @@ def open_dataset(
             " the same files, without additions or removals. Type data.root=<folder> with those files, or train on"
             " these images first."
         )
-    return data, dataset
+    return replace(data, decoder=record.params["data.decoder"]), dataset
 
 
 def _recorded_config(tracking: Mlflow, record: Record) -> DictConfig:

@@ -108,9 +108,10 @@ class Run:
 
     def _is_hashed(self, name: str, value: Any) -> bool:
         """Whether a setting with this value is part of the run's key."""
+        if name in _CHOSEN_AT_START and value == AUTO:
+            return False
         if name in FEATURES_IN_RUN_KEY:
-            # Until the run starts, what is to be chosen then is not known.
-            return value not in (AUTO, Features.implied.get(name.removeprefix("features.")))
+            return value != Features.implied.get(name.removeprefix("features."))
         implied = self._implied()
         return name.split(".")[0] not in NOT_IN_RUN_KEY and (name not in implied or implied[name] != value)
 
@@ -131,9 +132,8 @@ class Run:
         Returns:
             24 hex digits.
         """
-        return hashlib.blake2b(
-            f"{self.key} {data_fingerprint} {self.model.weights_digest()}".encode(), digest_size=12
-        ).hexdigest()
+        text = f"{self.key} {data_fingerprint} {self.model.weights_digest()}"
+        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Return every hyper-parameter by its dotted name, such as `optimizer.lr`.
@@ -154,5 +154,7 @@ class Run:
 
 # Spec that versions without a group implied, with its implied values, by group. As the fields in `Spec.implied`.
 IMPLIED_SPECS: dict[str, type[Spec]] = {"loss": CrossEntropy}
+# Settings that may be `auto` until the run starts: see `automatic_settings`.
+_CHOSEN_AT_START = ("data.decoder", "features.runtime", "features.precision")
 # Names of the config groups.
 GROUPS = tuple(field.name for field in dataclasses.fields(Run) if field.name not in (*UNGROUPED, "origin"))

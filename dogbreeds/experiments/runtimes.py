@@ -1,21 +1,11 @@
-"""Runtime of a run: what computes the frozen part of its network, and in which precision.
-
-Both are part of a run's identity, so `features.runtime=auto` and `features.precision=auto` are decided before the run
-is looked up, locked and recorded. In this order, they are those of
-
-1. the run that is resumed, or that finished with the same settings;
-2. a fine-tune's parent;
-3. a complete array of these features in the cache;
-4. OpenVINO where it is installed and converts the frozen part, else TensorFlow.
+"""Choice of a run's runtime: what computes the frozen part of its network, and in which precision.
 
 Several devices and GPUs belong to TensorFlow.
 """
 
-import contextlib
 import itertools
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import AUTO
@@ -36,9 +26,8 @@ from dogbreeds.models.runtime import (
     is_installed,
 )
 from dogbreeds.models.strategy import Mirrored
-from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, is_path
+from dogbreeds.tracking.records import is_path
 from dogbreeds.tracking.saved_run import SavedRun
-from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.phase import Finetune
 
 log = logging.getLogger(__name__)
@@ -48,47 +37,46 @@ Choice = tuple[str, str]
 _PLAIN = (TENSORFLOW, FLOAT32)
 
 
-def resolve(run: Run, dataset: Dataset, looks_up_runs: bool = True) -> tuple[Run, Assembly | None]:
-    """Decide the runtime and the precision of a run.
+def choose(run: Run, dataset: Dataset, choices: list[Choice]) -> tuple[Run, Assembly | None]:
+    """Decide the runtime and the precision of a run that has not been started before.
 
     Args:
-        run: settings.
+        run: settings, whose decoder is decided.
         dataset: opened dataset.
-        looks_up_runs: whether recorded runs with the same settings decide first.
+        choices: what `choices` returned for it.
 
     Returns:
         The run with a runtime and a precision that are not `auto`; and its backbone and network, if they were needed.
 
     Raises:
-        MissingFileError, UserError: the runtime that was asked for by name is not installed, what was asked for cannot
-            be computed here, or as `assemble_network`.
+        MissingFileError, UserError: what was asked for cannot be computed here, or as `assemble_network`.
     """
-    features = run.features
-    if features.runtime not in (AUTO, TENSORFLOW):
-        check_available(features.runtime, FLOAT32)
-    choices = _choices(run)
     if choices == [_PLAIN]:
-        return _with_choice(run, _PLAIN), None
-    recorded = _recorded_choice(run, dataset, choices) if looks_up_runs and not run.rerun else None
-    if recorded is not None:
-        return _with_choice(run, recorded), None
+        return with_choice(run, _PLAIN), None
     assembly = assemble_network(run, dataset)
     network = _choose(run, dataset, assembly, choices)
     choice = (network.prefix.runtime, network.prefix.precision)
-    if choice != _PLAIN or features.precision == AUTO:
+    if choice != _PLAIN or run.features.precision == AUTO:
         log.info("features are computed by %s in %s", *choice)
     assembly.pooled.network = network
-    return _with_choice(run, choice), assembly
+    return with_choice(run, choice), assembly
 
 
-def _with_choice(run: Run, choice: Choice) -> Run:
+def with_choice(run: Run, choice: Choice) -> Run:
+    """Return the run with a runtime and a precision."""
     runtime, precision = choice
     return replace(run, features=replace(run.features, runtime=runtime, precision=precision))
 
 
-def _choices(run: Run) -> list[Choice]:
-    """Return what is asked for and can be computed on this machine, the fastest first."""
+def choices(run: Run) -> list[Choice]:
+    """Return what is asked for and can be computed on this machine, the fastest first.
+
+    Raises:
+        UserError: nothing can.
+    """
     features = run.features
+    if features.runtime not in (AUTO, TENSORFLOW):
+        check_available(features.runtime, FLOAT32)
     if features.runtime != AUTO:
         runtimes = [features.runtime]
     elif isinstance(run.strategy, Mirrored):
@@ -96,12 +84,12 @@ def _choices(run: Run) -> list[Choice]:
     else:
         runtimes = [runtime for runtime in (OPENVINO, *_runtimes_of_arrays(run), TENSORFLOW) if is_installed(runtime)]
     precisions = [BFLOAT16, FLOAT32] if features.precision == AUTO else [features.precision]
-    choices = [
+    computable = [
         (runtime, precision)
         for runtime, precision in itertools.product(runtimes, precisions)
         if precision == FLOAT32 or (runtime == OPENVINO and has_bfloat16())
     ]
-    return choices or [_refuse(run)]
+    return computable or [_refuse(run)]
 
 
 def _runtimes_of_arrays(run: Run) -> list[str]:
@@ -118,22 +106,6 @@ def _refuse(run: Run) -> Choice:
         " OpenVINO, on the processor, computes them in bfloat16. Type features.runtime=openvino, or"
         " features.precision=float32."
     )
-
-
-def _recorded_choice(run: Run, dataset: Dataset, choices: list[Choice]) -> Choice | None:
-    """Return the choice with which a run of the same settings was started last; None if there is no such run."""
-    started: dict[Choice, float] = {}
-    for choice in choices:
-        identity = _with_choice(run, choice).identity(dataset.fingerprint)
-        record = run.tracking.newest_run(identity)
-        checkpoint = Checkpoints(Path(run.checkpoint_dir).expanduser() / identity).newest
-        if record is not None:
-            started[choice] = record.started
-        elif checkpoint is not None:
-            # With tracking=none only a checkpoint tells of an unfinished run, which another process may just finish.
-            with contextlib.suppress(FileNotFoundError):
-                started[choice] = checkpoint.stat().st_mtime
-    return max(started, key=lambda choice: started[choice]) if started else None
 
 
 def _choose(run: Run, dataset: Dataset, assembly: Assembly, choices: list[Choice]) -> Network:
@@ -176,7 +148,7 @@ def _parent_choice(run: Run, facts: dict[str, str]) -> Choice | None:
         # Where the parent is needed, the same error is raised.
         return None
     names = ("features.runtime", "features.precision")
-    runtime, precision = (params.get(name, FEATURES_IN_RUN_KEY[name]) for name in names)
+    runtime, precision = (params[name] for name in names)
     return (
         runtime if asked.runtime == AUTO else asked.runtime,
         precision if asked.precision == AUTO else asked.precision,

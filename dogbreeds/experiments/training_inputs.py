@@ -135,11 +135,10 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     run.baseline.weights_file()
     dataset = run.data.open()
 
-    from dogbreeds.experiments.pixel_convention import with_pixels
+    from dogbreeds.experiments.automatic_settings import resolve
     from dogbreeds.experiments.prepare import assemble_network, build_baseline
-    from dogbreeds.experiments.runtimes import resolve
 
-    run, assembly = resolve(with_pixels(run, dataset), dataset, looks_up_runs=False)
+    run, assembly = resolve(run, dataset, looks_up_runs=False)
     assembly = assembly or assemble_network(run, dataset)
     inputs = TrainingInputs(run, dataset, assembly.network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1

@@ -14,6 +14,7 @@ from dogbreeds.core import prefetch
 from dogbreeds.core.console import progress
 from dogbreeds.core.source import plugin_source
 from dogbreeds.data.dataset import Data, Source
+from dogbreeds.data.decoder import decoder_identity, decoder_to_size
 from dogbreeds.data.image import ImageLoader, UnreadableImageError
 from dogbreeds.features.array_info import digest
 from dogbreeds.features.cache import FeatureCache
@@ -37,7 +38,7 @@ class DecodedImages:
 
     Attributes:
         source: the images to decode.
-        data: how they are resized, and what happens to unreadable ones.
+        data: how they are decoded and resized, and what happens to unreadable ones.
         image_size: pixels a side.
         cache: where they are cached.
         shard: the rows to decode; None for all. Rows are numbered as in the source in either case.
@@ -53,7 +54,7 @@ class DecodedImages:
     def identity(self) -> Identity:
         """What the decoded images of the whole source depend on."""
         own = {"photos": self.source.fingerprint, "size": self.image_size, "resize": self.data.resize}
-        return own | plugin_source(self.data)
+        return own | decoder_identity(self.data.chosen_decoder) | plugin_source(self.data)
 
     @property
     def _whole_array(self) -> tuple[str, Identity, tuple[int, ...], str]:
@@ -73,9 +74,14 @@ class DecodedImages:
         """The source's row that comes first in `rows()`."""
         return self.shard.first if self.shard else 0
 
+    @property
+    def is_cached(self) -> bool:
+        """Whether all images of the source are cached."""
+        return self.cache.has(*self._whole_array)
+
     def restricted_to(self, first: int, end: int) -> "DecodedImages":
         """Return images that decode only the rows from `first` to before `end`, or these images if all are cached."""
-        if self.cache.has(*self._whole_array):
+        if self.is_cached:
             return self
         return replace(self, shard=Shard(first, end, total=len(self.source.ids), step=1))
 
@@ -113,10 +119,8 @@ class DecodedImages:
             self.restricted_to(shard.first, shard.end).rows()
 
     def _produce(self, rows: np.ndarray, start: int, notes: Notes) -> Generator[int, None, None]:
-        from dogbreeds.data.resize import resizer
-
         _log_resuming(f"images of {self.source.name}", start, len(rows))
-        resize = resizer(self.image_size, self.data.resize)
+        decode = decoder_to_size(self.image_size, self.data.resize, self.data.chosen_decoder)
         first = self.first_row
         skipped = notes.setdefault("skipped", [])
         loaders = itertools.islice(self.source.loaders(), first + start, first + len(rows))
@@ -127,7 +131,7 @@ class DecodedImages:
             unreadable = []
             for row, load in enumerate(chunk_loaders, begin):
                 try:
-                    rows[row] = resize(load())
+                    rows[row] = decode(load)
                 except UnreadableImageError:
                     if self.data.on_corrupt == "stop":
                         raise

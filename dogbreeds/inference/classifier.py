@@ -12,6 +12,8 @@ import numpy as np
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
+from dogbreeds.data import decoder
+from dogbreeds.data.image import ImageLoader
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.network import compile_inference, inference_batch_size
 from dogbreeds.models.pooling import NAME as POOL
@@ -39,6 +41,8 @@ class Classifier:
         model: Keras model from `image`, [b, h, w, 3] uint8 RGB of any size, to `probabilities`, [b, classes] float32,
             and `class`, [b] class names.
         class_names: in the order of the probabilities.
+        decoder: what decodes and resizes images for it, one of `data.decoder.DECODERS`: that of its training, or
+            TensorFlow, which resizes as the network itself does.
         runtime: what computes its frozen part in `logits`, as in the run that trained it. Where it cannot, TensorFlow
             does, in float32.
         precision: that the frozen part is computed in.
@@ -46,6 +50,7 @@ class Classifier:
 
     model: "keras.Model"
     class_names: tuple[str, ...]
+    decoder: str = field(default=decoder.TENSORFLOW, kw_only=True)
     runtime: str = field(default=TENSORFLOW, kw_only=True)
     precision: str = field(default=FLOAT32, kw_only=True)
 
@@ -109,11 +114,9 @@ class Classifier:
         return compile_inference(keras.Model(self._pipeline[0], self.model.output[_PROBABILITIES]))
 
     @cached_property
-    def resizer(self) -> "Callable[[np.ndarray], np.ndarray]":
-        """Thread-safe function from one [h, w, 3] uint8 image to [size, size, 3] uint8; equals the network's resize."""
-        from dogbreeds.data.resize import resizer
-
-        return resizer(self.image_size, self.resize)
+    def decode(self) -> "Callable[[ImageLoader], np.ndarray]":
+        """Thread-safe function that calls an image's loader and returns [size, size, 3] uint8."""
+        return decoder.decoder_to_size(self.image_size, self.resize, self.decoder)
 
     def batch_size(self) -> int:
         """Return the number of images in a batch that suits this machine."""

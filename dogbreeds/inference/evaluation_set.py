@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Labelled images, resized as in training. UnreadableImageError ones are left out.
+    """Labelled images, decoded and resized as in training. Unreadable ones are left out.
 
     Attributes:
         name: the split's name, or `photos-<folder>-<digest>`; results are stored under it.
@@ -68,6 +68,7 @@ def folder_evaluation_set(path: str, on_corrupt: str, classifier: "Classifier", 
         val_fraction=0.2,
         split_seed=0,
         resize=classifier.resize,
+        decoder=classifier.decoder,
         on_corrupt=on_corrupt,
         max_corrupt_fraction=1.0,
     )
@@ -88,7 +89,7 @@ def split_evaluation_set(
     Args:
         name: of the evaluation set.
         split: its images.
-        data: how they are resized, and what happens to corrupt ones.
+        data: how they are decoded and resized, and what happens to corrupt ones.
         classifier: the network to evaluate.
         cache: stores the decoded images.
 

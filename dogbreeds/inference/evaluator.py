@@ -82,7 +82,7 @@ def _logits(classifier: "Classifier", evaluation_set: EvaluationSet, view: int) 
     started = time.perf_counter()
     with progress(task, len(rows), "images") as advance:
         for start in range(0, len(rows), batch_size):
-            images = tta.view(evaluation_set.images[rows[start : start + batch_size]], view)
+            images = tta.view(evaluation_set.images[rows[start : start + batch_size]], view, classifier.decoder)
             batches.append(classifier.logits(images))
             advance(len(images))
     return np.concatenate(batches), time.perf_counter() - started

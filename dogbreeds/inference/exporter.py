@@ -103,7 +103,7 @@ def export_and_check(
 
 
 def logits(classifier: "Classifier", images: Iterable[ImageLoader]) -> np.ndarray:
-    """Compute the trained network's logits of images as training does: resized to whole numbers, and in batches.
+    """Compute the trained network's logits of images as training does: decoded as there, and in batches.
 
     Args:
         classifier: the network.
@@ -114,7 +114,7 @@ def logits(classifier: "Classifier", images: Iterable[ImageLoader]) -> np.ndarra
     """
     loaders = iter(images)
     batches = []
-    while batch := [classifier.resizer(image()) for image in itertools.islice(loaders, classifier.batch_size())]:
+    while batch := [classifier.decode(image) for image in itertools.islice(loaders, classifier.batch_size())]:
         batches.append(classifier.logits(np.stack(batch)))
     return np.concatenate(batches)
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.files import is_pattern, matching_files
 from dogbreeds.core.text import UNPRINTABLE, digest, printable
@@ -23,9 +21,9 @@ from dogbreeds.data.image import (
     MAX_BYTES,
     OUTSIDE_ROOT,
     SUFFIXES,
+    EncodedImage,
     ImageLoader,
     UnreadableImageError,
-    decode,
 )
 
 _STANDARD_INPUT = "-"
@@ -114,18 +112,18 @@ def find_images(texts: Iterable[str], standard_input: IO[bytes]) -> ImageSource:
 
 def _from_path(path: str, root: Path | None = None) -> NamedImage:
     """Return the image at a path; one that is a link out of `root` is `UnreadableImageError` when it is opened."""
-    return NamedImage(printable(path), os.path.abspath(path), functools.partial(_pixels, path, root))
-
-
-def _pixels(path: str, root: Path | None) -> np.ndarray:
     name = printable(path)
+    return NamedImage(name, os.path.abspath(path), EncodedImage(functools.partial(_read, path, name, root), name))
+
+
+def _read(path: str, name: str, root: Path | None) -> bytes:
     if root is not None and not is_within(root, path):
         raise UnreadableImageError(
             f"{name} is a link to {printable(os.path.realpath(path))}, outside {printable(str(root))}. Images must lie"
             " inside the folder that was named. Name the image itself, or copy it there.",
             OUTSIDE_ROOT,
         )
-    return decode(read_file(path), name)
+    return read_file(path)
 
 
 # --- folders and patterns ---------------------------------------------
@@ -188,7 +186,7 @@ def _from_standard_input(stream: IO[bytes]) -> Iterator[NamedImage]:
         # One byte more than allowed, so that decoding reports that it is too large.
         content = beginning + stream.read(MAX_BYTES + 1 - len(beginning))
         name = "standard input"
-        return iter([NamedImage(name, digest(content), functools.partial(decode, content, name))])
+        return iter([NamedImage(name, digest(content), EncodedImage(lambda: content, name))])
     end, padding = (b"\0", b"") if b"\0" in beginning else (b"\n", b"\r")
     first_path = os.fsdecode(beginning.split(end, 1)[0].removesuffix(padding))
     if beginning.startswith(b"\0") or (UNPRINTABLE.search(first_path) and not os.path.lexists(first_path)):

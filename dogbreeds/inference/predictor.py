@@ -73,7 +73,7 @@ def predict_images(
     """Predict images, in order. A few batches are in memory at a time, however many images there are.
 
     Args:
-        classifier: the network, for its resize and class names.
+        classifier: the network, for its decoder and class names.
         infer: as returned by `inference_function`.
         images: decoded and resized by threads while the network computes earlier ones.
         batch_size: images per batch.
@@ -86,11 +86,11 @@ def predict_images(
     Raises:
         UserError: the logits are not finite.
     """
-    resize = classifier.resizer
+    decode_to_size = classifier.decode
 
     def decode(image: NamedImage) -> _DecodedImage:
         try:
-            return _DecodedImage(image, resize(image.pixels()))
+            return _DecodedImage(image, decode_to_size(image.pixels))
         except UnreadableImageError as error:
             return _DecodedImage(image, None, error.message_without_skip)
 

@@ -6,6 +6,7 @@ this module imports MLflow at the top, unlike any other.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import time
@@ -125,11 +126,11 @@ class ServedModel(PythonModel):
 
     def _batches(self, files: Sequence[tuple[bytes, str]]) -> Iterator[np.ndarray]:
         """Decode and resize images, and yield them in batches [b, size, size, 3] uint8."""
-        resize = self._classifier.resizer
+        decode_to_size = self._classifier.decode
         size = _batch_size(self._classifier)
 
         def decode_and_resize(file: tuple[bytes, str]) -> np.ndarray:
-            return resize(decode(*file))
+            return decode_to_size(functools.partial(decode, *file))
 
         ahead = (_PREFETCH_BATCHES + 1) * size
         with contextlib.closing(prefetch.map_ahead(decode_and_resize, files, ahead, self._decoders)) as images:

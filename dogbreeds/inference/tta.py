@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dogbreeds.core.spec import Spec, integer
+from dogbreeds.data.decoder import TENSORFLOW, resize_with_pillow
+from dogbreeds.data.resize import resize_images
 
 # Additional magnification of each further pair of views.
 _ZOOM_STEP = 0.1
@@ -22,12 +24,13 @@ class Tta(Spec):
     views: int = integer(at_least=1, at_most=100, example=4)
 
 
-def view(images: np.ndarray, number: int) -> np.ndarray:
+def view(images: np.ndarray, number: int, decoder: str) -> np.ndarray:
     """Compute one view of images, deterministically.
 
     Args:
         images: [b, size, size, 3] uint8.
         number: of the view; 0 returns the images unchanged, odd numbers mirror them.
+        decoder: resizes the magnified part, one of `data.decoder.DECODERS`.
 
     Returns:
         [b, size, size, 3] uint8.
@@ -37,9 +40,8 @@ def view(images: np.ndarray, number: int) -> np.ndarray:
     crop = round(size / (1 + _ZOOM_STEP * (number // 2)))
     if crop == size:
         return flipped
-    from dogbreeds.data.resize import resize_images
-
     edge = (size - crop) // 2
-    return np.asarray(resize_images(flipped[:, edge : edge + crop, edge : edge + crop], size, "stretch")).astype(
-        np.uint8
-    )
+    part = flipped[:, edge : edge + crop, edge : edge + crop]
+    if decoder == TENSORFLOW:
+        return np.asarray(resize_images(part, size, "stretch")).astype(np.uint8)
+    return np.stack([resize_with_pillow(image, size, "stretch") for image in part])

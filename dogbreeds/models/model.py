@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dogbreeds.core.errors import MissingFileError, UserError
-from dogbreeds.core.source import is_foreign
+from dogbreeds.core.source import is_foreign, plugin_digest
 from dogbreeds.core.spec import AUTO, Spec, integer, mapping, number, one_of, path, regular_expression, text
 from dogbreeds.core.text import digest, received, shorten
 from dogbreeds.models.blocks import Block, find_blocks
@@ -231,7 +231,7 @@ def _build(model: Model, seed: int) -> Backbone:
     # A cut is named by its number.
     special = {name: value for name in Model.implied if (value := getattr(model, name)) != Model.implied[name]}
     own = f":{digest(repr(special).encode())}" if special else ""
-    fingerprint = f"{model.architecture}:{weights}{own}{model.plugin_digest('weights')}"
+    fingerprint = f"{model.architecture}:{weights}{own}{plugin_digest(model, 'weights')}"
     return Backbone(network, find_blocks(network, model.blocks), fingerprint, model.pooling)
 
 

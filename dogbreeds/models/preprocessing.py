@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dogbreeds.core.source import plugin_digest
 from dogbreeds.core.spec import AUTO, Spec, one_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Preprocessing(Spec):
     @property
     def fingerprint(self) -> str:
         """What decides the result, part of the key of cached features."""
-        return f"{self.mode}{self.plugin_digest()}"
+        return f"{self.mode}{plugin_digest(self)}"
 
     def apply(self, pixels: "keras.KerasTensor") -> "keras.KerasTensor":
         """Convert pixels to this mode with built-in Keras layers, so that a saved model needs no custom code.

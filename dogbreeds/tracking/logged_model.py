@@ -31,8 +31,10 @@ SERVED_MODEL = "inference/served_model.py"
 SHIPPED_MODULES = (
     "core/console.py",
     "core/errors.py",
+    "core/former_names.py",
     "core/prefetch.py",
     "core/text.py",
+    "data/decoder.py",
     "data/image.py",
     "data/resize.py",
     "inference/classifier.py",

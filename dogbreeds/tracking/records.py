@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.former_names import with_new_names
+from dogbreeds.core.former_names import IMPLIED_PARAMS, with_new_names
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -145,7 +145,7 @@ class Record:
         name: display name.
         started: start time in seconds since 1970.
         status: MLflow's status, such as FINISHED.
-        params, metrics, tags: by name; parameters that were renamed have their present names.
+        params, metrics, tags: by name; parameters that were renamed or implied have their present names.
         experiment_id: MLflow experiment of the run.
     """
 
@@ -166,8 +166,12 @@ def is_path(run: str) -> bool:
 
 def differing(params: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """Return the names of a run's parameters that are not as expected."""
-    # A parameter that a run lacks, such as that of a plugin's class, has no value.
-    return [name for name, value in expected.items() if params.get(name, param_text(None)) != value]
+    return [name for name, value in expected.items() if _recorded(params, name) != value]
+
+
+def _recorded(params: Mapping[str, str], name: str) -> str:
+    """Return a run's parameter. One that it lacks, such as that of a plugin's class, is implied or has no value."""
+    return params.get(name, IMPLIED_PARAMS.get(name, param_text(None)))
 
 
 def describe_differences(params: Mapping[str, str], expected: Mapping[str, str]) -> str:
@@ -176,7 +180,7 @@ def describe_differences(params: Mapping[str, str], expected: Mapping[str, str])
     # The settings of another class are others anyway.
     groups = {name for name in names if "." not in name}
     return "; ".join(
-        f"{name} is {params.get(name)} there and {expected[name]} here"
+        f"{name} is {_recorded(params, name)} there and {expected[name]} here"
         for name in names
         if name in groups or name.partition(".")[0] not in groups
     )
@@ -226,7 +230,7 @@ def record_of(run: "MlflowRun") -> Record:
         name=run.info.run_name,
         started=run.info.start_time / 1000,
         status=run.info.status,
-        params=with_new_names(run.data.params),
+        params=IMPLIED_PARAMS | with_new_names(run.data.params),
         metrics=run.data.metrics,
         tags=run.data.tags,
         experiment_id=run.info.experiment_id,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.files import atomic_folder
+from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.core.spec import text
 from dogbreeds.core.text import printable
 from dogbreeds.evaluation.results import Predictions
@@ -155,7 +156,7 @@ class SavedRun:
             )
         try:
             content = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
-            return cls(folder, content["params"], content["metrics"], content["tags"])
+            return cls(folder, IMPLIED_PARAMS | content["params"], content["metrics"], content["tags"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{printable(path)} was not saved by a run: {_RUN_FILE} is missing there, or damaged. It must be the"

@@ -14,6 +14,7 @@ from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import plugin_source
 from dogbreeds.data.dataset import Data, Split
+from dogbreeds.data.decoder import decoder_identity, decoder_to_size
 from dogbreeds.data.image import UnreadableImageError
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.models.preprocessing import MODES
@@ -83,7 +84,7 @@ def measure_fit(backbone: "Backbone", split: Split, images: int, data: Data, cac
         backbone: whose weights are pretrained, or new.
         split: training images to take the sample from.
         images: size of the sample.
-        data: how images are resized, and what happens to unreadable ones.
+        data: how images are decoded and resized, and what happens to unreadable ones.
         cache: where the fit is cached.
 
     Raises:
@@ -197,6 +198,7 @@ def _identity(backbone: "Backbone", split: Split, rows: np.ndarray, data: Data) 
         "size": backbone.network.input.shape[1],
         "resize": data.resize,
         "backbone": backbone.fingerprint,
+        **decoder_identity(data.chosen_decoder),
         **plugin_source(data),
     }
 
@@ -207,15 +209,13 @@ def _decode(backbone: "Backbone", split: Split, rows: np.ndarray, data: Data) ->
     Raises:
         UserError: if none can be read.
     """
-    from dogbreeds.data.resize import resizer
-
-    resize = resizer(backbone.network.input.shape[1], data.resize)
+    decode = decoder_to_size(backbone.network.input.shape[1], data.resize, data.chosen_decoder)
     sampled = set(rows.tolist())
     images, labels = [], []
     for row, load in enumerate(split.source.loaders()):
         if row in sampled:
             try:
-                images.append(resize(load()))
+                images.append(decode(load))
             except UnreadableImageError:
                 if data.on_corrupt == "stop":
                     raise

@@ -31,8 +31,9 @@ from PIL import Image, PngImagePlugin
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import digest
 from dogbreeds.data import drawn_dogs
-from dogbreeds.data.files import decode_file, examine_below
-from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, UnreadableImageError, decode
+from dogbreeds.data.decoder import PILLOW, PILLOW_SCALED, decoder_to_size
+from dogbreeds.data.files import examine_below, examined_image
+from dogbreeds.data.image import MAX_BYTES, MAX_PIXELS, REASONS, EncodedImage, UnreadableImageError
 
 FILES, SEED = 10_000, 0
 # Seconds after which a file counts as a hang.
@@ -367,10 +368,33 @@ def _make_socket(path: Path) -> None:
 # --- reading ----------------------------------------------------------
 
 
+# Pixels a side to which each file is decoded too.
+SMALL = 24
+
+
 def read_case(root: Path, case: Case) -> str:
-    """Decode a file. Return `read`, the reason of the error, or `escaped: ...` for anything unexpected."""
+    """Decode a file as it is, and to a size. Return how both end; a scaled decode may reach less of the file.
+
+    Returns:
+        `read`, the reason of the error, or `escaped: ...` for anything unexpected.
+    """
+    mode = ("stretch", "pad", "crop")[case.number // len(KINDS) % 3]
+    full, small, scaled = (
+        _outcome(root, case, decode)
+        for decode in (
+            lambda load: load(),
+            decoder_to_size(SMALL, mode, PILLOW),
+            decoder_to_size(SMALL, mode, PILLOW_SCALED),
+        )
+    )
+    if full != small:
+        return f"escaped: {full}, but at a size {small}"
+    return scaled if scaled.startswith("escaped") else full
+
+
+def _outcome(root: Path, case: Case, decode: Callable[[EncodedImage], np.ndarray]) -> str:
     try:
-        pixels = _from_disk(root, case) if case.on_disk else decode(case.content, f"image {case.number}")
+        pixels = decode(_loader(root, case))
     except UnreadableImageError as error:
         message = str(error)
         is_expected = (
@@ -394,14 +418,16 @@ def read_case(root: Path, case: Case) -> str:
 Reader = Callable[[Path, Case], str]
 
 
-def _from_disk(root: Path, case: Case) -> np.ndarray:
+def _loader(root: Path, case: Case) -> EncodedImage:
+    if not case.on_disk:
+        return EncodedImage(lambda: case.content, f"image {case.number}")
     with os.scandir(root / str(case.number)) as entries:
         files = list(entries)
     [result] = examine_below(root, [file.path for file in files])
     if isinstance(result, UnreadableImageError):
         raise result
     expected = digest(b"before") if case.kind == "changed after examination" else result
-    return decode_file(files[0].path, expected)
+    return examined_image(files[0].path, expected)
 
 
 @dataclass

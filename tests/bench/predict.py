@@ -146,7 +146,7 @@ def measure_rates(classifier: Classifier, root: Path, workload: Workload) -> Non
 
     # [n, h, w, 3] uint8, as decoded, and at the network's size.
     decoded = np.stack([image.pixels() for image in images()])
-    resized = np.stack([classifier.resizer(image) for image in decoded])
+    resized = np.stack([classifier.decode(image.pixels) for image in images()])
     saved_network = tf.function(lambda batch: classifier.model(batch, training=False), reduce_retracing=True)
     infer = inference_function(classifier, explain=False)
 

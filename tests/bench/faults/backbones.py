@@ -82,6 +82,7 @@ def open_images(photos: str | None, classes: int = CLASSES) -> tuple[Source, tup
     if photos is None:
         drawn = Miniature(
             resize="stretch",
+            decoder="pillow",
             on_corrupt="stop",
             max_corrupt_fraction=0.0,
             classes=classes,

@@ -1,0 +1,80 @@
+"""Choice of a run's decoder where it is `auto`, so that images that are decoded already are used."""
+
+import contextlib
+import logging
+from dataclasses import replace
+
+from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.spec import AUTO
+from dogbreeds.data.dataset import Dataset
+from dogbreeds.data.decoder import DECODERS, PILLOW, TENSORFLOW
+from dogbreeds.experiments.prepare import parent_must_match
+from dogbreeds.experiments.run import Run
+from dogbreeds.features.extraction import DecodedImages
+from dogbreeds.tracking.records import is_path
+from dogbreeds.tracking.saved_run import SavedRun
+from dogbreeds.training.phase import Finetune
+
+log = logging.getLogger(__name__)
+
+# What `auto` may be, in order of preference. Scaled decodes are used only where they were asked for.
+_AUTOMATIC = (PILLOW, TENSORFLOW)
+
+
+def candidates(run: Run) -> list[Run]:
+    """Return the run with each decoder that it may have."""
+    return [_with_decoder(run, decoder) for decoder in _AUTOMATIC] if run.data.decoder == AUTO else [run]
+
+
+def choose(run: Run, dataset: Dataset) -> Run:
+    """Return the run with the decoder of its parent, else of the cached training images, else with Pillow.
+
+    Args:
+        run: settings. A decoder that is not `auto` stays.
+        dataset: opened dataset.
+    """
+    if run.data.decoder != AUTO:
+        _log_other_images(run, dataset)
+        return run
+    found = _decoder_of_parent(run, run.phase, dataset) if isinstance(run.phase, Finetune) else None
+    return _with_decoder(run, found or _decoder_of_cached_images(run, dataset) or PILLOW)
+
+
+def _with_decoder(run: Run, decoder: str) -> Run:
+    return replace(run, data=replace(run.data, decoder=decoder))
+
+
+def _decoder_of_parent(run: Run, phase: Finetune, dataset: Dataset) -> str | None:
+    # A missing parent is an error where its weights are loaded.
+    with contextlib.suppress(UserError, MissingFileError):
+        if phase.parent is not None and is_path(phase.parent):
+            return SavedRun.read(phase.parent).params["data.decoder"]
+        facts = {"data.fingerprint": dataset.fingerprint, "model.architecture": run.model.architecture}
+        must_match = parent_must_match(run, facts)
+        del must_match["data.decoder"]
+        return run.tracking.parent_params(phase.parent, must_match, run.seed)["data.decoder"]
+    return None
+
+
+def _decoder_of_cached_images(run: Run, dataset: Dataset) -> str | None:
+    found = next((decoder for decoder in _AUTOMATIC if _is_cached(run, dataset, decoder)), None)
+    if found not in (None, PILLOW):
+        log.info("using the cached images of decoder %s (data.decoder=%s decodes them again)", found, PILLOW)
+    return found
+
+
+def _log_other_images(run: Run, dataset: Dataset) -> None:
+    """Name the decoder of cached images that are not used, because another one was asked for."""
+    cached = [decoder for decoder in DECODERS if _is_cached(run, dataset, decoder)]
+    if cached and run.data.decoder not in cached:
+        log.info(
+            "the cached images of decoder %s are not used: data.decoder=%s decodes them again",
+            " and ".join(cached),
+            run.data.decoder,
+        )
+
+
+def _is_cached(run: Run, dataset: Dataset, decoder: str) -> bool:
+    """Whether the training images are cached as a decoder decodes them."""
+    data = replace(run.data, decoder=decoder)
+    return DecodedImages(dataset.train.source, data, run.model.image_size, run.features.open_cache()).is_cached
