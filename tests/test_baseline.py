@@ -191,7 +191,7 @@ def train_run(composed, weights, image_root: Path, tmp_path: Path):
     return train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_baseline_accuracy_is_that_of_the_full_keras_model(
     train_run, weights, image_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

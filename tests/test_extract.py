@@ -65,7 +65,7 @@ def test_shard_spec_rejects_a_shard_beyond_the_last() -> None:
             ("phase=lr_range",),
             {"features": 1, "photos": 1, "preflight": 1},
             {"features": 3, "photos": 3},
-            marks=pytest.mark.slow,
+            marks=pytest.mark.long,
             id="a range test",
         ),
     ],

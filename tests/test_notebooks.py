@@ -14,7 +14,6 @@ from dogbreeds.core.errors import MissingFileError, UserError
 nbformat = pytest.importorskip("nbformat", reason="notebooks need nbclient: make setup EXTRAS=notebook")
 NOTEBOOKS = execute_notebooks.NOTEBOOKS
 # Notebook of the slow tier; the others are in the long one.
-SLOW = "your-own-images"
 _MAX_BYTES = 300_000
 _MACHINE_PATH = re.compile(r"(?<![\w.<])/(?:home|root|tmp|work|usr|opt|var|Users)/")
 
@@ -76,13 +75,8 @@ def test_notebook_and_tutorial_of_the_same_name_link_to_each_other(path: Path) -
     assert [link for link in linked if not link.is_file()] == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow if path.stem == SLOW else pytest.mark.long, id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_gives_the_same_kinds_of_outputs_when_it_is_executed_again(
     path: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

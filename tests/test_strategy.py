@@ -137,8 +137,14 @@ def assert_equal_up_to_rounding(folder: Path, case: str) -> None:
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(1, marks=pytest.mark.long),
+        pytest.param(2, marks=pytest.mark.long),
+        pytest.param(7, marks=pytest.mark.slow),
+    ],
+)
 def test_prefix_on_two_devices_computes_the_features_of_one_device(count: int, both_strategies) -> None:
     with np.load(both_strategies(2, SLOW) / f"features.{count}.npz") as both:
         one, several = (both[name] for name in both.files)
