@@ -17,6 +17,7 @@ from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
 from dogbreeds.reports.output import Output
+from dogbreeds.tracking.local_store import file_store_note
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
@@ -27,11 +28,11 @@ class Settings(Output):
 
     Attributes:
         runs: `newest` for the newest run of each attempt and seed, `all` for one row per run.
-        ui: address of the MLflow UI, for links.
+        ui: address of the MLflow UI, for links; None for `tracking.ui`.
     """
 
     runs: str = one_of("newest", "all")
-    ui: str = text(example="http://127.0.0.1:5000")
+    ui: str | None = text(example="http://127.0.0.1:5000", optional=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="table")
@@ -47,6 +48,7 @@ def task(config: DictConfig) -> None:
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
             f" table needs at least one in {mask_passwords(tracking.uri)}, which DOGBREEDS_HOME and tracking.uri"
             " choose. Type make table, or python -m dogbreeds.train attempt=frozen."
+            f" {file_store_note(tracking.uri)}".rstrip()
         )
     attempts_tables = build_tables(
         records,

@@ -73,6 +73,7 @@ def task(config: DictConfig) -> None:
         for effect in report.effects
     }
     tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
+    print(f"open  {tracking.run_url(tracking.record(run_id))}")
 
 
 def _check(run: Run) -> Mlflow:

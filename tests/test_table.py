@@ -342,22 +342,26 @@ def test_all_lines_of_the_command_fit_the_terminal(table, width: int, monkeypatc
 @pytest.mark.parametrize(
     ("uri", "ui", "url"),
     [
-        ("sqlite:///mlflow.db", "http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0"),
+        (
+            "sqlite:///mlflow.db",
+            "http://127.0.0.1:5000",
+            "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
+        ),
         (
             "sqlite:///mlflow.db",
             "https://lab.example/mlflow/",
-            "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0",
+            "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
         ),
         (
             "https://me:secret@lab.example:8443",
             "http://127.0.0.1:5000",
-            "https://lab.example:8443/#/experiments/7/runs/frozen-0-0",
+            "https://lab.example:8443/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
         ),
     ],
 )
 def test_run_url_is_on_the_tracking_server_or_for_a_local_store_on_the_ui(uri: str, ui: str, url: str) -> None:
     tracking = Mlflow(
-        uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0
+        uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0, ui=ui
     )
     assert tracking.run_url(record("frozen"), ui) == url
     with pytest.raises(UserError, match=r"ui was 'javascript:x'\. .* http:// or https://.* Type ui=http"):
@@ -401,7 +405,8 @@ def test_table_command_reads_recorded_runs(command, tmp_path) -> None:
     assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "outcome reproduced")
     assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "outcome reproduced")
     assert rows["finetune_20"]["claim"] == "not tested here"
-    assert rows["frozen"]["links"] == f"http://127.0.0.1:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
+    page = f"http://dogbreeds.localhost:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
+    assert rows["frozen"]["links"] == f"{page}?workflowType=machine_learning"
     page = command("table", "format=html", f"output={tmp_path}/out/page.html")
     assert page.stdout.strip() == f"{tmp_path}/out/page.html"
     assert "reproduced" in (tmp_path / "out/page.html").read_text()

@@ -135,6 +135,7 @@ class Sweep(LauncherCallback):
             client.set_tag(sweep.run_id, "best_run", best.info.run_id)
             figure = curves.accuracy_curves(histories, "validation accuracy of the sweep's jobs")
             client.log_figure(sweep.run_id, figure, "curves.png")
+            log.info("open  %s", sweep.tracking.sweep_url(sweep.run_id, [job.info.run_id for job in measured]))
         return any(job.info.status == "FAILED" for job in jobs)
 
     @staticmethod

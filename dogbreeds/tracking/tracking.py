@@ -84,6 +84,10 @@ class Tracker:
         """Describe where the run is recorded."""
         return "not recorded (tracking=none)"
 
+    def link(self) -> str:
+        """Return the address of the run's page; empty without one."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Spec):
