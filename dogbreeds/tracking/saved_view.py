@@ -105,7 +105,9 @@ def _state(condition: str) -> dict[str, Any]:
             _chart(
                 "LINE", "validation accuracy by epoch", metricKey="val/accuracy", selectedMetricKeys=["val/accuracy"]
             )
-            | {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}},
+            | {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}}
+            # MLflow's default smooths curves.
+            | {"lineSmoothness": 0, "useGlobalLineSmoothing": False},
             _accuracy_by("learning rate", "optimizer.lr"),
             _accuracy_by("layers trained", "unfreeze.layers_trained"),
         ],
