@@ -11,14 +11,12 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.core.text import mask_passwords
-from dogbreeds.evaluation.metrics import PairedOutcome
-from dogbreeds.experiments.paired_runs import compare_predictions
+from dogbreeds.experiments.paired_runs import pair_runs
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
 from dogbreeds.reports.output import Output
 from dogbreeds.tracking.local_store import file_store_note
-from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import Record
 
 
@@ -53,17 +51,11 @@ def task(config: DictConfig) -> None:
     attempts_tables = build_tables(
         records,
         history=lambda run_id: tracking.history(run_id, "val/accuracy"),
-        pair=lambda first, second: _pair(tracking, first, second),
+        pair=lambda first, second: pair_runs(tracking, first, second),
         all_runs=settings.runs == "all",
     )
     result = _render(attempts_tables, settings, run_url=lambda record: tracking.run_url(record, settings.ui))
     settings.write_result(result, "table")
-
-
-def _pair(tracking: Mlflow, first: Record, second: Record) -> PairedOutcome | None:
-    """Compare two runs image by image; None if one has no predictions."""
-    before, now = (tracking.predictions(record.run_id) for record in (first, second))
-    return compare_predictions(before, now, split=None).pair if before and now else None
 
 
 def _render(attempts_tables: Sequence[AttemptsTable], settings: Settings, run_url: Callable[[Record], str]) -> str:

@@ -237,12 +237,12 @@ def test_table_has_no_result_for_a_run_without_a_finished_epoch() -> None:
         "diverged",
         "outcome refuted",
     )
-    assert table.histories() == {}
+    assert [run.accuracies for run in table.compared_runs()] == [()]
 
 
 def test_table_histories_include_every_run() -> None:
     (table,) = build_tables([record("frozen", started=2), record("frozen", started=1)], history, all_runs=True)
-    assert len(table.histories()["frozen"]) == 2
+    assert [run.name for run in table.compared_runs()] == ["run of frozen", "run of frozen"]
 
 
 def test_missing_attempts_are_named_once_with_the_command_that_runs_them(table) -> None:
@@ -380,7 +380,8 @@ def test_markdown_csv_and_html_have_the_same_results(table) -> None:
     assert rows[1]["runs"] == "lr_collapse-0-0"
     assert [row["reference"] for row in rows] == ["1.2 %", "–", "88.1 %", "88.1 %", "–"]
     page = as_html([table], run_url)
-    assert page.count("<svg") == 1
+    # Curves, and accuracy over the learning rate and over the layers trained.
+    assert page.count("<svg") == 3
     assert "35.4\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}5.0&nbsp;%" in page
     assert page.count("88.1&nbsp;%") + page.count("88.1\N{NO-BREAK SPACE}%") == 2
     assert "src=" not in page

@@ -116,9 +116,9 @@ def test_browser_shows_five_attempts_with_verdicts_and_their_curves_after_one_cl
         page.screenshot(path=pictures / "mlflow-runs.png")
         page.locator("label:has(input[value=CHART])").click()
         plots = page.locator(".js-plotly-plot")
-        playwright.expect(plots.first.locator(".scatterlayer path.js-line")).to_have_count(
-            len(_ATTEMPTS), timeout=60_000
-        )
+        page.wait_for_selector(".js-plotly-plot .scatterlayer path.js-line", timeout=60_000)
+        colours = plots.first.locator("path.js-line").evaluate_all("lines => lines.map(line => line.style.stroke)")
+        assert len(set(colours)) == len(_ATTEMPTS)
         for number in (1, 2):
             playwright.expect(plots.nth(number).locator(".scatterlayer path.point")).to_have_count(len(_ATTEMPTS))
         page.screenshot(path=pictures / "mlflow-charts.png")
