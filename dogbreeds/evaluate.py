@@ -122,7 +122,7 @@ def task(config: DictConfig) -> None:
     FeatureCache.release()
     _print_scores(measured.evaluation, measured.about, output)
     if record is not None:
-        print(f"open    {tracking.run_url(record)}")
+        log.info(tracking.run_link(record).line("open"))
 
 
 def _print_scores(evaluation: Evaluation, about: Sequence[str], output: Path) -> None:

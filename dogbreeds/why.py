@@ -73,7 +73,7 @@ def task(config: DictConfig) -> None:
         for effect in report.effects
     }
     tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
-    print(f"open  {tracking.run_url(tracking.record(run_id))}")
+    log.info(tracking.run_link(tracking.record(run_id)).line("open"))
 
 
 def _check(run: Run) -> Mlflow:

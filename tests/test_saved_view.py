@@ -101,13 +101,13 @@ def test_new_experiment_opens_on_the_training_pages_with_the_view_and_its_filter
 def test_link_of_a_sweep_opens_a_view_of_its_runs_and_of_those_it_reused(tracking: Mlflow, tmp_path: Path) -> None:
     client, experiment_id = tracking.connect()
     ids = [client.create_run(experiment_id).info.run_id for _ in range(3)]
-    url = tracking.sweep_url("b" * 32, ids[:2])
+    url = tracking.sweep_link("b" * 32, ids[:2]).url
     assert url.endswith("?viewStateShareKey=dogbreeds-bbbbbbbb&workflowType=machine_learning&compareRunsMode=CHART")
     state = unpacked(client.get_experiment(experiment_id).tags["mlflow.sharedViewState.dogbreeds-bbbbbbbb"])
     found = client.search_runs([experiment_id], state["searchFilter"])
     assert {run.info.run_id for run in found} == set(ids[:2])
     many = [f"{number:032x}" for number in range(2000)]
-    tracking.sweep_url("b" * 32, many)
+    tracking.sweep_link("b" * 32, many)
     state = unpacked(client.get_experiment(experiment_id).tags["mlflow.sharedViewState.dogbreeds-bbbbbbbb"])
     assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{'b' * 32}'"
 

@@ -217,10 +217,12 @@ def test_attempt_in_a_terminal_of_80_columns_shows_progress_in_lines_that_fit(
                 shown += chunk
     os.close(reader)
     assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    # Without colours, and without the targets of hyperlinks.
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\x1b]*\x1b\\", "", shown.decode())
     lines = re.split(r"[\r\n]+", text)
     assert lines[0] == "run 'miniature frozen classes=3 epochs=1 seed=3'"
     assert [line for line in lines if len(line) > 80] == []
+    assert any(re.fullmatch(r"open\s+http://[^/]+/#/runs/\w{32}", line) for line in lines)
     for bar in ("preflight ", "features of train ", "features of val ", "features of test "):
         assert any(line.startswith(bar) and "━" in line for line in lines), bar
 

@@ -133,7 +133,8 @@ def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
 
 def run_lines(tracker: Tracker) -> list[str]:
     """Say where a run is recorded, and where its page is, if it has one."""
-    return [f"run   {tracker.location()}", *([f"open  {tracker.link()}"] if tracker.link() else [])]
+    link = tracker.link()
+    return [f"run   {tracker.location()}", *([link.line("open")] if link else [])]
 
 
 def summary_lines(result: Result, tracker: Tracker) -> list[str]:

@@ -128,7 +128,7 @@ class Sweep(LauncherCallback):
                 client.log_metric(sweep.run_id, RANKING_METRIC, best.data.metrics[RANKING_METRIC])
             client.set_tag(sweep.run_id, "best_run", best.info.run_id)
             sweep_page.record_page(sweep.tracking, run, measured)
-            log.info("open  %s", sweep.tracking.sweep_url(sweep.run_id, [job.info.run_id for job in measured]))
+            log.info(sweep.tracking.sweep_link(sweep.run_id, [job.info.run_id for job in measured]).line("open"))
         return any(job.info.status == "FAILED" for job in jobs)
 
     @staticmethod

@@ -98,7 +98,7 @@ class MlflowStore(Tracking):
     def __post_init__(self) -> None:
         super().__post_init__()
         folder = Path(self.uri.removeprefix("file://").removeprefix("file:"))
-        if self.uri.startswith("file:") or is_file_store(folder):
+        if is_file_store(folder):
             database = folder.absolute() / "mlflow.db"
             raise UserError(
                 f"tracking.uri was {received(self.uri)}, a folder of files. MLflow 3 keeps runs in a database. Type"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import mask_passwords, printable, shorten
 from dogbreeds.evaluation.results import Predictions
@@ -28,7 +29,7 @@ from dogbreeds.tracking.records import (
     short,
 )
 from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest
-from dogbreeds.tracking.ui_address import run_page, ui_base
+from dogbreeds.tracking.ui_address import run_link, run_page, ui_base
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -116,6 +117,10 @@ class MlflowReader(MlflowStore):
             UserError: `ui` is no address.
         """
         return run_page(ui_base(self.uri, ui or self.ui), record.experiment_id, record.run_id)
+
+    def run_link(self, record: Record) -> Link:
+        """Return a link to a run's page in MLflow's UI."""
+        return run_link(ui_base(self.uri, self.ui), record.experiment_id, record.run_id)
 
     def config(self, run_id: str) -> str:
         """Return the composed config of a run, as YAML."""

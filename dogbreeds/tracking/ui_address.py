@@ -2,6 +2,7 @@
 
 from urllib.parse import quote, urlsplit
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.errors import UserError
 
 # MLflow's pages for model training, in the place of those for language models.
@@ -41,6 +42,15 @@ def run_page(base: str, experiment_id: str, run_id: str) -> str:
         run_id: the run.
     """
     return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?{_TRAINING_PAGES}"
+
+
+def run_link(base: str, experiment_id: str, run_id: str) -> Link:
+    """Return a link to a run's page. MLflow leads its short address to the page too.
+
+    Args:
+        base, experiment_id, run_id: as for `run_page`.
+    """
+    return Link(run_page(base, experiment_id, run_id), f"{base}/#/runs/{run_id}")
 
 
 def runs_page(base: str, experiment_id: str, view: str, charts: bool = False) -> str:

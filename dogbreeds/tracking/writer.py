@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.text import digest_file, mask_passwords
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.prediction_files import write_predictions
@@ -45,18 +46,18 @@ class MlflowTracker(Tracker):
         run: the run, as recorded so far.
         experiment: name of its experiment.
         save_models: which trained networks are saved: "best" of the sweep, "all" or "none".
-        url: address of the run's page.
+        link: to the run's page.
     """
 
     finetune_overrides = "phase=finetune"
 
-    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str, url: str):
+    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str, link: Link):
         super().__init__(run.info.run_name, run.info.run_id)
         self._client = client
         self._run = run
         self._experiment = experiment
         self._save_models = save_models
-        self._url = url
+        self._link = link
         names = [name for name in run.data.metrics if not name.startswith("system/")]
         self._logged: dict[tuple[str, int], Metric] = {
             (name, point.step): point for name in names for point in client.get_metric_history(self.run_id, name)
@@ -168,8 +169,8 @@ class MlflowTracker(Tracker):
     def location(self) -> str:
         return f"{short(self.run_id)} '{self._run.info.run_name}', MLflow experiment '{self._experiment}'"
 
-    def link(self) -> str:
-        return self._url
+    def link(self) -> Link:
+        return self._link
 
 
 def add_files(
