@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from dogbreeds.core import signals
 from dogbreeds.core.text import digest
-from dogbreeds.experiments import sweep_page
 from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.experiments.plugins import named_plugins, sources_digest
@@ -127,6 +126,9 @@ class Sweep(LauncherCallback):
             if run.data.metrics.get(RANKING_METRIC) != best.data.metrics[RANKING_METRIC]:
                 client.log_metric(sweep.run_id, RANKING_METRIC, best.data.metrics[RANKING_METRIC])
             client.set_tag(sweep.run_id, "best_run", best.info.run_id)
+            # Imports much, for which the first line of a command need not wait.
+            from dogbreeds.experiments import sweep_page
+
             sweep_page.record_page(sweep.tracking, run, measured)
             log.info(sweep.tracking.sweep_link(sweep.run_id, [job.info.run_id for job in measured]).line("open"))
         return any(job.info.status == "FAILED" for job in jobs)
