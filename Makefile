@@ -123,11 +123,8 @@ notebooks: notebook-extra ## execute the notebooks in examples/, and save their 
 wheel: dev ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
 
-# One person needs one worker and none of MLflow's background jobs: 0.5 GB of memory in the place of 1.9.
 ui: setup ## compare runs in MLflow, on port 5000 of this machine, or PORT=
-	@echo 'Runs: http://127.0.0.1:$(PORT)/#/experiments/1/runs'
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) \
-		--workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db
+	@$(BIN)/python -m dogbreeds.ui port=$(PORT)
 
 server: setup ## start MLflow's server on port 5000, or PORT=; POSTGRESQL=postgresql+psycopg2://user@host/name, ARTIFACTS=folder or s3://bucket
 	@mkdir -p mlruns

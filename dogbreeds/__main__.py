@@ -13,6 +13,7 @@ from dogbreeds.core.text import most_similar
 COMMANDS = {
     "train": "run one experiment, or several with --multirun",
     "table": "compare recorded attempts with what a guide claims of them",
+    "ui": "open MLflow's page of the runs, on a view that compares them",
     "evaluate": "score a trained network on a split, or on a folder of images",
     "compare": "test two runs image by image, overall and by class",
     "predict": "classify images; explain=true draws Grad-CAM",

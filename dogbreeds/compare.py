@@ -28,7 +28,7 @@ class Settings(Output):
         split: `val` or `test`; None for test if both runs have it, else val.
         alpha: significance level, in (0, 1).
         classes: how many of the most changed classes to list.
-        ui: address of the MLflow UI, for links.
+        ui: address of the MLflow UI, for links; None for `tracking.ui`.
     """
 
     first: str | None = text(example="best", optional=True)
@@ -36,7 +36,7 @@ class Settings(Output):
     split: str | None = one_of("val", "test", optional=True)
     alpha: float = number(above=0, below=1, example=0.01)
     classes: int = integer(at_least=1, example=10)
-    ui: str = text(example="http://127.0.0.1:5000")
+    ui: str | None = text(example="http://127.0.0.1:5000", optional=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="compare")

@@ -121,6 +121,8 @@ def task(config: DictConfig) -> None:
                 tracking.add_files(record.run_id, folder, artifact_path, metrics)
     FeatureCache.release()
     _print_scores(measured.evaluation, measured.about, output)
+    if record is not None:
+        log.info(tracking.run_link(record).line("open"))
 
 
 def _print_scores(evaluation: Evaluation, about: Sequence[str], output: Path) -> None:

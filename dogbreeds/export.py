@@ -153,6 +153,7 @@ def _add_files_to_run(tracking: Mlflow, record: Record, folder: Path) -> None:
     started = time.perf_counter()
     tracking.add_files(record.run_id, folder, registry.EXPORT_FOLDER, {})
     log.info("added to run %s in %.1f s", short(record.run_id), time.perf_counter() - started)
+    log.info(tracking.run_link(record).line("open"))
 
 
 def _log_served_model(

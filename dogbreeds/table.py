@@ -11,13 +11,12 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import one_of, text
 from dogbreeds.core.text import mask_passwords
-from dogbreeds.evaluation.metrics import PairedOutcome
-from dogbreeds.experiments.paired_runs import compare_predictions
+from dogbreeds.experiments.paired_runs import pair_runs
 from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 from dogbreeds.reports import attempts_rendering, tables
 from dogbreeds.reports.attempts_table import AttemptsTable, build_tables, missing_attempts
 from dogbreeds.reports.output import Output
-from dogbreeds.tracking.mlflow_backend import Mlflow
+from dogbreeds.tracking.local_store import file_store_note
 from dogbreeds.tracking.records import Record
 
 
@@ -27,11 +26,11 @@ class Settings(Output):
 
     Attributes:
         runs: `newest` for the newest run of each attempt and seed, `all` for one row per run.
-        ui: address of the MLflow UI, for links.
+        ui: address of the MLflow UI, for links; None for `tracking.ui`.
     """
 
     runs: str = one_of("newest", "all")
-    ui: str = text(example="http://127.0.0.1:5000")
+    ui: str | None = text(example="http://127.0.0.1:5000", optional=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="table")
@@ -47,21 +46,16 @@ def task(config: DictConfig) -> None:
             f"Experiment '{tracking.experiment}' has no finished attempt{f' with {only}' if str(only) else ''}. The"
             f" table needs at least one in {mask_passwords(tracking.uri)}, which DOGBREEDS_HOME and tracking.uri"
             " choose. Type make table, or python -m dogbreeds.train attempt=frozen."
+            f" {file_store_note(tracking.uri)}".rstrip()
         )
     attempts_tables = build_tables(
         records,
         history=lambda run_id: tracking.history(run_id, "val/accuracy"),
-        pair=lambda first, second: _pair(tracking, first, second),
+        pair=lambda first, second: pair_runs(tracking, first, second),
         all_runs=settings.runs == "all",
     )
     result = _render(attempts_tables, settings, run_url=lambda record: tracking.run_url(record, settings.ui))
     settings.write_result(result, "table")
-
-
-def _pair(tracking: Mlflow, first: Record, second: Record) -> PairedOutcome | None:
-    """Compare two runs image by image; None if one has no predictions."""
-    before, now = (tracking.predictions(record.run_id) for record in (first, second))
-    return compare_predictions(before, now, split=None).pair if before and now else None
 
 
 def _render(attempts_tables: Sequence[AttemptsTable], settings: Settings, run_url: Callable[[Record], str]) -> str:

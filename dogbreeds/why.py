@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds import cli
 from dogbreeds.core import console
+from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import MAX_SEED
@@ -73,6 +74,7 @@ def task(config: DictConfig) -> None:
         for effect in report.effects
     }
     tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
+    log.info(tracking.run_link(tracking.record(run_id)).line("open"))
 
 
 def _check(run: Run) -> Mlflow:
@@ -106,12 +108,14 @@ def _measure(
     accuracies: dict[Cell, list[float]] = {}
     verdicts: dict[Cell, list[str]] = {}
     todo = [(cell, seed) for seed in seeds for cell in cells(factors)]
+    countdown = Countdown("runs", len(todo))
     for number, (cell, seed) in enumerate(todo, 1):
         changes = [*sorted(cell), f"seed={seed}"]
         log.info("--- %d of %d: %s", number, len(todo), " ".join(changes))
         record = find_or_run(tracking, replace_overrides(typed, changes), choices, folder)
         accuracies.setdefault(cell, []).append(record.metrics.get(RANKING_METRIC, 0.0))
         verdicts.setdefault(cell, []).append(record.tags["verdict"])
+        countdown.advance()
     return accuracies, verdicts
 
 

@@ -13,7 +13,6 @@ from dogbreeds.core.errors import MissingFileError, UserError
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks need nbclient: make setup EXTRAS=notebook")
 NOTEBOOKS = execute_notebooks.NOTEBOOKS
-# Notebook of the slow tier; the others are in the long one.
 _MAX_BYTES = 300_000
 _MACHINE_PATH = re.compile(r"(?<![\w.<])/(?:home|root|tmp|work|usr|opt|var|Users)/")
 

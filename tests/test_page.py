@@ -137,6 +137,13 @@ def attempts_page(folder: Path) -> str:
     return attempts_rendering.as_html(tables, hostile_url)
 
 
+def sweep_page(folder: Path) -> str:
+    tables = build_tables(
+        [hostile_record("a" * 32), hostile_record("b" * 32)], lambda run_id: [0.4, 0.5], all_runs=True
+    )
+    return attempts_rendering.as_html(tables, hostile_url, title=HOSTILE, runs_only=True)
+
+
 def comparison_page(folder: Path) -> str:
     labels = np.array([0, 0, 0, 1])
     names = (HOSTILE, f"{HOSTILE} 2")
@@ -167,7 +174,7 @@ def evaluation_page(folder: Path) -> str:
     return (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("build", [attempts_page, comparison_page, evaluation_page])
+@pytest.mark.parametrize("build", [attempts_page, sweep_page, comparison_page, evaluation_page])
 def test_page_shows_hostile_names_as_text(build, tmp_path: Path) -> None:
     page = build(tmp_path)
     parsed = PageParser(page)

@@ -13,12 +13,13 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.text import Text
 
 from dogbreeds.evaluation.calibration import Bin
+from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import Mistake
 from dogbreeds.evaluation.summary import evaluate
 from dogbreeds.reports import picture_text
-from dogbreeds.reports.curves import accuracy_curves
 from dogbreeds.reports.evaluation_report import FILES, EvaluationReport, scores_text
 from dogbreeds.reports.figures import confusion_matrix, contact_sheet, reliability_diagram
+from dogbreeds.reports.run_figures import ComparedRun, accuracy_curves
 
 NAMES = ("cost_$5_or_$6", r"$\q$", "<b>akita</b>")
 
@@ -117,7 +118,9 @@ def test_figures_draw_any_class_name_without_a_warning(no_other_fonts: None) -> 
     drawn = [
         confusion_matrix(np.eye(3), names),
         contact_sheet([mistake]),
-        accuracy_curves({name: [[0.1, 0.2]] for name in names}, names[0]),
+        accuracy_curves(
+            [ComparedRun(name, name, (0.1, 0.2), Proportion(1, 5), None, None, None, None) for name in names], names[0]
+        ),
     ]
     for figure in drawn:
         figure.savefig(io.BytesIO(), format="png")

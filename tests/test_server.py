@@ -237,7 +237,11 @@ def test_a_parallel_sweep_loses_nothing_when_the_server_is_killed(
             assert Path(client.download_artifacts(run.info.run_id, artifact_path, str(tmp_path))).stat().st_size > 0
     best = max(run.data.metrics["best/val_accuracy"] for run in jobs)
     assert sweeps[0].data.metrics["best/val_accuracy"] == best
-    assert [item.path for item in client.list_artifacts(sweeps[0].info.run_id) if not item.is_dir] == ["curves.png"]
+    assert [item.path for item in client.list_artifacts(sweeps[0].info.run_id) if not item.is_dir] == [
+        "curves.png",
+        "sweep.html",
+        "sweep.png",
+    ]
     with_network = [run for run in jobs if client.list_artifacts(run.info.run_id, "model")]
     # The networks of worse jobs were removed through the server.
     assert [run.data.tags.get("model") for run in with_network] == ["kept"] * len(with_network)

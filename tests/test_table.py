@@ -237,12 +237,12 @@ def test_table_has_no_result_for_a_run_without_a_finished_epoch() -> None:
         "diverged",
         "outcome refuted",
     )
-    assert table.histories() == {}
+    assert [run.accuracies for run in table.compared_runs()] == [()]
 
 
 def test_table_histories_include_every_run() -> None:
     (table,) = build_tables([record("frozen", started=2), record("frozen", started=1)], history, all_runs=True)
-    assert len(table.histories()["frozen"]) == 2
+    assert [run.name for run in table.compared_runs()] == ["run of frozen", "run of frozen"]
 
 
 def test_missing_attempts_are_named_once_with_the_command_that_runs_them(table) -> None:
@@ -342,22 +342,26 @@ def test_all_lines_of_the_command_fit_the_terminal(table, width: int, monkeypatc
 @pytest.mark.parametrize(
     ("uri", "ui", "url"),
     [
-        ("sqlite:///mlflow.db", "http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0"),
+        (
+            "sqlite:///mlflow.db",
+            "http://127.0.0.1:5000",
+            "http://127.0.0.1:5000/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
+        ),
         (
             "sqlite:///mlflow.db",
             "https://lab.example/mlflow/",
-            "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0",
+            "https://lab.example/mlflow/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
         ),
         (
             "https://me:secret@lab.example:8443",
             "http://127.0.0.1:5000",
-            "https://lab.example:8443/#/experiments/7/runs/frozen-0-0",
+            "https://lab.example:8443/#/experiments/7/runs/frozen-0-0?workflowType=machine_learning",
         ),
     ],
 )
 def test_run_url_is_on_the_tracking_server_or_for_a_local_store_on_the_ui(uri: str, ui: str, url: str) -> None:
     tracking = Mlflow(
-        uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0
+        uri=uri, artifacts="a", experiment="e", model="best", system_metrics_seconds=0, patience_minutes=0, ui=ui
     )
     assert tracking.run_url(record("frozen"), ui) == url
     with pytest.raises(UserError, match=r"ui was 'javascript:x'\. .* http:// or https://.* Type ui=http"):
@@ -376,7 +380,8 @@ def test_markdown_csv_and_html_have_the_same_results(table) -> None:
     assert rows[1]["runs"] == "lr_collapse-0-0"
     assert [row["reference"] for row in rows] == ["1.2 %", "–", "88.1 %", "88.1 %", "–"]
     page = as_html([table], run_url)
-    assert page.count("<svg") == 1
+    # Curves, and accuracy over the learning rate and over the layers trained.
+    assert page.count("<svg") == 3
     assert "35.4\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}5.0&nbsp;%" in page
     assert page.count("88.1&nbsp;%") + page.count("88.1\N{NO-BREAK SPACE}%") == 2
     assert "src=" not in page
@@ -401,7 +406,8 @@ def test_table_command_reads_recorded_runs(command, tmp_path) -> None:
     assert (rows["lr_collapse"]["verdict"], rows["lr_collapse"]["claim"]) == ("collapsed", "outcome reproduced")
     assert (rows["frozen"]["verdict"], rows["frozen"]["claim"]) == ("learned", "outcome reproduced")
     assert rows["finetune_20"]["claim"] == "not tested here"
-    assert rows["frozen"]["links"] == f"http://127.0.0.1:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
+    page = f"http://dogbreeds.localhost:5000/#/experiments/1/runs/{rows['frozen']['runs']}"
+    assert rows["frozen"]["links"] == f"{page}?workflowType=machine_learning"
     page = command("table", "format=html", f"output={tmp_path}/out/page.html")
     assert page.stdout.strip() == f"{tmp_path}/out/page.html"
     assert "reproduced" in (tmp_path / "out/page.html").read_text()

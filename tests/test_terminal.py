@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from dogbreeds.core import console
-from dogbreeds.core.console import TerminalHandler, fitted
+from dogbreeds.core import console, countdown
+from dogbreeds.core.console import Link, TerminalHandler, fitted
 from dogbreeds.core.paths import config_folder, home
 from dogbreeds.evaluation.metrics import Proportion, Scores
 from dogbreeds.evaluation.results import Epoch, ZeroShotBaseline
@@ -91,9 +91,10 @@ def test_other_commands_print_their_first_line_before_they_import_tensorflow_or_
         "export run=best",
         "compare first=best second=latest",
         "table",
+        "ui port=50123",
         "pretrain images_per_class=1",
     )
-    assert len(found) == 8
+    assert len(found) == 9
     for line, output in found.items():
         assert len(output) > 1, line
         assert output[-1] == "import", line
@@ -217,10 +218,12 @@ def test_attempt_in_a_terminal_of_80_columns_shows_progress_in_lines_that_fit(
                 shown += chunk
     os.close(reader)
     assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    # Without colours, and without the targets of hyperlinks.
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\x1b]*\x1b\\", "", shown.decode())
     lines = re.split(r"[\r\n]+", text)
     assert lines[0] == "run 'miniature frozen classes=3 epochs=1 seed=3'"
     assert [line for line in lines if len(line) > 80] == []
+    assert any(re.fullmatch(r"open\s+http://[^/]+/#/runs/\w{32}", line) for line in lines)
     for bar in ("preflight ", "features of train ", "features of val ", "features of test "):
         assert any(line.startswith(bar) and "━" in line for line in lines), bar
 
@@ -293,3 +296,37 @@ def test_progress_is_plain_lines_where_there_is_no_terminal_of_its_own(
     # A line a minute, and none at the end.
     assert caplog.messages == ["epoch 1: 30 of 100, 0 steps/s, 140 s left"]
     assert screen.getvalue() == ""
+
+
+def test_countdown_estimates_the_time_left_from_what_this_process_has_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = iter([0.0, 60.0, 150.0])
+    monkeypatch.setattr(countdown.time, "monotonic", lambda: next(clock))
+    jobs = countdown.Countdown("jobs", 6, completed=2)
+    jobs.advance()
+    jobs.advance(2)
+    # The last unit's result has lines of its own.
+    jobs.advance()
+    assert caplog.messages == [
+        "3 of 6 jobs done in 60 s, about 3 min 0 s left",
+        "5 of 6 jobs done in 2 min 30 s, about 50 s left",
+    ]
+
+
+@pytest.mark.slow
+def test_sweep_says_after_each_job_how_many_are_done(command) -> None:
+    done = command("train", "--multirun", "tracking=none", "data.classes=3", "phase.epochs=1", "seed=0,1,2")
+    assert done.returncode == 0
+    assert re.findall(r"(\d of \d) jobs done in [^,]+ s, about .* s left", done.stdout) == ["1 of 3", "2 of 3"]
+
+
+def test_link_is_short_in_a_terminal_and_whole_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link("http://a/#/experiments/1/runs/b?c=d", "http://a/#/runs/b")
+    set_terminal(monkeypatch)
+    assert re.sub(r"\x1b\]8;[^\x1b]*\x1b\\", "", link.line("open")).split() == ["open", link.shown]
+    assert link.url in link.line("open")
+    assert fitted(link.line("open"), 20) == link.line("open")
+    monkeypatch.setenv("TERM", "dumb")
+    assert link.line("open") == f"open  {link.url}"

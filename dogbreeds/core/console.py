@@ -11,7 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,26 @@ def fitted(text: str, width: int | None) -> str:
             line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
     return "\n".join(lines)
+
+
+class Link(NamedTuple):
+    """A link to a page.
+
+    Attributes:
+        url: address of the page.
+        shown: a shorter address of the same page, which a terminal shows.
+    """
+
+    url: str
+    shown: str
+
+    def line(self, label: str) -> str:
+        """Format a line of a log: in a terminal as a hyperlink, elsewhere with the whole address."""
+        if not _draws_bars():
+            return f"{label}  {self.url}"
+        # The escape sequences take no columns: there must be no space at which the handler would break the line.
+        space = "\N{NO-BREAK SPACE}"
+        return f"{label}{space}{space}\x1b]8;;{self.url}\x1b\\{self.shown}\x1b]8;;\x1b\\"
 
 
 @contextlib.contextmanager

@@ -100,6 +100,14 @@ def size_text(size: float) -> str:
     return f"{number.removesuffix('.0')} {unit}"
 
 
+def duration_text(seconds: float) -> str:
+    """Format a duration with its two largest units, such as `45 s`, `2 min 10 s` or `3 h 5 min`."""
+    if seconds < 99.5:
+        return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def shorten(text: str, most: int) -> str:
     """Return the beginning of a text in one line: whole sentences if the first of them fits, else whole words and `…`.
 

@@ -124,8 +124,10 @@ def from_config(config: DictConfig) -> Run:
     """
     plugins = named_plugins(config)
     import_plugins(plugins)
-    specs: dict[str, Any] = {group: build_spec(config, group, plugins) for group in GROUPS}
-    settings = {**Ungrouped.implied, **_resolved(config)}
+    # Once: it takes a while, and the first line of a command waits for it.
+    resolved = _resolved(config)
+    specs: dict[str, Any] = {group: _spec_of(resolved, group, plugins) for group in GROUPS}
+    settings = {**Ungrouped.implied, **resolved}
     missing = [name for name in UNGROUPED if name not in settings]
     if missing:
         raise UserError(
@@ -147,7 +149,11 @@ def build_spec(config: DictConfig, name: str, plugins: Sequence[str] = ()) -> An
     Raises:
         UserError: as `from_config`.
     """
-    group = _resolved(config).get(name)
+    return _spec_of(_resolved(config), name, plugins)
+
+
+def _spec_of(resolved: Any, name: str, plugins: Sequence[str]) -> Any:
+    group = resolved.get(name)
     if group is None and name in IMPLIED_SPECS:
         return IMPLIED_SPECS[name](**IMPLIED_SPECS[name].implied)
     if isinstance(group, dict):

@@ -16,14 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 
 from dogbreeds.core import signals
 from dogbreeds.core.console import prefix_log_lines
+from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.text import shorten
@@ -130,6 +134,8 @@ def enter_job() -> None:
 class LauncherCallback(Callback):
     """Prepares sweeper and launcher. Hydra calls it before it creates them, as set in `conf/extract.yaml`."""
 
+    _countdown: Countdown | None = None
+
     def on_multirun_start(self, config: "DictConfig", **_: Any) -> None:
         hydra_plugin.register()
         try:
@@ -138,21 +144,39 @@ class LauncherCallback(Callback):
             import_plugins(named_plugins(config))
             prepare_launcher(config)
             self.begin(config)
+            self._countdown = _countdown(config)
         except UserError as error:
             # Hydra turns any other exception of a callback into a warning.
             sys.exit(f"error: {error}")
         pass_environment(config)
 
+    def on_job_end(self, config: "DictConfig", job_return: JobReturn, **_: Any) -> None:
+        if self._countdown is not None:
+            self._countdown.advance()
+
     def begin(self, config: "DictConfig") -> None:
         """Do what is due once per sweep, after the launcher is prepared and before the first job."""
 
 
-def _check_sweep(overrides: Sequence[str]) -> None:
-    """Raise `UserError` if a setting has no value to sweep over: Hydra would run no job, and end well."""
+def _countdown(config: "DictConfig") -> Countdown | None:
+    """Return the countdown of a sweep whose jobs run in this process one after another; None for another sweep."""
+    hydra = config.hydra
+    if not (hydra.sweeper._target_.endswith(".BasicSweeper") and hydra.launcher._target_.endswith(".BasicLauncher")):
+        return None
+    batches = BasicSweeper.split_arguments(_parsed(hydra.overrides.task), None)
+    return Countdown("jobs", sum(map(len, batches)))
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
     running = GlobalHydra.instance()
     # A glob(…) is looked up among the configs of the running command.
     parser = OverridesParser.create(running.config_loader() if running.is_initialized() else None)
-    for override in parser.parse_overrides(list(overrides)):
+    return parser.parse_overrides(list(overrides))
+
+
+def _check_sweep(overrides: Sequence[str]) -> None:
+    """Raise `UserError` if a setting has no value to sweep over: Hydra would run no job, and end well."""
+    for override in _parsed(overrides):
         if override.is_discrete_sweep() and next(iter(override.sweep_iterator()), None) is None:
             raise UserError(
                 f"{override.input_line} has no values, so the sweep has no jobs. A sweep needs one value or more of"

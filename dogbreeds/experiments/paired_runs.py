@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation import paired_comparison
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.paired_comparison import Comparison
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments.recorded_runs import Only, find_record
@@ -77,3 +78,9 @@ def compare_predictions(
             f" split={common[0]}."
         )
     return paired_comparison.compare(first[split], second[split], split)
+
+
+def pair_runs(tracking: Mlflow, first: Record, second: Record) -> PairedOutcome | None:
+    """Compare two recorded runs image by image; None if one has no predictions."""
+    before, now = (tracking.predictions(record.run_id) for record in (first, second))
+    return compare_predictions(before, now, split=None).pair if before and now else None

@@ -5,6 +5,7 @@ import time
 
 from dogbreeds.evaluation.results import Range
 from dogbreeds.experiments.prepare import PreparedRun
+from dogbreeds.experiments.recording import run_lines
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.reports import curves
 from dogbreeds.tracking.tracking import Tracker
@@ -48,5 +49,6 @@ def run_range_test(prepared: PreparedRun, phase: LrRange, inputs: TrainingInputs
             measured.suggestion,
         )
     log.info("time  %.1f s", time.perf_counter() - prepared.started)
-    log.info("run   %s", tracker.location())
+    for line in run_lines(tracker):
+        log.info(line)
     return measured

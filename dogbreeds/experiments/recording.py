@@ -131,6 +131,12 @@ def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     return {f"parent/{split}_{name}": value for split, pair in pairs.items() for name, value in pair.metrics().items()}
 
 
+def run_lines(tracker: Tracker) -> list[str]:
+    """Say where a run is recorded, and where its page is, if it has one."""
+    link = tracker.link()
+    return [f"run   {tracker.location()}", *([link.line("open")] if link else [])]
+
+
 def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     """Format a finished attempt as the last lines of its log; the verdict comes last.
 
@@ -151,6 +157,6 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines += result.baseline.lines()
     lines += result.reference.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")
-    lines.append(f"run   {tracker.location()}")
+    lines += run_lines(tracker)
     lines.append(f"{result.verdict}")
     return lines

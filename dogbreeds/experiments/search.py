@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dogbreeds.core import locks, signals
+from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.core.spec import Spec, integer, path, seed, text
@@ -128,6 +129,7 @@ class Search:
                     self._settings.n_trials,
                     len(interrupted),
                 )
+            countdown = Countdown("trials", self._settings.n_trials, completed=done)
             while interrupted or done < self._settings.n_trials:
                 if interrupted:
                     batch, interrupted = self._next_batch(interrupted)
@@ -144,6 +146,7 @@ class Search:
                     _ = result.return_value
                 returns += results
                 done += len(batch)
+                countdown.advance(len(batch))
             with study_errors(self._place):
                 for line in _summary_lines(study):
                     log.info(line)

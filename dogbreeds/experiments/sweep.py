@@ -14,7 +14,6 @@ from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.experiments.plugins import named_plugins, sources_digest
 from dogbreeds.experiments.run_name import SWEPT_ENV, sweep_name, swept_keys
-from dogbreeds.reports import curves
 from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, REUSED_TAG_PREFIX, SWEEP_RUN_ENV, RunOrigin
@@ -115,26 +114,23 @@ class Sweep(LauncherCallback):
 
     @classmethod
     def _summarise(cls, sweep: _OpenSweep) -> bool:
-        """Record the best job's metric and a figure of all curves; return whether a job has failed."""
+        """Record the best job's metric and the page that compares the jobs; return whether a job has failed."""
         client = sweep.client
         run = client.get_run(sweep.run_id)
         close_orphaned_runs(client, run.info.experiment_id)
         jobs = cls._jobs(client, run)
-        # MLflow lists the newest run first.
-        measured = [job for job in reversed(jobs) if RANKING_METRIC in job.data.metrics]
-        names = distinct_overrides([job.data.params["overrides"] for job in measured])
-        histories = {
-            name: [sweep.tracking.history(job.info.run_id, "val/accuracy")]
-            for name, job in zip(names, measured, strict=True)
-        }
-        if histories:
-            best = max(measured, key=lambda job: job.data.metrics[RANKING_METRIC])
+        measured = [job for job in jobs if RANKING_METRIC in job.data.metrics]
+        if measured:
+            best = max(reversed(measured), key=lambda job: job.data.metrics[RANKING_METRIC])
             # A resumed sweep whose jobs had all finished has recorded the same value already.
             if run.data.metrics.get(RANKING_METRIC) != best.data.metrics[RANKING_METRIC]:
                 client.log_metric(sweep.run_id, RANKING_METRIC, best.data.metrics[RANKING_METRIC])
             client.set_tag(sweep.run_id, "best_run", best.info.run_id)
-            figure = curves.accuracy_curves(histories, "validation accuracy of the sweep's jobs")
-            client.log_figure(sweep.run_id, figure, "curves.png")
+            # Imports much, for which the first line of a command need not wait.
+            from dogbreeds.experiments import sweep_page
+
+            sweep_page.record_page(sweep.tracking, run, measured)
+            log.info(sweep.tracking.sweep_link(sweep.run_id, [job.info.run_id for job in measured]).line("open"))
         return any(job.info.status == "FAILED" for job in jobs)
 
     @staticmethod
@@ -163,17 +159,3 @@ def sweep_origin(
     identity = "" if config.rerun else digest(f"{yaml}{tuple(overrides)}{sources_digest(plugins)}".encode())
     name = sweep_name(overrides, swept_keys(overrides))
     return RunOrigin(yaml, tuple(overrides), name, folder, identity=identity)
-
-
-def distinct_overrides(overrides: Sequence[str]) -> list[str]:
-    """Return the part of each job's overrides that not all jobs share, or all of it if nothing is left.
-
-    Args:
-        overrides: of each job, separated by spaces.
-    """
-    words = [text.split() for text in overrides]
-    shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
-    return [
-        " ".join(word for word in job_words if word not in shared) or text
-        for job_words, text in zip(words, overrides, strict=True)
-    ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from dogbreeds.core import files, signals
 from dogbreeds.core.console import progress
+from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.data.image import ImageLoader, decode
 from dogbreeds.inference import export_formats
@@ -85,12 +86,14 @@ def export_and_check(
         folder: to write into.
     """
     exported: dict[str, PredictBatch] = {}
+    countdown = Countdown("formats", len(names))
     for name in names:
         started = time.perf_counter()
         # A signal must not interrupt the native code of a converter.
         with signals.deferred():
             exported[name] = export_formats.load(name, export_formats.write(name, classifier, folder))
         log.info("%s: written in %.1f s", name, time.perf_counter() - started)
+        countdown.advance()
     with progress("checking", len(images), "images") as advance:
         checks = compare(
             exported, export_formats.keras_predictor(classifier.model), (image() for image in images), advance

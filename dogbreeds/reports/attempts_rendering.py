@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dogbreeds.core.text import csv_rows
-from dogbreeds.reports import curves, pages, reference_note, tables
+from dogbreeds.core.text import csv_rows, duration_text
+from dogbreeds.reports import pages, reference_note, run_figures, tables
 from dogbreeds.reports.attempt_row import COLUMNS, AttemptRow
 from dogbreeds.reports.attempts_table import AttemptsTable, missing_attempts
 from dogbreeds.reports.tables import Column
@@ -101,15 +101,28 @@ def as_csv(attempts_tables: Sequence[AttemptsTable], run_url: RunUrl) -> str:
     return csv_rows([["model", "data", *COLUMNS, "runs", "links"], *rows])
 
 
-def as_html(attempts_tables: Sequence[AttemptsTable], run_url: RunUrl) -> str:
-    """Render all tables as one self-contained page, with learning curves and the outcome of each claim."""
+def as_html(
+    attempts_tables: Sequence[AttemptsTable],
+    run_url: RunUrl,
+    title: str = "attempts and claims",
+    runs_only: bool = False,
+) -> str:
+    """Render all tables as one self-contained page, with figures that compare the runs and the outcome of each claim.
+
+    Args:
+        attempts_tables: the tables.
+        run_url: returns the URL of a run's page.
+        title: heading of the page.
+        runs_only: whether attempts that were not run are left out.
+    """
+    tables_shown = [table.of_runs_only() for table in attempts_tables] if runs_only else attempts_tables
     return pages.render(
         "attempts",
-        title="attempts and claims",
+        title=title,
         columns=COLUMNS,
         numeric=[COLUMNS.index(name) for name in _NUMERIC_COLUMNS],
-        sections=[_page_section(attempts, run_url) for attempts in attempts_tables],
-        missing=missing_attempts(attempts_tables),
+        sections=[_page_section(table, run_url) for table in tables_shown],
+        missing="" if runs_only else missing_attempts(attempts_tables),
     )
 
 
@@ -119,32 +132,51 @@ class _PageRow(NamedTuple):
     Attributes:
         texts: one for each of `COLUMNS`.
         runs: id, short id and URL of each run.
+        time: what the runs took.
     """
 
     texts: list[str]
     runs: list[tuple[str, str, str]]
+    time: str
 
 
 class _PageSection(NamedTuple):
-    """A table of the page, with the learning curves of its attempts if any has finished an epoch."""
+    """A table of the page, with figures of its runs if any has finished an epoch, and their descriptions."""
 
     title: str
     headings: list[str]
     rows: list[_PageRow]
     curves: "Figure | None"
+    halves: "list[tuple[Figure, str]]"
+    description: str
+    cost: str
     notes: list[str]
 
 
 def _page_section(attempts: AttemptsTable, run_url: RunUrl) -> _PageSection:
     headings, *lines = attempts.text_rows()
-    histories = attempts.histories()
+    runs = [run for run in attempts.compared_runs() if run.accuracies]
+    halves = [
+        (run_figures.accuracy_over_lr(runs), "best validation accuracy over the learning rate"),
+        (run_figures.accuracy_over_layers(runs), "best validation accuracy over the number of layers trained"),
+    ]
     return _PageSection(
         title=attempts.title,
         headings=headings,
         rows=[
-            _PageRow(line, [(record.run_id, short(record.run_id), run_url(record)) for record in row.records])
+            _PageRow(
+                line, [(record.run_id, short(record.run_id), run_url(record)) for record in row.records], _time(row)
+            )
             for row, line in zip(attempts.rows, lines, strict=True)
         ],
-        curves=curves.accuracy_curves(histories, "") if histories else None,
+        curves=run_figures.accuracy_curves(runs) if runs else None,
+        halves=[(figure, alt) for figure, alt in halves if figure is not None],
+        description=run_figures.describe(runs),
+        cost=attempts.cost(),
         notes=attempts.notes(),
     )
+
+
+def _time(row: AttemptRow) -> str:
+    seconds = sum(record.metrics.get("seconds/total", 0.0) for record in row.records)
+    return duration_text(seconds) if seconds else "–"

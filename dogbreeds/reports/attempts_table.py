@@ -1,13 +1,16 @@
 """Tables of attempts: measured results compared with the guide's claims."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dogbreeds.core.text import duration_text
 from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.reports import baseline_note
 from dogbreeds.reports.attempt_row import COLUMNS, AttemptRow
 from dogbreeds.reports.claims import NOT_TESTED, ClaimCheck
 from dogbreeds.reports.published_claims import ALWAYS_LISTED, CLAIMS
+from dogbreeds.reports.run_figures import ComparedRun
 from dogbreeds.tracking.records import NOT_IN_RUN_KEY, Record
 
 # Returns the outcome of two runs on the same images, the first one first; None if predictions are missing.
@@ -116,17 +119,34 @@ class AttemptsTable:
             " list them."
         ]
 
-    def histories(self) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Collect the learning curves.
+    def of_runs_only(self) -> "AttemptsTable":
+        """Return the table without attempts that were not run; runs of no named attempt in the order of their start."""
+        rows = [row for row in self.rows if row.records]
+        unnamed = sorted((row for row in rows if row.attempt not in CLAIMS), key=lambda row: row.records[0].started)
+        return replace(self, rows=(*(row for row in rows if row.attempt in CLAIMS), *unnamed))
 
-        Returns:
-            Validation accuracy by epoch of each run, in [0, 1], by attempt. Attempts without an epoch are left out.
-        """
-        found: dict[str, tuple[tuple[float, ...], ...]] = {}
-        for row in self.rows:
-            if any(row.histories):
-                found[row.attempt] = found.get(row.attempt, ()) + row.histories
-        return found
+    def compared_runs(self) -> list[ComparedRun]:
+        """Return the runs of all rows as figures show them."""
+        rows = Counter(row.attempt for row in self.rows)
+        return [
+            # Rows of the same attempt differ in their settings, which the runs' names have.
+            ComparedRun.of(row.attempt if rows[row.attempt] == 1 else record.name, record, history)
+            for row in self.rows
+            for record, history in zip(row.records, row.histories, strict=True)
+        ]
+
+    def cost(self) -> str:
+        """Say what the runs took; empty if none of them recorded it."""
+        seconds = [record.metrics.get("seconds/total", 0.0) for row in self.rows for record in row.records]
+        before = [record.metrics.get("seconds/features", 0.0) for row in self.rows for record in row.records]
+        if not sum(seconds):
+            return ""
+        runs = "1 run" if len(seconds) == 1 else f"{len(seconds)} runs"
+        return (
+            f"Cost: {runs} in {duration_text(sum(seconds))}, of which {duration_text(sum(before))} before the first"
+            f" epochs, where features are computed or read from the cache; the longest run took"
+            f" {duration_text(max(seconds))}."
+        )
 
 
 def missing_attempts(tables: Sequence[AttemptsTable]) -> str:

@@ -1,9 +1,8 @@
 """Figures of learning curves and of the learning rate range test."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dogbreeds.reports.figures import PAGE_INCHES
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 
 if TYPE_CHECKING:
@@ -13,56 +12,8 @@ if TYPE_CHECKING:
     from dogbreeds.evaluation.results import Epoch, Range
 
 _TRAIN_COLOUR, _VAL_COLOUR, _SUGGESTION_COLOUR = "#8a8a8a", "#1f5fa8", "#b3541e"
-# With more curves, their colours are too alike for a legend.
-_MAX_LEGEND_ENTRIES = 12
 # Of a figure of two curves, as shares of its size.
 _MARGINS = {"left": 0.075, "right": 0.99, "bottom": 0.135, "top": 0.9, "wspace": 0.22}
-# Longest name, in characters, that the legend has room for.
-_MAX_NAME_LENGTH = 48
-
-
-def accuracy_curves(histories: "Mapping[str, Sequence[Sequence[float]]]", title: str) -> "Figure":
-    """Draw the validation accuracy by epoch of several attempts.
-
-    Args:
-        histories: by the attempt's name, one curve per seed: accuracy in [0, 1] after each epoch.
-        title: heading of the figure; may be empty.
-    """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PAGE_INCHES, 4), layout="constrained")
-    axes = figure.subplots()
-    colours = colormaps["viridis"]
-    for index, (name, seeds) in enumerate(histories.items()):
-        colour = colours(0.85 * index / max(1, len(histories) - 1))
-        best = sum(max(accuracies, default=0) for accuracies in seeds) / len(seeds)
-        for seed, accuracies in enumerate(seeds):
-            # Matplotlib leaves labels that begin with _ out of the legend.
-            label = "_" if seed else f"{picture_text(_shortened(name))}: best {100 * best:.1f} %"
-            axes.plot(
-                range(1, len(accuracies) + 1),
-                [100 * accuracy for accuracy in accuracies],
-                color=colour,
-                marker="o",
-                ms=3,
-                lw=1.2,
-                label=label,
-            )
-    axes.set(ylabel="validation accuracy (%)", ylim=(0, 105))
-    _style_epoch_axis(axes)
-    if len(histories) <= _MAX_LEGEND_ENTRIES:
-        axes.legend(loc="center right", frameon=False)
-    if title:
-        figure.suptitle(picture_text(title), fontsize=11)
-    return use_fallback_fonts(figure)
-
-
-def _shortened(name: str) -> str:
-    """Shorten a name in its middle: runs that are named by their overrides mostly differ at the end."""
-    if len(name) <= _MAX_NAME_LENGTH:
-        return name
-    return f"{name[: _MAX_NAME_LENGTH // 3].strip()} … {name[-2 * _MAX_NAME_LENGTH // 3 :].strip()}"
 
 
 def _style_epoch_axis(axes: "Axes") -> None:

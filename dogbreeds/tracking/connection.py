@@ -19,14 +19,16 @@ from dogbreeds.core.spec import number, path, text
 from dogbreeds.core.text import mask_passwords, received, shorten
 from dogbreeds.tracking.client import Client
 from dogbreeds.tracking.delivery import DeliveryQueue
-from dogbreeds.tracking.local_store import create_store
+from dogbreeds.tracking.local_store import create_store, is_file_store, migration_command
+from dogbreeds.tracking.saved_view import MAIN_VIEW, main_view_tag
 from dogbreeds.tracking.tracking import Tracking
+from dogbreeds.tracking.ui_address import runs_page, ui_base
 
 if TYPE_CHECKING:
     import mlflow
 
 # MLflow's UI then shows the pages for model training, not those for language models.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+_EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 # Environment variables that opening a store sets, and the loggers whose levels it sets.
 _VARIABLES = (
     "MLFLOW_DISABLE_TELEMETRY",
@@ -83,15 +85,25 @@ class MlflowStore(Tracking):
         artifacts: folder of artifacts, for stores that have none of their own.
         experiment: name of the experiment.
         patience_minutes: how long a call that needs an answer waits for a server that is away.
+        ui: address at which `make ui` serves a local store, for links. A server's own address is used instead.
     """
 
+    implied = {"ui": "http://127.0.0.1:5000"}
     uri: str = text(example="http://127.0.0.1:5000")
     artifacts: str = path(example="mlruns/artifacts")
     experiment: str = text(example="dogbreeds")
     patience_minutes: float = number(at_least=0, at_most=525_600, example=10)
+    ui: str = text(example="http://127.0.0.1:5000")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        folder = Path(self.uri.removeprefix("file://").removeprefix("file:"))
+        if is_file_store(folder):
+            database = folder.absolute() / "mlflow.db"
+            raise UserError(
+                f"tracking.uri was {received(self.uri)}, a folder of files. MLflow 3 keeps runs in a database. Type"
+                f" {migration_command(folder, database)} once, and then tracking.uri=sqlite:///{database}."
+            )
         if not _is_address(self.uri):
             raise UserError(
                 f"tracking.uri was {received(mask_passwords(self.uri))}. It must be sqlite:///<file>, the address of an"
@@ -119,13 +131,21 @@ class MlflowStore(Tracking):
         has_artifact_store = self._queue is not None or self.uri.startswith("databricks")
         location = None if has_artifact_store else Path(self.artifacts).expanduser().resolve().as_uri()
         try:
-            return client, client.create_experiment(self.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
+            tags = dict([_EXPERIMENT_KIND, main_view_tag()])
+            return client, client.create_experiment(self.experiment, artifact_location=location, tags=tags)
         except UserError:
             # Another job may have created it meanwhile.
             experiment_id = self._find_experiment()[1]
             if experiment_id is None:
                 raise
             return client, experiment_id
+
+    def save_main_view(self) -> str:
+        """Save the view that MLflow's page of runs opens with, of this version, and return the page's address."""
+        client, experiment_id = self.connect()
+        for name, value in (_EXPERIMENT_KIND, main_view_tag()):
+            client.set_experiment_tag(experiment_id, name, value)
+        return runs_page(ui_base(self.uri, self.ui), experiment_id, MAIN_VIEW)
 
     def _find_experiment(self) -> "tuple[mlflow.MlflowClient, str | None]":
         """Return a client, and the experiment's id if it exists."""

@@ -1,10 +1,11 @@
-"""A new MLflow store in a SQLite file."""
+"""Local MLflow stores: a new one in a SQLite file, and file stores of earlier versions of MLflow."""
 
 import contextlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from shlex import quote
 
 from dogbreeds.core.files import fsync
 
@@ -35,3 +36,28 @@ def create_store(file: Path) -> None:
         # A link never replaces a file. Where there are no links, MLflow creates the store itself.
         with contextlib.suppress(OSError):
             os.link(copy, file)
+
+
+def is_file_store(folder: Path) -> bool:
+    """Whether a folder is a file store, in which MLflow kept runs up to version 2."""
+    try:
+        return any(folder.glob("*/meta.yaml"))
+    except OSError:
+        return False
+
+
+def migration_command(folder: Path, database: Path) -> str:
+    """Return the command that copies the runs of a file store into a new SQLite file."""
+    return f"mlflow migrate-filestore --source {quote(str(folder))} --target {quote(f'sqlite:///{database}')}"
+
+
+def file_store_note(uri: str) -> str:
+    """Say that the folder of a local store holds runs of a file store too, which nothing reads; empty otherwise."""
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not is_file_store(database.parent):
+        return ""
+    target = database.with_name("migrated.db")
+    return (
+        f"{database.parent} also holds runs of an older MLflow, as files, which are not read. To see them, type"
+        f" {migration_command(database.parent, target)}, and then tracking.uri=sqlite:///{target} with any command."
+    )

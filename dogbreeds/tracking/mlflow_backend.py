@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core import signals
+from dogbreeds.core.console import Link
 from dogbreeds.core.spec import number, one_of
 from dogbreeds.tracking.lifecycle import (
     choice_tags,
@@ -18,7 +19,9 @@ from dogbreeds.tracking.lifecycle import (
 )
 from dogbreeds.tracking.reader import MlflowReader
 from dogbreeds.tracking.records import REUSED_TAG_PREFIX, SWEEP_RUN_ENV, PriorRuns, Record, RunOrigin, record_of, short
+from dogbreeds.tracking.saved_view import save_sweep_view
 from dogbreeds.tracking.tracking import Tracker
+from dogbreeds.tracking.ui_address import runs_page, ui_base
 from dogbreeds.tracking.writer import MlflowTracker, add_files
 
 
@@ -61,7 +64,7 @@ class Mlflow(MlflowReader):
                 stack.enter_context(end_run_on_exit(client, run_id))
             resumed = unfinished is not None
             stack.enter_context(system_metrics(client, run_id, self._address, self.system_metrics_seconds, resumed))
-            yield MlflowTracker(client, run, self.experiment, self.model)
+            yield MlflowTracker(client, run, self.experiment, self.model, self.run_link(record_of(run)))
 
     def prior_runs(self, key: str, identity: str, dead_processes: Collection[str] = ()) -> PriorRuns:
         client, experiment_id = self.connect()
@@ -89,6 +92,18 @@ class Mlflow(MlflowReader):
         sweep_run_id = os.environ.get(SWEEP_RUN_ENV)
         if sweep_run_id is not None and record.tags.get("mlflow.parentRunId") != sweep_run_id:
             self._client().set_tag(sweep_run_id, f"{REUSED_TAG_PREFIX}{record.run_id}", record.name)
+
+    def sweep_link(self, sweep_run_id: str, run_ids: Sequence[str]) -> Link:
+        """Save a view of a sweep's runs, and return a link to MLflow's page that compares them.
+
+        Args:
+            sweep_run_id: the sweep's own run.
+            run_ids: runs of its jobs.
+        """
+        client, experiment_id = self.connect()
+        view = save_sweep_view(client, experiment_id, sweep_run_id, run_ids)
+        page = runs_page(ui_base(self.uri, self.ui), experiment_id, view, charts=True)
+        return Link(page, page.partition("&")[0])
 
     def add_files(self, run_id: str, folder: Path, artifact_path: str, metrics: dict[str, float]) -> None:
         """Add files and metrics to a finished run. Files of an earlier call with the same path are replaced.

@@ -5,8 +5,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import mask_passwords, printable, shorten
 from dogbreeds.evaluation.results import Predictions
@@ -29,6 +29,7 @@ from dogbreeds.tracking.records import (
     short,
 )
 from dogbreeds.tracking.saved_network import HEAD_DIGEST_TAG, MODEL_DIGEST_TAG, check_digest
+from dogbreeds.tracking.ui_address import run_link, run_page, ui_base
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -105,31 +106,21 @@ class MlflowReader(MlflowStore):
             if not metric.startswith("system/")
         }
 
-    def run_url(self, record: Record, ui: str) -> str:
+    def run_url(self, record: Record, ui: str | None = None) -> str:
         """Return the URL of a run's page in MLflow's UI.
 
         Args:
             record: the run.
-            ui: address of the UI of a local store, as `make ui` prints it. A server's own address is used instead.
+            ui: address of the UI of a local store; None for the setting. A server's own address is used instead.
 
         Raises:
             UserError: `ui` is no address.
         """
-        try:
-            parts = urlsplit(self.uri if self.uri.startswith(("http://", "https://")) else ui)
-        except ValueError:
-            # An address with half a bracket, for example; it is refused below.
-            parts = urlsplit("")
-        # Without name and password: URLs are shared.
-        host = parts.netloc.rpartition("@")[2]
-        if parts.scheme not in ("http", "https") or not host:
-            raise UserError(
-                f"ui was {ui!r}. It must be the address of MLflow's UI, with http:// or https://. Type"
-                " ui=http://127.0.0.1:5000."
-            )
-        return (
-            f"{parts.scheme}://{host}{parts.path.rstrip('/')}/#/experiments/{record.experiment_id}/runs/{record.run_id}"
-        )
+        return run_page(ui_base(self.uri, ui or self.ui), record.experiment_id, record.run_id)
+
+    def run_link(self, record: Record) -> Link:
+        """Return a link to a run's page in MLflow's UI."""
+        return run_link(ui_base(self.uri, self.ui), record.experiment_id, record.run_id)
 
     def config(self, run_id: str) -> str:
         """Return the composed config of a run, as YAML."""

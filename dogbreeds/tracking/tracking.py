@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.results import Predictions
@@ -83,6 +84,10 @@ class Tracker:
     def location(self) -> str:
         """Describe where the run is recorded."""
         return "not recorded (tracking=none)"
+
+    def link(self) -> Link | None:
+        """Return a link to the run's page; None without one."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dogbreeds.core.console import Link
 from dogbreeds.core.text import mask_passwords
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking.prediction_files import write_predictions
@@ -21,6 +22,7 @@ from dogbreeds.tracking.records import (
     param_text,
     short,
 )
+from dogbreeds.tracking.run_model import log_run_model, remove_run_model
 from dogbreeds.tracking.saved_network import (
     HEAD_DIGEST_TAG,
     MODEL_DIGEST_TAG,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     import keras
     import mlflow
     from matplotlib.figure import Figure
+    from mlflow.entities import Dataset as MlflowDataset
+    from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
 # MLflow's limit of parameters in one call.
@@ -48,27 +52,31 @@ class MlflowTracker(Tracker):
         run: the run, as recorded so far.
         experiment: name of its experiment.
         save_models: which trained networks are saved: "best" of the sweep, "all" or "none".
+        link: to the run's page.
     """
 
     finetune_overrides = "phase=finetune"
 
-    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str):
+    def __init__(self, client: "mlflow.MlflowClient", run: "MlflowRun", experiment: str, save_models: str, link: Link):
         super().__init__(run.info.run_name, run.info.run_id)
         self._client = client
         self._run = run
         self._experiment = experiment
         self._save_models = save_models
+        self._link = link
         names = [name for name in run.data.metrics if not name.startswith("system/")]
-        self._logged = {(name, point.step) for name in names for point in client.get_metric_history(self.run_id, name)}
+        self._logged: dict[tuple[str, int], Metric] = {
+            (name, point.step): point for name in names for point in client.get_metric_history(self.run_id, name)
+        }
+        self._params = dict(run.data.params)
+        self._dataset: MlflowDataset | None = None
 
     def parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [
-            Param(name, mask_passwords(param_text(value)))
-            for name, value in values.items()
-            if name not in self._run.data.params
-        ]
+        texts = {name: mask_passwords(param_text(value)) for name, value in values.items()}
+        params = [Param(name, value) for name, value in texts.items() if name not in self._run.data.params]
+        self._params = texts | self._params
         for start in range(0, len(params), _PARAMS_PER_CALL):
             self._client.background.log_batch(self.run_id, params=params[start : start + _PARAMS_PER_CALL])
 
@@ -85,13 +93,13 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        new = [
-            (name, value, step)
+        new = {
+            (name, step): Metric(name, value, now, step)
             for name, value, step in values
             if np.isfinite(value) and (name, step) not in self._logged
-        ]
-        self._logged |= {(name, step) for name, _, step in new}
-        self._client.queue_metrics(self.run_id, [Metric(name, value, now, step) for name, value, step in new])
+        }
+        self._logged |= new
+        self._client.queue_metrics(self.run_id, list(new.values()))
 
     def tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -106,8 +114,9 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Dataset as MlflowDataset
         from mlflow.entities import DatasetInput
 
-        dataset = MlflowDataset(name, fingerprint[:36], "local", json.dumps({"name": name}), profile=json.dumps(sizes))
-        self._client.queue_inputs(self.run_id, [DatasetInput(dataset, [])])
+        source = json.dumps({"name": name})
+        self._dataset = MlflowDataset(name, fingerprint[:36], "local", source, profile=json.dumps(sizes))
+        self._client.queue_inputs(self.run_id, [DatasetInput(self._dataset, [])])
 
     def figure(self, draw: "Callable[[], Figure]", name: str) -> None:
         self._client.log_figure(self.run_id, draw(), name)
@@ -126,6 +135,9 @@ class MlflowTracker(Tracker):
             path = Path(folder) / MODEL_FILE
             tags = {MODEL_DIGEST_TAG: save_network(build(), path), TOLERANCE_TAG: f"{tolerance:g}"}
             self._client.log_artifacts(self.run_id, folder, MODEL_FOLDER)
+        # The model's metrics are those of the run, which names the data set.
+        self._client.flush()
+        log_run_model(self._client, self._run, self._params, self._dataset, self._logged.values())
         self.tags({"model": "kept"} | tags)
 
     def head(self, head: "keras.Model") -> None:
@@ -155,11 +167,15 @@ class MlflowTracker(Tracker):
             return False
         for other in others:
             self._client.wrap(get_artifact_repository(other.info.artifact_uri)).delete_artifacts(MODEL_FOLDER)
+            remove_run_model(self._client, other)
             self._client.set_tag(other.info.run_id, "model", "removed: another job of the sweep did better")
         return True
 
     def location(self) -> str:
         return f"{short(self.run_id)} '{self._run.info.run_name}', MLflow experiment '{self._experiment}'"
+
+    def link(self) -> Link:
+        return self._link
 
 
 def add_files(

@@ -126,6 +126,7 @@ def log_network(file: Path, uri: str, folder: Path, limits: ServingLimits) -> st
         artifacts=str(folder / "artifacts"),
         experiment="bench",
         patience_minutes=1,
+        ui="http://127.0.0.1:5000",
         model="best",
         system_metrics_seconds=0,
     )
