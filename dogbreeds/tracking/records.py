@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 MODEL_FOLDER = "model"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FOLDER = "predictions"
+# Predictions of the saved network, where that is not the one that the run's own predictions are of.
+REFITTED_PREDICTIONS_FOLDER = "refitted_predictions"
 HEAD_WEIGHTS = "head/head.weights.h5"
+# Tag of a run whose saved network was fitted again: the splits that it was fitted to.
+REFITTED_TAG = "refitted"
 # The metric that runs are ranked by.
 RANKING_METRIC = "best/val_accuracy"
 # The metric of the reference probe to compare it with.
