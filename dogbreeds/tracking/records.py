@@ -44,7 +44,12 @@ NOT_IN_RUN_KEY = (
     "rerun",
 )
 # Those that do change it, each with what versions did that did not record it.
-FEATURES_IN_RUN_KEY = {"features.dtype": "float32", "features.runtime": "tensorflow", "features.precision": "float32"}
+FEATURES_IN_RUN_KEY = {
+    "features.dtype": "float32",
+    "features.runtime": "tensorflow",
+    "features.precision": "float32",
+    "features.layers": "[]",
+}
 # Ends the name of the parameter with the module and the source of a plugin's class. No setting has such a name.
 SOURCE_SUFFIX = ".class.source"
 # Fewest characters of a run id in messages.
@@ -170,8 +175,12 @@ def is_path(run: str) -> bool:
 
 def differing(params: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """Return the names of a run's parameters that are not as expected."""
-    # A parameter that a run lacks, such as that of a plugin's class, has no value.
-    return [name for name, value in expected.items() if params.get(name, param_text(None)) != value]
+    return [name for name, value in expected.items() if _recorded(params, name) != value]
+
+
+def _recorded(params: Mapping[str, str], name: str) -> str:
+    """Return a parameter. One that a run lacks has no value, as that of a plugin's class, or the one it implied."""
+    return params.get(name, FEATURES_IN_RUN_KEY.get(name, param_text(None)))
 
 
 def describe_differences(params: Mapping[str, str], expected: Mapping[str, str]) -> str:
@@ -180,7 +189,7 @@ def describe_differences(params: Mapping[str, str], expected: Mapping[str, str])
     # The settings of another class are others anyway.
     groups = {name for name in names if "." not in name}
     return "; ".join(
-        f"{name} is {params.get(name)} there and {expected[name]} here"
+        f"{name} is {_recorded(params, name)} there and {expected[name]} here"
         for name in names
         if name in groups or name.partition(".")[0] not in groups
     )
