@@ -19,8 +19,6 @@ _STILL_RISING = 1.05
 _FALLEN = 0.95
 # A training accuracy that is at least this far above validation comes from memorised images.
 _MEMORISED_GAP = 0.3
-
-
 # Verdicts after which the advice names a learning rate, which a logistic regression lacks.
 _FAILURES = ("diverged", "never_learned", "underperforming")
 

@@ -148,6 +148,7 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
         feature_seconds=feature_seconds,
         seconds=time.perf_counter() - prepared.started,
         reference=reference,
+        refitted_test=refitted.test if refitted else None,
     )
     _record(prepared, result, pairs, refitted, tracker)
     return result
