@@ -56,7 +56,7 @@ def with_depths(plan: Plan, depths: Sequence[int], blocks: "Sequence[Block]") ->
     """
     if not depths or plan.cut == len(blocks) or plan.cut <= depths[0]:
         return plan
-    note = f"; the cached prefix ends above {blocks[depths[0] - 1].name}, the first of features.layers"
+    note = f"; the cached prefix ends with {blocks[depths[0] - 1].name}, the first of features.layers"
     return replace(plan, cut=depths[0], summary=plan.summary + note)
 
 
