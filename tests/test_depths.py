@@ -75,7 +75,8 @@ def miniature(composed_in, shared_cache: Path, tmp_path_factory: pytest.TempPath
 def test_each_depth_counts_equally_and_a_cut_below_gives_the_same_features(miniature, rng: np.random.Generator) -> None:
     import keras
 
-    from dogbreeds.models.network import Network, assemble
+    from dogbreeds.models.network import Network, assemble, build_prefix
+    from dogbreeds.training import baseline
 
     composed, backbone = miniature
     preprocessing: Preprocessing = composed("tracking=none").preprocessing
@@ -102,6 +103,10 @@ def test_each_depth_counts_equally_and_a_cut_below_gives_the_same_features(minia
     tuned = built(LastN(batchnorm="frozen", drop_connect="off", layers=20, exact=False))
     assert tuned.plan.cut == depths[0]
     assert np.allclose(features(tuned), found, atol=1e-4)
+    # The 1000-way top of the weights reads the output of the backbone alone.
+    plain = baseline._prefix(frozen, backbone, preprocessing, backbone.network.outputs[0])
+    assert plain.fingerprint == build_prefix(backbone, preprocessing, len(names), (None,)).fingerprint
+    assert plain.fingerprint != frozen.prefix.fingerprint
     # What lies between cut and trained layers is frozen.
     trained = {id(variable) for group in tuned.trainable_by_depth(tuned.plan.stages[-1]).values() for variable in group}
     assert tuned.suffix is not None

@@ -12,7 +12,11 @@ from dogbreeds.evaluation.logistic_regression import STRENGTHS, fit_path
 from dogbreeds.evaluation.metrics import score
 from dogbreeds.models.head import Logistic
 from dogbreeds.models.network import Network
+from dogbreeds.reports.attempt_row import AttemptRow
 from dogbreeds.reports.curves import learning_curves
+from dogbreeds.reports.evaluation_notes import about
+from dogbreeds.reports.model_card import model_card
+from dogbreeds.tracking.records import Record
 from dogbreeds.training.logistic import fit_logistic, refitted, strengths
 from dogbreeds.training.loop import Rows, predict
 from dogbreeds.training.state import History, TrainingState
@@ -193,3 +197,28 @@ def test_advice_after_a_failed_fit_names_no_learning_rate(strength: float | None
     assert found.name == "never_learned"
     assert "lr" not in found.advice
     assert ("head.C=null" in found.advice) == (strength is not None)
+
+
+def record(**tags: str) -> Record:
+    params = {
+        "head": "Logistic", "phase": "Frozen", "optimizer.lr": "0.001", "preprocessing.mode": "raw",
+        "unfreeze": "Nothing", "unfreeze.layers_trained": "0", "unfreeze.layers_asked": "0", "data": "Folder",
+        "data.images.val": "20", "data.images.train": "80", "data.name": "photos",
+        "model.architecture": "EfficientNetB0",
+    }  # fmt: skip
+    return Record("a1b2c3d4", "a run", 0.0, "FINISHED", params, {}, {"verdict": "learned", **tags})
+
+
+def test_reports_say_no_rate_and_what_the_saved_network_was_fitted_to() -> None:
+    frozen = record(refitted="train and val")
+    tuned = replace(frozen, params={**frozen.params, "phase": "Finetune"})
+    assert [AttemptRow("a run", (run,), ()).cells()["lr"] for run in (frozen, tuned)] == ["–", "0.001"]
+
+    def notes(run: Record, split: str) -> str:
+        return " ".join(about(run, "run a1b2c3d4", split, "20 images", ["x.jpg"], None))
+
+    assert "was fitted to train and val" in notes(frozen, "val")
+    assert "best epoch was chosen" in notes(record(), "val")
+    assert "fitted" not in notes(frozen, "test")
+    # Without test images, nothing that the saved network has not seen was recorded.
+    assert "Not measured" in model_card("a run", frozen, {}, ["a", "b"], 64, "stretch", {})

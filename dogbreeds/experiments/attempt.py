@@ -319,7 +319,7 @@ def _record(
         )
         if network.suffix is None:
             tracker.head(prepared.network.head)
-    for line in recording.summary_lines(result, refitted.lines() if refitted else [], tracker):
+    for line in recording.summary_lines(result, tracker):
         log.info(line)
 
 

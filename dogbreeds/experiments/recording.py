@@ -1,7 +1,6 @@
 """The parameters, metrics and log lines of an attempt."""
 
 import logging
-from collections.abc import Sequence
 from importlib.metadata import version
 
 from dogbreeds.evaluation.metrics import PairedOutcome, Scores
@@ -138,12 +137,11 @@ def paired_metrics(pairs: dict[str, PairedOutcome]) -> dict[str, float]:
     return {f"parent/{split}_{name}": value for split, pair in pairs.items() for name, value in pair.metrics().items()}
 
 
-def summary_lines(result: Result, further: Sequence[str], tracker: Tracker) -> list[str]:
+def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     """Format a finished attempt as the last lines of its log; the verdict comes last.
 
     Args:
         result: of the attempt.
-        further: lines on what else was measured.
         tracker: of the run, which names the place of the record.
     """
     history = result.history
@@ -157,7 +155,8 @@ def summary_lines(result: Result, further: Sequence[str], tracker: Tracker) -> l
     ]
     if result.test is not None:
         lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")
-    lines += further
+    if result.refitted_test is not None:
+        lines.append(f"saved network, fitted to train and val: test {result.refitted_test.accuracy}")
     lines += result.baseline.lines()
     lines += result.reference.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")

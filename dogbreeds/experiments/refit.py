@@ -32,11 +32,6 @@ class Refit:
             return {}
         return {"refitted/test_accuracy": self.test.accuracy.value, "refitted/test_loss": self.test.loss}
 
-    def lines(self) -> list[str]:
-        """Return the log line of the refit in a list."""
-        measured = f"test {self.test.accuracy}" if self.test is not None else "not measured: there is no test split"
-        return [f"saved network, fitted to train and val: {measured}"]
-
 
 def refit(prepared: PreparedRun, history: History, inputs: TrainingInputs, val: Rows, tracker: Tracker) -> Refit | None:
     """Fit the head of a logistic regression again, at the chosen `C`, to training and validation images.
