@@ -103,13 +103,13 @@ class Logistic(Head):
     Attributes:
         C: inverse of the penalty on the squared weights of standardised features, as scikit-learn's. None tries a path
             of values from strong to weak regularisation, and chooses one.
-        patience: values of `C` without a better one after which the path ends.
+        patience: values of `C` without a better metric or loss after which the path ends.
         choose_by: what chooses it: the run's `validation` split, or `cross_validation` within the training images.
         refit: whether the network that is saved is fitted again at the chosen `C`, on training and validation images.
     """
 
     C: float | None = number(above=0, example=1e-3, optional=True)
-    patience: int = integer(at_least=1, example=2)
+    patience: int = integer(at_least=1, example=1)
     choose_by: str = one_of("validation", "cross_validation")
     refit: bool = boolean()
 

@@ -195,10 +195,13 @@ def _record(history: History, epoch: Epoch, logits: np.ndarray, network: Network
     if history.best is None or _merit(epoch, monitor) > _merit(history.best, monitor):
         history.best, history.best_logits = epoch, logits
         history.best_weights = [variable.numpy() for variable in network.variables]
-    waited = epoch.number - history.best.number
+    # Accuracy is coarse: while the loss falls, it may still rise.
+    lowest = min(history.epochs, key=lambda tried: tried.selecting.loss)
+    waited = epoch.number - max(history.best.number, lowest.number)
     if waited >= head.patience:
         chosen_on = "cross-validation" if epoch.cross_validation is not None else "validation"
-        history.stop_reason = f"no better {chosen_on} {monitor.replace('_', ' ')} at {waited} values of C"
+        values = "1 value" if waited == 1 else f"{waited} values"
+        history.stop_reason = f"no better {chosen_on} {monitor.replace('_', ' ')} or loss at {values} of C"
 
 
 def _merit(epoch: Epoch, monitor: str) -> tuple[float, float]:
