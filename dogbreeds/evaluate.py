@@ -110,7 +110,7 @@ def task(config: DictConfig) -> None:
                 images,
                 record=record,
                 file=file,
-                run_predictions=tracking.predictions(record.run_id) if record else {},
+                run_predictions=tracking.network_predictions(record) if record else {},
                 views=views,
                 seed=settings.seed,
             )

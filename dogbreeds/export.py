@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,6 @@ from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.spec import Spec, integer, number, path, text, texts
 from dogbreeds.core.text import size_text
 from dogbreeds.data import sample
-from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments import recorded_runs
 from dogbreeds.experiments.compose import settings_of
 from dogbreeds.experiments.network_export import export_network, sample_of_run
@@ -110,7 +109,7 @@ def task(config: DictConfig) -> None:
     with recorded_runs.open_network(tracking, settings.run, only) as (record, classifier, file):
         name = recorded_runs.describe_run(record) if record else file
         log.info("%s: %d classes, %d px", name, len(classifier.class_names), classifier.image_size)
-        predictions = tracking.predictions(record.run_id) if record is not None else {}
+        predictions = tracking.network_predictions(record) if record is not None else {}
         if settings.images_from is not None or record is None:
             images = sample.sample_folder(settings.images_from or "", settings.images)
         else:
@@ -137,7 +136,7 @@ def task(config: DictConfig) -> None:
                 last_lines.append(_serve_command(tracking, model_id))
             exporter.require_agreement(formats)
             if record is not None and settings.register is not None:
-                last_lines.append(_register(settings.register, settings, tracking, record, model_id, predictions))
+                last_lines.append(_register(settings.register, settings, tracking, record, model_id))
         finally:
             # Printed when everything is done, because a reader such as `head` may end the command by leaving.
             print(f"{_parity_table(formats)}{output}", *last_lines, sep="\n")
@@ -213,7 +212,6 @@ def _register(
     tracking: Mlflow,
     record: Record,
     model_id: str,
-    predictions: Mapping[str, Predictions],
 ) -> str:
     """Register a run's model if it passes the gate, and describe the outcome in a sentence.
 
@@ -242,7 +240,7 @@ def _register(
         pair = promotion_gate.compare_on_test(
             record,
             current_record,
-            dict(predictions),
+            tracking.predictions(record.run_id),
             tracking.predictions(current_record.run_id),
             target,
         )

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\s*'hydra:UserWarning")
 
 # An override as it is typed, perhaps in quotes.
 _OVERRIDE = (
-    r"""["']?(?:--multirun )?(?<![\w.])[a-z_]+(?:[./][a-z_]+)*=(?:\[[^\]]*\]|'[^']*'|<[^>]*>|[^\s,;'"\[]+)["']?"""
+    r"""["']?(?:--multirun )?(?<![\w.])[a-z_]+(?:[./][a-zA-Z_]+)*=(?:\[[^\]]*\]|'[^']*'|<[^>]*>|[^\s,;'"\[]+)["']?"""
 )
 _ADVICE = re.compile(rf"{_OVERRIDE}(?: {_OVERRIDE})*")
 # What a placeholder stands for, by setting.
@@ -35,6 +35,7 @@ SAMPLES = {
     "models": "[effnetb0]",
     "data.max_corrupt_fraction": "0.1",
     "data.root": ".",
+    "features.layers": "[block6a,top]",
     "format": "csv",
     "formats": "[keras,onnx]",
     "hydra.launcher.partition": "gpu",
@@ -64,6 +65,8 @@ OPTIONS = {
     "model.arguments": ["model=effnetb0"],
     "model.path": ["model=keras"],
     "model.pooling": ["model=keras", "model.path=x.keras"],
+    "head.C": ["head=logistic"],
+    "head.choose_by": ["head=logistic"],
     "hydra.launcher.gpus_per_node": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.partition": ["hydra/launcher=submitit_slurm"],
     "hydra.launcher.ray.init.address": ["hydra/launcher=ray"],

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dogbreeds.data import drawn_dogs
-from dogbreeds.data.augment import Guide, Plain
+from dogbreeds.data.augment import Flip, Guide, Plain
 
 NO_CHANGE = {
     "copies": 2,
@@ -31,6 +31,16 @@ INDICES = np.arange(6)
 def test_augment_with_zero_limits_leaves_images_unchanged() -> None:
     assert np.array_equal(Guide(**NO_CHANGE).apply(IMAGES, INDICES, 0, 0), IMAGES.astype(np.float32))
     assert np.array_equal(Plain().apply(IMAGES, INDICES, 0, 0), IMAGES.astype(np.float32))
+
+
+def test_flip_has_the_images_and_their_mirror_images() -> None:
+    flip = Flip()
+    copies = [flip.apply(IMAGES, INDICES, copy, seed) for copy in range(flip.num_copies()) for seed in (0, 1)]
+    for found, expected in zip(copies, [IMAGES, IMAGES, IMAGES[:, :, ::-1], IMAGES[:, :, ::-1]], strict=True):
+        assert np.array_equal(found, expected.astype(np.float32))
+    # The features of the images are those of a run without augmentation.
+    assert [flip.is_plain(copy) for copy in (0, 1)] == [True, False]
+    assert not Guide(**NO_CHANGE).is_plain(0)
 
 
 def test_augment_flips_half_of_the_images() -> None:

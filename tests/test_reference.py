@@ -228,8 +228,8 @@ def test_documented_metrics_and_tags_are_in_the_code() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     # The code joins some names from parts: `best/` and a metric's name in which / is _.
-    words = {word for text in texts for word in re.findall(r"[a-z0-9_.]+", text.replace("/", "_"))}
-    words |= {word for text in texts for word in re.findall(r"[a-z0-9_]+", text)}
+    words = {word for text in texts for word in re.findall(r"[a-zA-Z0-9_.]+", text.replace("/", "_"))}
+    words |= {word for text in texts for word in re.findall(r"[a-zA-Z0-9_]+", text)}
     for section in ("Metrics", "Tags"):
         for pattern in documented(section):
             name = re.sub(r"\[[^\]]*\]\+", "", pattern.pattern.replace("\\", ""))

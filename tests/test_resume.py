@@ -147,3 +147,21 @@ def test_train_resumes_bit_for_bit_with_another_runtime_after_a_kill_in_its_pass
     assert done.returncode == 0, done.stderr
     expected, resumed = final(whole), final(cut, cut_off=1)
     assert json.dumps(resumed, default=repr) == json.dumps(expected, default=repr)
+
+
+@pytest.mark.long
+def test_logistic_regression_on_depths_resumes_bit_for_bit_after_a_kill_between_its_strengths(
+    tmp_path: Path, make_home: Callable[[Path], Path]
+) -> None:
+    whole, cut = make_home(tmp_path / "whole"), make_home(tmp_path / "cut")
+    settings = ("head=logistic", "features.layers=[block5,top]")
+    done = train(whole, 0, *settings)
+    assert done.returncode == 0, done.stderr
+    moments = (whole / "moments").read_text().split()
+    before_any_step = moments[: moments.index("step")]
+    checkpoints = [index for index, kind in enumerate(before_any_step, 1) if kind == "checkpoint"]
+    assert train(cut, checkpoints[len(checkpoints) // 2], *settings).returncode == -signal.SIGKILL
+    done = train(cut, 0, *settings)
+    assert done.returncode == 0, done.stderr
+    assert "Resuming from checkpoint" in done.stderr + done.stdout
+    assert json.dumps(final(cut), default=repr) == json.dumps(final(whole), default=repr)

@@ -27,6 +27,10 @@ class Augment(Spec):
         """Number of augmented copies of the training set that the epochs cycle through; 0 without augmentation."""
         return 0
 
+    def is_plain(self, copy: int) -> bool:
+        """Whether a copy is the training set as it is, whose features need no computation of their own."""
+        return False
+
     @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide the pixels of a copy, part of the key of cached features."""
@@ -50,6 +54,20 @@ class Augment(Spec):
 @dataclass(frozen=True, kw_only=True)
 class Plain(Augment):
     """No augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(Augment):
+    """The images, and their mirror images: two copies of the training set, of which nothing is drawn."""
+
+    def num_copies(self) -> int:
+        return 2
+
+    def is_plain(self, copy: int) -> bool:
+        return copy == 0
+
+    def apply(self, images: np.ndarray, indices: np.ndarray, copy: int, seed: int) -> np.ndarray:
+        return (images[:, :, ::-1] if copy % 2 else images).astype(np.float32)
 
 
 class AugmentParameters(NamedTuple):

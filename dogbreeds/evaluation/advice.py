@@ -19,6 +19,8 @@ _STILL_RISING = 1.05
 _FALLEN = 0.95
 # A training accuracy that is at least this far above validation comes from memorised images.
 _MEMORISED_GAP = 0.3
+# Verdicts after which the advice names a learning rate, which a logistic regression lacks.
+_FAILURES = ("diverged", "never_learned", "underperforming")
 
 
 def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> str:
@@ -29,6 +31,8 @@ def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> s
         epochs: finished epochs, in order.
         setting: facts about the run.
     """
+    if setting.settings.get("head") == "Logistic" and setting.pair is None and found.name in _FAILURES:
+        return _after_logistic(setting)
     match found.name:
         case "diverged":
             return f"Type {_against_divergence(setting)}; if that diverges too, check preprocessing."
@@ -51,6 +55,15 @@ def advise(found: "Verdict", epochs: "Sequence[Epoch]", setting: "Setting") -> s
             remedy = f"optimizer.lr={_lower_rate(setting.lr)}{_frozen_batchnorm(setting, 'or')}"
             return f"Use the frozen network, or fine-tune again: type {remedy}."
     return _next_step(setting)
+
+
+def _after_logistic(setting: "Setting") -> str:
+    """Return what to do after a logistic regression that failed: it has no learning rate and no end to come to."""
+    if setting.native is False:
+        return _fix_pixels(setting)
+    if setting.settings.get("head.C") is not None:
+        return "This strength of regularisation may be wrong: type head.C=null, which tries a path of them."
+    return "Check some images and their labels, and preprocessing."
 
 
 def _against_divergence(setting: "Setting") -> str:

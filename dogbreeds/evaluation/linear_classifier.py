@@ -3,7 +3,7 @@
 A memory-mapped array that is larger than memory is never copied whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,34 @@ _PART_BYTES = 32 << 20
 # A feature is constant if its standard deviation is below this share of its mean.
 _CONSTANT = 1e-6
 _TINY = np.finfo(np.float64).tiny
+
+
+class StackedRows:
+    """Arrays of the same width, one below the other, that are read by row and never copied whole.
+
+    Args:
+        arrays: [m_i, d] of any float type; at least one.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self._arrays = arrays
+        self._firsts = np.cumsum([0, *map(len, arrays)])
+        self.shape = (int(self._firsts[-1]), arrays[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows [k, d], whose numbers continue from one array to the next."""
+        owners = np.searchsorted(self._firsts, rows, side="right") - 1
+        found = np.empty((len(rows), self.shape[1]), np.result_type(*self._arrays))
+        for owner in np.unique(owners):
+            found[owners == owner] = self._arrays[owner][rows[owners == owner] - self._firsts[owner]]
+        return found
+
+
+# Features of images, one row each.
+FeatureArray = np.ndarray | StackedRows
 
 
 @dataclass(frozen=True)
@@ -31,7 +59,7 @@ class LinearClassifier:
     weights: np.ndarray
     bias: np.ndarray
 
-    def logits(self, features: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    def logits(self, features: FeatureArray, rows: np.ndarray | None = None) -> np.ndarray:
         """Score images. The highest score is the predicted class.
 
         Args:
@@ -47,13 +75,18 @@ class LinearClassifier:
             logits[part] = block @ self.weights + self.bias
         return logits
 
+    def dense(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classifier as a dense layer: [d, classes] and [classes] float32. Standardisation is folded in."""
+        kernel = self.scale[:, None] * self.weights
+        return kernel.astype(np.float32), (self.bias - self.mean @ kernel).astype(np.float32)
 
-def _all_rows(features: np.ndarray) -> np.ndarray:
+
+def _all_rows(features: FeatureArray) -> np.ndarray:
     """Return [m], all rows of features."""
     return np.arange(len(features))
 
 
-def _parts(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _parts(features: FeatureArray, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield float64 features of consecutive rows, and where these are among `rows`."""
     step = max(1, _PART_BYTES // (8 * max(1, features.shape[1])))
     for first in range(0, len(rows), step):
@@ -62,7 +95,7 @@ def _parts(features: np.ndarray, rows: np.ndarray) -> Iterator[tuple[slice, np.n
 
 
 def standardised(
-    features: np.ndarray, rows: np.ndarray, mean: np.ndarray, scale: np.ndarray
+    features: FeatureArray, rows: np.ndarray, mean: np.ndarray, scale: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield standardised float64 features of consecutive rows, and where these are among `rows`."""
     for part, block in _parts(features, rows):
@@ -90,7 +123,7 @@ class TrainingRows:
 
     @classmethod
     def of(
-        cls, features: np.ndarray, labels: np.ndarray, rows: np.ndarray | None, class_weights: np.ndarray | None
+        cls, features: FeatureArray, labels: np.ndarray, rows: np.ndarray | None, class_weights: np.ndarray | None
     ) -> "TrainingRows":
         """Standardise features by some of their rows.
 
@@ -104,11 +137,11 @@ class TrainingRows:
         weights = np.ones(len(labels)) if class_weights is None else class_weights[labels].astype(np.float64)
         return cls(rows, weights, *_standardisation(features, rows, weights))
 
-    def blocks(self, features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def blocks(self, features: FeatureArray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield standardised float64 features of consecutive images, and where these are among the training images."""
         return standardised(features, self.rows, self.mean, self.scale)
 
-    def span(self, features: np.ndarray) -> np.ndarray | None:
+    def span(self, features: FeatureArray) -> np.ndarray | None:
         """Return [d, n], an orthonormal basis of the space that the images span, if they are fewer than the features.
 
         A regularised linear classifier has no weights outside that space.
@@ -120,12 +153,12 @@ class TrainingRows:
         return qr(np.concatenate([block for _, block in self.blocks(features)]).T, mode="economic")[0]
 
 
-def _standardisation(features: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardisation(features: FeatureArray, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted mean of each feature and one over its standard deviation, of the values that are finite."""
     width = features.shape[1]
     total, sums, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     # Near the mean, so that squares of large values do not hide a small variance.
-    shift = features[rows[0]].astype(np.float64)
+    shift = features[rows[:1]][0].astype(np.float64)
     shift[~np.isfinite(shift)] = 0.0
     for part, block in _parts(features, rows):
         block -= shift

@@ -4,12 +4,14 @@ The loss is convex, so there is no learning rate, and the result does not depend
 is used, so that importing this module is cheap.
 """
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dogbreeds.evaluation.linear_classifier import LinearClassifier, TrainingRows
+from dogbreeds.evaluation.lbfgs import minimise
+from dogbreeds.evaluation.linear_classifier import FeatureArray, LinearClassifier, TrainingRows
 from dogbreeds.evaluation.metrics import Proportion, score
 
 # `C` of scikit-learn: the inverse of the penalty on the squared weights of standardised features.
@@ -20,6 +22,10 @@ _MAX_ITERATIONS = 200
 _PATIENCE = 3
 # L-BFGS ends when the loss falls by less than this share in an iteration.
 _TOLERANCE = 1e-6
+# Images whose logits are in memory at once.
+_IMAGES_AT_ONCE = 8192
+# Above this size, rotated features are in a temporary file.
+_MAX_BYTES_IN_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,146 @@ class LogisticRegression(LinearClassifier):
     iterations: int
 
 
+@dataclass(frozen=True)
+class Solution:
+    """The weights of a fit, of standardised features along their principal components.
+
+    Attributes:
+        weights: [r + 1, classes] float64; the last row is the bias, which has no penalty.
+        strength: `C`.
+        iterations: of L-BFGS.
+    """
+
+    weights: np.ndarray
+    strength: float
+    iterations: int
+
+
+class TrainingProblem:
+    """The training images of logistic regressions, prepared once for all strengths.
+
+    Memory is that of the images' features in float32, or of a fixed part of them where they are many.
+
+    Args:
+        features: [m, d] of any float type. Values that are not finite count as the feature's mean.
+        labels: [n] int, class of each training image.
+        classes: number of classes; some may have no image.
+        rows: [n] rows of `features` to train on; None for all.
+        class_weights: [classes] weight of an image of each class; None if all are 1.
+    """
+
+    def __init__(
+        self,
+        features: FeatureArray,
+        labels: np.ndarray,
+        classes: int,
+        rows: np.ndarray | None = None,
+        class_weights: np.ndarray | None = None,
+    ):
+        from scipy.linalg import eigh
+
+        self._train = train = TrainingRows.of(features, labels, rows, class_weights)
+        self._labels = labels
+        self._classes = classes
+        basis = train.span(features)
+
+        def parts() -> Iterator[tuple[slice, np.ndarray]]:
+            for part, block in train.blocks(features):
+                yield part, block if basis is None else block @ basis
+
+        rank = features.shape[1] if basis is None else basis.shape[1]
+        gram = np.zeros((rank, rank))
+        for part, block in parts():
+            gram += (block.T * train.weights[part]) @ block
+        # Along the principal components, where the loss has about this curvature.
+        variances, components = eigh(gram / train.weights.sum(), overwrite_a=True, check_finite=False)
+        self._curvatures = np.maximum(variances, 0.0) * (1 - 1 / classes) / classes
+        self._basis = components if basis is None else basis @ components
+        self._inputs = _float32_array((len(labels), rank))
+        for part, block in parts():
+            self._inputs[part] = block @ components
+
+    def fit(self, strength: float, start: np.ndarray | None = None, left_out: np.ndarray | None = None) -> Solution:
+        """Fit a logistic regression.
+
+        Args:
+            strength: `C`, above 0.
+            start: [r + 1, classes], weights of another fit, from which it starts; the nearer, the faster. None for 0.
+            left_out: [n] bool, training images that have no part in it; None for no image.
+        """
+        weights = self._train.weights if left_out is None else np.where(left_out, 0.0, self._train.weights)
+        total = weights.sum()
+        shares = (weights / total).astype(np.float32)
+        if start is None:
+            start = np.zeros((self._inputs.shape[1] + 1, self._classes))
+            frequencies = np.bincount(self._labels, weights, self._classes) / total
+            start[-1] = np.log(np.maximum(frequencies, 0.1 / total))
+        penalty = 1 / (strength * total)
+        # In units in which the curvature is about 1 in each direction.
+        units = np.append(1 / np.sqrt(self._curvatures + penalty), np.sqrt(self._classes))[:, None]
+
+        def loss(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = scaled.reshape(units.size, self._classes) * units
+            value, gradient = self._cross_entropy(weights.astype(np.float32), shares)
+            gradient[:-1] += penalty * weights[:-1]
+            return value + penalty / 2 * float(np.square(weights[:-1]).sum()), (gradient * units).ravel()
+
+        found = minimise(loss, (start / units).ravel(), max_iterations=_MAX_ITERATIONS, tolerance=_TOLERANCE)
+        return Solution(found.x.reshape(units.size, self._classes) * units, strength, found.iterations)
+
+    def _cross_entropy(self, weights: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the mean cross-entropy and its gradient, [r + 1, classes] float64.
+
+        Args:
+            weights: [r + 1, classes] float32.
+            shares: [n] float32, of each image in the mean.
+        """
+        value = 0.0
+        gradient = np.zeros(weights.shape)
+        for first in range(0, len(self._labels), _IMAGES_AT_ONCE):
+            part = slice(first, first + _IMAGES_AT_ONCE)
+            inputs, labels = self._inputs[part], self._labels[part]
+            images = np.arange(len(labels))
+            logits = inputs @ weights[:-1]
+            logits += weights[-1]
+            logits -= logits.max(axis=1, keepdims=True)
+            correct = logits[images, labels]
+            probabilities = np.exp(logits, out=logits)
+            sums = probabilities.sum(axis=1, keepdims=True)
+            value += float(np.sum(shares[part] * (np.log(sums[:, 0]) - correct), dtype=np.float64))
+            probabilities /= sums
+            probabilities[images, labels] -= 1
+            probabilities *= shares[part, None]
+            gradient[:-1] += inputs.T @ probabilities
+            gradient[-1] += probabilities.sum(axis=0)
+        return value, gradient
+
+    def logits(self, solution: Solution, images: np.ndarray) -> np.ndarray:
+        """Score some of the training images, which may have been left out: [k, classes] float32.
+
+        Args:
+            solution: from `fit`.
+            images: [k] positions among the training images.
+        """
+        weights = solution.weights.astype(np.float32)
+        return self._inputs[images] @ weights[:-1] + weights[-1]
+
+    def classifier(self, solution: Solution) -> LogisticRegression:
+        """Return a fit as a classifier of features as they are given."""
+        weights, bias = self._basis @ solution.weights[:-1], solution.weights[-1].copy()
+        train = self._train
+        return LogisticRegression(train.mean, train.scale, weights, bias, solution.strength, solution.iterations)
+
+
+def _float32_array(shape: tuple[int, int]) -> np.ndarray:
+    """Return a new array, in memory or, if it is large, in a temporary file that is removed with it."""
+    if 4 * shape[0] * shape[1] <= _MAX_BYTES_IN_MEMORY:
+        return np.empty(shape, np.float32)
+    return np.memmap(tempfile.TemporaryFile(), np.float32, "w+", shape=shape)
+
+
 def fit_path(
-    features: np.ndarray,
+    features: FeatureArray,
     labels: np.ndarray,
     classes: int,
     rows: np.ndarray | None = None,
@@ -48,63 +192,15 @@ def fit_path(
     Each starts from the weights of the one before, so the order from strong to weak regularisation is the fastest.
 
     Args:
-        features: [m, d] of any float type. Values that are not finite count as the feature's mean.
-        labels: [n] int, class of each training image.
-        classes: number of classes; some may have no image.
-        rows: [n] rows of `features` to train on; None for all.
-        class_weights: [classes] weight of an image of each class; None if all are 1.
+        features, labels, classes, rows, class_weights: as of `TrainingProblem`.
         strengths: values of `C`, above 0.
     """
-    from scipy.linalg import eigh
-    from scipy.optimize import minimize
-
-    train = TrainingRows.of(features, labels, rows, class_weights)
-    total = train.weights.sum()
-    basis = train.span(features)
-    blocks = [block if basis is None else block @ basis for _, block in train.blocks(features)]
-    inputs = np.concatenate(blocks)
-    # Along the principal components, where the loss has about this curvature.
-    variances, components = eigh((inputs.T * train.weights) @ inputs / total)
-    basis = components if basis is None else basis @ components
-    inputs = (inputs @ components).astype(np.float32)
-    curvatures = np.maximum(variances, 0.0) * (1 - 1 / classes) / classes
-    targets = np.eye(classes, dtype=np.float32)[labels]
-    shares = (train.weights / total).astype(np.float32)[:, None]
-    # [r + 1, classes]; the last row is the bias, which has no penalty.
-    solution = np.zeros((inputs.shape[1] + 1, classes))
-    solution[-1] = np.log(np.maximum((shares * targets).sum(axis=0), 0.1 / total))
+    problem = TrainingProblem(features, labels, classes, rows, class_weights)
+    weights = None
     for strength in strengths:
-        penalty = 1 / (strength * total)
-        # In units in which the curvature is about 1 in each direction.
-        units = np.append(1 / np.sqrt(curvatures + penalty), np.sqrt(classes))[:, None]
-
-        def loss(scaled: np.ndarray, units: np.ndarray = units, penalty: float = penalty) -> tuple[float, np.ndarray]:
-            weights = scaled.reshape(units.size, classes) * units
-            logits = inputs @ weights[:-1].astype(np.float32)
-            logits += weights[-1].astype(np.float32)
-            logits -= logits.max(axis=1, keepdims=True)
-            correct = logits[np.arange(len(labels)), labels]
-            probabilities = np.exp(logits, out=logits)
-            sums = probabilities.sum(axis=1, keepdims=True)
-            cross_entropy = float(np.sum(shares[:, 0] * (np.log(sums[:, 0]) - correct), dtype=np.float64))
-            probabilities /= sums
-            probabilities -= targets
-            probabilities *= shares
-            gradient = np.append(inputs.T @ probabilities, probabilities.sum(axis=0)[None], axis=0).astype(np.float64)
-            gradient[:-1] += penalty * weights[:-1]
-            value = cross_entropy + penalty / 2 * float(np.square(weights[:-1]).sum())
-            return value, (gradient * units).ravel()
-
-        found = minimize(
-            loss,
-            (solution / units).ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": _MAX_ITERATIONS, "ftol": _TOLERANCE, "gtol": 0.0, "maxcor": 10},
-        )
-        solution = found.x.reshape(units.size, classes) * units
-        weights, bias = basis @ solution[:-1], solution[-1].copy()
-        yield LogisticRegression(train.mean, train.scale, weights, bias, strength, int(found.nit))
+        solution = problem.fit(strength, weights)
+        weights = solution.weights
+        yield problem.classifier(solution)
 
 
 @dataclass(frozen=True)
@@ -123,7 +219,7 @@ class PathPoint:
 
 
 def fit_tuned(
-    features: np.ndarray,
+    features: FeatureArray,
     train: tuple[np.ndarray, np.ndarray],
     val: tuple[np.ndarray, np.ndarray],
     classes: int,

@@ -108,21 +108,30 @@ class Epoch:
 
     Attributes:
         number: the epoch, counted from 1.
-        lr: learning rate of its last step.
+        lr: learning rate of its last step; None without one.
         train_loss: training loss in nats, the mean over its steps.
         train_accuracy: training accuracy in [0, 1], the mean over its steps.
         train_top5: training top-5 accuracy in [0, 1], the mean over its steps; None where `val` has none.
         val: scores on the validation split after the epoch.
         seconds: duration.
+        strength: `C` of a logistic regression, whose epochs are its values; None for other heads.
+        cross_validation: scores on training images that were left out one fold at a time, where they choose `C`.
     """
 
     number: int
-    lr: float
+    lr: float | None
     train_loss: float
     train_accuracy: float
     train_top5: float | None
     val: Scores
     seconds: float
+    strength: float | None = None
+    cross_validation: Scores | None = None
+
+    @property
+    def selecting(self) -> Scores:
+        """The scores that the best epoch is selected by."""
+        return self.cross_validation or self.val
 
     def metrics(self) -> dict[str, float]:
         """Return the results by metric name."""
@@ -136,8 +145,18 @@ class Epoch:
             "val/balanced_accuracy": self.val.balanced_accuracy,
             "val/macro_f1": self.val.macro_f1,
             "lr": self.lr,
+            "C": self.strength,
         }
+        if self.cross_validation is not None:
+            metrics["cross_validation/loss"] = self.cross_validation.loss
+            metrics["cross_validation/accuracy"] = self.cross_validation.accuracy.value
         return {name: value for name, value in metrics.items() if value is not None}
+
+
+def epoch_from_dict(values: Mapping[str, Any]) -> Epoch:
+    """Restore an epoch from what `dataclasses.asdict` made of it; earlier versions had fewer fields."""
+    scores = {name: scores_from_dict(values[name]) for name in ("val", "cross_validation") if values.get(name)}
+    return Epoch(**{**values, **scores})
 
 
 def scores_from_dict(values: Mapping[str, Any]) -> Scores:

@@ -326,10 +326,9 @@ def _beside(reference: Reference) -> str:
 
 def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     best = max(epochs, key=lambda epoch: epoch.val.accuracy.correct)
-    reason = (
-        f"best validation {best.val.accuracy} in epoch {best.number}, {_percent(epochs[-1].val.accuracy.value)} in the"
-        " last"
-    )
+    last = f"{_percent(epochs[-1].val.accuracy.value)} in the last"
+    where = f"in epoch {best.number}, {last}" if best.strength is None else f"at C {best.strength:g}"
+    reason = f"best validation {best.val.accuracy} {where}"
     numbers = {"peak": best.val.accuracy.value}
     reference = setting.reference
     if reference is not None:

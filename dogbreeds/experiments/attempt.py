@@ -1,5 +1,6 @@
 """One attempt, from its settings to its recorded result."""
 
+import functools
 import logging
 import os
 import time
@@ -7,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
 from dogbreeds.evaluation.results import Epoch, Predictions, Range, ReferenceResult, ZeroShotBaseline
 from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import automatic_settings, network_pool, recording, resume, trial
+from dogbreeds.experiments.initial_loss import finish_preflight
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
 from dogbreeds.experiments.range_test import run_range_test
 from dogbreeds.experiments.reference import measure_reference
+from dogbreeds.experiments.refit import Refit, refit
 from dogbreeds.experiments.result import Ending, PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
@@ -27,7 +28,7 @@ from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import curves
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Pruned, Record, RunOrigin, short
 from dogbreeds.tracking.tracking import Tracker
-from dogbreeds.training import preflight
+from dogbreeds.training import logistic
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.loop import Rows, fit, predict
 from dogbreeds.training.phase import LrRange, Training
@@ -104,7 +105,7 @@ def _execute(prepared: PreparedRun, tracker: Tracker) -> Result | Range:
     recording.record_setup(prepared, tracker)
     inputs = TrainingInputs(prepared.run, prepared.dataset, prepared.network)
     inputs.train(0)
-    _finish_preflight(prepared, inputs, tracker)
+    finish_preflight(prepared, inputs, tracker)
     if isinstance(prepared.run.phase, LrRange):
         return run_range_test(prepared, prepared.run.phase, inputs, tracker)
     return _train(prepared, prepared.run.phase, inputs, tracker)
@@ -130,6 +131,7 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
     pairs = _compare_with_parent(prepared, predictions)
     if predictions:
         _record_curves(history, tracker)
+    refitted = refit(prepared, history, inputs, val, tracker)
     test = score(predictions["test"].logits, predictions["test"].labels) if "test" in predictions else None
     reference = measure_reference(prepared, inputs, predictions)
     judged = _judge(history, pairs, reference, setting)
@@ -145,8 +147,9 @@ def _train(prepared: PreparedRun, phase: Training, inputs: TrainingInputs, track
         feature_seconds=feature_seconds,
         seconds=time.perf_counter() - prepared.started,
         reference=reference,
+        refitted_test=refitted.test if refitted else None,
     )
-    _record(prepared, result, pairs, tracker)
+    _record(prepared, result, pairs, refitted, tracker)
     return result
 
 
@@ -160,15 +163,16 @@ def _fit_or_resume(
     """
     run = prepared.run
     current = trial.current_trial()
+    head = run.logistic_head
 
     def on_epoch(epoch: Epoch) -> None:
         tracker.metrics(epoch.metrics(), epoch.number)
-        log.info(recording.epoch_line(epoch, phase.epochs))
+        log.info(recording.epoch_line(epoch, run.num_epochs))
 
     def stop(epochs: Sequence[Epoch]) -> str | None:
         if run.stop_on_collapse and verdict.has_collapsed(epochs, setting.n_train):
             return "stop_on_collapse"
-        reason = current.prune_reason(epochs, setting, last=len(epochs) == phase.epochs)
+        reason = current.prune_reason(epochs, setting, last=len(epochs) == run.num_epochs)
         return f"{resume.PRUNED_PREFIX}{reason}" if reason else None
 
     def save(state: TrainingState) -> None:
@@ -178,22 +182,30 @@ def _fit_or_resume(
     tracker.tags(current.tags)
     state = resume.load_checkpoint(prepared, phase, tracker, stop)
     seconds_before = sum(epoch.seconds for epoch in state.history.epochs) if state else 0.0
-    history = fit(
-        prepared.network,
-        train=inputs.train,
+    if head is not None:
+        train = functools.partial(
+            logistic.fit_logistic, prepared.network, head, train=inputs.train_copies(), monitor=phase.monitor
+        )
+    else:
+        train = functools.partial(
+            fit,
+            prepared.network,
+            train=inputs.train,
+            phase=phase,
+            optimizer=run.optimizer,
+            schedule=run.schedule,
+            seed=run.seed,
+            save_steps=run.checkpoint_steps,
+            steps_per_execution=run.steps_per_execution,
+            precision=run.precision,
+        )
+    history = train(
         val=val,
-        phase=phase,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-        seed=run.seed,
         on_epoch=on_epoch,
         stop=stop,
         resume_from=state,
         save=save,
-        save_steps=run.checkpoint_steps,
         class_weights=inputs.class_weights(),
-        steps_per_execution=run.steps_per_execution,
-        precision=run.precision,
     )
     pruned = history.stop_reason.startswith(resume.PRUNED_PREFIX)
     prune_reason = history.stop_reason.removeprefix(resume.PRUNED_PREFIX) if pruned else None
@@ -201,7 +213,7 @@ def _fit_or_resume(
     current.finish(accuracies, seconds_before + time.perf_counter() - prepared.started, prune_reason)
     if prune_reason is not None:
         network_pool.keep(prepared.pooled)
-        raise _record_pruning(prune_reason, history, phase, tracker)
+        raise _record_pruning(prune_reason, history, run.num_epochs, tracker)
     if history.diverged:
         resume.archive_checkpoint(prepared.checkpoints, tracker)
     return history
@@ -249,7 +261,7 @@ def _judge(history: History, pairs: dict[str, PairedOutcome], reference: Referen
         training=reference.training,
         no_reference=no_reference,
     )
-    return verdict.judge(history.epochs, facts)
+    return verdict.judge(history.judged, facts)
 
 
 def _measure_baseline(prepared: PreparedRun, tested: bool) -> ZeroShotBaseline:
@@ -271,13 +283,16 @@ def _measure_baseline(prepared: PreparedRun, tested: bool) -> ZeroShotBaseline:
     )
 
 
-def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcome], tracker: Tracker) -> None:
+def _record(
+    prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcome], refitted: Refit | None, tracker: Tracker
+) -> None:
     """Record and log a finished attempt."""
     tracker.metrics(
         recording.final_metrics(result)
         | result.baseline.metrics()
         | result.reference.metrics()
         | recording.paired_metrics(pairs)
+        | (refitted.metrics() if refitted else {})
     )
     tracker.tags(
         {
@@ -292,7 +307,8 @@ def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcom
     # Metrics come before the model: a sweep's jobs rank by them to decide whose model is saved.
     best = result.history.best
     if best is not None:
-        network, run = prepared.network, prepared.run
+        run = prepared.run
+        network = refitted.network if refitted else prepared.network
         tracker.model(
             lambda: network.full_model(prepared.dataset.class_names, run.data.resize),
             accuracy=best.val.accuracy.value,
@@ -301,7 +317,7 @@ def _record(prepared: PreparedRun, result: Result, pairs: dict[str, PairedOutcom
             ),
         )
         if network.suffix is None:
-            tracker.head(network.head)
+            tracker.head(prepared.network.head)
     for line in recording.summary_lines(result, tracker):
         log.info(line)
 
@@ -312,9 +328,9 @@ def _record_curves(history: History, tracker: Tracker) -> None:
         tracker.figure(lambda: curves.learning_curves(history.epochs, best.number, tracker.name), "curves.png")
 
 
-def _record_pruning(reason: str, history: History, phase: Training, tracker: Tracker) -> Pruned:
+def _record_pruning(reason: str, history: History, num_epochs: int, tracker: Tracker) -> Pruned:
     """Record that a search has pruned the attempt, and return the exception to raise."""
-    message = f"pruned after epoch {len(history.epochs)} of {phase.epochs}: {reason}"
+    message = f"pruned after epoch {len(history.epochs)} of {num_epochs}: {reason}"
     tracker.tags({"pruned": reason})
     tracker.describe(f"{message}. Run by itself, the attempt resumes from its checkpoint.")
     log.info(message)
@@ -324,26 +340,3 @@ def _record_pruning(reason: str, history: History, phase: Training, tracker: Tra
 def _ids(split: Split, rows: Rows) -> list[str]:
     # Validation and test rows are indices into the source. (Training rows of an augmented copy are not.)
     return [split.source.ids[row] for row in rows.indices]
-
-
-# --- preflight ----------------------------------------------------------------
-
-
-def _finish_preflight(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> None:
-    """Check the initial loss, the last of the preflight's checks, and record all findings."""
-    if prepared.run.preflight.action == "none":
-        tracker.tags({"preflight": "not checked"})
-        return
-    findings = [*prepared.findings, *_check_initial_loss(prepared, inputs, tracker)]
-    tracker.tags({"preflight": " ".join(finding.message for finding in findings)[:4000] or "passed"})
-
-
-def _check_initial_loss(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> list[preflight.Finding]:
-    rows = inputs.train(0)
-    sample = np.linspace(0, len(rows) - 1, min(prepared.run.preflight.images, len(rows))).astype(int)
-    part = Rows(rows.array, rows.indices[sample], rows.labels[sample], rows.transform)
-    loss = score(predict(prepared.network, part), part.labels).loss
-    tracker.metrics({"preflight/initial_loss": loss})
-    findings = preflight.check_initial_loss(loss, len(prepared.dataset.class_names), prepared.parent is None)
-    prepared.run.preflight.report(findings)
-    return findings

@@ -222,7 +222,7 @@ class Classifier(classifier.Classifier):
     def _run_predictions(self) -> Mapping[str, Predictions]:
         if self.record is None or self.tracking is None:
             return {}
-        return self.tracking.predictions(self.record.run_id)
+        return self.tracking.network_predictions(self.record)
 
     def _evaluation_set(
         self, images: str | Path | Dataset | None, split: str | None, cache: FeatureCache

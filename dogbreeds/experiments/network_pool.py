@@ -91,13 +91,16 @@ def set_random_seed(run: Run, num_classes: int) -> None:
     np.random.seed(run.seed)
 
 
-def take(run: Run, backbone: "Backbone", plan: "Plan", num_classes: int, head_seed: int) -> PooledNetwork:
+def take(
+    run: Run, backbone: "Backbone", plan: "Plan", depths: tuple[int, ...], num_classes: int, head_seed: int
+) -> PooledNetwork:
     """Return a network for a run, as new: taken out of the pool, or built.
 
     Args:
         run: settings.
         backbone: pretrained backbone.
         plan: where to cut it, and what trains.
+        depths: as of `Network`.
         num_classes: of the head.
         head_seed: seed of the head's initial weights.
     """
@@ -116,6 +119,7 @@ def take(run: Run, backbone: "Backbone", plan: "Plan", num_classes: int, head_se
             lambda features: run.head.build(features, num_classes, head_seed),
             devices(run.strategy),
             prefix,
+            depths,
         )
 
     if pooled is None or pooled.backbone is not backbone:
@@ -155,7 +159,7 @@ def _key(run: Run, num_classes: int) -> Hashable | None:
     """Return what decides the shape of a run's network; None if a plugin has a part in the run."""
     if any(is_foreign(type(getattr(run, group))) for group in GROUPS):
         return None
-    return run.model, run.preprocessing, run.unfreeze, run.head, run.strategy, num_classes
+    return run.model, run.preprocessing, run.unfreeze, run.features.layers, run.head, run.strategy, num_classes
 
 
 def _values(network: Network) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments import network_pool
 from dogbreeds.experiments.network_pool import PooledNetwork
 from dogbreeds.experiments.run import Run
+from dogbreeds.models.depths import find_depths, with_depths
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
@@ -180,8 +181,9 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         findings += mismatches
     if len(backbone.blocks) == 1:
         log.info("%s is one block: it has no place to be cut, so all of it is frozen, or none", run.model.architecture)
-    plan = run.unfreeze.plan(backbone.blocks)
-    pooled = network_pool.take(run, backbone, plan, classes, head_seed(run.seed))
+    depths = find_depths(run.features.layers, backbone.blocks)
+    plan = with_depths(run.unfreeze.plan(backbone.blocks), depths, backbone.blocks)
+    pooled = network_pool.take(run, backbone, plan, depths, classes, head_seed(run.seed))
     if AUTO not in (run.features.runtime, run.features.precision):
         pooled.network = pooled.network.with_runtime(run.features.runtime, run.features.precision)
     return Assembly(backbone, pooled, pixel_fit, findings)
@@ -294,6 +296,7 @@ def parent_must_match(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
         "data.resize": run.data.resize,
         "data.decoder": run.data.decoder,
         "model.image_size": run.model.image_size,
+        "features.layers": run.features.layers,
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]

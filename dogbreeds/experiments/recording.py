@@ -73,10 +73,11 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
         epoch: completed epoch.
         epochs: number of epochs that the run may take.
     """
+    rate = f"lr {epoch.lr:.2g}" if epoch.strength is None else f"C {epoch.strength:.2g}"
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  val"
-        f" {100 * epoch.val.accuracy.value:5.1f} %  loss {_short(epoch.train_loss)}/{_short(epoch.val.loss)}  lr"
-        f" {epoch.lr:.2g}  {_short(epoch.seconds, decimals=1)} s"
+        f" {100 * epoch.val.accuracy.value:5.1f} %  loss {_short(epoch.train_loss)}/{_short(epoch.val.loss)}"
+        f"  {rate}  {_short(epoch.seconds, decimals=1)} s"
     )
 
 
@@ -89,6 +90,11 @@ def _short(value: float, decimals: int = 3) -> str:
 def _top5(scores: Scores) -> str:
     """Format the top-5 accuracy; empty with so few classes that there is none."""
     return f", top-5 {100 * scores.top5.value:.1f} %" if scores.top5 is not None else ""
+
+
+def _strength(epoch: Epoch) -> str:
+    """Format the strength of regularisation; empty for heads without."""
+    return f", C {epoch.strength:g}" if epoch.strength is not None else ""
 
 
 def final_metrics(result: Result) -> dict[str, float]:
@@ -148,12 +154,15 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
     best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
-        f"{name}  val  {epoch.val.accuracy}{_top5(epoch.val)}, epoch {epoch.number}"
+        f"{name}  val  {epoch.val.accuracy}{_top5(epoch.val)}, epoch {epoch.number}{_strength(epoch)}"
         for name, epoch in best_and_last
-        if epoch is not None
+        # The last strength of regularisation only shows that the best one is behind it.
+        if epoch is not None and (name == "best" or epoch.strength is None)
     ]
     if result.test is not None:
         lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")
+    if result.refitted_test is not None:
+        lines.append(f"saved network, fitted to train and val: test {result.refitted_test.accuracy}")
     lines += result.baseline.lines()
     lines += result.reference.lines()
     lines.append(f"time  {result.seconds:.1f} s, of which {result.feature_seconds:.1f} s before the first epoch")

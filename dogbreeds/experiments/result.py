@@ -30,6 +30,8 @@ class Result:
         verdict: what happened, with its reason and advice.
         feature_seconds: seconds from the start to the first training step.
         seconds: seconds from the start to the end.
+        refitted_test: scores of the network that is saved, where that was fitted again to training and validation
+            images, on the test split; else None.
         reference: what the reference probe reaches on the features, or why there is none.
     """
 
@@ -43,6 +45,7 @@ class Result:
     feature_seconds: float
     seconds: float
     reference: ReferenceResult = field(default_factory=lambda: ReferenceResult("not measured"))
+    refitted_test: Scores | None = None
 
     @property
     def best(self) -> Epoch | None:

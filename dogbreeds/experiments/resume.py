@@ -67,7 +67,7 @@ def load_checkpoint(
     log.info(
         "Resuming from checkpoint: epoch %d/%d done%s (rerun=true starts over)",
         state.epoch,
-        phase.epochs,
+        prepared.run.num_epochs,
         f", {state.step} steps into the next" if state.step else "",
     )
     return state

@@ -9,24 +9,26 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import stored_name
 from dogbreeds.core.source import is_foreign, source_digest
 from dogbreeds.core.spec import AUTO, Spec, boolean, integer, one_of, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
 from dogbreeds.features.features import Features
-from dogbreeds.models.head import Head
+from dogbreeds.models.head import Head, Logistic
 from dogbreeds.models.model import Model
 from dogbreeds.models.precision import FLOAT32, PRECISIONS
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.strategy import Strategy
-from dogbreeds.models.unfreeze import Unfreeze
+from dogbreeds.models.unfreeze import Nothing, Unfreeze
 from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, NOT_IN_RUN_KEY, SOURCE_SUFFIX, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
+from dogbreeds.training.logistic import strengths
 from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import Optimizer
-from dogbreeds.training.phase import LrRange, Training
+from dogbreeds.training.phase import Finetune, LrRange, Training
 from dogbreeds.training.preflight import Preflight
 from dogbreeds.training.schedule import Schedule
 
@@ -99,6 +101,36 @@ class Run:
     rerun: bool
     # What the run was composed from; None in a job of Hydra, which describes its runs itself.
     origin: RunOrigin | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.logistic_head is not None:
+            self._check_logistic()
+
+    @property
+    def logistic_head(self) -> Logistic | None:
+        """The head, if it is fitted as a logistic regression. In a fine-tune it trains as any other, and is None."""
+        return self.head if isinstance(self.head, Logistic) and not isinstance(self.phase, Finetune) else None
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs at most; 0 for a range test, which has none."""
+        if self.logistic_head is not None:
+            return len(strengths(self.logistic_head))
+        return self.phase.epochs if isinstance(self.phase, Training) else 0
+
+    def _check_logistic(self) -> None:
+        """Raise `UserError` unless all that trains is the head, on features that do not change."""
+        if isinstance(self.phase, LrRange):
+            raise UserError(
+                "head=logistic was given with phase=lr_range. It is fitted without a learning rate, so there is none to"
+                " find. Type phase=frozen, or head=linear."
+            )
+        if type(self.unfreeze) is not Nothing:
+            raise UserError(
+                f"head=logistic was given with phase=frozen and an unfreeze policy ({type(self.unfreeze).__name__})."
+                " It is fitted to the features of a frozen backbone. Type unfreeze=none, or phase=finetune, which"
+                " starts from such a fit."
+            )
 
     @property
     def key(self) -> str:

@@ -59,6 +59,10 @@ class TrainingInputs:
         """
         return self._train_rows(self._view(epoch))
 
+    def train_copies(self) -> list[Rows]:
+        """Return the training rows of every augmented copy, in order; without augmentation those of the images."""
+        return [self.train(copy) for copy in range(max(1, self._run.augment.num_copies()))]
+
     def plain_train(self) -> Rows:
         """Return the training rows of the plain images, also if the epochs have augmented copies."""
         return self._train_rows(None)
@@ -105,7 +109,7 @@ class TrainingInputs:
     def _view(self, epoch: int) -> AugmentedView | None:
         """Return the augmented copy of an epoch; None without augmentation."""
         copies = self._run.augment.num_copies()
-        if not copies:
+        if not copies or self._run.augment.is_plain(epoch % copies):
             return None
         return AugmentedView(self._run.augment, epoch % copies, self._run.seed, self._dataset.train.rows)
 
@@ -142,7 +146,10 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     assembly = assembly or assemble_network(run, dataset)
     inputs = TrainingInputs(run, dataset, assembly.network)
     epochs = run.phase.epochs if isinstance(run.phase, Training) else 1
-    for epoch in range(min(epochs, max(1, run.augment.num_copies()))):
+    if run.logistic_head is not None:
+        # Each fit is one of all copies.
+        epochs = run.augment.num_copies()
+    for epoch in range(max(1, min(epochs, run.augment.num_copies()))):
         inputs.compute(dataset.train, shard_spec, epoch)
     held_out = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
     for split in held_out:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import AUTO, Spec, integer, number, one_of, path
+from dogbreeds.core.spec import AUTO, Spec, integer, number, one_of, path, texts
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
 
@@ -21,6 +21,8 @@ class Features(Spec):
     Attributes:
         dir: folder of the cache; ~ stands for the home folder.
         dtype: how features are cached; images are cached as uint8.
+        layers: blocks of the backbone whose outputs are the features, pooled, each scaled to the same norm, and
+            concatenated. Of none, the features are the pooled output of the backbone.
         runtime: what computes features: `auto` or a runtime's name. `auto` takes a complete array that is cached, else
             OpenVINO where it is installed, else TensorFlow.
         precision: that features are computed in. `auto` takes bfloat16 where runtime and processor have it.
@@ -30,9 +32,10 @@ class Features(Spec):
 
     group = "features"
     # What versions before these settings did.
-    implied = {"runtime": "tensorflow", "precision": "float32"}
+    implied = {"layers": (), "runtime": "tensorflow", "precision": "float32"}
     dir: str = path(example="/data/dogbreeds-cache")
     dtype: str = one_of("float32", "float16")
+    layers: tuple[str, ...] = texts(example="[block6d,top]")
     runtime: str = one_of("auto", "tensorflow", "openvino", "onnxruntime")
     precision: str = one_of("float32", "bfloat16", "auto")
     max_gigabytes: float = number(above=0, example=50)

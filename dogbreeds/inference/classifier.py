@@ -134,11 +134,13 @@ class Classifier:
         import keras
 
         images, (*first_parts, last_part, head) = self._pipeline
-        pool = last_part.get_layer(POOL)
+        # With features.layers there are several, of other names.
+        pool = next((layer for layer in last_part.layers if layer.name == POOL), None)
         if not isinstance(pool, keras.layers.GlobalAveragePooling2D):
             raise UserError(
-                "The network pools no feature maps [h, w, channels] by their average, from which Grad-CAM would read"
-                " where an image has what. Heat maps need such a network, with model.pooling=avg. Leave out explain."
+                "The network does not end in feature maps [h, w, channels] pooled by their average, from which Grad-CAM"
+                " would read where an image has what. Heat maps need such a network, with model.pooling=avg and"
+                " features.layers=[]. Leave out explain."
             )
         inputs = keras.Input(images.shape[1:])
         outputs = inputs

@@ -6,7 +6,7 @@ All heads return logits: the loss is computed from them, and softmax is added wh
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.spec import Spec, integers, number
+from dogbreeds.core.spec import Spec, boolean, integer, integers, number, one_of
 
 if TYPE_CHECKING:
     import keras
@@ -92,3 +92,26 @@ class MLP(Head):
             layers.append(keras.layers.Dense(width, activation="relu", kernel_initializer=_glorot(seed + 2 * index)))
             layers.append(keras.layers.Dropout(self.dropout, seed=seed + 2 * index + 1))
         return layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic(Head):
+    """Multinomial logistic regression: one dense layer, fitted without a learning rate if the backbone is frozen.
+
+    In a fine-tune, which starts from such a fit, the dense layer trains as that of any head.
+
+    Attributes:
+        C: inverse of the penalty on the squared weights of standardised features, as scikit-learn's. None tries a path
+            of values from strong to weak regularisation, and chooses one.
+        patience: values of `C` without a better metric or loss after which the path ends.
+        choose_by: what chooses it: the run's `validation` split, or `cross_validation` within the training images.
+        refit: whether the network that is saved is fitted again at the chosen `C`, on training and validation images.
+    """
+
+    C: float | None = number(above=0, example=1e-3, optional=True)
+    patience: int = integer(at_least=1, example=1)
+    choose_by: str = one_of("validation", "cross_validation")
+    refit: bool = boolean()
+
+    def hidden(self, seed: int) -> "list[keras.Layer]":
+        return []

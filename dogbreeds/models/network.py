@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dogbreeds.models.custom_layers import custom_layers
+from dogbreeds.models.depths import concatenate
 from dogbreeds.models.pooling import pool
 from dogbreeds.models.precision import FLOAT32
 from dogbreeds.models.replicas import OneDevice
@@ -131,6 +132,8 @@ class Network:
         head: [b, features] -> [b, classes] logits.
         plan: which layers of the suffix train, and how.
         replicas: the devices that hold suffix and head.
+        depths: numbers of the blocks whose outputs are the head's features, as of `find_depths`; none for the output of
+            the last one as it is.
     """
 
     prefix: Prefix
@@ -138,6 +141,7 @@ class Network:
     head: "keras.Sequential"
     plan: "Plan"
     replicas: OneDevice = ONE_DEVICE
+    depths: tuple[int, ...] = ()
 
     def with_runtime(self, runtime: str, precision: str) -> "Network":
         """Return the network, sharing all its parts, with a frozen part that a runtime computes in a precision."""
@@ -271,6 +275,7 @@ def assemble(
     build_head: "Callable[[int], keras.Sequential]",
     replicas: OneDevice = ONE_DEVICE,
     prefix: Prefix | None = None,
+    depths: tuple[int, ...] = (),
 ) -> Network:
     """Cut a backbone as planned and add a head.
 
@@ -280,36 +285,54 @@ def assemble(
         plan: where to cut, and what trains.
         build_head: builds the head for a number of features.
         replicas: the devices to train on.
-        prefix: frozen part of another network with the same cut and preprocessing, to share; None builds one.
+        prefix: frozen part of another network with the same cut, preprocessing and depths, to share; None builds one.
+        depths: as of `Network`; none of them is below the cut, unless nothing of the backbone is above it.
     """
-    prefix = prefix or _prefix(backbone, preprocessing, plan.cut, replicas.devices)
+    prefix = prefix or build_prefix(backbone, preprocessing, plan.cut, replicas.devices, depths)
     with replicas.scope():
-        suffix = _suffix(backbone, plan) if plan.cut < len(backbone.blocks) else None
+        suffix = _suffix(backbone, plan, depths) if plan.cut < len(backbone.blocks) else None
         num_features = (suffix or prefix.graph).output.shape[-1]
-        return Network(prefix, suffix, build_head(num_features), plan, replicas)
+        return Network(prefix, suffix, build_head(num_features), plan, replicas, depths)
 
 
-def _prefix(backbone: "Backbone", preprocessing: "Preprocessing", cut: int, devices: tuple[str | None, ...]) -> Prefix:
+def build_prefix(
+    backbone: "Backbone",
+    preprocessing: "Preprocessing",
+    cut: int,
+    devices: tuple[str | None, ...],
+    depths: tuple[int, ...] = (),
+) -> Prefix:
+    """Build the frozen part of a network: as of `assemble`, for a cut above so many blocks."""
     import keras
 
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
     outputs = preprocessing.apply(pixels)
+    name = f"{backbone.fingerprint}:{preprocessing.fingerprint}:{cut}"
     if cut == 0:
         outputs = keras.layers.Identity(name="photos")(outputs)
+    elif cut == len(backbone.blocks) and depths:
+        outputs = keras.Model(backbone.network.input, _features(backbone, depths), name="prefix")(outputs)
+        name += f":depths={','.join(map(str, depths))}"
     else:
         outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
-    if cut == len(backbone.blocks):
-        outputs = pool(outputs, backbone.pooling)
-    graph = keras.Model(pixels, outputs, name="frozen")
-    return Prefix(graph, f"{backbone.fingerprint}:{preprocessing.fingerprint}:{cut}", devices)
+        if cut == len(backbone.blocks):
+            outputs = pool(outputs, backbone.pooling)
+    return Prefix(keras.Model(pixels, outputs, name="frozen"), name, devices)
 
 
-def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
+def _features(backbone: "Backbone", depths: tuple[int, ...]) -> "keras.KerasTensor":
+    """Return what the head reads: the pooled output of the backbone, or those of several depths."""
+    if not depths:
+        return pool(backbone.network.output, backbone.pooling)
+    blocks = [backbone.blocks[depth - 1] for depth in depths]
+    return concatenate([block.output for block in blocks], [block.name for block in blocks], backbone.pooling)
+
+
+def _suffix(backbone: "Backbone", plan: "Plan", depths: tuple[int, ...]) -> "keras.Model":
     import keras
 
     begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
-    pooled = pool(backbone.network.output, backbone.pooling)
-    original = keras.Model(begin, pooled, name="suffix")
+    original = keras.Model(begin, _features(backbone, depths), name="suffix")
     copy = keras.models.clone_model(original)
     copy.set_weights(original.get_weights())
     for layer in copy.layers:

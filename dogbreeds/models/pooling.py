@@ -12,13 +12,14 @@ POOLINGS = ("avg", "max", "cls")
 NAME = "pool"
 
 
-def pool(output: "keras.KerasTensor", pooling: str) -> "keras.KerasTensor":
-    """Pool with built-in Keras layers, of which the last is named `pool`.
+def pool(output: "keras.KerasTensor", pooling: str, name: str = NAME) -> "keras.KerasTensor":
+    """Pool with built-in Keras layers, of which the last has a name.
 
     Args:
         output: feature maps [b, h, w, channels], tokens [b, tokens, channels], or vectors [b, channels], which stay as
             they are.
         pooling: one of `POOLINGS`.
+        name: of the last layer.
 
     Returns:
         [b, channels].
@@ -30,7 +31,7 @@ def pool(output: "keras.KerasTensor", pooling: str) -> "keras.KerasTensor":
 
     rank = len(output.shape)
     if rank == 2:
-        return keras.layers.Identity(name=NAME)(output)
+        return keras.layers.Identity(name=name)(output)
     if rank not in (3, 4) or (pooling == "cls" and rank != 3):
         shape = f"[{', '.join(map(str, output.shape[1:]))}]"
         raise UserError(
@@ -40,11 +41,11 @@ def pool(output: "keras.KerasTensor", pooling: str) -> "keras.KerasTensor":
         )
     if pooling == "cls":
         first = keras.layers.Cropping1D((0, output.shape[1] - 1), name="class_token")(output)
-        return keras.layers.Reshape((output.shape[2],), name=NAME)(first)
+        return keras.layers.Reshape((output.shape[2],), name=name)(first)
     layers = {
         ("avg", 4): keras.layers.GlobalAveragePooling2D,
         ("max", 4): keras.layers.GlobalMaxPooling2D,
         ("avg", 3): keras.layers.GlobalAveragePooling1D,
         ("max", 3): keras.layers.GlobalMaxPooling1D,
     }
-    return layers[pooling, rank](name=NAME)(output)
+    return layers[pooling, rank](name=name)(output)

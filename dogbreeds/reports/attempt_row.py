@@ -108,10 +108,12 @@ class AttemptRow:
         unfrozen = params["unfreeze.layers_trained"] if params["unfreeze.layers_trained"] != "0" else "0 (frozen)"
         if params["unfreeze.layers_asked"] != params["unfreeze.layers_trained"]:
             unfrozen += f" of {params['unfreeze.layers_asked']} asked"
+        # A logistic regression, which has one only in a fine-tune.
+        has_no_rate = params.get("head") == "Logistic" and params["phase"] == "Frozen"
         return claim_cells | {
             "phase": params["phase"].lower(),
             "pixels": params["preprocessing.mode"],
-            "lr": f"{float(params['optimizer.lr']):g}".replace("e-0", "e-"),
+            "lr": "–" if has_no_rate else f"{float(params['optimizer.lr']):g}".replace("e-0", "e-"),
             "unfrozen": unfrozen,
             "BatchNorm": params["unfreeze.batchnorm"] if params["unfreeze"] != "Nothing" else "–",
             "result": self._result(),

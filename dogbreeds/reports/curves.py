@@ -21,12 +21,18 @@ def _style_epoch_axis(axes: "Axes") -> None:
 
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _style(axes)
+
+
+def _style(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
 
 def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     """Draw training and validation accuracy and loss by epoch, with the validation interval and the best epoch marked.
+
+    Those of a logistic regression are drawn over `C`, on a logarithmic axis.
 
     Args:
         epochs: results of each epoch; at least one.
@@ -38,20 +44,28 @@ def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure
     # Fixed margins: a layout that fits itself would draw everything twice, for each run.
     figure = Figure(figsize=(9, 3.6))
     accuracy_axes, loss_axes = figure.subplots(1, 2, gridspec_kw=_MARGINS)
-    _draw_accuracy(accuracy_axes, epochs, best)
-    numbers = [epoch.number for epoch in epochs]
+    numbers = _positions(epochs)
+    _draw_accuracy(accuracy_axes, epochs, numbers, best)
     loss_axes.plot(numbers, [epoch.train_loss for epoch in epochs], color=_TRAIN_COLOUR)
     loss_axes.plot(numbers, [epoch.val.loss for epoch in epochs], color=_VAL_COLOUR, marker="o", ms=3)
     loss_axes.set(ylabel="cross-entropy (nats)")
     loss_axes.set_ylim(bottom=0)
     for axes in (accuracy_axes, loss_axes):
-        _style_epoch_axis(axes)
+        if epochs[0].strength is None:
+            _style_epoch_axis(axes)
+        else:
+            axes.set(xscale="log", xlabel="C: weaker regularisation to the right")
+            _style(axes)
     figure.suptitle(picture_text(title), fontsize=11)
     return use_fallback_fonts(figure)
 
 
-def _draw_accuracy(axes: "Axes", epochs: "Sequence[Epoch]", best: int) -> None:
-    numbers = [epoch.number for epoch in epochs]
+def _positions(epochs: "Sequence[Epoch]") -> list[float]:
+    """Return where each epoch is on its axis: at its number, or at the `C` of a logistic regression."""
+    return [epoch.number if epoch.strength is None else epoch.strength for epoch in epochs]
+
+
+def _draw_accuracy(axes: "Axes", epochs: "Sequence[Epoch]", numbers: "Sequence[float]", best: int) -> None:
     intervals = [epoch.val.accuracy.interval for epoch in epochs]
     axes.fill_between(
         numbers,
@@ -73,7 +87,7 @@ def _draw_accuracy(axes: "Axes", epochs: "Sequence[Epoch]", best: int) -> None:
     best_accuracy = 100 * epochs[best - 1].val.accuracy.value
     axes.annotate(
         f"{best_accuracy:.1f} %",
-        (best, best_accuracy),
+        (numbers[best - 1], best_accuracy),
         xytext=(0, 7),
         textcoords="offset points",
         ha="center",

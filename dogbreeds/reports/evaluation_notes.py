@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dogbreeds.reports import baseline_note
-from dogbreeds.tracking.records import Record
+from dogbreeds.tracking.records import REFITTED_TAG, Record
 
 _PARAMETERS = (
     "model.architecture",
@@ -48,7 +48,10 @@ def about(
     sentences = [subject, f"Verdict {record.tags['verdict'].replace('_', ' ')}: {reason}."]
     if split == "train":
         sentences.append("It was trained on these images: the results are optimistic and say nothing about others.")
-    if split == "val":
+    refitted = record.tags.get(REFITTED_TAG, "")
+    if split == "val" and refitted:
+        sentences.append(f"The saved network was fitted to {refitted}: the results are optimistic.")
+    elif split == "val":
         sentences.append("Its best epoch was chosen on these images: the results are slightly optimistic.")
     if difference is not None:
         sentences.append(

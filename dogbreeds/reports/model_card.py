@@ -15,6 +15,10 @@ _UNKNOWN = (
     "Unknown: the network was exported from a file, which does not record its accuracy. `python -m dogbreeds.evaluate"
     " run=<the file> images=<a folder of labelled images>` measures it."
 )
+_NOT_MEASURED = (
+    "Not measured: the network was fitted to the validation images too, and the data have no test images. The run's"
+    " validation accuracy is that of the network before."
+)
 _DRAWN_LIMIT = (
     "The images are drawn by a program, and so are those that the backbone was pretrained on. The network has seen no"
     " real dogs."
@@ -72,7 +76,8 @@ def _accuracy(record: Record | None, predictions: Mapping[str, Predictions]) -> 
         return [_UNKNOWN]
     splits = {"test": "test images", "val": "validation images, on which the best epoch was chosen"}
     recorded = [split for split in splits if split in predictions]
-    lines = [
+    unmeasured = [_NOT_MEASURED] if not recorded else []
+    lines = unmeasured + [
         f"- {score(predictions[split].logits, predictions[split].labels).accuracy} on {splits[split]}"
         for split in recorded
     ]

@@ -19,6 +19,8 @@ from dogbreeds.tracking.records import (
     MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     RANKING_METRIC,
+    REFITTED_PREDICTIONS_FOLDER,
+    REFITTED_TAG,
     Parent,
     Record,
     check_parent,
@@ -229,11 +231,23 @@ class MlflowReader(MlflowStore):
 
     def predictions(self, run_id: str) -> "dict[str, Predictions]":
         """Return the predictions of a run's best weights, by split; empty if it finished no epoch."""
+        return self._predictions(run_id, PREDICTIONS_FOLDER)
+
+    def network_predictions(self, record: Record) -> "dict[str, Predictions]":
+        """Return what a run recorded that its saved network predicts, by split.
+
+        That is what its best weights predict, unless the network was fitted again. That one was fitted to validation
+        images too, so only those of the test split are recorded.
+        """
+        folder = REFITTED_PREDICTIONS_FOLDER if REFITTED_TAG in record.tags else PREDICTIONS_FOLDER
+        return self._predictions(record.run_id, folder)
+
+    def _predictions(self, run_id: str, artifact_path: str) -> "dict[str, Predictions]":
         client = self._client()
         with tempfile.TemporaryDirectory() as folder:
-            if not client.list_artifacts(run_id, PREDICTIONS_FOLDER):
+            if not client.list_artifacts(run_id, artifact_path):
                 return {}
-            downloaded = Path(client.download_artifacts(run_id, PREDICTIONS_FOLDER, folder))
+            downloaded = Path(client.download_artifacts(run_id, artifact_path, folder))
             return read_predictions(downloaded, short(run_id))
 
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 MODEL_FOLDER = "model"
 MODEL_FILE = "model.keras"
 PREDICTIONS_FOLDER = "predictions"
+# Predictions of the saved network, where that is not the one that the run's own predictions are of.
+REFITTED_PREDICTIONS_FOLDER = "refitted_predictions"
 HEAD_WEIGHTS = "head/head.weights.h5"
+# Tag of a run whose saved network was fitted again: the splits that it was fitted to.
+REFITTED_TAG = "refitted"
 # The metric that runs are ranked by.
 RANKING_METRIC = "best/val_accuracy"
 # The metric of the reference probe to compare it with.
@@ -40,7 +44,12 @@ NOT_IN_RUN_KEY = (
     "rerun",
 )
 # Those that do change it, each with what versions did that did not record it.
-FEATURES_IN_RUN_KEY = {"features.dtype": "float32", "features.runtime": "tensorflow", "features.precision": "float32"}
+FEATURES_IN_RUN_KEY = {
+    "features.dtype": "float32",
+    "features.runtime": "tensorflow",
+    "features.precision": "float32",
+    "features.layers": "[]",
+}
 # Ends the name of the parameter with the module and the source of a plugin's class. No setting has such a name.
 SOURCE_SUFFIX = ".class.source"
 # Fewest characters of a run id in messages.
@@ -170,8 +179,8 @@ def differing(params: Mapping[str, str], expected: Mapping[str, str]) -> list[st
 
 
 def _recorded(params: Mapping[str, str], name: str) -> str:
-    """Return a run's parameter. One that it lacks, such as that of a plugin's class, is implied or has no value."""
-    return params.get(name, IMPLIED_PARAMS.get(name, param_text(None)))
+    """Return a parameter. One that a run lacks has no value, as that of a plugin's class, or the one it implied."""
+    return params.get(name, (FEATURES_IN_RUN_KEY | IMPLIED_PARAMS).get(name, param_text(None)))
 
 
 def describe_differences(params: Mapping[str, str], expected: Mapping[str, str]) -> str:

@@ -69,6 +69,9 @@ class Tracker:
     def predictions(self, split: str, predictions: Predictions) -> None:
         """Record a split's predictions, for paired comparisons."""
 
+    def refitted_predictions(self, split: str, predictions: Predictions) -> None:
+        """Record what the network that is saved predicts, where that is not the one of `predictions`."""
+
     def model(self, build: "Callable[[], keras.Model]", accuracy: float, tolerance: float) -> None:
         """Record the trained network.
 

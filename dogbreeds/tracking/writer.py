@@ -19,6 +19,7 @@ from dogbreeds.tracking.records import (
     MODEL_FOLDER,
     PREDICTIONS_FOLDER,
     RANKING_METRIC,
+    REFITTED_PREDICTIONS_FOLDER,
     param_text,
     short,
 )
@@ -122,9 +123,15 @@ class MlflowTracker(Tracker):
         self._client.log_figure(self.run_id, draw(), name)
 
     def predictions(self, split: str, predictions: Predictions) -> None:
+        self._log_predictions(split, predictions, PREDICTIONS_FOLDER)
+
+    def refitted_predictions(self, split: str, predictions: Predictions) -> None:
+        self._log_predictions(split, predictions, REFITTED_PREDICTIONS_FOLDER)
+
+    def _log_predictions(self, split: str, predictions: Predictions, artifact_path: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = write_predictions(Path(folder), split, predictions)
-            self._client.log_artifact(self.run_id, str(path), PREDICTIONS_FOLDER)
+            self._client.log_artifact(self.run_id, str(path), artifact_path)
 
     def model(self, build: "Callable[[], keras.Model]", accuracy: float, tolerance: float) -> None:
         if self._save_models == "none":

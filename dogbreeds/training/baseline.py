@@ -30,7 +30,7 @@ from dogbreeds.models.model import (
     load_all_weights,
     network_name,
 )
-from dogbreeds.models.network import Network, Prefix
+from dogbreeds.models.network import Network, Prefix, build_prefix
 from dogbreeds.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -260,16 +260,20 @@ def _prefix(network: Network, backbone: Backbone, preprocessing: Preprocessing, 
     """Return the run's own frozen part, whose features are cached already, or one that ends at other feature maps."""
     import keras
 
-    if maps is backbone.network.outputs[0]:
+    if maps is backbone.network.outputs[0] and not network.depths:
         return network.prefix
+    plain = build_prefix(backbone, preprocessing, len(backbone.blocks), network.prefix.devices)
+    plain = replace(plain, runtime=network.prefix.runtime, precision=network.prefix.precision)
+    if maps is backbone.network.outputs[0]:
+        return plain
     pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
     # [b, h, w, channels]
     outputs = keras.Model(backbone.network.input, maps, name="unnormalised")(preprocessing.apply(pixels))
     features = keras.layers.GlobalAveragePooling2D(name="pool")(outputs)
     return replace(
-        network.prefix,
+        plain,
         graph=keras.Model(pixels, features, name="frozen"),
-        fingerprint=f"{network.prefix.fingerprint}:unnormalised",
+        fingerprint=f"{plain.fingerprint}:unnormalised",
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.evaluation.results import Epoch, scores_from_dict
+from dogbreeds.evaluation.results import Epoch, epoch_from_dict
 
 if TYPE_CHECKING:
     import pandas
@@ -31,6 +31,13 @@ class History:
     best_weights: list[np.ndarray] = field(default_factory=list)
     best_logits: np.ndarray | None = None
     diverged: bool = False
+
+    @property
+    def judged(self) -> list[Epoch]:
+        """The epochs that the verdict judges: all of them, or of a logistic regression the one that was chosen."""
+        if self.best is not None and self.best.strength is not None:
+            return [self.best]
+        return self.epochs
 
     def frame(self) -> "pandas.DataFrame":
         """Return the epochs as a table: one row for each, with its metrics, learning rate and seconds.
@@ -59,7 +66,8 @@ class TrainingState:
         metric_sums: [3] float64 over these steps: loss × images, correct, top-5 correct.
         seconds: time spent in the current epoch.
         weights: of suffix and head, as of the last checkpoint.
-        optimizer_variables: such as momenta, as of the last checkpoint.
+        optimizer_variables: such as momenta, as of the last checkpoint; of a logistic regression, the weights of each
+            fit from which that of the next `C` starts.
     """
 
     history: History = field(default_factory=History)
@@ -99,7 +107,7 @@ class TrainingState:
         def listed(name: str) -> list[np.ndarray]:
             return [arrays[f"{name}.{index}"] for index in range(sum(key.startswith(f"{name}.") for key in arrays))]
 
-        epochs = [Epoch(**{**epoch, "val": scores_from_dict(epoch["val"])}) for epoch in metadata["epochs"]]
+        epochs = [epoch_from_dict(epoch) for epoch in metadata["epochs"]]
         history = History(
             epochs=epochs,
             stop_reason=metadata["ended"],
