@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.models.custom_layers import custom_layers
+from dogbreeds.models.custom_layers import copy_layer, custom_layers, silence_dropout
 from dogbreeds.models.pooling import pool
 from dogbreeds.models.precision import FLOAT32
 from dogbreeds.models.replicas import OneDevice
@@ -310,12 +310,12 @@ def _suffix(backbone: "Backbone", plan: "Plan") -> "keras.Model":
     begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
     pooled = pool(backbone.network.output, backbone.pooling)
     original = keras.Model(begin, pooled, name="suffix")
-    copy = keras.models.clone_model(original)
+    copy = keras.models.clone_model(original, clone_function=copy_layer)
     copy.set_weights(original.get_weights())
     for layer in copy.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # In training mode Keras normalises with batch statistics, unless `trainable` is False.
             layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]
-        if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
-            layer.rate = 0.0
+    if not plan.drop_connect:
+        silence_dropout(copy)
     return copy
