@@ -32,8 +32,9 @@ def whole_network_losses(run: Run, network: Any, trained: list[Any]) -> list[flo
     """
     import keras
 
-    frozen = [layer for layer in network._flatten_layers(include_self=False)]
-    for layer in frozen:
+    from dogbreeds.data.resize import resizer
+
+    for layer in network._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
         if isinstance(layer, keras.layers.Dropout):
@@ -59,10 +60,7 @@ def whole_network_losses(run: Run, network: Any, trained: list[Any]) -> list[flo
         optimizer=keras.optimizers.Adam(run.optimizer.lr),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
-    resize = run.model.image_size
-    from dogbreeds.data.resize import resizer
-
-    square = resizer(resize, run.data.resize)
+    square = resizer(run.model.image_size, run.data.resize)
     pixels = np.stack([square(read()) for read in split.source.loaders()]).astype(np.float32)
     order = epoch_order(run.seed, 0, len(split.rows))
     losses = []

@@ -1,5 +1,6 @@
 """Trained classifier, loaded from a `.keras` file alone: images in, class names and probabilities out."""
 
+import importlib.util
 import logging
 import zipfile
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
 from dogbreeds.models.blocks import nodes_in_order
+from dogbreeds.models.custom_layers import KERAS_HUB, needs_keras_hub
 from dogbreeds.models.network import compile_inference, inference_batch_size
 from dogbreeds.models.pooling import NAME as POOL
 from dogbreeds.models.precision import FLOAT32
@@ -151,8 +153,14 @@ def load(file: Path) -> Classifier:
         file: a `.keras` file. The inputs and outputs of networks that version 0.1.0 saved get their present names.
 
     Raises:
-        UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs.
+        UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs;
+            or it needs KerasHub, which is not installed.
     """
+    if importlib.util.find_spec(KERAS_HUB) is None and needs_keras_hub(file):
+        raise UserError(
+            f"{file} has layers of KerasHub, which is not installed. It comes with the extra hub, for Python 3.11 or"
+            " later. Type pip install 'dogbreeds[hub]'."
+        )
     with quiet_stderr():
         import keras
     try:

@@ -112,7 +112,8 @@ def _split(
             blocks.append(Block(name, tuple(layers), cut))
             name = node_name
             layers = []
-        if isinstance(node.operation, keras.Layer):
+        # A layer may be called twice.
+        if isinstance(node.operation, keras.Layer) and node.operation not in layers:
             layers.append(node.operation)
         cut = output
     blocks.append(Block(name, tuple(layers), network.outputs[0]))

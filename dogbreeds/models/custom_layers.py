@@ -1,7 +1,9 @@
 """Custom layers: those that Keras cannot load from a saved network by itself, without the code that defines them."""
 
 import inspect
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +41,15 @@ def _is_custom(config: Any) -> bool:
 def is_of_keras_hub(layer: "keras.Layer") -> bool:
     """Return whether a layer can be loaded only where KerasHub is installed."""
     return type(layer).__module__.partition(".")[0] == KERAS_HUB
+
+
+def needs_keras_hub(file: Path) -> bool:
+    """Return whether a saved network, a `.keras` file, has layers of KerasHub; false if it is no such file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return f'"{KERAS_HUB}.'.encode() in archive.read("config.json")
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return False
 
 
 def copy_layer(layer: "keras.Layer") -> "keras.Layer":

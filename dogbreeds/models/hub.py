@@ -80,9 +80,9 @@ class Hub(Model):
             )
         name = f"model.preset={self.preset}"
         with quiet_stderr(), _user_errors(self.preset), _offline_if_unreachable(self.preset):
-            backbone = _load(self._source(), self.image_size)
+            network = checked(_image_network(_load(self._source(), self.image_size)), name)
             scale, offset = _conversion(self._source()) if self.converter == "preset" else (None, None)
-        network = unfold(resized(checked(_image_network(backbone), name), self.image_size, name))
+        network = unfold(resized(network, self.image_size, name))
         return network if scale is offset is None else _converting(network, scale, offset)
 
     def _source(self) -> str:

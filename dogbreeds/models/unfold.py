@@ -5,7 +5,7 @@ the layers that it calls as layers of the network. They keep their weights, and 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dogbreeds.models.custom_layers import is_of_keras_hub, keep_arguments
@@ -57,6 +57,7 @@ class _Trace:
     def __init__(self, replaced: set[int], done: set[int]):
         self._replaced = replaced
         self._done = done
+        self._num_replaced = 0
 
     def call(self, layer: "keras.Layer", *args: Any, **kwargs: Any) -> Any:
         import keras
@@ -68,7 +69,8 @@ class _Trace:
         _name_parts(layer)
         replacement = _REPLACEMENTS.get(type(layer).__name__)
         if replacement is not None:
-            return replacement(layer, *args)
+            self._num_replaced += 1
+            return replacement(layer, *args, f"{layer.name}_{self._num_replaced}")
         if _is_constant(layer):
             return keras.tree.map_structure(keras.ops.convert_to_numpy, layer(_zeros(args[0]), **kwargs))
         if _is_container(layer):
@@ -144,24 +146,28 @@ def _is_of_unknown_shape(layer: "keras.Layer") -> bool:
     return is_of_keras_hub(layer) and isinstance(layer.output, keras.KerasTensor) and None in layer.output.shape[1:]
 
 
-def _patch_embedding(layer: "keras.Layer", images: "keras.KerasTensor") -> "keras.KerasTensor":
+def _patch_embedding(layer: "keras.Layer", images: "keras.KerasTensor", name: str) -> "keras.KerasTensor":
     """Embed patches as Swin does. Its own layer cannot be saved: its config holds a class."""
     import keras
 
-    tokens = keras.layers.Reshape((-1, layer.embed_dim), name=f"{layer.name}_tokens")(layer.proj(images))
+    tokens = keras.layers.Reshape((-1, layer.embed_dim), name=name)(layer.proj(images))
     return tokens if layer.norm is None else layer.norm(tokens)
 
 
-def _drop_path(layer: "keras.Layer", inputs: "keras.KerasTensor") -> "keras.KerasTensor":
+def _drop_path(layer: "keras.Layer", inputs: "keras.KerasTensor", name: str) -> "keras.KerasTensor":
     """Drop a branch for an image, as DINOv2 and DINOv3 mean to: their own layer fails for a batch of unknown size."""
     import keras
 
     noise_shape = (None, *(1 for _ in inputs.shape[1:]))
-    return keras.layers.Dropout(layer.rate, noise_shape=noise_shape, name=f"{layer.name}_dropout")(inputs)
+    return keras.layers.Dropout(layer.rate, noise_shape=noise_shape, name=name)(inputs)
 
 
 # By class name: what is put in the place of layers that cannot be saved or trained.
-_REPLACEMENTS = {"PatchEmbedding": _patch_embedding, "DINOV2DropPath": _drop_path, "DINOV3DropPath": _drop_path}
+_REPLACEMENTS: dict[str, Callable[..., "keras.KerasTensor"]] = {
+    "PatchEmbedding": _patch_embedding,
+    "DINOV2DropPath": _drop_path,
+    "DINOV3DropPath": _drop_path,
+}
 # Layers without lists or BatchNorm that are replaced all the same, for their own config cannot be saved.
 _INLINED = {"SqueezeAndExcite2D"}
 
