@@ -14,7 +14,7 @@ from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.text import shorten
 from dogbreeds.models.blocks import nodes_in_order
-from dogbreeds.models.custom_layers import KERAS_HUB, needs_keras_hub
+from dogbreeds.models.custom_layers import KERAS_HUB, keep_arguments, needs_keras_hub
 from dogbreeds.models.network import compile_inference, inference_batch_size
 from dogbreeds.models.pooling import NAME as POOL
 from dogbreeds.models.precision import FLOAT32
@@ -170,6 +170,7 @@ def load(file: Path) -> Classifier:
             f"{file} cannot be read as a saved network ({shorten(str(error), 160)}). It must be a complete"
             " .keras file that a training run saved. Type run=latest, or the path of such a file."
         ) from error
+    keep_arguments(model)
     outputs = getattr(model, "output", None)
     names = set(outputs) if isinstance(outputs, dict) else set()
     lookups = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, keras.layers.StringLookup)]

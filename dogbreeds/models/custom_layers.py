@@ -71,11 +71,16 @@ def silence_dropout(model: "keras.Model") -> None:
 
 
 def keep_arguments(layer: "keras.Layer") -> None:
-    """Let the config of a layer of KerasHub hold what the layer was built with.
+    """Let the configs of layers of KerasHub hold what they were built with: of a layer, or of a model's layers.
 
     KerasHub saves a whole encoder, never its layers, whose configs lack arguments or hold others that they do not take.
     """
-    if is_of_keras_hub(layer):
+    import keras
+
+    if isinstance(layer, keras.Model):
+        for part in layer.layers:
+            keep_arguments(part)
+    elif is_of_keras_hub(layer):
         config = {**layer.get_config(), **_arguments(layer)}
         accepted = {*_BASE, *inspect.signature(type(layer).__init__).parameters}
         arguments = {name: value for name, value in config.items() if name in accepted}

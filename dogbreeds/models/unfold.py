@@ -36,8 +36,7 @@ def unfold(network: "keras.Model") -> "keras.Model":
     while _to_replace(network, done):
         trace = _Trace(_to_replace(network, done), done)
         network = keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=trace.call)
-    for layer in network.layers:
-        keep_arguments(layer)
+    keep_arguments(network)
     return network
 
 

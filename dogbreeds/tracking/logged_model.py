@@ -39,6 +39,7 @@ SHIPPED_MODULES = (
     "models/blocks.py",
     "models/custom_layers.py",
     "models/network.py",
+    "models/onnx_conversion.py",
     "models/pooling.py",
     "models/precision.py",
     "models/replicas.py",
