@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import dogbreeds
 from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.data import drawn_dogs
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.models.hub import Hub
 from dogbreeds.tracking.records import RunOrigin
@@ -176,6 +179,30 @@ images = np.random.default_rng(0).integers(0, 255, size=(4, 48, 48, 3), dtype=np
 with open(sys.argv[2], "w") as answers:
     json.dump({"probabilities": np.asarray(network(images)["probabilities"]).tolist()}, answers)
 """
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_a_transformer_is_checked_evaluated_and_exported(
+    composed, preset: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    settings = [setting for setting in SETTINGS if setting != "preflight=none"]
+    run = composed(*settings, f"model.preset={preset(family)}", "tracking.model=all", "phase.epochs=1")
+    result = execute(run, RunOrigin("", (), family, tmp_path))
+    client, _ = run.tracking.connect()
+    file = Path(client.download_artifacts(result.run_id, "model/model.keras", str(tmp_path)))
+    classifier = dogbreeds.load(file)
+    photos = tmp_path / "photos"
+    for label, name in enumerate(classifier.class_names):
+        (photos / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(drawn_dogs.draw("val", label, number)).save(photos / name / f"{number}.png")
+    assert classifier.evaluate(photos).accuracy.n == 9
+    with pytest.raises(UserError, match="Grad-CAM"):
+        classifier.explain(next(photos.rglob("*.png")))
+    formats = classifier.export(tmp_path / "out", formats=["keras", "savedmodel", "onnx", "tflite"], images=photos)
+    assert [each.name for each in formats] == ["keras", "savedmodel", "onnx", "tflite"]
+    assert all(each.parity.same_class == each.parity.n and each.parity.max_difference < 1e-4 for each in formats)
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import importlib.util
+import inspect
+import logging
 import socket
 import urllib.parse
 import urllib.request
@@ -22,6 +24,8 @@ from dogbreeds.models.unfold import unfold
 
 if TYPE_CHECKING:
     import keras
+
+log = logging.getLogger(__name__)
 
 _FIX = "Type model.preset=vit_base_patch16_224_imagenet, for example."
 # The files of a preset's folder that decide what its backbone computes.
@@ -79,6 +83,8 @@ class Hub(Model):
                 " later. Type pip install 'dogbreeds[hub]'."
             )
         name = f"model.preset={self.preset}"
+        # KerasHub's import alone takes seconds, and a download, whose progress is not shown, minutes.
+        log.info("loading the preset %s with KerasHub", self.preset)
         with quiet_stderr(), _user_errors(self.preset), _offline_if_unreachable(self.preset):
             network = checked(_image_network(_load(self._source(), self.image_size)), name)
             scale, offset = _conversion(self._source()) if self.converter == "preset" else (None, None)
@@ -92,8 +98,6 @@ class Hub(Model):
 
 def _load(preset: str, size: int) -> "keras.Model":
     """Load a backbone, for square images of a size where it can be chosen."""
-    import inspect
-
     import keras_hub
     from keras_hub.src.utils.preset_utils import get_preset_loader
 
