@@ -22,7 +22,7 @@ from dogbreeds.tracking.records import RunOrigin
 from tests.losses import recorded
 from tests.tiers import tiered
 from tests.tiny_presets import FAMILIES, OFFSET, SCALE, SIZE, build, save, saver
-from tests.whole_training import whole_network_losses
+from tests.whole_training import of_same_place, whole_network_losses
 
 # Family: names of its blocks between stem and top.
 BLOCKS = {
@@ -110,7 +110,7 @@ def test_every_step_of_a_fine_tune_has_the_loss_of_training_the_whole_network(
     backbone = run.model.build(0)
     trained = run.unfreeze.plan(backbone.blocks).stages[-1]
     whole = run.model.construct(None)
-    expected = whole_network_losses(run, whole, [whole.get_layer(name) for name in trained])
+    expected = whole_network_losses(run, whole, of_same_place(whole, run.model.build(0).network, trained))
     assert losses == pytest.approx(expected, rel=1e-4)
     assert len(losses) == len({round(loss, 5) for loss in losses}) == 4
 

@@ -18,7 +18,7 @@ from dogbreeds.training.pixel_fit import PixelFit
 from dogbreeds.training.preflight import told_convention
 from tests.losses import recorded
 from tests.tiers import tiered
-from tests.whole_training import whole_network_losses
+from tests.whole_training import of_same_place, whole_network_losses
 
 
 def own_model(kind: str = "maps", size: int | None = 64) -> Any:
@@ -222,7 +222,7 @@ def test_every_step_of_an_own_network_has_the_loss_of_training_it_whole(
         execute(run, RunOrigin("", (), "own", tmp_path))
     whole = run.model.construct(None)
     trained = run.unfreeze.plan(run.model.build(0).blocks).stages[-1]
-    expected = whole_network_losses(run, whole, [whole.get_layer(name) for name in trained])
+    expected = whole_network_losses(run, whole, of_same_place(whole, run.model.build(0).network, trained))
     assert losses == pytest.approx(expected, rel=1e-4)
     assert len(losses) == len({round(loss, 5) for loss in losses}) == 4
 

@@ -137,6 +137,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "stackwise_strides": [2, 2],
             "stackwise_depth": [1, 2],
             "block_type": "dark_block",
+            "stage_type": "csp",
             "bottle_ratio": [0.5, 1.0],
             "block_ratio": [1.0, 0.5],
             "expand_ratio": [2.0, 1.0],

@@ -22,6 +22,11 @@ def pooled(network: Any, images: Any, pooling: str) -> Any:
     return (keras.layers.GlobalAveragePooling1D() if rank == 3 else keras.layers.GlobalAveragePooling2D())(outputs)
 
 
+def of_same_place(network: Any, other: Any, names: frozenset[str]) -> list[Any]:
+    """Return the layers of a network in the place of layers of another, equal one, whose names Keras may have made."""
+    return [layer for layer, same in zip(network.layers, other.layers, strict=True) if same.name in names]
+
+
 def whole_network_losses(run: Run, network: Any, trained: list[Any]) -> list[float]:
     """Train for an epoch on raw images, and return the loss of each step.
 

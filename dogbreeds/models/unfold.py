@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dogbreeds.models.custom_layers import is_of_keras_hub, keep_arguments
 
 if TYPE_CHECKING:
@@ -153,6 +155,15 @@ def _patch_embedding(layer: "keras.Layer", images: "keras.KerasTensor", name: st
     return tokens if layer.norm is None else layer.norm(tokens)
 
 
+def _siglip_embedding(layer: "keras.Layer", images: "keras.KerasTensor", name: str) -> "keras.KerasTensor":
+    """Embed patches as SigLIP does. Its own layer says that there is one token more than it gives."""
+    import keras
+
+    tokens = keras.layers.Reshape((layer.num_positions, layer.hidden_dim), name=name)(layer.patch_embedding(images))
+    positions = keras.ops.zeros_like(tokens[..., 0], dtype="int32") + np.arange(layer.num_positions, dtype=np.int32)
+    return keras.ops.add(tokens, layer.position_embedding(positions))
+
+
 def _drop_path(layer: "keras.Layer", inputs: "keras.KerasTensor", name: str) -> "keras.KerasTensor":
     """Drop a branch for an image, as DINOv2 and DINOv3 mean to: their own layer fails for a batch of unknown size."""
     import keras
@@ -164,6 +175,7 @@ def _drop_path(layer: "keras.Layer", inputs: "keras.KerasTensor", name: str) -> 
 # By class name: what is put in the place of layers that cannot be saved or trained.
 _REPLACEMENTS: dict[str, Callable[..., "keras.KerasTensor"]] = {
     "PatchEmbedding": _patch_embedding,
+    "SigLIPVisionEmbedding": _siglip_embedding,
     "DINOV2DropPath": _drop_path,
     "DINOV3DropPath": _drop_path,
 }
