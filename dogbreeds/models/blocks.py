@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # expanded_conv_project, convnext_tiny_stage_2_block_3_gelu; and in KerasHub: stack1_block2_1_conv, block_1_0_conv1,
 # vit_encoder_transformer_block_1, encoder_layers_11, stage_0_blocks_1, hierarchical_encoder_0_1.
 _BLOCK_NAME = (
-    r"((?:stage_\d+_|stack\d+_|conv\d+_)?(?:blocks?_\d+(?:_\d+)?|block\d+[a-z]?)|encoder_layers_\d+"
+    r"((?:stage_\d+_|stack\d+_|conv\d+_)?(?:blocks?_\d+(?:_\d+|[a-z])?|block\d+[a-z]?)|encoder_layers_\d+"
     r"|hierarchical_encoder_\d+_\d+|expanded_conv|downsampling_block_\d+)(?=_|$)"
 )
 _STEM = "stem"
