@@ -30,6 +30,7 @@ from dogbreeds.experiments.recorded_runs import Only
 from dogbreeds.inference import export_formats, exporter
 from dogbreeds.inference.export_formats import FORMATS
 from dogbreeds.inference.exporter import ExportedFormat
+from dogbreeds.models.custom_layers import needs_keras_hub
 from dogbreeds.reports import tables
 from dogbreeds.reports.tables import Column
 from dogbreeds.tracking import logged_model, promotion_gate, registry
@@ -160,7 +161,8 @@ def _log_served_model(
 ) -> str:
     """Log the network as a model that MLflow can serve, and ask it about an image. Returns the model's id."""
     started = time.perf_counter()
-    model_id = logged_model.log_model(tracking, record, file, example, len(classifier.class_names), limits)
+    packages = ["keras-hub"] if needs_keras_hub(file) else []
+    model_id = logged_model.log_model(tracking, record, file, example, len(classifier.class_names), limits, packages)
     (answer,) = logged_model.ask(tracking, record, model_id, [example])
     exporter.check_served(classifier, example, answer)
     log.info("served model: logged and asked in %.1f s", time.perf_counter() - started)

@@ -1,5 +1,6 @@
 """`model=keras`: a backbone from a file of the user's own."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from dogbreeds.models.pooling import pool
 from dogbreeds.tracking.records import RunOrigin
 from dogbreeds.training.pixel_fit import PixelFit
 from dogbreeds.training.preflight import told_convention
+from tests.losses import recorded
+from tests.tiers import tiered
+from tests.whole_training import of_same_place, whole_network_losses
 
 
 def own_model(kind: str = "maps", size: int | None = 64) -> Any:
@@ -198,6 +202,42 @@ def test_pixels_of_untrained_weights_are_asked_for(composed, saved: Callable[...
     run = composed("model=keras", f"model.path={saved()}", "model.image_size=64", "data=miniature", "data.classes=2")
     with pytest.raises(UserError, match=r"^model\.pixels=auto was given, .* do not tell .* Type model\.pixels=raw"):
         with_pixels(run, run.data.open())
+
+
+@pytest.mark.parametrize(
+    ("kind", "unfreeze"),
+    tiered(itertools.product(("maps", "tokens", "vector"), ("top", "all")), slow=[("maps", "top")]),
+)
+def test_every_step_of_an_own_network_has_the_loss_of_training_it_whole(
+    composed, saved: Callable[..., Path], tmp_path: Path, kind: str, unfreeze: str
+) -> None:
+    policy = ["unfreeze=blocks", "unfreeze.top=2"] if unfreeze == "top" else ["unfreeze=all"]
+    run = composed(
+        "model=keras", f"model.path={saved(kind)}", "model.image_size=64", "model.pixels=raw", "data=miniature",
+        "data.classes=3", "data.train_per_class=8", "data.val_per_class=2", "data.test_per_class=1", "baseline=none",
+        "preflight=none", "augment=none", "head.widths=[16]", "phase.epochs=1", "phase.batch_size=6", "tracking=none",
+        "features.dtype=float32", "optimizer.lr=1e-3", *policy,
+    )  # fmt: skip
+    with recorded() as losses:
+        execute(run, RunOrigin("", (), "own", tmp_path))
+    whole = run.model.construct(None)
+    trained = run.unfreeze.plan(run.model.build(0).blocks).stages[-1]
+    expected = whole_network_losses(run, whole, of_same_place(whole, run.model.build(0).network, trained))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert len(losses) == len({round(loss, 5) for loss in losses}) == 4
+
+
+@pytest.mark.parametrize("kind", ["tokens", "vector", "maps"])
+def test_an_output_of_any_rank_is_averaged_over_its_positions_for_the_pixel_check(
+    rng: np.random.Generator, kind: str
+) -> None:
+    from dogbreeds.training.pixel_fit import pooled_features
+
+    network = own_model(kind)
+    images = rng.integers(0, 255, size=(3, 64, 64, 3)).astype(np.uint8)
+    outputs = np.asarray(network(images.astype(np.float32), training=False))
+    expected = outputs.reshape(3, -1, outputs.shape[-1]).mean(axis=1)
+    assert np.allclose(pooled_features(network, images)["raw"], expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -289,6 +289,31 @@ def test_parts_in_the_documentation_work_as_they_are_written(tmp_path: Path, mon
     ]
 
 
+@pytest.mark.long
+def test_a_network_of_another_package_trains_as_the_documentation_adds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs/pages/guides/parts-of-your-own.md").read_text()
+    (source,) = re.findall(r"`mydogs/darknet\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert len(source.splitlines()) <= 30
+    (config,) = re.findall(r"`mydogs/conf/model/darknet53\.yaml`:\n\n```yaml\n(.*?)```", page, re.DOTALL)
+    folder = tmp_path / "mydogs/conf/model"
+    folder.mkdir(parents=True)
+    (folder / "darknet53.yaml").write_text(config)
+    (tmp_path / "mydogs/darknet.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOGBREEDS_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    _forget()
+    small = ["data=miniature", "data.classes=2", "data.train_per_class=4", "data.val_per_class=2", "phase.epochs=1"]
+    more = ["model.image_size=64", "baseline=none", "preflight=none", "augment=none"]
+    run = dogbreeds.compose(["model=darknet53", *small, *more], config_dir="mydogs/conf", plugins=["mydogs"])
+    blocks = [block.name for block in run.model.build(0).blocks]
+    assert blocks[0] == "stem" and blocks[-1].startswith("stage_4_block") and len(blocks) > 20
+    assert dogbreeds.fit(run).history.best is not None
+    _forget()
+
+
 # --- source -------------------------------------------------------------------
 
 

@@ -103,7 +103,12 @@ def test_command_line_overrides_what_a_model_chooses(composed, tmp_path: Path) -
 
 @pytest.mark.parametrize("group", OPTIONS)
 def test_from_config_builds_every_option(composed, group: str) -> None:
-    needed = {"data=folder": "data.root=.", "unfreeze=blocks": "unfreeze.top=1", "model=keras": "model.path=x.keras"}
+    needed = {
+        "data=folder": "data.root=.",
+        "unfreeze=blocks": "unfreeze.top=1",
+        "model=keras": "model.path=x.keras",
+        "model=hub": "model.preset=x",
+    }
     extra = [needed[group]] if group in needed else []
     run = composed(group, *extra)
     assert run.parameters()[group.split("=")[0]] == type(getattr(run, group.split("=")[0])).__name__

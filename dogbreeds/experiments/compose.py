@@ -30,7 +30,7 @@ from dogbreeds.experiments.plugins import (
 )
 from dogbreeds.experiments.run import GROUPS, IMPLIED_SPECS, UNGROUPED, Run, Ungrouped
 from dogbreeds.experiments.run_name import SWEPT_ENV, run_name
-from dogbreeds.models import keras_file  # noqa: F401 - option of the group `model`
+from dogbreeds.models import hub, keras_file  # noqa: F401 - options of the group `model`
 from dogbreeds.tracking import mlflow_backend, saved_run  # noqa: F401 - options of the group `tracking`
 from dogbreeds.tracking.records import SOURCE_SUFFIX, RunOrigin
 

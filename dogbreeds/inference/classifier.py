@@ -1,5 +1,6 @@
 """Trained classifier, loaded from a `.keras` file alone: images in, class names and probabilities out."""
 
+import importlib.util
 import logging
 import zipfile
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from dogbreeds.core.text import shorten
 from dogbreeds.data import decoder
 from dogbreeds.data.image import ImageLoader
 from dogbreeds.models.blocks import nodes_in_order
+from dogbreeds.models.custom_layers import KERAS_HUB, keep_arguments, needs_keras_hub
 from dogbreeds.models.network import compile_inference, inference_batch_size
 from dogbreeds.models.pooling import NAME as POOL
 from dogbreeds.models.precision import FLOAT32
@@ -156,8 +158,14 @@ def load(file: Path) -> Classifier:
         file: a `.keras` file. The inputs and outputs of networks that version 0.1.0 saved get their present names.
 
     Raises:
-        UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs.
+        UserError: the file is not a saved network, is one without class names, or has more names or fewer than outputs;
+            or it needs KerasHub, which is not installed.
     """
+    if importlib.util.find_spec(KERAS_HUB) is None and needs_keras_hub(file):
+        raise UserError(
+            f"{file} has layers of KerasHub, which is not installed. It comes with the extra hub, for Python 3.11 or"
+            " later. Type pip install 'dogbreeds[hub]'."
+        )
     with quiet_stderr():
         import keras
     try:
@@ -167,6 +175,7 @@ def load(file: Path) -> Classifier:
             f"{file} cannot be read as a saved network ({shorten(str(error), 160)}). It must be a complete"
             " .keras file that a training run saved. Type run=latest, or the path of such a file."
         ) from error
+    keep_arguments(model)
     outputs = getattr(model, "output", None)
     names = set(outputs) if isinstance(outputs, dict) else set()
     lookups = [layer for layer in getattr(model, "layers", ()) if isinstance(layer, keras.layers.StringLookup)]

@@ -18,6 +18,7 @@ import numpy as np
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
 from dogbreeds.inference.classifier import Classifier
+from dogbreeds.models.onnx_conversion import to_onnx
 from dogbreeds.models.precision import FLOAT32_TOLERANCE
 
 if TYPE_CHECKING:
@@ -205,18 +206,13 @@ def _load_tflite(file: Path) -> PredictBatch:
 
 def _write_onnx(classifier: Classifier, file: Path) -> None:
     import onnx
-    import tf2onnx
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     # Variables are folded first, because the constants that the normalisation captures would become inputs otherwise.
     # Control flow is not lowered, because ONNX has loops too.
     frozen = convert_variables_to_constants_v2(_probabilities_function(classifier), lower_control_flow=False)
-    input_name = frozen.inputs[0].name
-    output_name = frozen.outputs[0].name
-    model, _ = tf2onnx.convert.from_graph_def(
-        frozen.graph.as_graph_def(), input_names=[input_name], output_names=[output_name], opset=_OPSET
-    )
-    _rename_tensors(model.graph, {input_name: "image", output_name: "probabilities"})
+    model = to_onnx(frozen, _OPSET)
+    _rename_tensors(model.graph, {frozen.inputs[0].name: "image", frozen.outputs[0].name: "probabilities"})
     _add_class_name_output(model.graph, classifier.class_names)
     _set_shape(model.graph.input[0], "b", "h", "w", 3)
     _set_shape(model.graph.output[0], "b", len(classifier.class_names))

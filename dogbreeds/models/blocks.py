@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from keras.src.ops.node import Node
 
 # A layer's name begins with, or contains, the name of its block: block6d_add, conv4_block2_out, block_12_expand,
-# expanded_conv_project, convnext_tiny_stage_2_block_3_gelu.
-_BLOCK_NAME = r"((?:stage_\d+_|conv\d+_)?block_?\d+[a-z]?|expanded_conv|downsampling_block_\d+)(?=_|$)"
+# expanded_conv_project, convnext_tiny_stage_2_block_3_gelu; and in KerasHub: stack1_block2_1_conv, block_1_0_conv1,
+# vit_encoder_transformer_block_1, encoder_layers_11, stage_0_blocks_1, hierarchical_encoder_0_1.
+_BLOCK_NAME = (
+    r"((?:stage_\d+_|stack\d+_|conv\d+_)?(?:blocks?_\d+(?:_\d+|[a-z])?|block\d+[a-z]?)|encoder_layers_\d+"
+    r"|hierarchical_encoder_\d+_\d+|expanded_conv|downsampling_block_\d+)(?=_|$)"
+)
 _STEM = "stem"
 _TOP = "top"
 # In place of a regular expression: layer names do not matter.
@@ -108,7 +112,8 @@ def _split(
             blocks.append(Block(name, tuple(layers), cut))
             name = node_name
             layers = []
-        if isinstance(node.operation, keras.Layer):
+        # A layer may be called twice.
+        if isinstance(node.operation, keras.Layer) and node.operation not in layers:
             layers.append(node.operation)
         cut = output
     blocks.append(Block(name, tuple(layers), network.outputs[0]))
@@ -116,7 +121,10 @@ def _split(
 
 
 def _single_tensors(network: "keras.Model", nodes: "list[Node]") -> "Iterator[keras.KerasTensor | None]":
-    """Yield, after each node, its output if that is the one tensor that later nodes still need; else None."""
+    """Yield, after each node, its output if that is the one tensor that later nodes still need; else None.
+
+    One of unknown size is none either, since features of it could not be stored.
+    """
     pending_uses = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
     live = {id(network.inputs[0])}
     for node in nodes:
@@ -125,7 +133,8 @@ def _single_tensors(network: "keras.Model", nodes: "list[Node]") -> "Iterator[ke
             if not pending_uses[id(tensor)]:
                 live.discard(id(tensor))
         live.update(id(tensor) for tensor in node.output_tensors)
-        yield node.output_tensors[0] if live == {id(node.output_tensors[0])} else None
+        output = node.output_tensors[0]
+        yield output if live == {id(output)} and None not in output.shape[1:] else None
 
 
 def nodes_in_order(network: "keras.Model") -> "list[Node]":

@@ -1,10 +1,19 @@
 """Custom layers: those that Keras cannot load from a saved network by itself, without the code that defines them."""
 
+import inspect
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import keras
+
+KERAS_HUB = "keras_hub"
+# Arguments of every layer, which every config has.
+_BASE = ("name", "trainable", "dtype")
+# Types of other arguments that a config may hold.
+_PLAIN = (str, int, float, bool, tuple)
 
 
 def custom_layers(model: "keras.Model") -> Iterator[str]:
@@ -27,3 +36,68 @@ def _is_custom(config: Any) -> bool:
     if isinstance(config, dict):
         return config.get("registered_name") is not None or any(map(_is_custom, config.values()))
     return isinstance(config, (list, tuple)) and any(map(_is_custom, config))
+
+
+def is_of_keras_hub(layer: "keras.Layer") -> bool:
+    """Return whether a layer can be loaded only where KerasHub is installed."""
+    return type(layer).__module__.partition(".")[0] == KERAS_HUB
+
+
+def needs_keras_hub(file: Path) -> bool:
+    """Return whether a saved network, a `.keras` file, has layers of KerasHub; false if it is no such file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return f'"{KERAS_HUB}.'.encode() in archive.read("config.json")
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return False
+
+
+def copy_layer(layer: "keras.Layer") -> "keras.Layer":
+    """Return a new layer with the settings of a layer, and weights of its own."""
+    copy = type(layer).from_config(layer.get_config())
+    keep_arguments(copy)
+    return copy
+
+
+def silence_dropout(model: "keras.Model") -> None:
+    """Switch off the dropout of a model's layers at any depth, drop-path included."""
+    import keras
+
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+        elif is_of_keras_hub(layer) and type(layer).__name__.endswith("DropPath"):
+            setattr(layer, "drop_prob" if hasattr(layer, "drop_prob") else "rate", 0.0)
+
+
+def keep_arguments(layer: "keras.Layer") -> None:
+    """Let the configs of layers of KerasHub hold what they were built with: of a layer, or of a model's layers.
+
+    KerasHub saves a whole encoder, never its layers, whose configs lack arguments or hold others that they do not take.
+    """
+    import keras
+
+    if isinstance(layer, keras.Model):
+        for part in layer.layers:
+            keep_arguments(part)
+    elif is_of_keras_hub(layer):
+        config = {**layer.get_config(), **_arguments(layer)}
+        accepted = {*_BASE, *inspect.signature(type(layer).__init__).parameters}
+        arguments = {name: value for name, value in config.items() if name in accepted}
+        layer.get_config = lambda: {**arguments, "name": layer.name}
+
+
+def _arguments(layer: "keras.Layer") -> dict[str, Any]:
+    """Return arguments that a layer was built with, which its own config may lack."""
+    if type(layer).__name__ == "SwinTransformerBlock":
+        return {
+            "qkv_bias": layer.attn.qkv_bias,
+            "attention_dropout": layer.attn.attn_drop_rate,
+            "dropout_rate": layer.attn.proj_drop_rate,
+            "drop_path": getattr(layer.drop_path, "drop_prob", 0.0),
+        }
+    # What Keras records of a layer that is built of plain values.
+    recorded = {} if layer._auto_config is None else layer._auto_config.config
+    taken = [name for name in inspect.signature(type(layer).__init__).parameters if name not in _BASE]
+    plain = {name: getattr(layer, name) for name in taken if isinstance(getattr(layer, name, None), _PLAIN)}
+    return {**plain, **recorded}

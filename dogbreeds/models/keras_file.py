@@ -32,13 +32,17 @@ class KerasFile(Model):
     def weights_digest(self) -> str:
         return digest(self._file().read_bytes())
 
+    def content_identity(self) -> str:
+        return self.weights_digest()
+
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
         if weights is not None or top:
             raise UserError(
                 f"model.weights={weights} was given with model.path={self.path}. The file has the weights, and no"
                 " ImageNet classifier. Type model.weights=null baseline=none."
             )
-        return _resized(_checked(_load(self._file()), self.path), self.image_size, self.path)
+        name = f"model.path={self.path}"
+        return resized(checked(_load(self._file()), name), self.image_size, name)
 
     def _file(self) -> Path:
         file = Path(self.path).expanduser()
@@ -68,8 +72,12 @@ def _load(file: Path) -> "keras.Model":
         ) from error
 
 
-def _checked(network: object, name: str) -> "keras.Model":
+def checked(network: object, name: str) -> "keras.Model":
     """Return a functional model with one image input and one output.
+
+    Args:
+        network: the model.
+        name: what to call it in errors: the setting that names it.
 
     Raises:
         UserError: if it is none.
@@ -78,29 +86,28 @@ def _checked(network: object, name: str) -> "keras.Model":
 
     inputs, outputs = (list(getattr(network, kind, None) or ()) for kind in ("inputs", "outputs"))
     if not isinstance(network, keras.Model) or not inputs:
-        raise UserError(
-            f"model.path={name} has no graph of layers. It must be a functional or sequential model. {_FIX}"
-        )
+        raise UserError(f"{name} has no graph of layers. It must be a functional or sequential model. {_FIX}")
     if len(inputs) != 1 or len(outputs) != 1:
-        raise UserError(
-            f"model.path={name} has {len(inputs)} inputs and {len(outputs)} outputs. It must have one of each. {_FIX}"
-        )
+        raise UserError(f"{name} has {len(inputs)} inputs and {len(outputs)} outputs. It must have one of each. {_FIX}")
     if len(inputs[0].shape) != 4 or inputs[0].shape[3] != 3:
         shape = ", ".join(map(str, inputs[0].shape[1:]))
-        raise UserError(
-            f"The input of model.path={name} is [{shape}]. It must be RGB images, [height, width, 3]. {_FIX}"
-        )
+        raise UserError(f"The input of {name} is [{shape}]. It must be RGB images, [height, width, 3]. {_FIX}")
     if len(outputs[0].shape) not in (2, 3, 4) or outputs[0].shape[-1] is None:
         shape = ", ".join(map(str, outputs[0].shape[1:]))
         raise UserError(
-            f"The output of model.path={name} is [{shape}]. It must be feature maps [h, w, channels], tokens"
+            f"The output of {name} is [{shape}]. It must be feature maps [h, w, channels], tokens"
             f" [tokens, channels], or a vector. {_FIX}"
         )
     return keras.Model(inputs[0], outputs[0], name="backbone")
 
 
-def _resized(network: "keras.Model", size: int, name: str) -> "keras.Model":
+def resized(network: "keras.Model", size: int, name: str) -> "keras.Model":
     """Return the network for square images of a size, with the same weights.
+
+    Args:
+        network: from `checked`.
+        size: pixels a side.
+        name: as in `checked`.
 
     Raises:
         UserError: if it takes another size only.
@@ -113,7 +120,7 @@ def _resized(network: "keras.Model", size: int, name: str) -> "keras.Model":
     if height is not None and width is not None:
         fix = f"Type model.image_size={height}" if height == width else "Save it for square images"
         raise UserError(
-            f"model.image_size was {size}, and model.path={name} takes {height} x {width} pixels. They must be the"
+            f"model.image_size was {size}, and {name} takes {height} x {width} pixels. They must be the"
             f" same, and square. {fix}."
         )
     return keras.models.clone_model(network, keras.Input((size, size, 3)), clone_function=lambda layer: layer)

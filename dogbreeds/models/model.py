@@ -105,6 +105,10 @@ class Model(Spec):
         file = self.weights_file()
         return str(self.weights) if file is None else digest(file.read_bytes())
 
+    def content_identity(self) -> str:
+        """Return what tells apart networks of the same weights and settings; an empty text if there are none."""
+        return ""
+
     def build(self, seed: int) -> Backbone:
         """Build the backbone and load its weights. The most recent backbone is reused within a process.
 
@@ -230,7 +234,8 @@ def _build(model: Model, seed: int) -> Backbone:
     weights = arrays_digest([*network.get_weights(), *scales])
     # A cut is named by its number.
     special = {name: value for name in Model.implied if (value := getattr(model, name)) != Model.implied[name]}
-    own = f":{digest(repr(special).encode())}" if special else ""
+    content = model.content_identity()
+    own = f":{digest((repr(special) + content).encode())}" if special or content else ""
     fingerprint = f"{model.architecture}:{weights}{own}{plugin_digest(model, 'weights')}"
     return Backbone(network, find_blocks(network, model.blocks), fingerprint, model.pooling)
 

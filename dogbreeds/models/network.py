@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.models.custom_layers import custom_layers
+from dogbreeds.models.custom_layers import copy_layer, custom_layers, silence_dropout
 from dogbreeds.models.depths import concatenate
 from dogbreeds.models.pooling import pool
 from dogbreeds.models.precision import FLOAT32
@@ -333,12 +333,12 @@ def _suffix(backbone: "Backbone", plan: "Plan", depths: tuple[int, ...]) -> "ker
 
     begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
     original = keras.Model(begin, _features(backbone, depths), name="suffix")
-    copy = keras.models.clone_model(original)
+    copy = keras.models.clone_model(original, clone_function=copy_layer)
     copy.set_weights(original.get_weights())
     for layer in copy.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # In training mode Keras normalises with batch statistics, unless `trainable` is False.
             layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]
-        if isinstance(layer, keras.layers.Dropout) and not plan.drop_connect:
-            layer.rate = 0.0
+    if not plan.drop_connect:
+        silence_dropout(copy)
     return copy

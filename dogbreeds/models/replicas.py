@@ -218,8 +218,9 @@ def _whole_batch_layers(layers: "Sequence[keras.Layer]", dropout: "Callable[...,
     """
     import keras
 
-    batchnorms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
+    parts = [part for layer in layers for part in layer._flatten_layers()]
+    batchnorms = [layer for layer in parts if isinstance(layer, keras.layers.BatchNormalization)]
+    dropouts = [layer for layer in parts if isinstance(layer, keras.layers.Dropout)]
     for layer in batchnorms:
         layer.synchronized = True
     for layer in dropouts:

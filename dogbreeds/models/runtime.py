@@ -22,6 +22,7 @@ import numpy as np
 
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import UserError
+from dogbreeds.models.onnx_conversion import to_onnx
 from dogbreeds.models.precision import FEATURE_ALLOWANCES
 
 if TYPE_CHECKING:
@@ -281,16 +282,7 @@ def _to_onnx(graph: "keras.Model") -> Any:
     for library in ("tensorflow", "tf2onnx", "absl"):
         logging.getLogger(library).setLevel(logging.ERROR)
     with quiet_stderr(), contextlib.redirect_stdout(io.StringIO()):
-        import tf2onnx
-
-        frozen = freeze(graph)
-        model, _ = tf2onnx.convert.from_graph_def(
-            frozen.graph.as_graph_def(),
-            input_names=[frozen.inputs[0].name],
-            output_names=[frozen.outputs[0].name],
-            opset=_ONNX_OPSET,
-        )
-    return model
+        return to_onnx(freeze(graph), _ONNX_OPSET)
 
 
 def _conversion_error(runtime: str, error: Exception) -> RuntimeUnavailableError:

@@ -41,6 +41,7 @@ SHIPPED_MODULES = (
     "models/blocks.py",
     "models/custom_layers.py",
     "models/network.py",
+    "models/onnx_conversion.py",
     "models/pooling.py",
     "models/precision.py",
     "models/replicas.py",
@@ -70,7 +71,13 @@ def default_top(num_classes: int) -> int:
 
 
 def log_model(
-    tracking: Mlflow, record: Record, network: Path, example: bytes, num_classes: int, limits: ServingLimits
+    tracking: Mlflow,
+    record: Record,
+    network: Path,
+    example: bytes,
+    num_classes: int,
+    limits: ServingLimits,
+    packages: Sequence[str] = (),
 ) -> str:
     """Log a run's network as a model that MLflow can serve, unless it is logged already.
 
@@ -83,13 +90,15 @@ def log_model(
         example: content of an image file, which is logged as the input example.
         num_classes: number of the network's classes.
         limits: of the served model on one request.
+        packages: that the network needs, besides those that every network does.
 
     Returns:
         Id of the logged model.
     """
     client = tracking.connect()[0]
     model_config = {"network_digest": digest_file(network), **asdict(limits)}
-    digest = _digest(model_config)
+    requirements = (*_REQUIREMENTS, *packages)
+    digest = _digest(model_config, requirements)
     for logged in client.search_logged_models([record.experiment_id], f"source_run_id = '{record.run_id}'"):
         if logged.tags.get("digest") == digest and str(logged.status) == "READY":
             return logged.model_id
@@ -110,7 +119,7 @@ def log_model(
             python_model=str(_PACKAGE / SERVED_MODEL),
             artifacts={"network": str(network)},
             code_paths=[str(_copy_shipped_modules(Path(folder)))],
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name)}" for name in requirements],
             model_config=model_config,
             **_signature(example, num_classes),
         )
@@ -148,12 +157,12 @@ def _copy_shipped_modules(folder: Path) -> Path:
     return package
 
 
-def _digest(model_config: dict[str, Any]) -> str:
+def _digest(model_config: dict[str, Any], requirements: Sequence[str]) -> str:
     """Return a digest of all that is logged: the network and the limits, the code, and the pinned versions."""
     parts = [
         json.dumps(model_config, sort_keys=True).encode(),
         *((_PACKAGE / name).read_bytes() for name in (SERVED_MODEL, *SHIPPED_MODULES)),
-        *(version(name).encode() for name in _REQUIREMENTS),
+        *(version(name).encode() for name in requirements),
     ]
     return hashlib.blake2b(b"".join(hashlib.blake2b(part).digest() for part in parts), digest_size=16).hexdigest()
 

@@ -154,8 +154,10 @@ def pooled_features(
     """
     import tensorflow as tf
 
+    # Of feature maps, of tokens, or none of a vector.
+    positions = tuple(range(1, len(network.output.shape) - 1))
     pooled = tf.function(
-        lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=(1, 2)), reduce_retracing=True
+        lambda pixels: tf.reduce_mean(network(pixels, training=False), axis=positions), reduce_retracing=True
     )
     return {
         mode: np.concatenate([pooled(pixels).numpy() for pixels in in_convention(images, mode, advance)])
@@ -166,9 +168,11 @@ def pooled_features(
 def multiplications(network: "keras.Model") -> int:
     """Estimate the multiplications for an image: each kernel is used once at each position of its layer's output."""
     return sum(
-        int(np.prod(layer.kernel.shape)) * int(np.prod([size or 1 for size in layer.output.shape[1:-1]]))
+        int(np.prod(part.kernel.shape)) * int(np.prod([size or 1 for size in layer.output.shape[1:-1]]))
         for layer in network.layers
-        if getattr(layer, "kernel", None) is not None
+        # An encoder layer has its kernels within it.
+        for part in layer._flatten_layers()
+        if getattr(part, "kernel", None) is not None
     )
 
 

@@ -205,7 +205,8 @@ class Step:
                     losses *= tf.gather(self._class_weights, labels)
                 loss = mean(losses)
                 minimised = loss if scale is None else scale.scaled(loss)
-            gradient = tape.gradient(minimised, watched)
+            # Some weights have no part in the loss, such as the mask token of DINOv2.
+            gradient = tape.gradient(minimised, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             if scale is not None:
                 gradient = scale.unscaled(gradient)
             # One sum, because testing every element with `is_finite` took a tenth of a step.
