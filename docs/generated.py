@@ -16,6 +16,7 @@ _INTERNAL_GROUPS = ("hydra/help", "hydra/hydra_logging", "hydra/job_logging")
 COMMANDS = (
     "train",
     "table",
+    "ui",
     "evaluate",
     "compare",
     "predict",

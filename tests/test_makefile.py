@@ -94,6 +94,7 @@ def test_target_installs_nothing_where_everything_is_installed(make: Make, targe
     ("arguments", "called"),
     [
         (["wheel"], "-m hatchling build -t wheel"),
+        (["ui", "PORT=5123"], "-m dogbreeds.ui port=5123"),
         (["notebooks", "NAMES=examples/first-run.ipynb"], "docs/execute_notebooks.py examples/first-run.ipynb"),
     ],
 )
@@ -152,10 +153,3 @@ def test_setup_rejects_an_environment_of_a_python_that_is_not_supported(environm
     assert f"{environment}/bin/python is Python 3.10.13." in done.stderr
     assert f"Type rm -r {environment} && make setup PYTHON=" in done.stderr
     assert not (environment / ".ready").exists()
-
-
-def test_ui_starts_one_worker_and_prints_the_address_of_the_runs(environment: Path) -> None:
-    done = run_make(environment, "ui", "PORT=5123")
-    assert "Runs: http://127.0.0.1:5123/#/experiments/1/runs" in done.stdout.splitlines()
-    call = (environment / "bin/calls").read_text().splitlines()[-1]
-    assert call.startswith("ui --host 127.0.0.1 --port 5123 --workers 1 --backend-store-uri sqlite:///")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from dogbreeds import ui
+from dogbreeds.experiments.run import Run
 from dogbreeds.tracking.saved_view import _COLUMNS
 
 _CHROMIUM = shutil.which("chromium")
@@ -58,6 +60,20 @@ def test_port_in_use_is_refused_with_another(command: Callable[..., subprocess.C
     assert done.returncode == 1
     assert f"port={port} cannot be used" in done.stderr
     assert re.search(r"Type port=\d+, or make ui PORT=\d+", done.stderr)
+
+
+def test_server_of_a_local_store_has_one_worker_and_answers_this_machine_only(
+    composed: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda path, command, variables: started.append((command, variables)))
+    tracking = composed().tracking
+    ui._become_server(tracking, 5123)
+    ((command, variables),) = started
+    options = dict(zip(command[4::2], command[5::2], strict=True))
+    assert (options["--host"], options["--port"], options["--workers"]) == ("127.0.0.1", "5123", "1")
+    assert options["--backend-store-uri"] == tracking.uri
+    assert variables["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 @pytest.mark.slow
