@@ -190,16 +190,7 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
     config = _compose_command("predict", overrides)
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", name)
     with open_network(tracking, name, Only.of(config)) as (record, network, file):
-        return Classifier(
-            network.model,
-            network.class_names,
-            record,
-            file,
-            tracking if record is not None else None,
-            decoder=network.decoder,
-            runtime=network.runtime,
-            precision=network.precision,
-        )
+        return Classifier.of(network, record, file, tracking if record is not None else None)
 
 
 def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,14 @@ class Classifier(classifier.Classifier):
     record: Record | None
     file: Path
     tracking: Mlflow | None
+
+    @classmethod
+    def of(
+        cls, network: classifier.Classifier, record: Record | None, file: Path, tracking: Mlflow | None
+    ) -> "Classifier":
+        """Return a network of which it is known where it comes from."""
+        parts = {field.name: getattr(network, field.name) for field in fields(network)}
+        return cls(**parts, record=record, file=file, tracking=tracking)
 
     @python_call()
     def predict(self, images: str | Path | Sequence[str], top: int | None = None) -> list[Prediction]:

@@ -273,15 +273,9 @@ def _without_runtime(identity: Identity) -> Identity:
 
 def _log_other_arrays(description: str, prefix: Prefix, others: list[tuple[str, str]]) -> None:
     """Say that the features to compute are cached as another runtime, or another precision, gives them."""
-    for runtime, precision in others:
-        log.info(
-            "%s: cached as %s computed them in %s; now %s computes them in %s",
-            description,
-            runtime,
-            precision,
-            prefix.runtime,
-            prefix.precision,
-        )
+    present = prefix.runtime, prefix.precision
+    for other in others:
+        log.info("%s: cached as %s computed them in %s; now %s computes them in %s", description, *other, *present)
 
 
 def has_features(prefix: Prefix, images: DecodedImages, features: Features) -> bool:
