@@ -47,7 +47,13 @@ DATA = Miniature(
 
 def settings(place: Path, batch: int | None = 16) -> Features:
     return Features(
-        dir=str(place), dtype="float32", max_gigabytes=1, batch_size=batch, runtime="tensorflow", precision="float32"
+        dir=str(place),
+        dtype="float32",
+        max_gigabytes=1,
+        batch_size=batch,
+        runtime="tensorflow",
+        precision="float32",
+        layers=(),
     )
 
 
