@@ -124,8 +124,10 @@ def delete_for_good(tracking: Mlflow, run: RunOnDisk) -> bool:
     """Delete a run that was deleted in MLflow from the database, and its files; do nothing if it was restored."""
     import mlflow
 
-    if tracking.connect()[0].get_run(run.record.run_id).info.lifecycle_stage != "deleted":
+    client = tracking.connect()[0]
+    if client.get_run(run.record.run_id).info.lifecycle_stage != "deleted":
         return False
+    remove_run_model(client, run.record.experiment_id, run.record.run_id)
     # As `mlflow gc` does, which would delete experiments that nobody named, too.
     store = mlflow.MlflowClient(tracking.uri)._tracking_client.store
     if run.folder is not None:
