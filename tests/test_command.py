@@ -19,7 +19,7 @@ from dogbreeds.experiments.compose import compose_config, settings_of
 from dogbreeds.features.cache import FeatureCache
 from tests.tiers import tiered
 
-_SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "judge", "predict", "pretrain", "table", "why")
+_SINGLE_COMMANDS = ("cache", "compare", "evaluate", "export", "judge", "predict", "pretrain", "table", "ui", "why")
 
 # A command that prints at its end whether it has imported TensorFlow or MLflow.
 _PROBE = (
