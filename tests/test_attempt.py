@@ -401,6 +401,9 @@ def test_sweep_saves_the_models_that_tracking_model_selects(
     assert {record.data.tags["mlflow.parentRunId"] for record in records} == {parent}
     artifacts = [{item.path for item in client.list_artifacts(record.info.run_id)} for record in records]
     assert ["model" in paths for paths in artifacts] == saved
+    # The logged model of a network that was removed is removed too.
+    models = {model.source_run_id for model in client.search_logged_models([experiment])}
+    assert [record.info.run_id in models for record in records] == saved
     # Every frozen attempt's head is saved, so that a fine-tune can start from any of them.
     assert ["head" in paths for paths in artifacts] == [save != "none"] * len(rates)
     assert [client.get_run(record.info.run_id).data.tags.get("head") for record in records] == [

@@ -17,6 +17,7 @@ from dogbreeds.core.process import PROCESS_TAGS
 from dogbreeds.tracking.lifecycle import is_process_gone
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import MODEL_FOLDER, Record, record_of
+from dogbreeds.tracking.run_model import remove_run_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -112,7 +113,9 @@ def remove_network(tracking: Mlflow, run: RunOnDisk) -> bool:
     if run.folder is None:
         return False
     # The tag comes first: without it, other commands would look for the file.
-    tracking.connect()[0].set_tag(run.record.run_id, "model", "removed: its space was cleared")
+    client = tracking.connect()[0]
+    client.set_tag(run.record.run_id, "model", "removed: its space was cleared")
+    remove_run_model(client, run.record.experiment_id, run.record.run_id)
     remove(run.folder / MODEL_FOLDER)
     return True
 
@@ -121,8 +124,10 @@ def delete_for_good(tracking: Mlflow, run: RunOnDisk) -> bool:
     """Delete a run that was deleted in MLflow from the database, and its files; do nothing if it was restored."""
     import mlflow
 
-    if tracking.connect()[0].get_run(run.record.run_id).info.lifecycle_stage != "deleted":
+    client = tracking.connect()[0]
+    if client.get_run(run.record.run_id).info.lifecycle_stage != "deleted":
         return False
+    remove_run_model(client, run.record.experiment_id, run.record.run_id)
     # As `mlflow gc` does, which would delete experiments that nobody named, too.
     store = mlflow.MlflowClient(tracking.uri)._tracking_client.store
     if run.folder is not None:

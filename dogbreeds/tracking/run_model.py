@@ -50,7 +50,7 @@ def log_run_model(
 
     run_id = run.info.run_id
     # A run that was interrupted here and resumed has one already.
-    remove_run_model(client, run)
+    remove_run_model(client, run.info.experiment_id, run_id)
     model = client.create_logged_model(
         run.info.experiment_id,
         name=_FORBIDDEN.sub("_", run.info.run_name),
@@ -77,10 +77,10 @@ def log_run_model(
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def remove_run_model(client: "mlflow.MlflowClient", run: "MlflowRun") -> None:
+def remove_run_model(client: "mlflow.MlflowClient", experiment_id: str, run_id: str) -> None:
     """Remove the logged model of a run whose saved network is removed."""
     name, value = _KIND_TAG
     for model in client.search_logged_models(
-        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}' AND tags.{name} = '{value}'"
+        [experiment_id], f"source_run_id = '{run_id}' AND tags.{name} = '{value}'"
     ):
         client.delete_logged_model(model.model_id)

@@ -174,7 +174,7 @@ class MlflowTracker(Tracker):
             return False
         for other in others:
             self._client.wrap(get_artifact_repository(other.info.artifact_uri)).delete_artifacts(MODEL_FOLDER)
-            remove_run_model(self._client, other)
+            remove_run_model(self._client, other.info.experiment_id, other.info.run_id)
             self._client.set_tag(other.info.run_id, "model", "removed: another job of the sweep did better")
         return True
 
