@@ -42,6 +42,7 @@ SAMPLES = {
     "only.data": "miniature",
     "optimizer.lr": "1e-3",
     "phase.max_lr": "100",
+    "port": "5002",
     "preprocessing": "torch",
     "shard": "0",
     "split": "val",
@@ -61,6 +62,7 @@ OPTIONS = {
     "data.root": ["data=folder"],
     "data.split_column": ["data=csv"],
     "data.table": ["data=csv"],
+    "data.val_fraction": ["data=folder", "data.root=."],
     "model.architecture": ["model=effnetb0"],
     "model.arguments": ["model=effnetb0"],
     "model.converter": ["model=hub", "model.preset=x"],
@@ -96,6 +98,7 @@ COMMANDS: dict[str, type[Spec] | None] = {
     "extract": None,
     "why": None,
     "cache": None,
+    "ui": None,
 }
 
 

@@ -84,7 +84,14 @@ def pixels(count: int) -> np.ndarray:
 
 
 def settings(place: Path, **changes: object) -> Features:
-    values = {"dtype": "float32", "max_gigabytes": 1, "batch_size": 8, "runtime": "tensorflow", "precision": "float32"}
+    values = {
+        "dtype": "float32",
+        "max_gigabytes": 1,
+        "batch_size": 8,
+        "runtime": "tensorflow",
+        "precision": "float32",
+        "layers": (),
+    }
     return Features(dir=str(place), **values | changes)  # type: ignore[arg-type]
 
 

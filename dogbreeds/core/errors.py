@@ -9,7 +9,7 @@ class UserError(ValueError):
         ...     db.compose(["head=linaer"])
         ... except db.UserError as error:
         ...     print(error)
-        head=linaer is not an option. head must be one of batchnorm, linear, mlp. Type head=linear.
+        head=linaer is not an option. head must be one of batchnorm, linear, logistic, mlp. Type head=linear.
     """
 
 

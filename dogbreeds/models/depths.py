@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.models.pooling import pool
-from dogbreeds.models.unfreeze import Plan
 
 if TYPE_CHECKING:
     import keras
 
     from dogbreeds.models.blocks import Block
+    from dogbreeds.models.unfreeze import Plan
 
 
 def find_depths(names: Sequence[str], blocks: "Sequence[Block]") -> tuple[int, ...]:
@@ -44,7 +44,7 @@ def _number(name: str, known: list[str]) -> int:
     return known.index(name) + 1 if name in known else matching[-1]
 
 
-def with_depths(plan: Plan, depths: Sequence[int], blocks: "Sequence[Block]") -> Plan:
+def with_depths(plan: "Plan", depths: Sequence[int], blocks: "Sequence[Block]") -> "Plan":
     """Return a plan whose cut is not above the first of the depths, if part of the backbone trains.
 
     All outputs that are features are then computed above the cut, from the one tensor there. What trains stays so.
