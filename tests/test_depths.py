@@ -71,7 +71,7 @@ def miniature(composed_in, shared_cache: Path, tmp_path_factory: pytest.TempPath
     return run, run("tracking=none").model.build(0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_depth_counts_equally_and_a_cut_below_gives_the_same_features(miniature, rng: np.random.Generator) -> None:
     import keras
 
@@ -113,10 +113,8 @@ def test_each_depth_counts_equally_and_a_cut_below_gives_the_same_features(minia
     assert 0 < len(trained) < len(tuned.suffix.trainable_variables)
 
 
-@pytest.mark.parametrize(
-    "runtime",
-    [pytest.param("tensorflow", marks=pytest.mark.slow), pytest.param("openvino", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("runtime", ["tensorflow", "openvino"])
 def test_run_on_several_depths_saves_a_network_that_measures_the_same(composed, tmp_path: Path, runtime: str) -> None:
     if runtime == "openvino":
         pytest.importorskip("openvino")

@@ -240,7 +240,7 @@ def replace_the_weights(place: Place) -> None:
         kernels[0][...] = kernels[0][...] * 1.01
 
 
-NOT_REUSED = "has the same settings but other images, class names, weights or decoder: its results are not reused"
+NOT_REUSED = "has the same settings but other images, class names or weights: its results are not reused"
 
 
 @pytest.mark.parametrize(

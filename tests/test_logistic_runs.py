@@ -79,7 +79,7 @@ def test_saved_network_is_the_refitted_one_and_measures_what_the_run_measured(fi
     assert validated.scores.loss < 0.5 * record.metrics["best/val_loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tune_starts_from_the_fit_of_the_training_images_alone(finished, composed_here, place: Path) -> None:
     run, result, record, _ = finished
     tuned = execute(
@@ -94,7 +94,7 @@ def test_fine_tune_starts_from_the_fit_of_the_training_images_alone(finished, co
     assert tuned.history.epochs[0].strength is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_interrupted_run_resumes_after_its_last_strength(
     finished, composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
