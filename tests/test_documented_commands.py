@@ -111,6 +111,10 @@ ELSEWHERE = (
         r"(export MLFLOW_TRACKING_URI|mlflow models serve|until curl|echo .*curl ).*",
         "serving::served_model_predicts_as_the_trained_network_and_refuses_bad_requests",
     ),
+    (
+        r"python -m dogbreeds\.ui\b.*",
+        "ui::page_answers_under_the_name_that_its_link_has_and_ends_with_ctrl_c",
+    ),
     (r"python -m dogbreeds.train --multirun optimizer.lr=#", "train::learning_rate_sweep_collapses_and_learns"),
     (
         r"python -m dogbreeds.train tracking.uri=http://server:#",
@@ -143,6 +147,7 @@ ELSEWHERE = (
 )
 # Lines that no test runs, with the reason.
 NOT_RUN = (
+    (r"mlflow migrate-filestore .*", "needs a file store of MLflow 2, which MLflow no longer writes"),
     (r"make (setup EXTRAS=dev|check|docs|test|test-slow)", RUN_BY_CI),
     (r"make pretrain", "it is python -m dogbreeds.pretrain"),
     (r"\.ci/run", "it runs these tests"),
