@@ -1,19 +1,14 @@
 """Choice of a run's decoder where it is `auto`, so that images that are decoded already are used."""
 
-import contextlib
 import logging
 from dataclasses import replace
 
-from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.data.decoder import DECODERS, PILLOW, TENSORFLOW
-from dogbreeds.experiments.prepare import parent_must_match
+from dogbreeds.experiments.prepare import parent_params
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.extraction import DecodedImages
-from dogbreeds.tracking.records import is_path
-from dogbreeds.tracking.saved_run import SavedRun
-from dogbreeds.training.phase import Finetune
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +31,15 @@ def choose(run: Run, dataset: Dataset) -> Run:
     if run.data.decoder != AUTO:
         _log_other_images(run, dataset)
         return run
-    found = _decoder_of_parent(run, run.phase, dataset) if isinstance(run.phase, Finetune) else None
-    return _with_decoder(run, found or _decoder_of_cached_images(run, dataset) or PILLOW)
+    # Its weights, which the parent has too, are not loaded yet.
+    facts = {"data.fingerprint": dataset.fingerprint, "model.architecture": run.model.architecture}
+    parent = parent_params(run, facts)
+    found = parent["data.decoder"] if parent is not None else _decoder_of_cached_images(run, dataset)
+    return _with_decoder(run, found or PILLOW)
 
 
 def _with_decoder(run: Run, decoder: str) -> Run:
     return replace(run, data=replace(run.data, decoder=decoder))
-
-
-def _decoder_of_parent(run: Run, phase: Finetune, dataset: Dataset) -> str | None:
-    # A missing parent is an error where its weights are loaded.
-    with contextlib.suppress(UserError, MissingFileError):
-        if phase.parent is not None and is_path(phase.parent):
-            return SavedRun.read(phase.parent).params["data.decoder"]
-        facts = {"data.fingerprint": dataset.fingerprint, "model.architecture": run.model.architecture}
-        must_match = parent_must_match(run, facts)
-        del must_match["data.decoder"]
-        return run.tracking.parent_params(phase.parent, must_match, run.seed)["data.decoder"]
-    return None
 
 
 def _decoder_of_cached_images(run: Run, dataset: Dataset) -> str | None:

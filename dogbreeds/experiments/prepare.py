@@ -14,7 +14,7 @@ import numpy as np
 
 from dogbreeds.core import process
 from dogbreeds.core.console import quiet_stderr
-from dogbreeds.core.errors import UserError
+from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
@@ -283,8 +283,28 @@ def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network
     return parent
 
 
+def parent_params(run: Run, facts: Mapping[str, str]) -> dict[str, str] | None:
+    """Return the parameters of the run that a fine-tune starts from, before its weights are needed.
+
+    Args:
+        run: settings of the fine-tune, or of a run of another phase, which has no parent.
+        facts: as for `parent_must_match`.
+
+    Returns:
+        Parameters by name; None without a parent. That a fine-tune has none is an error where its weights are loaded.
+    """
+    if not isinstance(run.phase, Finetune):
+        return None
+    parent = run.phase.parent
+    with contextlib.suppress(UserError, MissingFileError):
+        if parent is not None and is_path(parent):
+            return SavedRun.read(parent).params
+        return run.tracking.parent_params(parent, parent_must_match(run, facts), run.seed)
+    return None
+
+
 def parent_must_match(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parameters that a fine-tune and its parent must share.
+    """Return the parameters that a fine-tune and its parent must share. What is `auto` may be the parent's.
 
     Args:
         run: settings of the fine-tune.
@@ -300,4 +320,5 @@ def parent_must_match(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
     }
     # None for a class of the package, whose runs have no such parameter.
     names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    return {**facts, **head, **pixels, **{name: parameters.get(name) for name in names}}
+    shared = {**facts, **head, **pixels, **{name: parameters.get(name) for name in names}}
+    return {name: value for name, value in shared.items() if value != AUTO}

@@ -7,10 +7,10 @@ import itertools
 import logging
 from dataclasses import replace
 
-from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
-from dogbreeds.experiments.prepare import Assembly, assemble_network, parent_must_match
+from dogbreeds.experiments.prepare import Assembly, assemble_network, parent_params
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.models.network import Network
@@ -26,9 +26,6 @@ from dogbreeds.models.runtime import (
     is_installed,
 )
 from dogbreeds.models.strategy import Mirrored
-from dogbreeds.tracking.records import is_path
-from dogbreeds.tracking.saved_run import SavedRun
-from dogbreeds.training.phase import Finetune
 
 log = logging.getLogger(__name__)
 
@@ -136,22 +133,12 @@ def _choose(run: Run, dataset: Dataset, assembly: Assembly, choices: list[Choice
 def _parent_choice(run: Run, facts: dict[str, str]) -> Choice | None:
     """Return what a fine-tune takes over from its parent; None without a parent, or if nothing is `auto`."""
     asked = run.features
-    if not isinstance(run.phase, Finetune) or AUTO not in (asked.runtime, asked.precision):
+    params = parent_params(run, facts) if AUTO in (asked.runtime, asked.precision) else None
+    if params is None:
         return None
-    parent = run.phase.parent
-    try:
-        if parent is not None and is_path(parent):
-            params = SavedRun.read(parent).params
-        else:
-            params = run.tracking.parent_params(parent, parent_must_match(run, facts), run.seed)
-    except (UserError, MissingFileError):
-        # Where the parent is needed, the same error is raised.
-        return None
-    names = ("features.runtime", "features.precision")
-    runtime, precision = (params[name] for name in names)
     return (
-        runtime if asked.runtime == AUTO else asked.runtime,
-        precision if asked.precision == AUTO else asked.precision,
+        params["features.runtime"] if asked.runtime == AUTO else asked.runtime,
+        params["features.precision"] if asked.precision == AUTO else asked.precision,
     )
 
 
