@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import functools
 import hashlib
 import io
 import re
@@ -68,6 +69,17 @@ def digest_file(path: Path) -> str:
     """Return the digest of a file's content, as `digest` does, without reading it into memory at once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def digest_once(path: Path) -> str:
+    """Return `digest_file` of a file that a run asks for often: it is read again only if it has changed."""
+    state = path.stat()
+    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _digest_of(path: Path, *state: int) -> str:
+    return digest_file(path)
 
 
 def mask_passwords(text: str) -> str:

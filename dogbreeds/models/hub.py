@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dogbreeds.core.console import quiet_stderr
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import one_of, path
-from dogbreeds.core.text import digest, shorten
+from dogbreeds.core.text import digest, digest_once, shorten
 from dogbreeds.models.custom_layers import KERAS_HUB
 from dogbreeds.models.keras_file import checked, resized
 from dogbreeds.models.model import Model
@@ -66,7 +66,7 @@ class Hub(Model):
         if "://" in self.preset or not folder.is_dir():
             return self.preset
         files = sorted({file for pattern in _FILES for file in folder.glob(pattern)})
-        return digest("".join(f"{file.name}:{digest(file.read_bytes())};" for file in files).encode())
+        return digest("".join(f"{file.name}:{digest_once(file)};" for file in files).encode())
 
     def content_identity(self) -> str:
         return f"{self.converter}:{self.weights_digest()}"

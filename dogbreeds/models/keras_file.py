@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import path
-from dogbreeds.core.text import digest, shorten
+from dogbreeds.core.text import digest_once, shorten
 from dogbreeds.models.model import Model
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class KerasFile(Model):
     path: str = path(example="my_backbone.keras")
 
     def weights_digest(self) -> str:
-        return digest(self._file().read_bytes())
+        return digest_once(self._file())
 
     def content_identity(self) -> str:
         return self.weights_digest()

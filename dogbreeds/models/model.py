@@ -20,7 +20,7 @@ import numpy as np
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import is_foreign, plugin_digest
 from dogbreeds.core.spec import AUTO, Spec, integer, mapping, number, one_of, path, regular_expression, text
-from dogbreeds.core.text import digest, received, shorten
+from dogbreeds.core.text import digest, digest_once, received, shorten
 from dogbreeds.models.blocks import Block, find_blocks
 from dogbreeds.models.pooling import POOLINGS
 from dogbreeds.models.preprocessing import MODES
@@ -103,7 +103,7 @@ class Model(Spec):
     def weights_digest(self) -> str:
         """Return a digest of the weight file's content, or the value of `weights` if there is no file."""
         file = self.weights_file()
-        return str(self.weights) if file is None else digest(file.read_bytes())
+        return str(self.weights) if file is None else digest_once(file)
 
     def content_identity(self) -> str:
         """Return what tells apart networks of the same weights and settings; an empty text if there are none."""
