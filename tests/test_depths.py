@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.experiments.attempt import execute
 from dogbreeds.experiments.classifier import Classifier
 from dogbreeds.experiments.recorded_runs import Only, open_network
@@ -16,7 +17,7 @@ from dogbreeds.models.blocks import Block
 from dogbreeds.models.depths import find_depths, with_depths
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, LastN, Nothing
-from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, RunOrigin, differing
+from dogbreeds.tracking.records import RunOrigin, differing
 
 NAMES = ("stem", "block1a", "block2a", "block2b", "block10a", "top")
 BLOCKS = [Block(name, (), cast("object", None)) for name in NAMES]  # type: ignore[arg-type]
@@ -61,7 +62,7 @@ def test_layers_are_part_of_what_a_run_and_its_parent_share(composed) -> None:
     assert layered.key not in (plain.key, composed("features.layers=[block6a,top]").key)
     assert layered.parameters()["features.layers"] == ("block5a", "top")
     # A run of an earlier version recorded none.
-    assert differing({}, {"features.layers": FEATURES_IN_RUN_KEY["features.layers"]}) == []
+    assert differing({}, {"features.layers": IMPLIED_PARAMS["features.layers"]}) == []
     assert differing({}, {"features.layers": "['top']"}) == ["features.layers"]
 
 

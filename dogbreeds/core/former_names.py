@@ -34,7 +34,13 @@ RENAMED_SETTINGS = {
 RENAMED_OPTIONS = {"features=kept": "features=cached"}
 _OLD_NAMES = {new: old for old, new in RENAMED_SETTINGS.items()}
 # Parameters that earlier versions did not record, with the value that they implied.
-IMPLIED_PARAMS = {"data.decoder": "tensorflow", "features.runtime": "tensorflow", "features.precision": "float32"}
+IMPLIED_PARAMS = {
+    "data.decoder": "tensorflow",
+    "features.dtype": "float32",
+    "features.runtime": "tensorflow",
+    "features.precision": "float32",
+    "features.layers": "[]",
+}
 
 
 def stored_name(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.former_names import IMPLIED_PARAMS
 from dogbreeds.core.spec import AUTO, Spec, integer, number, one_of, path, texts
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.partial_array import Shard
@@ -32,7 +33,11 @@ class Features(Spec):
 
     group = "features"
     # What versions before these settings did.
-    implied = {"layers": (), "runtime": "tensorflow", "precision": "float32"}
+    implied = {
+        "layers": (),
+        "runtime": IMPLIED_PARAMS["features.runtime"],
+        "precision": IMPLIED_PARAMS["features.precision"],
+    }
     dir: str = path(example="/data/dogbreeds-cache")
     dtype: str = one_of("float32", "float16")
     layers: tuple[str, ...] = texts(example="[block6d,top]")

@@ -1,6 +1,6 @@
 """Comparison of two recorded runs: whether they differ, in which settings, and on which classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ class RunComparison:
         """Settings and versions that differ, without those that cannot change the result."""
         first, second = self.first.params, self.second.params
         values = [
-            SettingDifference(name, _value(first, name), _value(second, name))
+            SettingDifference(name, first.get(name, "–"), second.get(name, "–"))
             for name in sorted(first.keys() | second.keys())
             if _decides_result(name)
         ]
@@ -162,10 +162,6 @@ class RunComparison:
 def _decides_result(name: str) -> bool:
     group = name.split(".")[0]
     return name in FEATURES_IN_RUN_KEY or not (group in (*NOT_IN_RUN_KEY, *_DERIVED_PARAMS) or name in _DERIVED_PARAMS)
-
-
-def _value(params: Mapping[str, str], name: str) -> str:
-    return params.get(name, FEATURES_IN_RUN_KEY.get(name, "–"))
 
 
 def _same_group(name: str, other: str) -> bool:

@@ -43,13 +43,8 @@ NOT_IN_RUN_KEY = (
     "checkpoint_dir",
     "rerun",
 )
-# Those that do change it, each with what versions did that did not record it.
-FEATURES_IN_RUN_KEY = {
-    "features.dtype": "float32",
-    "features.runtime": "tensorflow",
-    "features.precision": "float32",
-    "features.layers": "[]",
-}
+# Those of these groups that do change it.
+FEATURES_IN_RUN_KEY = ("features.dtype", "features.runtime", "features.precision", "features.layers")
 # Ends the name of the parameter with the module and the source of a plugin's class. No setting has such a name.
 SOURCE_SUFFIX = ".class.source"
 # Fewest characters of a run id in messages.
@@ -180,7 +175,7 @@ def differing(params: Mapping[str, str], expected: Mapping[str, str]) -> list[st
 
 def _recorded(params: Mapping[str, str], name: str) -> str:
     """Return a parameter. One that a run lacks has no value, as that of a plugin's class, or the one it implied."""
-    return params.get(name, (FEATURES_IN_RUN_KEY | IMPLIED_PARAMS).get(name, param_text(None)))
+    return params.get(name, IMPLIED_PARAMS.get(name, param_text(None)))
 
 
 def describe_differences(params: Mapping[str, str], expected: Mapping[str, str]) -> str:
