@@ -18,7 +18,7 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import one_of, path
 from dogbreeds.core.text import digest, digest_once, shorten
 from dogbreeds.models.custom_layers import KERAS_HUB
-from dogbreeds.models.keras_file import checked, resized
+from dogbreeds.models.keras_file import check_no_other_weights, checked, resized
 from dogbreeds.models.model import Model
 from dogbreeds.models.unfold import unfold
 
@@ -72,17 +72,13 @@ class Hub(Model):
         return f"{self.converter}:{self.weights_digest()}"
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        if weights is not None or top:
-            raise UserError(
-                f"model.weights={weights} was given with model.preset={self.preset}. The preset has the weights, and no"
-                " ImageNet classifier. Type model.weights=null baseline=none."
-            )
+        name = f"model.preset={self.preset}"
+        check_no_other_weights(weights, top, name)
         if importlib.util.find_spec(KERAS_HUB) is None:
             raise UserError(
                 "model=hub was given, and KerasHub is not installed. It comes with the extra hub, for Python 3.11 or"
                 " later. Type pip install 'dogbreeds[hub]'."
             )
-        name = f"model.preset={self.preset}"
         # KerasHub's import alone takes seconds, and a download, whose progress is not shown, minutes.
         log.info("loading the preset %s with KerasHub", self.preset)
         with quiet_stderr(), _user_errors(self.preset), _offline_if_unreachable(self.preset):

@@ -36,12 +36,8 @@ class KerasFile(Model):
         return self.weights_digest()
 
     def construct(self, weights: str | None, top: bool = False) -> "keras.Model":
-        if weights is not None or top:
-            raise UserError(
-                f"model.weights={weights} was given with model.path={self.path}. The file has the weights, and no"
-                " ImageNet classifier. Type model.weights=null baseline=none."
-            )
         name = f"model.path={self.path}"
+        check_no_other_weights(weights, top, name)
         return resized(checked(_load(self._file()), name), self.image_size, name)
 
     def _file(self) -> Path:
@@ -70,6 +66,20 @@ def _load(file: Path) -> "keras.Model":
             f"model.path={file} cannot be read as a Keras model ({shorten(text, 160)}). It must be a complete .keras"
             f" file of Keras' own layers. {_FIX}"
         ) from error
+
+
+def check_no_other_weights(weights: str | None, top: bool, name: str) -> None:
+    """Raise `UserError` if a backbone that brings its weights is asked for others, or for a classifier.
+
+    Args:
+        weights, top: as of `Model.construct`.
+        name: the setting that names the backbone.
+    """
+    if weights is not None or top:
+        raise UserError(
+            f"model.weights={weights} was given with {name}. That has the weights already, and no ImageNet classifier."
+            " Type model.weights=null baseline=none."
+        )
 
 
 def checked(network: object, name: str) -> "keras.Model":

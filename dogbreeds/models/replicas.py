@@ -82,9 +82,7 @@ class OneDevice:
 
     def compile_rowwise(self, function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[[np.ndarray], tf.Tensor]":
         """Compile a function that computes each row of a batch independently, for batches of any size."""
-        import tensorflow as tf
-
-        return _for_any_batch_size(lambda signature: tf.function(function, input_signature=[signature]))
+        return _compiled_for_any_batch_size(function)
 
 
 class Replicas(OneDevice):
@@ -178,7 +176,7 @@ class Replicas(OneDevice):
             # A batch of fewer rows than devices comes back once from each device.
             return tf.concat(shares, axis=0)[: tf.shape(inputs)[0]]
 
-        compiled = _for_any_batch_size(lambda signature: tf.function(run, input_signature=[signature]))
+        compiled = _compiled_for_any_batch_size(run)
         return lambda inputs: compiled(self.feed(inputs))
 
     def _share(self, batch: "tf.Tensor") -> "tf.Tensor":
@@ -191,12 +189,8 @@ class Replicas(OneDevice):
         return batch[tf.where(few, 0, rows * replica // count) : tf.where(few, rows, rows * (replica + 1) // count)]
 
 
-def _for_any_batch_size(compile: "Callable[[tf.TensorSpec], Callable[..., tf.Tensor]]") -> "Callable[..., tf.Tensor]":
-    """Compile a function of a batch once for each shape and type of its rows, rather than for each number of them.
-
-    Args:
-        compile: takes the specification of the batch.
-    """
+def _compiled_for_any_batch_size(function: "Callable[[tf.Tensor], tf.Tensor]") -> "Callable[..., tf.Tensor]":
+    """Compile a function of a batch once for each shape and type of its rows, rather than for each number of them."""
     import tensorflow as tf
 
     compiled: dict[tuple[Any, ...], Callable[..., tf.Tensor]] = {}
@@ -204,7 +198,8 @@ def _for_any_batch_size(compile: "Callable[[tf.TensorSpec], Callable[..., tf.Ten
     def run(batch):
         key = (*batch.shape[1:], batch.dtype)
         if key not in compiled:
-            compiled[key] = compile(tf.TensorSpec([None, *batch.shape[1:]], batch.dtype))
+            signature = [tf.TensorSpec([None, *batch.shape[1:]], batch.dtype)]
+            compiled[key] = tf.function(function, input_signature=signature)
         return compiled[key](batch)
 
     return run
