@@ -31,30 +31,14 @@ from dogbreeds.models.model import Miniature as MiniatureModel
 from dogbreeds.models.network import Prefix, assemble
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Nothing
+from tests.feature_settings import feature_settings, miniature_data
 
 MODES = {"batchnorm": "frozen", "drop_connect": "off"}
-DATA = Miniature(
-    classes=10,
-    train_per_class=3,
-    val_per_class=1,
-    test_per_class=1,
-    resize="stretch",
-    decoder="pillow",
-    on_corrupt="stop",
-    max_corrupt_fraction=0.01,
-)
+DATA = miniature_data(3)
 
 
 def settings(place: Path, batch: int | None = 16) -> Features:
-    return Features(
-        dir=str(place),
-        dtype="float32",
-        max_gigabytes=1,
-        batch_size=batch,
-        runtime="tensorflow",
-        precision="float32",
-        layers=(),
-    )
+    return feature_settings(place, batch)
 
 
 @pytest.fixture
@@ -189,16 +173,7 @@ def test_truncated_image_is_rejected_or_skipped(
 
 NUM_IMAGES = 150
 BAD = (40, 77, 141)
-SKIPPING = Miniature(
-    classes=10,
-    train_per_class=15,
-    val_per_class=1,
-    test_per_class=1,
-    resize="stretch",
-    decoder="pillow",
-    on_corrupt="skip",
-    max_corrupt_fraction=0.1,
-)
+SKIPPING = miniature_data(15, on_corrupt="skip", max_corrupt_fraction=0.1)
 
 
 class RecordingPrefix:
@@ -441,16 +416,7 @@ def test_features_of_a_view_resume_after_an_interruption(plain: None, tmp_path: 
 def test_unreadable_image_leaves_neither_images_nor_features(plain: None, tmp_path: Path) -> None:
     broken = RecordingPrefix(bad=(100,))
     features = settings(tmp_path)
-    strict = Miniature(
-        classes=10,
-        train_per_class=15,
-        val_per_class=1,
-        test_per_class=1,
-        resize="stretch",
-        decoder="pillow",
-        on_corrupt="stop",
-        max_corrupt_fraction=0.1,
-    )
+    strict = miniature_data(15, max_corrupt_fraction=0.1)
     with pytest.raises(UnreadableImageError, match=r"^100 cannot be read as an image"):
         compute_features(broken, broken.images(tmp_path, strict), features)  # type: ignore[arg-type]
     assert sum(broken.batches) > 0

@@ -16,7 +16,6 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import home
 from dogbreeds.data.augment import Plain
 from dogbreeds.data.dataset import Source
-from dogbreeds.data.miniature import Miniature
 from dogbreeds.evaluation.metrics import probabilities
 from dogbreeds.experiments import runtimes
 from dogbreeds.experiments.attempt import execute
@@ -35,6 +34,7 @@ from dogbreeds.models.precision import FEATURE_ALLOWANCES, probability_tolerance
 from dogbreeds.models.runtime import RuntimeUnavailableError, check_available, compile_engine, has_bfloat16
 from dogbreeds.models.strategy import Mirrored
 from dogbreeds.tracking.records import Record, RunOrigin
+from tests.feature_settings import feature_settings, miniature_data
 
 SIZE = 16
 NUM_IMAGES = 90
@@ -48,16 +48,7 @@ SMALL = (
     "baseline=none",
     "preflight=none",
 )
-DATA = Miniature(
-    classes=10,
-    train_per_class=9,
-    val_per_class=1,
-    test_per_class=1,
-    resize="stretch",
-    decoder="tensorflow",
-    on_corrupt="stop",
-    max_corrupt_fraction=0.01,
-)
+DATA = miniature_data(9, decoder="tensorflow")
 
 
 @functools.cache
@@ -84,15 +75,7 @@ def pixels(count: int) -> np.ndarray:
 
 
 def settings(place: Path, **changes: object) -> Features:
-    values = {
-        "dtype": "float32",
-        "max_gigabytes": 1,
-        "batch_size": 8,
-        "runtime": "tensorflow",
-        "precision": "float32",
-        "layers": (),
-    }
-    return Features(dir=str(place), **values | changes)  # type: ignore[arg-type]
+    return feature_settings(place, **{"batch_size": 8} | changes)
 
 
 class Images:
