@@ -9,7 +9,7 @@ from dogbreeds.data.class_names import display_name
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.paired_comparison import Change
 from dogbreeds.reports import pages, tables
-from dogbreeds.reports.figures import PAGE_INCHES
+from dogbreeds.reports.figures import PAGE_INCHES, style_axes
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 from dogbreeds.reports.run_comparison import RunComparison
 from dogbreeds.reports.tables import Column
@@ -195,8 +195,7 @@ def class_changes(comparison: RunComparison) -> "Figure":
     for axis in (histogram_axes.xaxis, histogram_axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     for axes in (classes_axes, histogram_axes):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        style_axes(axes)
         axes.set_axisbelow(True)
     return use_fallback_fonts(figure)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dogbreeds.reports.figures import style_axes, style_epoch_axis
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 
 if TYPE_CHECKING:
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
 _TRAIN_COLOUR, _VAL_COLOUR, _SUGGESTION_COLOUR = "#8a8a8a", "#1f5fa8", "#b3541e"
 # Of a figure of two curves, as shares of its size.
 _MARGINS = {"left": 0.075, "right": 0.99, "bottom": 0.135, "top": 0.9, "wspace": 0.22}
-
-
-def _style_epoch_axis(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _style(axes)
-
-
-def _style(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
 
 
 def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
@@ -52,10 +40,10 @@ def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure
     loss_axes.set_ylim(bottom=0)
     for axes in (accuracy_axes, loss_axes):
         if epochs[0].strength is None:
-            _style_epoch_axis(axes)
+            style_epoch_axis(axes)
         else:
             axes.set(xscale="log", xlabel="C: weaker regularisation to the right")
-            _style(axes)
+        style_axes(axes)
     figure.suptitle(picture_text(title), fontsize=11)
     return use_fallback_fonts(figure)
 
@@ -118,8 +106,7 @@ def lr_range_curve(result: "Range", title: str) -> "Figure":
     if result.suggestion is not None:
         label = f"suggested: {result.suggestion:.1g}"
         axes.axvline(result.suggestion, color=_SUGGESTION_COLOUR, lw=1.2, ls="--", label=label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    style_axes(axes)
     axes.legend(frameon=False)
     figure.suptitle(picture_text(title), fontsize=11)
     return use_fallback_fonts(figure)

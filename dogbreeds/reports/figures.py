@@ -28,6 +28,20 @@ _IMAGES_PER_ROW = 4
 _CAPTION_WIDTH = 22
 
 
+def style_axes(axes: "Axes") -> None:
+    """Leave out the frame's upper and right side, and draw a light grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def style_epoch_axis(axes: "Axes") -> None:
+    """Label the axis of epochs, which are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def contact_sheet(mistakes: Sequence[Mistake]) -> "Figure":
     """Draw misclassified images in rows, each with its predicted class above and its true class below.
 
@@ -153,5 +167,4 @@ def _draw_reliability(axes: "Axes", bins: Sequence[Bin]) -> None:
         [bin.confidence for bin in bins], [bin.accuracy for bin in bins], color=_POINT_COLOUR, marker="o", ms=4, lw=0
     )
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    style_axes(axes)

@@ -8,7 +8,7 @@ from dogbreeds.evaluation.backbone_probe import BackboneProbe, ProbedBackbone, S
 from dogbreeds.evaluation.metrics import PAIRED_LEVEL, Proportion
 from dogbreeds.evaluation.results import IMAGENET_OVERLAP, SPLIT_NAMES
 from dogbreeds.reports import pages, tables
-from dogbreeds.reports.figures import PAGE_INCHES
+from dogbreeds.reports.figures import PAGE_INCHES, style_axes
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 from dogbreeds.reports.tables import Column
 
@@ -175,8 +175,7 @@ def accuracy_by_speed(probe: BackboneProbe) -> "Figure":
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    style_axes(axes)
     return use_fallback_fonts(figure)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.reports.figures import PAGE_INCHES
+from dogbreeds.reports.figures import PAGE_INCHES, style_axes, style_epoch_axis
 from dogbreeds.reports.picture_text import picture_text, use_fallback_fonts
 from dogbreeds.tracking.records import RANKING_METRIC, REFERENCE_METRIC, Record
 
@@ -160,8 +160,6 @@ def _differ(runs: Sequence[ComparedRun], name: str) -> bool:
 
 
 def _draw_curves(axes: "Axes", runs: Sequence[ComparedRun]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     is_named = len(runs) <= _MAX_NAMED_CURVES
     drawn: Counter[str] = Counter()
     named: set[str] = set()
@@ -187,8 +185,8 @@ def _draw_curves(axes: "Axes", runs: Sequence[ComparedRun]) -> None:
         )
         drawn[run.verdict] += 1
     _draw_reference(axes, runs)
-    axes.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(-3, 105))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(ylabel="validation accuracy (%)", ylim=(-3, 105))
+    style_epoch_axis(axes)
 
 
 def _curve_label(name: str, runs: Sequence[ComparedRun]) -> str:
@@ -242,8 +240,7 @@ def _draw_reference(axes: "Axes", runs: Sequence[ComparedRun]) -> None:
 
 def _finished(figure: "Figure", title: str = "") -> "Figure":
     for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+        style_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", frameon=False, fontsize=9)
     if title:
