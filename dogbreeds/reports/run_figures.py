@@ -34,7 +34,7 @@ _LINE_STYLES = ("-", "--", ":", "-.")
 _MAX_NAMED_CURVES = 12
 # Longest name, in characters, that the legend has room for.
 _MAX_NAME_LENGTH = 48
-# Width in inches of each of two figures beside each other. A phone shows one at its full size.
+# Width in inches of each of two figures in a row. A phone shows one at its full size.
 _HALF_PAGE_INCHES = 3.5
 
 
@@ -118,7 +118,7 @@ def accuracy_over_layers(runs: Sequence[ComparedRun]) -> "Figure | None":
 
 
 def overview(runs: Sequence[ComparedRun], title: str) -> "Figure":
-    """Draw all of these beside each other, for a picture of a sweep."""
+    """Draw all of these in a row, for a picture of a sweep."""
     from matplotlib.figure import Figure
 
     over = [name for name in ("lr", "layers") if _differ(runs, name)]
