@@ -29,6 +29,8 @@ os.environ["DOGBREEDS_RUNTIME"] = "tensorflow"
 _server = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
 _collected = pytest.StashKey[dict[str, list[set[str]]]]()
 _frozen = False
+# Files with few tests that take long. A worker takes a whole file, so the last to start should be short.
+LONGEST_FILES = ("test_launchers", "test_process_state", "test_resume", "test_serving", "test_sweep")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +52,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Save the names and marks of all tests, before pytest deselects those of other tiers."""
+    """Order the files, and save the names and marks of all tests before pytest deselects those of other tiers."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST_FILES)
     collected = config.stash[_collected] = {}
     for item in items:
         function = getattr(item, "originalname", item.name).removeprefix("test_")

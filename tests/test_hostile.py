@@ -626,9 +626,8 @@ def test_fuzz_reports_a_crash_a_hang_and_a_write(tmp_path: Path) -> None:
     assert (report.read, report.refused) == (6, 0)
 
 
-@pytest.mark.parametrize(
-    "files", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("files", [1_000, 10_000])
 def test_fuzz_reads_or_rejects_thousands_of_damaged_files(files: int, tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     report = fuzz.run_in_subprocess(files, 0, (tmp_path / "root").resolve())

@@ -69,7 +69,9 @@ def run_bits(composed, tmp_path) -> Callable[..., tuple]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [(), DROP_CONNECT, pytest.param(GRADUAL, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "settings", [DROP_CONNECT, *(pytest.param(settings, marks=pytest.mark.long) for settings in ((), GRADUAL))]
+)
 def test_second_run_with_another_rate_and_seed_equals_the_same_run_alone(
     run_bits, built: dict[str, int], settings: tuple[str, ...]
 ) -> None:

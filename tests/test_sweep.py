@@ -41,11 +41,12 @@ def count_epochs(lines: list[str]) -> int:
 @pytest.mark.parametrize(
     ("rates", "n_jobs", "kills"),
     [
-        (FOUR, 2, 1),
+        (FOUR, 1, 1),
+        pytest.param(FOUR, 2, 1, marks=pytest.mark.long),
         pytest.param(SIX, 1, 2, marks=pytest.mark.long),
         *(pytest.param(TWELVE, n_jobs, 3, marks=pytest.mark.long) for n_jobs in (1, 4)),
     ],
-    ids=["four, two at once", "six", "twelve", "twelve, four at once"],
+    ids=["four", "four, two at once", "six", "twelve", "twelve, four at once"],
 )
 def test_sweep_resumes_after_kills_and_computes_each_job_once(
     rates: str, n_jobs: int, kills: int, start_command, tmp_path: Path

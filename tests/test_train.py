@@ -12,6 +12,7 @@ def recorded_runs(tmp_path):
     return client, client.search_runs(["1"], order_by=["attributes.start_time ASC"])
 
 
+@pytest.mark.long
 def test_learning_rate_sweep_collapses_and_learns(fresh_command, tmp_path) -> None:
     done = fresh_command("train", "--multirun", "optimizer.lr=1e-2,1e-3")
     assert done.returncode == 0, done.stderr
