@@ -80,11 +80,12 @@ def test_fit_reports_the_steps_of_each_epoch(monkeypatch: pytest.MonkeyPatch) ->
     ("optimizer", "reference"),
     [
         (Adam(lr=1e-2, **ADAM), "Adam(1e-2)"),
-        (AdamW(lr=1e-2, weight_decay=0.1, **ADAM), "AdamW(1e-2, weight_decay=0.1)"),
         (SGD(lr=0.05, momentum=0.9, layer_decay=1.0, clipnorm=None), "SGD(0.05, momentum=0.9)"),
-        (
+        pytest.param(AdamW(lr=1e-2, weight_decay=0.1, **ADAM), "AdamW(1e-2, weight_decay=0.1)", marks=pytest.mark.slow),
+        pytest.param(
             RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0, clipnorm=None),
             "RMSprop(1e-3, rho=0.8, momentum=0.5)",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -92,7 +93,7 @@ def test_fit_reports_the_steps_of_each_epoch(monkeypatch: pytest.MonkeyPatch) ->
     "head",
     [
         MLP(widths=[16], dropout=0.5),
-        *(pytest.param(head, marks=pytest.mark.slow) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0))),
+        *(pytest.param(head, marks=pytest.mark.long) for head in (BatchNorm(dropout=0.2), Linear(dropout=0.0))),
     ],
 )
 def test_fit_gives_the_metrics_of_plain_keras_in_the_same_order(optimizer: Optimizer, reference: str, head) -> None:
@@ -293,7 +294,7 @@ def test_fit_resumes_from_any_checkpoint_bit_for_bit(
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
-@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("at", [4, *(pytest.param(at, marks=pytest.mark.long) for at in (1, 5, 7))])
 def test_fit_finishes_the_step_when_interrupted_and_resumes_without_loss(at: int, steps_per_execution: int) -> None:
     """A signal arrives in the middle of a call: its steps are finished, and a checkpoint is written."""
     signals.install_handlers()

@@ -191,14 +191,17 @@ with open(sys.argv[2], "w") as answers:
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", ["vit", "dinov2"])
-def test_a_transformer_is_checked_evaluated_and_exported(
+def test_a_fine_tuned_transformer_is_evaluated_and_exported(
     composed, preset: Callable[[str], Path], tmp_path: Path, family: str
 ) -> None:
     settings = [setting for setting in SETTINGS if setting != "preflight=none"]
-    run = composed(*settings, f"model.preset={preset(family)}", "tracking.model=all", "phase.epochs=1")
-    result = execute(run, RunOrigin("", (), family, tmp_path))
+    settings += [f"model.preset={preset(family)}", "tracking.model=all"]
+    frozen = execute(composed(*settings, "phase.epochs=1"), RunOrigin("", (), "frozen", tmp_path))
+    run = composed(*settings, "phase=finetune", "phase.epochs=1", "unfreeze=blocks", "unfreeze.top=2")
+    tuned = execute(run, RunOrigin("", (), "tuned", tmp_path))
+    assert run.tracking.record(tuned.run_id).tags["parent"] == frozen.run_id
     client, _ = run.tracking.connect()
-    file = Path(client.download_artifacts(result.run_id, "model/model.keras", str(tmp_path)))
+    file = Path(client.download_artifacts(tuned.run_id, "model/model.keras", str(tmp_path)))
     classifier = dogbreeds.load(file)
     photos = tmp_path / "photos"
     for label, name in enumerate(classifier.class_names):

@@ -43,11 +43,11 @@ def probabilities_as_in_training(network: Network, pixels: np.ndarray) -> np.nda
 @pytest.mark.parametrize(
     ("policy", "mode"),
     [
-        (Nothing(**FROZEN), "torch"),
+        pytest.param(Nothing(**FROZEN), "torch", marks=pytest.mark.long),
         (LastN(layers=20, exact=False, **FROZEN), "caffe"),
-        pytest.param(Nothing(**FROZEN), "raw", marks=pytest.mark.slow),
-        pytest.param(LastN(layers=20, exact=True, **FROZEN), "raw", marks=pytest.mark.slow),
-        pytest.param(All(**FROZEN), "raw", marks=pytest.mark.slow),
+        pytest.param(Nothing(**FROZEN), "raw", marks=pytest.mark.long),
+        pytest.param(LastN(layers=20, exact=True, **FROZEN), "raw", marks=pytest.mark.long),
+        pytest.param(All(**FROZEN), "raw", marks=pytest.mark.long),
         pytest.param(All(**FROZEN), "torch", marks=pytest.mark.slow),
     ],
 )

@@ -16,12 +16,6 @@ from dogbreeds.models import model, unfreeze
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.training import optimizer, phase
 
-OPTIONS = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in config_folder().glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "attempt")
-)
-
 
 def test_run_fields_config_groups_and_modules_have_the_same_names() -> None:
     # Files in conf/attempt/ override other groups, so `attempt` is no field.
@@ -99,19 +93,6 @@ def test_command_line_overrides_what_a_model_chooses(composed, tmp_path: Path) -
         128,
         "torch",
     )
-
-
-@pytest.mark.parametrize("group", OPTIONS)
-def test_from_config_builds_every_option(composed, group: str) -> None:
-    needed = {
-        "data=folder": "data.root=.",
-        "unfreeze=blocks": "unfreeze.top=1",
-        "model=keras": "model.path=x.keras",
-        "model=hub": "model.preset=x",
-    }
-    extra = [needed[group]] if group in needed else []
-    run = composed(group, *extra)
-    assert run.parameters()[group.split("=")[0]] == type(getattr(run, group.split("=")[0])).__name__
 
 
 def test_key_depends_only_on_settings_that_change_the_result(composed) -> None:
