@@ -198,6 +198,9 @@ def _fit_or_resume(
             save_steps=run.checkpoint_steps,
             steps_per_execution=run.steps_per_execution,
             precision=run.precision,
+            label_smoothing=run.loss.label_smoothing,
+            ema_decay=run.ema.decay,
+            mix=run.mix,
         )
     history = train(
         val=val,
