@@ -31,7 +31,7 @@ from dogbreeds.training.ema import Ema
 from dogbreeds.training.logistic import strengths
 from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import Optimizer
-from dogbreeds.training.phase import Finetune, LrRange, Training
+from dogbreeds.training.phase import Finetune, LrRange, Soup, Training
 from dogbreeds.training.preflight import Preflight
 from dogbreeds.training.schedule import Schedule
 
@@ -111,10 +111,15 @@ class Run:
         if self.logistic_head is not None:
             self._check_logistic()
         self._check_sizes()
+        if isinstance(self.phase, Soup) and not self.phase.members:
+            raise UserError(
+                "phase=soup was given without members. They are fine-tunes of one parent, which python -m"
+                " dogbreeds.soup finds. Type python -m dogbreeds.soup, or 'phase.members=[<id>,<id>]'."
+            )
         if self.mix.needs_maps and type(self.unfreeze) is Nothing:
             raise UserError(
-                "mix=cutmix was given with a frozen backbone. It exchanges rectangles of images or feature maps, and"
-                " the pooled features of a frozen backbone are vectors. Type mix=mixup, or phase=finetune."
+                "mix=cutmix was given with a frozen backbone. It exchanges rectangles of images or feature maps,"
+                " and the pooled features of a frozen backbone are vectors. Type mix=mixup, or phase=finetune."
             )
 
     @property
@@ -127,6 +132,8 @@ class Run:
         """Number of epochs at most; 0 for a range test, which has none."""
         if self.logistic_head is not None:
             return len(strengths(self.logistic_head))
+        if isinstance(self.phase, Soup):
+            return self.phase.num_candidates
         return self.phase.epochs if isinstance(self.phase, Training) else 0
 
     def _check_logistic(self) -> None:
