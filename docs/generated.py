@@ -22,6 +22,7 @@ COMMANDS = (
     "predict",
     "export",
     "why",
+    "soup",
     "probe",
     "judge",
     "extract",

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "classify images; explain=true draws Grad-CAM",
     "export": "write a trained network in checked formats, and register it",
     "why": "find which settings of an experiment made the difference",
+    "soup": "average the weights of several fine-tunes, without training",
     "probe": "compare backbones on your images, before any training",
     "judge": "give the verdict of any training, from its learning curves",
     "extract": "fill the feature cache for later runs, in one job or in shards",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds import compare, evaluate, export, predict, probe, table
+from dogbreeds import compare, evaluate, export, predict, probe, soup, table
 from dogbreeds import judge as judge_command
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.metrics import PairedOutcome
@@ -37,6 +37,8 @@ SAMPLES = {
     "data.root": ".",
     "features.layers": "[block6a,top]",
     "format": "csv",
+    "members": "[3f2a9c41,8d01b7e2]",
+    "phase.members": "[3f2a9c41,8d01b7e2]",
     "formats": "[keras,onnx]",
     "hydra.launcher.partition": "gpu",
     "only.data": "miniature",
@@ -55,6 +57,8 @@ SAMPLES = {
 _NOT_TYPED = {"at_least", "axis", "class_names", "config_dir", "dtype", "example", "plugins"}
 # Options that a setting belongs to, where the default is another.
 OPTIONS = {
+    "augment.copies": ["augment=crop"],
+    "augment.size": ["augment=crop"],
     "data.image_column": ["data=csv"],
     "data.label_column": ["data=csv"],
     "data.name": ["data=tfds"],
@@ -66,6 +70,7 @@ OPTIONS = {
     "model.architecture": ["model=effnetb0"],
     "model.arguments": ["model=effnetb0"],
     "model.converter": ["model=hub", "model.preset=x"],
+    "phase.members": ["phase=soup"],
     "model.path": ["model=keras"],
     "model.pooling": ["model=keras", "model.path=x.keras"],
     "head.C": ["head=logistic"],
@@ -95,6 +100,7 @@ COMMANDS: dict[str, type[Spec] | None] = {
     "table": table.Settings,
     "judge": judge_command.Settings,
     "probe": probe.Settings,
+    "soup": soup.Settings,
     "extract": None,
     "why": None,
     "cache": None,

@@ -15,8 +15,9 @@ from dogbreeds.data.class_names import has_wordnet_id, imagenet_outputs
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments.attempt import execute
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.model import MobileNetV2, Model
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.network import Network
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Unfreeze
 from dogbreeds.models.unfreeze import Nothing as Frozen

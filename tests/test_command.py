@@ -28,6 +28,7 @@ _SINGLE_COMMANDS = (
     "predict",
     "pretrain",
     "probe",
+    "soup",
     "table",
     "ui",
     "why",

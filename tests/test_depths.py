@@ -76,7 +76,8 @@ def miniature(composed_in, shared_cache: Path, tmp_path_factory: pytest.TempPath
 def test_each_depth_counts_equally_and_a_cut_below_gives_the_same_features(miniature, rng: np.random.Generator) -> None:
     import keras
 
-    from dogbreeds.models.network import Network, assemble, build_prefix
+    from dogbreeds.models.assembly import assemble, build_prefix
+    from dogbreeds.models.network import Network
     from dogbreeds.training import baseline
 
     composed, backbone = miniature

@@ -108,6 +108,10 @@ RUN_BY_CI = ".ci/run runs it for every change"
 # Lines that another test runs, or runs on a tiny input.
 ELSEWHERE = (
     (
+        r"python -m dogbreeds\.(soup\b.*|train phase=soup .*)",
+        "soup::soup_of_fine_tunes_is_a_run_whose_network_measures_what_it_recorded",
+    ),
+    (
         r"(export MLFLOW_TRACKING_URI|mlflow models serve|until curl|echo .*curl ).*",
         "serving::served_model_predicts_as_the_trained_network_and_refuses_bad_requests",
     ),

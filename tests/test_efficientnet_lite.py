@@ -21,8 +21,9 @@ from dogbreeds.data import drawn_dogs
 from dogbreeds.data.class_names import imagenet_outputs
 from dogbreeds.data.resize import resizer
 from dogbreeds.evaluation.metrics import Proportion
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.model import Backbone
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.network import Network
 from dogbreeds.models.preprocessing import MODES, Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Unfreeze
 from dogbreeds.models.unfreeze import Nothing as Frozen

@@ -15,9 +15,10 @@ from dogbreeds.data.resize import resizer
 from dogbreeds.inference.classifier import Classifier
 from dogbreeds.inference.grad_cam import _MAX_STEM, OverlayWriter, draw_overlay, grad_cam, heat_on_image
 from dogbreeds.inference.image_sources import NamedImage
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.head import MLP, Linear
 from dogbreeds.models.model import Miniature
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.network import Network
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import All, LastN, Nothing, Unfreeze
 

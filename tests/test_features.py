@@ -27,8 +27,9 @@ from dogbreeds.features import partial_array
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import AugmentedView, DecodedImages, compute_features
 from dogbreeds.features.features import UNSHARDED, Features, ShardSpec
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.model import Miniature as MiniatureModel
-from dogbreeds.models.network import Prefix, assemble
+from dogbreeds.models.network import Prefix
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Blocks, Nothing
 from tests.feature_settings import feature_settings, miniature_data

@@ -81,7 +81,11 @@ def test_fit_reports_the_steps_of_each_epoch(monkeypatch: pytest.MonkeyPatch) ->
     [
         (Adam(lr=1e-2, **ADAM), "Adam(1e-2)"),
         (SGD(lr=0.05, momentum=0.9, layer_decay=1.0, clipnorm=None), "SGD(0.05, momentum=0.9)"),
-        pytest.param(AdamW(lr=1e-2, weight_decay=0.1, **ADAM), "AdamW(1e-2, weight_decay=0.1)", marks=pytest.mark.slow),
+        pytest.param(
+            AdamW(lr=1e-2, weight_decay=0.1, weight_decay_on="all", **ADAM),
+            "AdamW(1e-2, weight_decay=0.1)",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             RMSprop(lr=1e-3, rho=0.8, momentum=0.5, layer_decay=1.0, clipnorm=None),
             "RMSprop(1e-3, rho=0.8, momentum=0.5)",
@@ -127,7 +131,7 @@ def test_balanced_class_weights_give_the_loss_of_keras_class_weight() -> None:
     import keras
 
     labels = np.repeat(np.arange(CLASSES), [8, 1, *[3] * (CLASSES - 2)])
-    weights = CrossEntropy(class_weights="balanced").weights(labels, CLASSES)
+    weights = CrossEntropy(class_weights="balanced", label_smoothing=0).weights(labels, CLASSES)
     assert weights is not None
     # Each class counts alike, and an image 1 on average.
     assert np.bincount(labels, weights[labels]) == pytest.approx(np.full(CLASSES, len(labels) / CLASSES))
@@ -142,11 +146,11 @@ def test_balanced_class_weights_give_the_loss_of_keras_class_weight() -> None:
 
 
 def test_class_weights_without_a_class_are_finite() -> None:
-    weights = CrossEntropy(class_weights="balanced").weights(np.array([0, 0, 0, 2]), 3)
+    weights = CrossEntropy(class_weights="balanced", label_smoothing=0).weights(np.array([0, 0, 0, 2]), 3)
     assert weights is not None
     assert weights[[0, 2]] == pytest.approx([4 / (2 * 3), 4 / 2])
     assert np.isfinite(weights).all()
-    assert CrossEntropy(class_weights="none").weights(np.array([0, 1]), 2) is None
+    assert CrossEntropy(class_weights="none", label_smoothing=0).weights(np.array([0, 1]), 2) is None
 
 
 @pytest.mark.parametrize("monitor", MONITORS)

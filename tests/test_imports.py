@@ -26,7 +26,7 @@ MAY_IMPORT = {
 PUBLIC_API = {"__init__", "__main__", "api", "cli"}
 COMMANDS = {
     "train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "probe", "judge", "cache",
-    "pretrain", "ui",
+    "pretrain", "ui", "soup",
 }  # fmt: skip
 
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 from dogbreeds.data import drawn_dogs
 from dogbreeds.data.resize import resizer
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.head import MLP
 from dogbreeds.models.model import Miniature, MobileNetV2
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.network import Network
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import All, Blocks, LastN, Nothing, Unfreeze
 

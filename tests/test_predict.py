@@ -26,9 +26,9 @@ from dogbreeds.inference.grad_cam import OverlayWriter
 from dogbreeds.inference.image_sources import NamedImage
 from dogbreeds.inference.predictions import Csv, JsonLines, Prediction
 from dogbreeds.inference.predictor import inference_function, predict_images
+from dogbreeds.models.assembly import assemble
 from dogbreeds.models.head import Linear
 from dogbreeds.models.model import Miniature
-from dogbreeds.models.network import assemble
 from dogbreeds.models.preprocessing import Preprocessing
 from dogbreeds.models.unfreeze import Nothing
 from dogbreeds.reports.predictions_table import PredictionsTable

@@ -60,7 +60,11 @@ def states() -> tuple[list[tuple], dict]:
     ("head", "optimizer"),
     [
         (MLP(widths=[16], dropout=0.5), Adam(lr=1e-2, **ADAM)),
-        pytest.param(BatchNorm(dropout=0.2), AdamW(lr=1e-2, weight_decay=0.1, **ADAM), marks=pytest.mark.slow),
+        pytest.param(
+            BatchNorm(dropout=0.2),
+            AdamW(lr=1e-2, weight_decay=0.1, weight_decay_on="all", **ADAM),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_several_steps_in_one_call_give_the_bits_of_one_step_a_call(head, optimizer: Optimizer) -> None:

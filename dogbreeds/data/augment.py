@@ -24,8 +24,32 @@ class Augment(Spec):
     group = "augment"
 
     def num_copies(self) -> int:
-        """Number of augmented copies of the training set that the epochs cycle through; 0 without augmentation."""
+        """Number of augmented copies of the training set that the epochs cycle through; 0 without such copies."""
         return 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether each epoch has an augmentation of its own, whose features are computed as it trains, not cached."""
+        return False
+
+    def copy_at(self, epoch: int) -> int | None:
+        """Return the augmented copy that an epoch trains on; None for the images as they are.
+
+        Args:
+            epoch: counted from 0.
+        """
+        if self.is_live:
+            return epoch
+        copies = self.num_copies()
+        return None if not copies or self.is_plain(epoch % copies) else epoch % copies
+
+    def train_size(self, image_size: int) -> int:
+        """Return the pixels a side of augmented images.
+
+        Args:
+            image_size: pixels a side of the images.
+        """
+        return image_size
 
     def is_plain(self, copy: int) -> bool:
         """Whether a copy is the training set as it is, whose features need no computation of their own."""
@@ -46,7 +70,7 @@ class Augment(Spec):
             seed: 0 or more.
 
         Returns:
-            [b, s, s, 3] float32 in [0, 255].
+            [b, train_size(s), train_size(s), 3] float32 in [0, 255].
         """
         return images.astype(np.float32)
 

@@ -115,6 +115,8 @@ class Epoch:
         val: scores on the validation split after the epoch.
         seconds: duration.
         strength: `C` of a logistic regression, whose epochs are its values; None for other heads.
+        members: number of fine-tunes in a soup, whose epochs are its candidates; None for other runs.
+        soup_share: share of the soup in an interpolation with the parent, in (0, 1]; None for other runs.
         cross_validation: scores on training images that were left out one fold at a time, where they choose `C`.
     """
 
@@ -127,6 +129,13 @@ class Epoch:
     seconds: float
     strength: float | None = None
     cross_validation: Scores | None = None
+    members: int | None = None
+    soup_share: float | None = None
+
+    @property
+    def is_alternative(self) -> bool:
+        """Whether the run's epochs are alternatives of which one is chosen, rather than a course of training."""
+        return self.strength is not None or self.members is not None
 
     @property
     def selecting(self) -> Scores:
@@ -146,6 +155,8 @@ class Epoch:
             "val/macro_f1": self.val.macro_f1,
             "lr": self.lr,
             "C": self.strength,
+            "soup/members": self.members,
+            "soup/share": self.soup_share,
         }
         if self.cross_validation is not None:
             metrics["cross_validation/loss"] = self.cross_validation.loss

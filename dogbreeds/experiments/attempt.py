@@ -1,6 +1,5 @@
 """One attempt, from its settings to its recorded result."""
 
-import functools
 import logging
 import os
 import time
@@ -22,15 +21,15 @@ from dogbreeds.experiments.reference import measure_reference
 from dogbreeds.experiments.refit import Refit, refit
 from dogbreeds.experiments.result import Ending, PrunedResult, Result, Skipped
 from dogbreeds.experiments.run import Run
+from dogbreeds.experiments.trainer import trainer
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.models.precision import probability_tolerance
 from dogbreeds.reports import curves
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Pruned, Record, RunOrigin, short
 from dogbreeds.tracking.tracking import Tracker
-from dogbreeds.training import logistic
 from dogbreeds.training.checkpoint import Checkpoints
-from dogbreeds.training.loop import Rows, fit, predict
+from dogbreeds.training.loop import Rows, predict
 from dogbreeds.training.phase import LrRange, Training
 from dogbreeds.training.state import History, TrainingState
 
@@ -163,7 +162,6 @@ def _fit_or_resume(
     """
     run = prepared.run
     current = trial.current_trial()
-    head = run.logistic_head
 
     def on_epoch(epoch: Epoch) -> None:
         tracker.metrics(epoch.metrics(), epoch.number)
@@ -182,23 +180,7 @@ def _fit_or_resume(
     tracker.tags(current.tags)
     state = resume.load_checkpoint(prepared, phase, tracker, stop)
     seconds_before = sum(epoch.seconds for epoch in state.history.epochs) if state else 0.0
-    if head is not None:
-        train = functools.partial(
-            logistic.fit_logistic, prepared.network, head, train=inputs.train_copies(), monitor=phase.monitor
-        )
-    else:
-        train = functools.partial(
-            fit,
-            prepared.network,
-            train=inputs.train,
-            phase=phase,
-            optimizer=run.optimizer,
-            schedule=run.schedule,
-            seed=run.seed,
-            save_steps=run.checkpoint_steps,
-            steps_per_execution=run.steps_per_execution,
-            precision=run.precision,
-        )
+    train = trainer(prepared, phase, inputs)
     history = train(
         val=val,
         on_epoch=on_epoch,

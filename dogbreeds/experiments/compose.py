@@ -19,7 +19,7 @@ from dogbreeds.core.paths import config_folder, home
 from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import Spec
 from dogbreeds.core.text import printable
-from dogbreeds.data import folder, miniature, stanford_dogs, table, tfds  # noqa: F401 - options of the group `data`
+from dogbreeds.data import folder, miniature, random_augment, stanford_dogs, table, tfds  # noqa: F401 - options of the group `data`
 from dogbreeds.experiments.plugins import (
     ENTRY_POINTS,
     find_class,

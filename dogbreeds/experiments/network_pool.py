@@ -18,7 +18,8 @@ import numpy as np
 
 from dogbreeds.core.source import is_foreign
 from dogbreeds.experiments.run import GROUPS, Run
-from dogbreeds.models.network import Network, Prefix, assemble
+from dogbreeds.models.assembly import assemble
+from dogbreeds.models.network import Network, Prefix
 
 if TYPE_CHECKING:
     from dogbreeds.models.model import Backbone
@@ -120,6 +121,7 @@ def take(
             devices(run.strategy),
             prefix,
             depths,
+            run.augment.train_size(run.model.image_size),
         )
 
     if pooled is None or pooled.backbone is not backbone:
@@ -159,7 +161,9 @@ def _key(run: Run, num_classes: int) -> Hashable | None:
     """Return what decides the shape of a run's network; None if a plugin has a part in the run."""
     if any(is_foreign(type(getattr(run, group))) for group in GROUPS):
         return None
-    return run.model, run.preprocessing, run.unfreeze, run.features.layers, run.head, run.strategy, num_classes
+    train_size = run.augment.train_size(run.model.image_size)
+    parts = (run.model, run.preprocessing, run.unfreeze, run.features.layers, run.head, run.strategy)
+    return *parts, train_size, num_classes
 
 
 def _values(network: Network) -> list[np.ndarray]:

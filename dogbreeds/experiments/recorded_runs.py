@@ -102,7 +102,7 @@ def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_
     if run not in (_LATEST, _BEST):
         return _find_by_id(tracking, run, key, needs_network)
     records = [
-        record for record in tracking.records() if only.holds(record) and (_has_network(record) or not needs_network)
+        record for record in tracking.records() if only.holds(record) and (has_network(record) or not needs_network)
     ]
     if not records:
         which = f"{' with a saved network' if needs_network else ''}{f' for {only}' if str(only) else ''}"
@@ -123,14 +123,15 @@ def find_record(tracking: Mlflow, run: str, only: Only, key: str = "run", needs_
     return max(records, key=lambda record: record.metrics.get(RANKING_METRIC, 0.0))
 
 
-def _has_network(record: Record) -> bool:
+def has_network(record: Record) -> bool:
+    """Return whether the trained network of a run is saved."""
     return record.tags.get("model") == "kept"
 
 
 def _find_by_id(tracking: Mlflow, run: str, key: str, needs_network: bool) -> Record:
     matches = tracking.runs_with_prefix(run.lower())
     if len(matches) != 1:
-        listed = matches or [record for record in tracking.records() if _has_network(record) or not needs_network]
+        listed = matches or [record for record in tracking.records() if has_network(record) or not needs_network]
         ids = ", ".join(short(record.run_id) for record in listed[:4])
         hint = f"; {'it matches' if matches else 'the newest are'} {ids}" if ids else ""
         raise UserError(
@@ -148,7 +149,7 @@ def _find_by_id(tracking: Mlflow, run: str, key: str, needs_network: bool) -> Re
         raise UserError(
             f"{key}={run} {state}. It must be a training run that has finished. Type {key}=latest, for example."
         )
-    if needs_network and not _has_network(record):
+    if needs_network and not has_network(record):
         reason = record.tags.get("model", "tracking.model=none, or another job of its sweep did better")
         raise UserError(
             f"{key}={run} has no saved network ({reason}). One is needed. Type {key}=best, or run it by itself: "
@@ -218,7 +219,7 @@ def open_dataset(
         MissingFileError: if the images are missing.
         UserError: if the images or their splits have changed.
     """
-    config = _recorded_config(tracking, record)
+    config = recorded_config(tracking, record)
     if root is not None:
         if "root" not in config["data"]:
             raise UserError(
@@ -239,7 +240,7 @@ def open_dataset(
     return replace(data, decoder=record.params["data.decoder"]), dataset
 
 
-def _recorded_config(tracking: Mlflow, record: Record) -> DictConfig:
+def recorded_config(tracking: Mlflow, record: Record) -> DictConfig:
     """Return the composed config of a run.
 
     Raises:

@@ -73,7 +73,11 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
         epoch: completed epoch.
         epochs: number of epochs that the run may take.
     """
-    rate = f"lr {epoch.lr:.2g}" if epoch.strength is None else f"C {epoch.strength:.2g}"
+    rate = _alternative(epoch).removeprefix(", ")
+    if epoch.strength is not None:
+        rate = f"C {epoch.strength:.2g}"
+    elif epoch.lr is not None:
+        rate = f"lr {epoch.lr:.2g}"
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  val"
         f" {100 * epoch.val.accuracy.value:5.1f} %  loss {_short(epoch.train_loss)}/{_short(epoch.val.loss)}"
@@ -92,9 +96,12 @@ def _top5(scores: Scores) -> str:
     return f", top-5 {100 * scores.top5.value:.1f} %" if scores.top5 is not None else ""
 
 
-def _strength(epoch: Epoch) -> str:
-    """Format the strength of regularisation; empty for heads without."""
-    return f", C {epoch.strength:g}" if epoch.strength is not None else ""
+def _alternative(epoch: Epoch) -> str:
+    """Format what tells an alternative from the others: strength of regularisation, or what a soup is made of."""
+    if epoch.strength is not None:
+        return f", C {epoch.strength:g}"
+    share = f", {100 * epoch.soup_share:.0f} % of it" if epoch.soup_share not in (None, 1) else ""
+    return f", soup of {epoch.members}{share}" if epoch.members is not None else ""
 
 
 def final_metrics(result: Result) -> dict[str, float]:
@@ -154,10 +161,10 @@ def summary_lines(result: Result, tracker: Tracker) -> list[str]:
     lines = [f"stopped: {history.stop_reason}"] if history.stop_reason else []
     best_and_last = [("best", history.best), ("last", history.epochs[-1] if history.epochs else None)]
     lines += [
-        f"{name}  val  {epoch.val.accuracy}{_top5(epoch.val)}, epoch {epoch.number}{_strength(epoch)}"
+        f"{name}  val  {epoch.val.accuracy}{_top5(epoch.val)}, epoch {epoch.number}{_alternative(epoch)}"
         for name, epoch in best_and_last
-        # The last strength of regularisation only shows that the best one is behind it.
-        if epoch is not None and (name == "best" or epoch.strength is None)
+        # The last alternative only shows that the best one is behind it.
+        if epoch is not None and (name == "best" or not epoch.is_alternative)
     ]
     if result.test is not None:
         lines.append(f"best  test {result.test.accuracy}{_top5(result.test)}")

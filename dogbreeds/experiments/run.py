@@ -15,6 +15,8 @@ from dogbreeds.core.source import is_foreign, source_digest
 from dogbreeds.core.spec import AUTO, Spec, boolean, integer, one_of, path, seed
 from dogbreeds.data.augment import Augment
 from dogbreeds.data.dataset import Data
+from dogbreeds.data.mix import Mix
+from dogbreeds.data.mix import Nothing as NoMix
 from dogbreeds.features.features import Features
 from dogbreeds.models.head import Head, Logistic
 from dogbreeds.models.model import Model
@@ -25,10 +27,11 @@ from dogbreeds.models.unfreeze import Nothing, Unfreeze
 from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, NOT_IN_RUN_KEY, SOURCE_SUFFIX, RunOrigin
 from dogbreeds.tracking.tracking import Tracking
 from dogbreeds.training.baseline import Baseline
+from dogbreeds.training.ema import Ema
 from dogbreeds.training.logistic import strengths
 from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import Optimizer
-from dogbreeds.training.phase import Finetune, LrRange, Training
+from dogbreeds.training.phase import Finetune, LrRange, Soup, Training
 from dogbreeds.training.preflight import Preflight
 from dogbreeds.training.schedule import Schedule
 
@@ -80,12 +83,14 @@ class Run:
     data: Data
     preprocessing: Preprocessing
     augment: Augment
+    mix: Mix
     model: Model
     head: Head
     phase: Training | LrRange
     unfreeze: Unfreeze
     optimizer: Optimizer
     loss: CrossEntropy
+    ema: Ema
     schedule: Schedule
     preflight: Preflight
     baseline: Baseline
@@ -105,6 +110,17 @@ class Run:
     def __post_init__(self) -> None:
         if self.logistic_head is not None:
             self._check_logistic()
+        self._check_sizes()
+        if isinstance(self.phase, Soup) and not self.phase.members:
+            raise UserError(
+                "phase=soup was given without members. They are fine-tunes of one parent, which python -m"
+                " dogbreeds.soup finds. Type python -m dogbreeds.soup, or 'phase.members=[<id>,<id>]'."
+            )
+        if self.mix.needs_maps and type(self.unfreeze) is Nothing:
+            raise UserError(
+                "mix=cutmix was given with a frozen backbone. It exchanges rectangles of images or feature maps,"
+                " and the pooled features of a frozen backbone are vectors. Type mix=mixup, or phase=finetune."
+            )
 
     @property
     def logistic_head(self) -> Logistic | None:
@@ -116,6 +132,8 @@ class Run:
         """Number of epochs at most; 0 for a range test, which has none."""
         if self.logistic_head is not None:
             return len(strengths(self.logistic_head))
+        if isinstance(self.phase, Soup):
+            return self.phase.num_candidates
         return self.phase.epochs if isinstance(self.phase, Training) else 0
 
     def _check_logistic(self) -> None:
@@ -130,6 +148,36 @@ class Run:
                 f"head=logistic was given with phase=frozen and an unfreeze policy ({type(self.unfreeze).__name__})."
                 " It is fitted to the features of a frozen backbone. Type unfreeze=none, or phase=finetune, which"
                 " starts from such a fit."
+            )
+        others = {
+            "mix": self.mix.is_active,
+            "loss.label_smoothing": self.loss.label_smoothing > 0,
+            "ema.decay": self.ema.decay is not None,
+        }
+        given = [name for name, is_given in others.items() if is_given]
+        if given:
+            raise UserError(
+                f"{given[0]} was given with head=logistic. L-BFGS fits whole images, each of one class, to the minimum."
+                " Type mix=none loss.label_smoothing=0 ema.decay=null, or head=linear."
+            )
+        if self.augment.is_live:
+            raise UserError(
+                "augment.copies=null was given with head=logistic. It is fitted to cached features of copies."
+                " Type augment.copies=2, or augment=flip."
+            )
+
+    def _check_sizes(self) -> None:
+        """Raise `UserError` unless a backbone can train at the size of augmented images."""
+        size = self.augment.train_size(self.model.image_size)
+        if size == self.model.image_size:
+            return
+        wrong = [each for each in (size, self.model.image_size) if each % _SIZE_STEP]
+        if wrong:
+            raise UserError(
+                f"augment.size={size} was given with model.image_size={self.model.image_size}. Where they differ,"
+                f" both must be multiples of {_SIZE_STEP}, at which padding is the same. Type"
+                f" augment.size={max(_SIZE_STEP, size // _SIZE_STEP * _SIZE_STEP)}"
+                f" model.image_size={self.model.image_size // _SIZE_STEP * _SIZE_STEP}."
             )
 
     @property
@@ -185,7 +233,9 @@ class Run:
 
 
 # Spec that versions without a group implied, with its implied values, by group. As the fields in `Spec.implied`.
-IMPLIED_SPECS: dict[str, type[Spec]] = {"loss": CrossEntropy}
+IMPLIED_SPECS: dict[str, type[Spec]] = {"loss": CrossEntropy, "mix": NoMix, "ema": Ema}
+# Product of the strides of the usual backbones: at its multiples, every stride pads alike.
+_SIZE_STEP = 32
 # Settings that may be `auto` until the run starts: see `automatic_settings`.
 _CHOSEN_AT_START = ("data.decoder", "features.runtime", "features.precision")
 # Names of the config groups.

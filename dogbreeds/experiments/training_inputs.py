@@ -1,5 +1,6 @@
 """Training inputs: what a network reads from each split in each epoch, cached features or images."""
 
+import contextlib
 import logging
 import time
 
@@ -10,7 +11,7 @@ from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.extraction import AugmentedView, DecodedImages, cached_runtimes, compute_features
 from dogbreeds.features.features import UNSHARDED, ShardSpec
-from dogbreeds.models.network import Network
+from dogbreeds.models.network import Network, Prefix
 from dogbreeds.training.loop import Rows
 from dogbreeds.training.phase import Finetune, Training
 
@@ -41,15 +42,35 @@ class TrainingInputs:
             view: augmented copy to use; None for the plain images.
         """
         images = self._images(split)
+        if view is not None and view.augment.is_live:
+            return self._live_rows(split, images, view)
         uses_cache = self._network.uses_cache
-        if uses_cache:
-            array = compute_features(self._network.prefix, images, self._run.features, view)
-        else:
-            array = images.rows()
+        features = self._run.features
+        array = compute_features(self._prefix(view), images, features, view) if uses_cache else images.rows()
         readable = split.without(images.skipped_rows())
         if view is None or not uses_cache:
             return Rows(array, readable.rows, readable.labels, view)
         return Rows(array, np.searchsorted(view.rows, readable.rows), readable.labels)
+
+    def _live_rows(self, split: Split, images: DecodedImages, view: AugmentedView) -> Rows:
+        """Return rows whose inputs are computed from the images whenever they are read, and never cached."""
+        readable = split.without(images.skipped_rows())
+        prefix = self._prefix(view)
+
+        def transform(pixels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+            augmented = view(pixels, indices)
+            if not self._network.uses_cache:
+                return augmented
+            size = prefix.batch_size()
+            parts = [augmented[first : first + size] for first in range(0, len(augmented), size)]
+            with contextlib.closing(prefix.stream(parts)) as outputs:
+                return np.concatenate(list(outputs))
+
+        return Rows(images.rows(), readable.rows, readable.labels, transform)
+
+    def _prefix(self, view: AugmentedView | None) -> Prefix:
+        """Return the frozen part for the size of a view's images."""
+        return self._network.train_prefix if view is not None else self._network.prefix
 
     def train(self, epoch: int) -> Rows:
         """Return the training rows of an epoch: plain ones, or those of the epoch's augmented copy.
@@ -86,8 +107,8 @@ class TrainingInputs:
 
     def cached_runtimes(self) -> list[tuple[str, str]]:
         """Return runtime and precision of each complete array of the first epoch's training features."""
-        images = self._images(self._dataset.train)
-        return cached_runtimes(self._network.prefix, images, self._run.features, self._view(0))
+        images, view = self._images(self._dataset.train), self._view(0)
+        return cached_runtimes(self._prefix(view), images, self._run.features, view)
 
     def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
         """Compute one shard of a split's inputs into the cache.
@@ -102,16 +123,16 @@ class TrainingInputs:
         if shard_spec == UNSHARDED:
             self.rows(split, view)
         elif self._network.uses_cache:
-            compute_features(self._network.prefix, images, self._run.features, view, shard_spec)
+            compute_features(self._prefix(view), images, self._run.features, view, shard_spec)
         else:
             images.decode_shard(shard_spec)
 
     def _view(self, epoch: int) -> AugmentedView | None:
         """Return the augmented copy of an epoch; None without augmentation."""
-        copies = self._run.augment.num_copies()
-        if not copies or self._run.augment.is_plain(epoch % copies):
-            return None
-        return AugmentedView(self._run.augment, epoch % copies, self._run.seed, self._dataset.train.rows)
+        copy = self._run.augment.copy_at(epoch)
+        return (
+            None if copy is None else AugmentedView(self._run.augment, copy, self._run.seed, self._dataset.train.rows)
+        )
 
     def _images(self, split: Split) -> DecodedImages:
         return DecodedImages(split.source, self._run.data, self._run.model.image_size, self._cache)
@@ -149,7 +170,9 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     if run.logistic_head is not None:
         # Each fit is one of all copies.
         epochs = run.augment.num_copies()
-    for epoch in range(max(1, min(epochs, run.augment.num_copies()))):
+    if run.augment.is_live:
+        inputs.compute(dataset.train, shard_spec)
+    for epoch in range(max(1, min(epochs, run.augment.num_copies())) if not run.augment.is_live else 0):
         inputs.compute(dataset.train, shard_spec, epoch)
     held_out = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
     for split in held_out:

@@ -2,7 +2,7 @@
 
 import inspect
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,30 @@ def copy_layer(layer: "keras.Layer") -> "keras.Layer":
     """Return a new layer with the settings of a layer, and weights of its own."""
     copy = type(layer).from_config(layer.get_config())
     keep_arguments(copy)
+    return copy
+
+
+def clone_at(model: "keras.Model", sides: Sequence[int | None]) -> "keras.Model":
+    """Return a copy of a model, with weights of its own, for inputs of a height and a width.
+
+    Args:
+        model: with one input, [b, h, w, channels] or of another rank, which then stays as it is.
+        sides: height and width; None for any.
+
+    Raises:
+        ValueError: from Keras, if a layer depends on the size.
+    """
+    import keras
+
+    begin = model.input
+    shape = (*sides, *begin.shape[3:]) if len(begin.shape) == 4 else begin.shape[1:]
+
+    def clone(layer: "keras.Layer") -> "keras.Layer":
+        return clone_at(layer, sides) if isinstance(layer, keras.Model) else copy_layer(layer)
+
+    inputs = keras.Input(shape, name=begin.name, dtype=begin.dtype)
+    copy = keras.models.clone_model(model, input_tensors=inputs, clone_function=clone)
+    copy.set_weights(model.get_weights())
     return copy
 
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dogbreeds.models.custom_layers import copy_layer, custom_layers, silence_dropout
-from dogbreeds.models.depths import concatenate
-from dogbreeds.models.pooling import pool
+from dogbreeds.models.custom_layers import custom_layers
 from dogbreeds.models.precision import FLOAT32
 from dogbreeds.models.replicas import OneDevice
 from dogbreeds.models.runtime import TENSORFLOW, Engine, compile_engine, freeze
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from dogbreeds.models.model import Backbone
-    from dogbreeds.models.preprocessing import Preprocessing
     from dogbreeds.models.unfreeze import Plan
 
 ONE_DEVICE = OneDevice()
@@ -134,6 +130,7 @@ class Network:
         replicas: the devices that hold suffix and head.
         depths: numbers of the blocks whose outputs are the head's features, as of `find_depths`; none for the output of
             the last one as it is.
+        resized_prefix: `prefix` for images of another size, on which the network trains; None if it is the same.
     """
 
     prefix: Prefix
@@ -142,12 +139,20 @@ class Network:
     plan: "Plan"
     replicas: OneDevice = ONE_DEVICE
     depths: tuple[int, ...] = ()
+    resized_prefix: Prefix | None = None
+
+    @property
+    def train_prefix(self) -> Prefix:
+        """`prefix` for the size of augmented images."""
+        return self.resized_prefix or self.prefix
 
     def with_runtime(self, runtime: str, precision: str) -> "Network":
         """Return the network, sharing all its parts, with a frozen part that a runtime computes in a precision."""
         if (self.prefix.runtime, self.prefix.precision) == (runtime, precision):
             return self
-        return replace(self, prefix=replace(self.prefix, runtime=runtime, precision=precision))
+        resized = self.resized_prefix and replace(self.resized_prefix, runtime=runtime, precision=precision)
+        prefix = replace(self.prefix, runtime=runtime, precision=precision)
+        return replace(self, prefix=prefix, resized_prefix=resized)
 
     @property
     def uses_cache(self) -> bool:
@@ -166,7 +171,9 @@ class Network:
             [b, classes] logits.
         """
         if not self.uses_cache:
-            inputs = self.prefix.graph(inputs, training=False)
+            is_resized = inputs.shape[1] != self.prefix.graph.input.shape[1]
+            graph = self.train_prefix.graph if is_resized else self.prefix.graph
+            inputs = graph(inputs, training=False)
         if self.suffix is not None:
             has_training_mode = self.plan.drop_connect or self.plan.batchnorm == "trainable"
             inputs = self.suffix(inputs, training=training and has_training_mode)
@@ -266,79 +273,3 @@ class Network:
         to_name = keras.layers.StringLookup(vocabulary=list(class_names), num_oov_indices=0, invert=True, name="class")
         top_class = to_name(keras.ops.argmax(probabilities, axis=-1))
         return keras.Model(images, {"probabilities": probabilities, "class": top_class}, name="dogbreeds")
-
-
-def assemble(
-    backbone: "Backbone",
-    preprocessing: "Preprocessing",
-    plan: "Plan",
-    build_head: "Callable[[int], keras.Sequential]",
-    replicas: OneDevice = ONE_DEVICE,
-    prefix: Prefix | None = None,
-    depths: tuple[int, ...] = (),
-) -> Network:
-    """Cut a backbone as planned and add a head.
-
-    Args:
-        backbone: is not modified. The suffix gets copies of its weights.
-        preprocessing: applied to images before the backbone.
-        plan: where to cut, and what trains.
-        build_head: builds the head for a number of features.
-        replicas: the devices to train on.
-        prefix: frozen part of another network with the same cut, preprocessing and depths, to share; None builds one.
-        depths: as of `Network`; none of them is below the cut, unless nothing of the backbone is above it.
-    """
-    prefix = prefix or build_prefix(backbone, preprocessing, plan.cut, replicas.devices, depths)
-    with replicas.scope():
-        suffix = _suffix(backbone, plan, depths) if plan.cut < len(backbone.blocks) else None
-        num_features = (suffix or prefix.graph).output.shape[-1]
-        return Network(prefix, suffix, build_head(num_features), plan, replicas, depths)
-
-
-def build_prefix(
-    backbone: "Backbone",
-    preprocessing: "Preprocessing",
-    cut: int,
-    devices: tuple[str | None, ...],
-    depths: tuple[int, ...] = (),
-) -> Prefix:
-    """Build the frozen part of a network: as of `assemble`, for a cut above so many blocks."""
-    import keras
-
-    pixels = keras.Input(backbone.network.input.shape[1:], name="pixels")
-    outputs = preprocessing.apply(pixels)
-    name = f"{backbone.fingerprint}:{preprocessing.fingerprint}:{cut}"
-    if cut == 0:
-        outputs = keras.layers.Identity(name="photos")(outputs)
-    elif cut == len(backbone.blocks) and depths:
-        outputs = keras.Model(backbone.network.input, _features(backbone, depths), name="prefix")(outputs)
-        name += f":depths={','.join(map(str, depths))}"
-    else:
-        outputs = keras.Model(backbone.network.input, backbone.blocks[cut - 1].output, name="prefix")(outputs)
-        if cut == len(backbone.blocks):
-            outputs = pool(outputs, backbone.pooling)
-    return Prefix(keras.Model(pixels, outputs, name="frozen"), name, devices)
-
-
-def _features(backbone: "Backbone", depths: tuple[int, ...]) -> "keras.KerasTensor":
-    """Return what the head reads: the pooled output of the backbone, or those of several depths."""
-    if not depths:
-        return pool(backbone.network.output, backbone.pooling)
-    blocks = [backbone.blocks[depth - 1] for depth in depths]
-    return concatenate([block.output for block in blocks], [block.name for block in blocks], backbone.pooling)
-
-
-def _suffix(backbone: "Backbone", plan: "Plan", depths: tuple[int, ...]) -> "keras.Model":
-    import keras
-
-    begin = backbone.blocks[plan.cut - 1].output if plan.cut else backbone.network.input
-    original = keras.Model(begin, _features(backbone, depths), name="suffix")
-    copy = keras.models.clone_model(original, clone_function=copy_layer)
-    copy.set_weights(original.get_weights())
-    for layer in copy.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            # In training mode Keras normalises with batch statistics, unless `trainable` is False.
-            layer.trainable = plan.batchnorm == "trainable" and layer.name in plan.stages[-1]
-    if not plan.drop_connect:
-        silence_dropout(copy)
-    return copy

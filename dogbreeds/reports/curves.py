@@ -20,7 +20,7 @@ _MARGINS = {"left": 0.075, "right": 0.99, "bottom": 0.135, "top": 0.9, "wspace":
 def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure":
     """Draw training and validation accuracy and loss by epoch, with the validation interval and the best epoch marked.
 
-    Those of a logistic regression are drawn over `C`, on a logarithmic axis.
+    Those of a logistic regression are drawn over `C`, on a logarithmic axis; those of a soup over its candidates.
 
     Args:
         epochs: results of each epoch; at least one.
@@ -39,10 +39,12 @@ def learning_curves(epochs: "Sequence[Epoch]", best: int, title: str) -> "Figure
     loss_axes.set(ylabel="cross-entropy (nats)")
     loss_axes.set_ylim(bottom=0)
     for axes in (accuracy_axes, loss_axes):
-        if epochs[0].strength is None:
-            style_epoch_axis(axes)
-        else:
+        if epochs[0].strength is not None:
             axes.set(xscale="log", xlabel="C: weaker regularisation to the right")
+        else:
+            style_epoch_axis(axes)
+            if epochs[0].members is not None:
+                axes.set(xlabel="candidate: soups, then interpolations from the parent")
         style_axes(axes)
     figure.suptitle(picture_text(title), fontsize=11)
     return use_fallback_fonts(figure)

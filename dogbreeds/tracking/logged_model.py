@@ -40,7 +40,6 @@ SHIPPED_MODULES = (
     "inference/classifier.py",
     "models/blocks.py",
     "models/custom_layers.py",
-    "models/depths.py",
     "models/network.py",
     "models/onnx_conversion.py",
     "models/pooling.py",

@@ -19,6 +19,7 @@ from dogbreeds.core.text import shorten
 from dogbreeds.data.class_names import has_wordnet_id, imagenet_outputs
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.evaluation.results import MEASURED_BASELINE_PREFIX, SPLIT_NAMES, ZeroShotBaseline
+from dogbreeds.models.assembly import build_prefix
 from dogbreeds.models.blocks import nodes_in_order
 from dogbreeds.models.model import (
     WEIGHT_FILE_ERRORS,
@@ -30,7 +31,7 @@ from dogbreeds.models.model import (
     load_all_weights,
     network_name,
 )
-from dogbreeds.models.network import Network, Prefix, build_prefix
+from dogbreeds.models.network import Network, Prefix
 from dogbreeds.models.preprocessing import Preprocessing
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ Every BatchNorm layer stores the mean and the variance of its inputs in pretrain
 pretraining reproduce them, images in another convention do not, and no labels are needed to see the difference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +99,41 @@ def batchnorm_divergences(
             )
         found.append(float(np.nan_to_num(np.mean(distances), nan=np.inf)))
     return found
+
+
+def estimate_anew(
+    network: "keras.Model", batches: "Iterable[np.ndarray]", layers: Container[str], advance: Callable[[int], None]
+) -> None:
+    """Give BatchNorm layers the statistics of their inputs, the mean over batches; needed after weights were averaged.
+
+    Source: Izmailov et al. 2018, Averaging weights, section 3.2.
+
+    Args:
+        network: model whose layers are changed in place.
+        batches: inputs of the network.
+        layers: names of the BatchNorm layers; others keep their statistics.
+        advance: called with the number of rows just done.
+    """
+    import keras
+    import tensorflow as tf
+
+    chosen = [
+        layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.name in layers
+    ]
+    momenta = [layer.momentum for layer in chosen]
+    trainable = [layer.trainable for layer in chosen]
+    try:
+        for layer in chosen:
+            layer.trainable = True
+        for count, batch in enumerate(batches):
+            for layer in chosen:
+                # The first batch replaces what was there, so that all weigh alike in the end.
+                layer.momentum = count / (count + 1)
+            network(tf.cast(batch, tf.float32), training=True)
+            advance(len(batch))
+    finally:
+        for layer, momentum, is_trainable in zip(chosen, momenta, trainable, strict=True):
+            layer.momentum, layer.trainable = momentum, is_trainable
 
 
 def in_convention(

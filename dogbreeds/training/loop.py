@@ -5,15 +5,17 @@ cannot be resumed, and it does not report the step at which a loss stopped being
 an epoch follows from (seed, epoch) alone.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dogbreeds.core import console, signals
+from dogbreeds.data.mix import Mix
 from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.network import Network
@@ -94,6 +96,9 @@ def fit(
     class_weights: np.ndarray | None = None,
     steps_per_execution: int | None = None,
     precision: str = FLOAT32,
+    label_smoothing: float = 0.0,
+    ema_decay: float | None = None,
+    mix: Mix | None = None,
 ) -> History:
     """Train a network's suffix and head, then restore the weights of the best epoch.
 
@@ -115,6 +120,10 @@ def fit(
         steps_per_execution: steps in one call of TensorFlow, at most, which changes no result; None for as many as take
             a fraction of a second.
         precision: in which the layers compute in a training step, one of `PRECISIONS`.
+        label_smoothing: share of each label that is spread evenly over all classes.
+        ema_decay: share of the weights' moving average that each step keeps. The average is validated and kept in place
+            of the weights; None for no average.
+        mix: mixes the rows of each batch; None mixes none.
     """
     run = _TrainingRun(
         network=network,
@@ -125,8 +134,9 @@ def fit(
         state=resume_from or TrainingState(),
         save=save,
         save_steps=save_steps,
-        step=Step.of(network, optimizer, class_weights, precision),
+        step=Step.of(network, optimizer, class_weights, precision, label_smoothing, ema_decay),
         steps_per_execution=steps_per_execution,
+        mix=mix if mix is not None and mix.is_active else None,
     )
     state, history = run.state, run.state.history
     try:
@@ -160,6 +170,7 @@ class _TrainingRun:
         save_steps: int | None,
         step: Step,
         steps_per_execution: int | None,
+        mix: Mix | None,
     ):
         self._network = network
         self._phase = phase
@@ -171,6 +182,7 @@ class _TrainingRun:
         self._save_steps = save_steps
         self._step = step
         self._steps_per_execution = steps_per_execution
+        self._mix = mix
         # Of a step in the last call; unknown until one needed no compilation.
         self._step_seconds: float | None = None
         self._is_compiled = False
@@ -220,12 +232,12 @@ class _TrainingRun:
         called = time.perf_counter()
         inputs, labels = rows[shuffled[first * batch_size : (first + count) * batch_size]]
         lrs = [self._lr(index, steps) for index in range(first, first + count)]
-        measured = self._step.take(
-            self._network.plan.layers_at(state.epoch),
-            lrs,
-            inputs.reshape(count, -1, *inputs.shape[1:]),
-            labels.reshape(count, -1),
-        )
+        inputs, targets = inputs.reshape(count, -1, *inputs.shape[1:]), labels.reshape(count, -1)
+        if self._mix is not None:
+            inputs, targets = self._mix.apply_steps(
+                inputs, targets, seed=self._seed, epoch=state.epoch, first_step=state.step
+            )
+        measured = self._step.take(self._network.plan.layers_at(state.epoch), lrs, inputs, targets)
         if self._is_compiled:
             self._step_seconds = (time.perf_counter() - called) / count
         self._is_compiled = True
@@ -246,7 +258,8 @@ class _TrainingRun:
         """Evaluate on the validation rows, record the epoch, and write a checkpoint unless it diverged."""
         state, history = self.state, self.state.history
         steps = self._steps(rows)
-        logits = predict(self._network, val)
+        with self._validated_weights() as weights:
+            logits = predict(self._network, val)
         scores = score(logits, val.labels)
         loss, accuracy, top5 = (state.metric_sums / len(rows)).tolist()
         epoch = Epoch(
@@ -259,7 +272,7 @@ class _TrainingRun:
             seconds=time.perf_counter() - started,
         )
         with signals.deferred():
-            self._record(epoch, logits, steps)
+            self._record(epoch, logits, weights, steps)
             history.stop_reason = history.stop_reason or _stop_reason(history, self._phase, stop)
             state.epoch += 1
             state.step = 0
@@ -269,6 +282,19 @@ class _TrainingRun:
             self.checkpoint()
         return epoch
 
+    @contextlib.contextmanager
+    def _validated_weights(self) -> Iterator[list[np.ndarray] | None]:
+        """Give the network the moving average of its weights, if there is one, and yield it; None without one."""
+        if not self._step.has_average:
+            yield None
+            return
+        trained = [variable.numpy() for variable in self._network.variables]
+        try:
+            self._step.average_weights()
+            yield [variable.numpy() for variable in self._network.variables]
+        finally:
+            _assign(self._network.variables, trained)
+
     def checkpoint(self) -> None:
         """Save the state with the current weights and optimizer variables."""
         with signals.deferred():
@@ -276,7 +302,7 @@ class _TrainingRun:
             self.state.optimizer_variables = [variable.numpy() for variable in self._step.variables]
             self._save(self.state)
 
-    def _record(self, epoch: Epoch, logits: np.ndarray, steps: int) -> None:
+    def _record(self, epoch: Epoch, logits: np.ndarray, weights: list[np.ndarray] | None, steps: int) -> None:
         """Append an epoch to the history, as the best one if it is."""
         history = self.state.history
         history.epochs.append(epoch)
@@ -288,7 +314,7 @@ class _TrainingRun:
             history.diverged = True
         elif history.best is None or self._is_better(epoch, history.best):
             history.best, history.best_logits = epoch, logits
-            history.best_weights = [variable.numpy() for variable in self._network.variables]
+            history.best_weights = weights or [variable.numpy() for variable in self._network.variables]
 
     def _is_better(self, epoch: Epoch, best: Epoch) -> bool:
         monitor = self._phase.monitor

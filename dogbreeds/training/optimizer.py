@@ -1,9 +1,10 @@
 """Optimizers, built as Keras' own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dogbreeds.core.spec import Spec, number
+from dogbreeds.core.spec import Spec, number, one_of
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +30,10 @@ class Optimizer(Spec):
         """Build the Keras optimizer, at its peak learning rate. It does not clip: `Step` does, over all devices."""
         raise NotImplementedError
 
+    def without_decay(self, variables: "Sequence[keras.Variable]") -> "list[keras.Variable]":
+        """Return those of the variables that weight decay leaves alone."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(Optimizer):
@@ -46,9 +51,16 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Adam):
-    """`keras.optimizers.AdamW`, Adam with decoupled weight decay."""
+    """`keras.optimizers.AdamW`, Adam with decoupled weight decay.
 
+    Attributes:
+        weight_decay: share of each weight that a step at learning rate 1 would take away.
+        weight_decay_on: `all` weights, or `kernels` alone: neither biases nor the gamma and beta of BatchNorm.
+    """
+
+    implied = {"weight_decay_on": "all"}
     weight_decay: float = number(at_least=0, example=0.004)
+    weight_decay_on: str = one_of("all", "kernels")
 
     def build(self) -> "keras.Optimizer":
         import keras
@@ -56,6 +68,10 @@ class AdamW(Adam):
         return keras.optimizers.AdamW(
             self.lr, weight_decay=self.weight_decay, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon
         )
+
+    def without_decay(self, variables: "Sequence[keras.Variable]") -> "list[keras.Variable]":
+        # Biases, gamma and beta are vectors; kernels are not.
+        return [variable for variable in variables if len(variable.shape) < 2] if self.weight_decay_on != "all" else []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, number, one_of, text
+from dogbreeds.core.spec import Spec, integer, number, one_of, text, texts
 from dogbreeds.evaluation.metrics import MONITORS
 
 
@@ -51,6 +51,35 @@ class Finetune(Training):
     """
 
     parent: str | None = text(example="3f2a9c", optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soup(Finetune):
+    """Average the weights of fine-tunes of one parent, then interpolate with the parent. Nothing trains.
+
+    One epoch is one candidate, measured on validation: each soup, then each interpolation. Sources: Wortsman et al.
+    2022, Model soups; Wortsman et al. 2022, WiSE-FT.
+
+    Attributes:
+        members: MLflow ids of the fine-tunes, the best first.
+        method: `greedy` adds a member if validation accuracy does not fall; `uniform` averages all.
+        interpolations: number of steps from the parent to the soup, so that 10 tries shares of 0.1, 0.2, … 0.9; 0 tries
+            none.
+    """
+
+    members: tuple[str, ...] = texts(example="[3f2a9c41,8d01b7e2]")
+    method: str = one_of("greedy", "uniform")
+    interpolations: int = integer(at_least=0, at_most=100, example=10)
+
+    @property
+    def num_soups(self) -> int:
+        """Number of candidates before the interpolations."""
+        return len(self.members) if self.method == "greedy" else 1
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of epochs."""
+        return self.num_soups + max(0, self.interpolations - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

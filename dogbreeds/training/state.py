@@ -34,8 +34,8 @@ class History:
 
     @property
     def judged(self) -> list[Epoch]:
-        """The epochs that the verdict judges: all of them, or of a logistic regression the one that was chosen."""
-        if self.best is not None and self.best.strength is not None:
+        """The epochs that the verdict judges: all of them, or of a logistic regression or a soup the chosen one."""
+        if self.best is not None and self.best.is_alternative:
             return [self.best]
         return self.epochs
 

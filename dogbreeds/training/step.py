@@ -52,6 +52,8 @@ class Step:
         optimizer: built once for each depth if `layer_decay` is not 1, else once.
         class_weights: [classes] float32, weight of each class in the loss; None for 1.
         precision: in which the layers compute, as `models.precision` names it. Weights, logits and loss are float32.
+        label_smoothing: share of each label that is spread evenly over all classes.
+        ema_decay: share of the weights' moving average that each step keeps; None for no average.
     """
 
     def __init__(
@@ -60,8 +62,12 @@ class Step:
         optimizer: Optimizer,
         class_weights: np.ndarray | None = None,
         precision: str = FLOAT32,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
     ):
         self._network = network
+        self._label_smoothing = label_smoothing
+        self._ema_decay = ema_decay
         self._class_weights = class_weights
         self._precision = precision
         self._decay = optimizer.layer_decay
@@ -69,8 +75,7 @@ class Step:
         self._optimizers: dict[int, keras.Optimizer] = {}
         with network.replicas.scope():
             for depth, variables in self._groups(network.plan.stages[-1]).items():
-                self._optimizers[depth] = optimizer.build()
-                self._optimizers[depth].build(variables)
+                self._optimizers[depth] = self._build_optimizer(optimizer, variables)
             self._loss_scale = LossScale() if precision == "mixed_float16" else None
         # Most are zeros, of which one is enough.
         values = [variable.numpy() for variable in self.variables]
@@ -84,19 +89,21 @@ class Step:
         optimizer: Optimizer,
         class_weights: np.ndarray | None = None,
         precision: str = FLOAT32,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
     ) -> "Step":
         """Return the steps of a network, with optimizers as new as those of a new `Step`.
 
         What was compiled for an earlier run of the network is reused if only the learning rate differs.
         """
         if is_foreign(type(optimizer)):
-            return cls(network, optimizer, class_weights, precision)
+            return cls(network, optimizer, class_weights, precision, label_smoothing, ema_decay)
         weights = None if class_weights is None else class_weights.tobytes()
-        key = (type(optimizer), replace(optimizer, lr=1.0), weights, precision)
+        key = (type(optimizer), replace(optimizer, lr=1.0), weights, precision, label_smoothing, ema_decay)
         kept: dict[Hashable, Step] = network.steps
         step = kept.pop(key, None)
         if step is None:
-            step = cls(network, optimizer, class_weights, precision)
+            step = cls(network, optimizer, class_weights, precision, label_smoothing, ema_decay)
         else:
             for variable, value in zip(step.variables, step._initial, strict=True):
                 variable.assign(np.broadcast_to(value, variable.shape))
@@ -125,14 +132,14 @@ class Step:
             layers: names of the suffix's layers that train.
             lrs: learning rate of the head in each of n steps.
             inputs: [n, b, *input shape].
-            labels: [n, b] int32.
+            labels: [n, b] int32, or of mixed batches [n, b, 3] float32, as of `MixedBatch.targets`.
 
         Returns:
             The metrics of each step; of fewer than n if they are not finite in the last of these.
         """
-        key = (layers, inputs.dtype)
+        key = (layers, inputs.dtype, labels.ndim)
         if key not in self._compiled:
-            self._compiled[key] = self._compile(layers, inputs)
+            self._compiled[key] = self._compile(layers, inputs, labels)
         rates = np.array([[lr * self._decay**depth for depth in self._optimizers] for lr in lrs], np.float32)
         feed = self._network.replicas.feed
         measured = self._compiled[key](rates, feed(inputs), feed(labels)).numpy().tolist()
@@ -144,12 +151,48 @@ class Step:
         scale = self._loss_scale.variables if self._loss_scale is not None else []
         return [*(variable for optimizer in self._optimizers.values() for variable in optimizer.variables), *scale]
 
+    @property
+    def has_average(self) -> bool:
+        """Whether there is a moving average of the weights."""
+        return self._ema_decay is not None
+
+    def average_weights(self) -> None:
+        """Give the weights that train the values of their moving average."""
+        for depth, variables in self._groups(self._network.plan.stages[-1]).items():
+            self._optimizers[depth].finalize_variable_values(variables)
+
+    def _build_optimizer(self, optimizer: Optimizer, variables: "list[keras.Variable]") -> "keras.Optimizer":
+        built = optimizer.build()
+        excluded = optimizer.without_decay(variables)
+        if excluded:
+            built.exclude_from_weight_decay(var_list=excluded)
+        if self._ema_decay is not None:
+            built.use_ema, built.ema_momentum, built.ema_overwrite_frequency = True, self._ema_decay, None
+        built.build(variables)
+        return built
+
+    def _losses(self, logits: "tf.Tensor", targets: "tf.Tensor") -> "tf.Tensor":
+        """Return the loss of each image, [b], of labels or of mixed targets."""
+        import tensorflow as tf
+
+        def of_labels(labels):
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            if self._label_smoothing:
+                even = -tf.reduce_mean(tf.nn.log_softmax(logits), axis=-1)
+                losses = (1 - self._label_smoothing) * losses + self._label_smoothing * even
+            return losses if self._class_weights is None else losses * tf.gather(self._class_weights, labels)
+
+        if targets.dtype == tf.int32:
+            return of_labels(targets)
+        own, partner, share = tf.unstack(targets, axis=-1)
+        return share * of_labels(tf.cast(own, tf.int32)) + (1 - share) * of_labels(tf.cast(partner, tf.int32))
+
     def _groups(self, layers: frozenset[str]) -> "dict[int, list[keras.Variable]]":
         """Group the trainable variables by depth; without `layer_decay` they are one group."""
         groups = self._network.trainable_by_depth(layers)
         return groups if self._decay != 1 else {0: [variable for group in groups.values() for variable in group]}
 
-    def _compile(self, layers: frozenset[str], inputs: np.ndarray) -> "Callable[..., tf.Tensor]":
+    def _compile(self, layers: frozenset[str], inputs: np.ndarray, labels: np.ndarray) -> "Callable[..., tf.Tensor]":
         """Compile steps for any number of batches of any size; they return their metrics as [n, 4] float32."""
         import tensorflow as tf
 
@@ -178,7 +221,7 @@ class Step:
         signature = [
             tf.TensorSpec([None, len(optimizers)], tf.float32),
             tf.TensorSpec([None, None, *inputs.shape[2:]], inputs.dtype),
-            tf.TensorSpec([None, None], tf.int32),
+            tf.TensorSpec([None, None, *labels.shape[2:]], labels.dtype),
         ]
         return tf.function(take_all, input_signature=signature, autograph=False)
 
@@ -196,14 +239,11 @@ class Step:
             for depth, variables in groups.items():
                 self._optimizers[depth].apply([next(gradients) for _ in variables], variables)
 
-        def update(inputs, labels, mean, add):
+        def update(inputs, targets, mean, add):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(watched)
                 logits = self._network.forward(tf.cast(inputs, tf.float32), training=True)
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-                if self._class_weights is not None:
-                    losses *= tf.gather(self._class_weights, labels)
-                loss = mean(losses)
+                loss = mean(self._losses(logits, targets))
                 minimised = loss if scale is None else scale.scaled(loss)
             # Some weights have no part in the loss, such as the mask token of DINOv2.
             gradient = tape.gradient(minimised, watched, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -223,6 +263,7 @@ class Step:
                 replicas.apply_if(is_finite, apply, gradient)
                 is_skipped = scale.update(is_finite) & ~is_finite
                 grad_sum = tf.where(is_skipped, 0.0, grad_sum)
+            labels = targets if targets.dtype == tf.int32 else tf.cast(targets[:, 0], tf.int32)
             correct = add(tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels), tf.float32))
             top5_correct = add(tf.cast(tf.math.in_top_k(labels, logits, TOP), tf.float32))
             return tf.stack([loss, correct, top5_correct, grad_sum])

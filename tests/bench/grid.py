@@ -23,7 +23,8 @@ from dogbreeds.core.console import quiet_stderr
 from dogbreeds.experiments import compose
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.run import Run
-from dogbreeds.models.network import Network, assemble
+from dogbreeds.models.assembly import assemble
+from dogbreeds.models.network import Network
 
 # Time and size of the guide's frozen run.
 MINUTES, FROZEN_EPOCHS, TRAIN, VAL = 49, 20, 16_508, 4_072

@@ -38,7 +38,7 @@ from dogbreeds.experiments.run import Run
 from dogbreeds.inference.classifier import Classifier, load
 from dogbreeds.inference.image_sources import NamedImage, find_images
 from dogbreeds.inference.predictor import inference_function, predict_images
-from dogbreeds.models.network import assemble
+from dogbreeds.models.assembly import assemble
 
 TOP = 3
 NUM_CLASSES = 120

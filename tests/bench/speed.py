@@ -35,7 +35,7 @@ from dogbreeds.experiments.result import Result
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.cache import FeatureCache
 from dogbreeds.features.extraction import DecodedImages
-from dogbreeds.models.network import assemble
+from dogbreeds.models.assembly import assemble
 from dogbreeds.tracking.records import RunOrigin
 
 FROZEN_BATCH, FINETUNE_BATCH, FINETUNE_LAYERS = 32, 16, 20
