@@ -10,6 +10,7 @@ from dogbreeds.core import signals
 from dogbreeds.core.paths import config_folder
 from dogbreeds.experiments import launcher
 from dogbreeds.experiments.compose import from_config, run_origin
+from dogbreeds.experiments.recipe import Recipe, run_recipe
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 def task(config: DictConfig) -> float:
     """Run one attempt, and return its objective for sweepers."""
     launcher.enter_job()
+    recipe = Recipe.of(config)
+    if recipe is not None:
+        with signals.job_scope():
+            return run_recipe(config, recipe)
     run = from_config(config)
     origin = run_origin(config, run)
     log.info("run '%s'", origin.name)

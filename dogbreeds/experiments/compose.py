@@ -38,6 +38,8 @@ from dogbreeds.tracking.records import SOURCE_SUFFIX, RunOrigin
 _HYDRA_KEYS = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 # Settings that define a named attempt. The model, the data, augmentation, schedule and epochs may vary within it.
 _DEFINING = ("preprocessing", "head", "unfreeze", "optimizer", "loss", "phase.batch_size", "phase.monitor")
+# Key of a recipe of several runs in a config.
+RECIPE = "recipe"
 # Providers of the config sources that every command has.
 _COMMON_PROVIDERS = ("hydra", "main", ENTRY_POINTS, "schema")
 
@@ -122,6 +124,11 @@ def from_config(config: DictConfig) -> Run:
         UserError: if a value is not allowed, a key is unknown, a plugin cannot be imported, or a target belongs neither
             to the package nor to a plugin.
     """
+    if RECIPE in config:
+        raise UserError(
+            "A recipe of several runs was given where one run is needed. python -m dogbreeds.train runs all of it. Type"
+            " recipe=fast, or python -m dogbreeds.train recipe=best."
+        )
     plugins = named_plugins(config)
     import_plugins(plugins)
     # Once: it takes a while, and the first line of a command waits for it.

@@ -17,6 +17,10 @@ from dogbreeds.tracking.records import RANKING_METRIC, Record, RunOrigin, short
 _SHARED = ("model.fingerprint", "data.fingerprint", "head", "features.layers", "model.image_size", "preprocessing.mode")
 
 
+# Of any model and data.
+ANY = Only(model=None, data=None)
+
+
 def find(tracking: Mlflow, runs: Sequence[str], parent: str | None, only: Only) -> list[Record]:
     """Find the members of a soup.
 
