@@ -2,7 +2,8 @@
 
 A factor is a setting in which the attempt differs from its reference attempt. The attempt is run as it is, with each
 factor alone reverted to the reference's value, with all but one reverted, and with all reverted, over several seeds.
-Runs that have finished are taken from MLflow.
+With `why.cells=removed` each factor is an ingredient, and only its removal is run. Runs that have finished are taken
+from MLflow.
 """
 
 import logging
@@ -23,13 +24,16 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import MAX_SEED
 from dogbreeds.evaluation.ablation import Cell, cells
+from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.experiments.ablation_runs import find_or_run, replace_overrides
 from dogbreeds.experiments.compose import from_config, settings_of
+from dogbreeds.experiments.paired_runs import pair_runs
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.sweep import Sweep
 from dogbreeds.reports.ablation_report import AblationReport
+from dogbreeds.reports.removal_report import Removal, RemovalReport
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING_METRIC, RunOrigin
+from dogbreeds.tracking.records import RANKING_METRIC, Record, RunOrigin
 from dogbreeds.training.phase import LrRange
 
 log = logging.getLogger(__name__)
@@ -51,7 +55,8 @@ def task(config: DictConfig) -> None:
     typed = [override for override in hydra_config.overrides.task if not override.startswith("why.")]
     attempt = choices.get("attempt")
     run = from_config(config)
-    settings_of(config, "why", "seeds", "reverts", "references")
+    settings_of(config, "why", "seeds", "reverts", "references", "cells")
+    removes_only = _removes_only(config)
     settings_of(config, "why.references")
     factors = _factors(config, attempt)
     seeds = _seeds(config)
@@ -65,13 +70,20 @@ def task(config: DictConfig) -> None:
         folder=folder,
     )
     run_id = Sweep.open(tracking, origin)
-    accuracies, verdicts = _measure(tracking, factors, seeds, typed, choices, folder)
-    report = AblationReport(factors, accuracies, verdicts)
+    wanted = [Cell(), *(Cell({factor}) for factor in factors)] if removes_only else cells(factors)
+    records = _run_cells(tracking, wanted, seeds, typed, choices, folder)
+    report: AblationReport | RemovalReport
+    if removes_only:
+        report = _removal_report(tracking, factors, records)
+        changes = {removal.factor: [-change for change in report.changes(removal)] for removal in report.removals}
+    else:
+        report = _ablation_report(factors, records)
+        changes = {effect.factor: list(effect.explains) for effect in report.effects}
     width = console.terminal_width(sys.stdout)
     print(f"\n{report.as_markdown() if width is None else report.as_text(width)}")
     metrics = {
-        f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', effect.factor.split('=')[0])}": statistics.mean(effect.explains)
-        for effect in report.effects
+        f"why/{re.sub(r'[^A-Za-z0-9_. -]', '_', factor.split('=')[0])}": statistics.mean(values)
+        for factor, values in changes.items()
     }
     tracking.add_text(run_id, "why.md", report.as_markdown(), metrics)
     log.info(tracking.run_link(tracking.record(run_id)).line("open"))
@@ -92,31 +104,63 @@ def _check(run: Run) -> Mlflow:
     return run.tracking
 
 
-def _measure(
+def _run_cells(
     tracking: Mlflow,
-    factors: Sequence[str],
+    wanted: Sequence[Cell],
     seeds: Sequence[int],
     typed: Sequence[str],
     choices: Mapping[str, str],
     folder: Path,
-) -> tuple[dict[Cell, list[float]], dict[Cell, list[str]]]:
-    """Run every cell of the ablation once for each seed.
-
-    Returns:
-        Best validation accuracies in [0, 1], and verdicts, of each cell in the order of the seeds.
-    """
-    accuracies: dict[Cell, list[float]] = {}
-    verdicts: dict[Cell, list[str]] = {}
-    todo = [(cell, seed) for seed in seeds for cell in cells(factors)]
+) -> dict[Cell, list[Record]]:
+    """Run each cell of the ablation once for each seed; return the records of each, in the order of the seeds."""
+    records: dict[Cell, list[Record]] = {}
+    todo = [(cell, seed) for seed in seeds for cell in wanted]
     countdown = Countdown("runs", len(todo))
     for number, (cell, seed) in enumerate(todo, 1):
         changes = [*sorted(cell), f"seed={seed}"]
         log.info("--- %d of %d: %s", number, len(todo), " ".join(changes))
         record = find_or_run(tracking, replace_overrides(typed, changes), choices, folder)
-        accuracies.setdefault(cell, []).append(record.metrics.get(RANKING_METRIC, 0.0))
-        verdicts.setdefault(cell, []).append(record.tags["verdict"])
+        records.setdefault(cell, []).append(record)
         countdown.advance()
-    return accuracies, verdicts
+    return records
+
+
+def _ablation_report(factors: Sequence[str], records: Mapping[Cell, Sequence[Record]]) -> AblationReport:
+    accuracies = {cell: [_accuracy(record) for record in found] for cell, found in records.items()}
+    verdicts = {cell: [record.tags["verdict"] for record in found] for cell, found in records.items()}
+    return AblationReport(factors, accuracies, verdicts)
+
+
+def _removal_report(
+    tracking: Mlflow, factors: Sequence[str], records: Mapping[Cell, Sequence[Record]]
+) -> RemovalReport:
+    """Compare the runs without each ingredient with the whole ones, on validation: the test split is for the end."""
+    whole = records[Cell()]
+
+    def removal(factor: str, found: Sequence[Record], pairs: Sequence[PairedOutcome]) -> Removal:
+        seconds = tuple(record.metrics.get("seconds/total", 0.0) for record in found)
+        return Removal(factor, tuple(map(_accuracy, found)), seconds, tuple(pairs))
+
+    removals = []
+    for factor in factors:
+        found = records[Cell({factor})]
+        pairs = [pair_runs(tracking, first, second, "val") for first, second in zip(whole, found, strict=True)]
+        removals.append(removal(factor, found, [pair for pair in pairs if pair is not None]))
+    return RemovalReport(removal("", whole, []), removals)
+
+
+def _accuracy(record: Record) -> float:
+    return record.metrics.get(RANKING_METRIC, 0.0)
+
+
+def _removes_only(config: DictConfig) -> bool:
+    """Return whether each factor is only removed, rather than explained."""
+    if config.why.cells not in ("all", "removed"):
+        raise UserError(
+            f"why.cells was {config.why.cells!r}. It must be all or removed. Type why.cells=removed to remove each"
+            " factor alone."
+        )
+    return bool(config.why.cells == "removed")
 
 
 def _factors(config: DictConfig, attempt: str | None) -> tuple[str, ...]:

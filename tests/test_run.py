@@ -18,8 +18,8 @@ from dogbreeds.training import optimizer, phase
 
 
 def test_run_fields_config_groups_and_modules_have_the_same_names() -> None:
-    # Files in conf/attempt/ override other groups, so `attempt` is no field.
-    groups = {folder.name for folder in config_folder().iterdir() if folder.is_dir()} - {"hydra", "attempt"}
+    # Files in conf/attempt/ and conf/recipe/ override other groups, so they are no fields.
+    groups = {folder.name for folder in config_folder().iterdir() if folder.is_dir()} - {"hydra", "attempt", "recipe"}
     assert groups == set(GROUPS)
     # `data` is a package; every other group is one module in one of the packages.
     modules = {group: list((home() / "dogbreeds").glob(f"*/{group}.py")) for group in groups - {"data"}}

@@ -177,3 +177,27 @@ def test_setting_that_the_error_says_to_type_composes(overrides: list[str]) -> N
         _factors(compose_config("why", overrides), None)
     (typed,) = [word for word in shlex.split(str(error.value).split("Type ")[1]) if word.startswith("why.reverts=")]
     assert _factors(compose_config("why", [typed.rstrip(",")]), None) == ("optimizer.lr=1e-3",)
+
+
+def test_removal_report_says_which_ingredients_pay() -> None:
+    from dogbreeds.evaluation.metrics import PairedOutcome
+    from dogbreeds.reports.removal_report import Removal, RemovalReport
+
+    worse = [PairedOutcome(gained=5, lost=30, n=500, split="val"), PairedOutcome(gained=4, lost=32, n=500, split="val")]
+    same = [PairedOutcome(gained=9, lost=8, n=500, split="val"), PairedOutcome(gained=7, lost=9, n=500, split="val")]
+    report = RemovalReport(
+        Removal("", (0.8, 0.81), (60, 62)),
+        [
+            Removal("augment=none", (0.75, 0.754), (31, 33), tuple(worse)),
+            Removal("ema.decay=null", (0.802, 0.806), (60, 60), tuple(same)),
+        ],
+    )
+    assert report.changes(report.removals[0]) == pytest.approx((-0.05, -0.056))
+    lines = report.as_markdown().splitlines()
+    assert len(lines) == 7
+    assert re.search(r"\+9 -62 of 1,000, p = [\d.]+e-1\d ", lines[3])
+    assert lines[3].startswith("| augment=none")
+    assert "61" in lines[2]
+    assert re.search(r"augment=none, an ingredient pays.* ema\.decay=null removes pays is not shown", lines[6])
+    shown = re.sub(r"\x1b\[[\d;]*m", "", report.as_text(80))
+    assert max(map(len, shown.splitlines())) <= 80

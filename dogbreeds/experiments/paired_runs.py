@@ -80,7 +80,14 @@ def compare_predictions(
     return paired_comparison.compare(first[split], second[split], split)
 
 
-def pair_runs(tracking: Mlflow, first: Record, second: Record) -> PairedOutcome | None:
-    """Compare two recorded runs image by image; None if one has no predictions."""
+def pair_runs(tracking: Mlflow, first: Record, second: Record, split: str | None = None) -> PairedOutcome | None:
+    """Compare two recorded runs image by image; None if one has no predictions.
+
+    Args:
+        tracking: where they are recorded.
+        first: the run to compare with.
+        second: the run that is compared with it.
+        split: `val` or `test`; None for test if both have it, else val.
+    """
     before, now = (tracking.predictions(record.run_id) for record in (first, second))
-    return compare_predictions(before, now, split=None).pair if before and now else None
+    return compare_predictions(before, now, split).pair if before and now else None

@@ -18,10 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds.core import signals
 from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, one_of, texts
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.ablation_runs import replace_overrides
-from dogbreeds.experiments.compose import RECIPE, compose_config, from_config, job_config
+from dogbreeds.experiments.compose import RECIPE, compose_config, from_config, job_config, settings_of
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.result import Result, Skipped
 from dogbreeds.experiments.run_name import run_name
@@ -29,6 +28,7 @@ from dogbreeds.experiments.sweep import sweep_origin
 from dogbreeds.tracking.lifecycle import close_orphaned_runs, end_run_on_exit, resume_run, start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Record, RunOrigin, short
+from dogbreeds.training.phase import Soup
 
 log = logging.getLogger(__name__)
 
@@ -37,25 +37,24 @@ _CHOSEN_BY_STAGES = ("phase", "attempt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(Spec):
+class Recipe:
     """A recipe of several runs.
 
     Attributes:
         shared: overrides of all its runs.
         probe: further ones of the frozen run.
         finetune: further ones of each fine-tune.
-        runs: further ones of one fine-tune each, separated by spaces.
+        runs: further ones of one fine-tune each.
         soup: method of the soup, as of `phase.Soup`.
         interpolations: of the soup.
     """
 
-    group = "recipe"
-    shared: tuple[str, ...] = texts(example="[head=logistic]")
-    probe: tuple[str, ...] = texts(example="[phase=frozen]")
-    finetune: tuple[str, ...] = texts(example="[phase=finetune]")
-    runs: tuple[str, ...] = texts(example="[optimizer.lr=1e-4,optimizer.lr=3e-4]")
-    soup: str = one_of("greedy", "uniform")
-    interpolations: int = integer(at_least=0, at_most=100, example=10)
+    shared: list[str]
+    probe: list[str]
+    finetune: list[str]
+    runs: list[list[str]]
+    soup: str
+    interpolations: int
 
     @classmethod
     def of(cls, config: DictConfig) -> "Recipe | None":
@@ -66,16 +65,49 @@ class Recipe(Spec):
         """
         if RECIPE not in config:
             return None
-        values: Any = OmegaConf.to_container(config[RECIPE], resolve=True)
         names = [field.name for field in dataclasses.fields(cls)]
-        wrong = [name for name in (values if isinstance(values, dict) else {"": 0}) if name not in names]
-        if wrong or len(values) < len(names):
+        values: Any = settings_of(config, RECIPE, *names)
+        plain: dict[str, Any] = {
+            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            for name, value in values.items()
+        }
+        missing = [name for name in names if name not in plain]
+        if missing:
             raise UserError(
-                f"recipe was {values!r}. It must have the settings {', '.join(names)} alone, each once. Type"
-                " recipe=fast, or recipe=best."
+                f"recipe.{missing[0]} was not given. A recipe of several runs has the settings {', '.join(names)}. Type"
+                " recipe=best, whose file sets them, or recipe=fast."
             )
-        runs = [" ".join(run) if isinstance(run, list) else run for run in values["runs"]]
-        return cls(**values | {"runs": runs})
+        # Checks both.
+        Soup(
+            members=(),
+            method=plain["soup"],
+            interpolations=plain["interpolations"],
+            epochs=1,
+            batch_size=1,
+            patience_epochs=None,
+            monitor="accuracy",
+            parent=None,
+        )
+        runs = plain["runs"].values() if isinstance(plain["runs"], dict) else [plain["runs"]]
+        lists = {name: _overrides(name, plain[name]) for name in ("shared", "probe", "finetune")}
+        return cls(
+            **lists,
+            runs=[_overrides("runs", run) for run in runs],
+            soup=plain["soup"],
+            interpolations=plain["interpolations"],
+        )
+
+
+def _overrides(name: str, value: Any) -> list[str]:
+    """Return overrides, which a file may group under names, as one list."""
+    groups = list(value.values()) if isinstance(value, dict) else [value]
+    flat = [override for group in groups for override in (group if isinstance(group, list) else [group])]
+    if not all(isinstance(override, str) and re.match(r"[\w./+]+=", override) for override in flat):
+        raise UserError(
+            f"recipe.{name} was {value!r}. It must be lists of settings as they are typed, of fine-tunes each under a"
+            " name. Type recipe=best, or edit its file in conf/recipe/."
+        )
+    return flat
 
 
 def run_recipe(config: DictConfig, recipe: Recipe) -> float:
@@ -176,7 +208,7 @@ class _Stages:
         return self.tracking.record(cast("Result | Skipped", execute(run, origin)).run_id)
 
     def _finetune(self, number: int) -> list[str]:
-        return [*self._recipe.finetune, *self._recipe.runs[number].split()]
+        return [*self._recipe.finetune, *self._recipe.runs[number]]
 
     def _compose(self, changes: Sequence[str]) -> tuple[Any, RunOrigin]:
         """Return a run of the recipe, and what it was composed from. What was typed wins over the recipe."""

@@ -1,0 +1,96 @@
+"""Recipes: what they are composed of, and one of several runs that is killed, resumed, swept and skipped."""
+
+import os
+import signal
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from dogbreeds.core.errors import UserError
+from dogbreeds.experiments.compose import compose_config, from_config
+from dogbreeds.experiments.recipe import Recipe
+from tests.process_output import read_to_end, read_until
+
+SMALL = ("data.classes=6", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4")
+SMALL = (*SMALL, "tracking.system_metrics_seconds=0", "phase.epochs=2")
+RUNS = 5
+BEST = ("recipe=best", *SMALL)
+
+
+def test_recipes_of_one_run_are_settings_that_can_be_typed() -> None:
+    def composed(*overrides: str):
+        return from_config(compose_config("train", overrides))
+
+    fast = composed("recipe=fast")
+    assert fast.key == composed("head=logistic", "features.layers=[block5,block6,top]", "augment=flip").key
+    assert composed("recipe=guide").key == composed("attempt=frozen").key
+    # What is typed wins over the recipe.
+    assert composed("recipe=fast", "features.layers=[]", "augment=none").key == composed("head=logistic").key
+
+
+def test_recipe_of_several_runs_is_no_single_run() -> None:
+    config = compose_config("train", ["recipe=best"])
+    recipe = Recipe.of(config)
+    assert recipe is not None
+    assert len(recipe.runs) + 2 == RUNS
+    assert Recipe.of(compose_config("train", ["recipe=fast"])) is None
+    with pytest.raises(UserError, match="recipe=fast"):
+        from_config(config)
+    with pytest.raises(UserError, match=r"recipe\.stages"):
+        Recipe.of(compose_config("train", ["recipe=best", "+recipe.stages=1"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "named"), [("phase=finetune", "recipe=fast"), ("tracking=none", "tracking=mlflow")]
+)
+def test_settings_that_a_recipe_of_several_runs_cannot_have_say_what_to_type(
+    command, override: str, named: str
+) -> None:
+    done = command("train", "recipe=best", override)
+    assert done.returncode == 1
+    assert override in done.stderr
+    assert named in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.own_cache
+def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_one_network(
+    start_command, command, tmp_path: Path
+) -> None:
+    # Within the frozen run, after the second run's end, and within the third fine-tune.
+    for text, times in (("epoch  3/13", 1), ("--- fine-tune 2", 1), ("epoch 1/2", 2)):
+        with start_command("train", *BEST) as process:
+            read_until(process, text, times)
+            os.killpg(process.pid, signal.SIGKILL)
+            read_to_end(process)
+    with start_command("train", *BEST) as process:
+        lines, errors = read_to_end(process)
+    assert process.returncode == 0, errors
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlruns/mlflow.db")
+    found = client.search_runs(["1"])
+    (parent,) = [run for run in found if run.info.run_name.startswith("recipe best")]
+    nested = [run for run in found if run is not parent]
+    assert parent.data.tags["resumed"] == "3"
+    assert [run.info.status for run in found] == ["FINISHED"] * (RUNS + 1)
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
+    (soup,) = [run for run in nested if run.data.params["phase"] == "Soup"]
+    assert parent.data.tags["best_run"] == soup.info.run_id
+    assert parent.data.metrics["best/val_accuracy"] == soup.data.metrics["best/val_accuracy"]
+    assert soup.data.metrics["best/val_accuracy"] >= max(
+        run.data.metrics["best/val_accuracy"] for run in nested if run.data.params["phase"] == "Finetune"
+    )
+    assert f"type run={soup.info.run_id[:8]}" in lines[-1]
+    evaluated = command("evaluate", f"run={soup.info.run_id}")
+    assert f"{100 * soup.data.metrics['test/accuracy']:.1f} %" in evaluated.stdout
+    # In a sweep, runs that have finished are taken over, and the sweep names the best network.
+    with start_command("train", "--multirun", *BEST, "seed=0,1") as process:
+        lines, errors = read_to_end(process)
+    assert process.returncode == 0, errors
+    assert sum(line.startswith("skipped: run ") for line in lines) == RUNS
+    (sweep,) = [run for run in client.search_runs(["1"]) if run.info.run_name.startswith("sweep ")]
+    best = client.get_run(sweep.data.tags["best_run"])
+    assert best.data.params["phase"] == "Soup"
+    assert np.isfinite(sweep.data.metrics["best/val_accuracy"])
