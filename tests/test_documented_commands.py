@@ -80,6 +80,7 @@ PRINTED = (
     (r"hydra/launcher=submitit", 0, r""),
     (r"dogbreeds\.train", 0, r"\bbest  val +[\d.]+ %"),
     (r"dogbreeds\.extract", 0, r"features of train"),
+    (r"dogbreeds\.why .*why\.cells=removed", 0, r"images gained and lost"),
     (r"dogbreeds\.why", 0, r"verdict"),
     (r"dogbreeds\.evaluate", 0, r"^accuracy +[\d.]+ %"),
     (r"dogbreeds\.compare .*output=(\S+)", 0, r""),

@@ -310,3 +310,9 @@ def test_imagenet_weights_of_the_miniature_raise_a_user_error() -> None:
         UserError, match=r"^model\.weights=imagenet .* model=miniature\. .* Type model\.weights=shipped\.$"
     ):
         model("Miniature", weights="imagenet").build(0)
+
+
+def test_images_smaller_than_the_backbone_takes_say_the_smallest_size(composed) -> None:
+    run = composed("model=inceptionv3", "data=miniature", "model.weights=null", "model.image_size=64")
+    with pytest.raises(UserError, match=r"model\.image_size was 64\. InceptionV3 .* Type model\.image_size=75"):
+        run.model.build(0)

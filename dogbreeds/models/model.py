@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -135,6 +136,12 @@ class Model(Spec):
             return builder(weights=weights, **self._own_arguments(), **arguments)
         # Unknown or repeated arguments, and values that the builder does not take.
         except (TypeError, ValueError) as error:
+            least = re.search(r"must be at least (\d+)x", str(error))
+            if least is not None:
+                raise UserError(
+                    f"model.image_size was {self.image_size}. {self.architecture} takes images of {least[1]} pixels a"
+                    f" side or more. Type model.image_size={least[1]}, or leave it out."
+                ) from error
             if not self.arguments:
                 raise
             raise UserError(
