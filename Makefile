@@ -40,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain wheel pictures notebook-extra notebooks docs-extra docs docs-serve clean
+.PHONY: faults fuzz bench bench-gpu bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain wheel pictures notebook-extra notebooks docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -96,8 +96,11 @@ faults: setup ## measure how often verdicts and preflight are right, on drawn do
 fuzz: setup ## decode 10,000 damaged or malicious images; about a minute
 	$(BIN)/python tests/bench/fuzz.py
 
-bench: setup ## compare cached features with plain Keras; up to 15 minutes
-	$(BIN)/python tests/bench/speed.py
+bench: setup ## compare runs with Keras' two ways, and PyTorch where it is installed; up to 15 minutes, with FULL=1 hours
+	$(BIN)/python -m tests.bench.speed $(if $(FULL),--full)
+
+bench-gpu: setup ## the same on a GPU, its memory, and whether results repeat bit for bit; 10 minutes
+	$(BIN)/python -m tests.bench.speed --gpu
 
 bench-memory: setup ## measure the peak memory of B4 at 380 px on 300 and 1,200 images; some minutes
 	$(BIN)/python tests/bench/memory.py

@@ -18,11 +18,16 @@ from dogbreeds.experiments.run import Run
 from dogbreeds.models.model import Model
 from dogbreeds.models.preprocessing import MODES
 from dogbreeds.tracking.logged_model import ServingLimits
-from tests.bench import fuzz, grid, memory, predict, serve, speed
+from tests.bench import fuzz, grid, memory, predict, serve
 from tests.bench.faults import pixels
 from tests.bench.faults import study as faults
 from tests.bench.faults.backbones import Backbone, backbones
 from tests.bench.faults.collect import read_lines
+from tests.bench.speed import gpu
+from tests.bench.speed import study as speed
+from tests.bench.speed.__main__ import main as measure_speed
+from tests.bench.speed.photos import Setup
+from tests.bench.speed.ways import KerasExample, Ours, PredictThenFit, Torch
 from tests.tiny_network import save_tiny
 
 if TYPE_CHECKING:
@@ -154,28 +159,40 @@ def test_grid_costs_every_kind(small: Change, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_speed_measures_every_way(small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    workload = speed.Workload(
-        breeds=3, train=4, test=2, each=3, rates=(1e-3,), epochs=1, attempts=(1, 2), few=(2,), passes=1, change=small
-    )
-    results = speed.main(workload, tmp_path / "bench.json")
+def test_speed_measures_every_way_and_resumes(
+    small: Change, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = Setup("small", (*MINIATURE, "model.weights=null"), classes=3, each=(3, 6), epochs=3, change=small)
+    plans = [speed.Plan(setup, sweep=(2, 1), finetunes=1, costly_epochs=2, limit_seconds=0.1)]
+    compared = [KerasExample(), PredictThenFit(), Ours("tensorflow"), Ours("openvino", "bfloat16"), Torch()]
+    study = measure_speed(plans, tmp_path / "bench.json", ways=compared)
     said = capsys.readouterr().out
-    assert results["photos"] == 9
-    assert {name for name in results if name.startswith("seconds/")} == {
-        "seconds/one bare pass of the prefix",
-        "seconds/sweep of 1 rates, kept",
-        "seconds/sweep of 1 rates, plain Keras",
-        "seconds/fine-tune of the top 20, kept",
-        "seconds/fine-tune of the top 20, plain Keras",
-        "seconds/1 attempts on 18 photos",
-        "seconds/2 attempts on 18 photos",
-        "seconds/1 attempt on 6 photos",
-        "seconds/whole benchmark",
-    }
-    assert sum(name.startswith("ratio/") for name in results) == 5
-    assert all(value > 0 for value in results.values())
-    assert all(name in said for name in results)
-    assert json.loads((tmp_path / "bench.json").read_text()) == results
+    rows = {line.split(" | ")[0]: line for line in reversed(said.splitlines())}
+    # Two runs on 9 photos are measured, the third and fourth follow from the second; epochs of `fit` from the second.
+    for way, extrapolated in zip(compared[:3], (6, 3, 4), strict=True):
+        assert rows[f"| {way.name}"].count("~") == extrapolated, way.name
+    assert "torch is not installed" in said
+    assert study.cost(plans[0], compared[2], "runs", 9, 1).is_measured
+    with open(tmp_path / "bench.json") as file:
+        measured = json.load(file)["measured"]
+    assert measured == study.measured
+    assert (tmp_path / "bench.svg").stat().st_size > 10_000
+    # What is there is not measured again.
+    del measured[next(name for name in measured if "dogbreeds" in name and "18 photos" in name)]
+    (tmp_path / "bench.json").write_text(json.dumps({"measured": measured}))
+    again = measure_speed(plans, tmp_path / "bench.json", resume=True, ways=compared)
+    assert again.measured.keys() == study.measured.keys()
+    assert sum(again.measured[name] != value for name, value in study.measured.items()) == 1
+
+
+@pytest.mark.long
+def test_gpu_checks_hold_on_a_processor(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
+    setup = Setup("small", (*MINIATURE, "model.weights=null"), classes=3, each=(3, 6), epochs=2, change=small)
+    gpu.main(setup)
+    said = capsys.readouterr().out.splitlines()
+    assert "no GPU" in said[0]
+    assert [line.endswith(": ok") for line in said[1:5]] == [True] * 4
+    assert re.match(r"peak memory [\d,]+ MiB, [+-]", said[5])
 
 
 @pytest.mark.slow

@@ -487,5 +487,5 @@ def test_processor_with_bfloat16_is_recognised(monkeypatch: pytest.MonkeyPatch) 
             assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
             return ["FP32", "BF16"]
 
-    monkeypatch.setattr(runtime_module, "_import_openvino", lambda: type("openvino", (), {"Core": Core}))
+    monkeypatch.setattr(runtime_module, "import_openvino", lambda: type("openvino", (), {"Core": Core}))
     assert has_bfloat16()

@@ -112,7 +112,7 @@ class OpenVino(Engine):
 
     def __init__(self, graph: "keras.Model", precision: str):
         super().__init__(graph, OPENVINO, precision)
-        self._openvino = _import_openvino()
+        self._openvino = import_openvino()
         self._request_images = max(1, _REQUEST_PIXELS // graph.input.shape[1] ** 2)
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
@@ -242,7 +242,7 @@ def check_available(runtime: str, precision: str) -> None:
 
 def has_bfloat16() -> bool:
     """Return whether OpenVINO, which must be installed, computes in bfloat16 on this processor."""
-    return "BF16" in _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def freeze(graph: "keras.Model") -> Any:
@@ -260,7 +260,7 @@ def freeze(graph: "keras.Model") -> Any:
         return convert_variables_to_constants_v2(concrete)
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """Import OpenVINO without its telemetry, which by default reports each import over the network.
 
     While `openvino_telemetry` cannot be imported, OpenVINO takes a stub in its place. What a caller has imported before
