@@ -109,7 +109,8 @@ class AttemptRow:
         if params["unfreeze.layers_asked"] != params["unfreeze.layers_trained"]:
             unfrozen += f" of {params['unfreeze.layers_asked']} asked"
         # A logistic regression, which has one only in a fine-tune.
-        has_no_rate = params.get("head") == "Logistic" and params["phase"] == "Frozen"
+        is_logistic = params.get("head") == "Logistic" and params["phase"] == "Frozen"
+        has_no_rate = is_logistic or params["phase"] == "Soup"
         return claim_cells | {
             "phase": params["phase"].lower(),
             "pixels": params["preprocessing.mode"],
