@@ -114,8 +114,8 @@ def test_bad_settings_say_what_to_type(composed, overrides: list[str], named: st
     ("overrides", "key"),
     [
         ([], "f360958182cbe339"),
-        (["optimizer=adamw", "augment=guide"], "fe40c70dd58fac88"),
-        (["phase=finetune", "loss.class_weights=balanced"], "d88393928e7a6012"),
+        pytest.param(["optimizer=adamw", "augment=guide"], "fe40c70dd58fac88", marks=pytest.mark.slow),
+        pytest.param(["phase=finetune", "loss.class_weights=balanced"], "d88393928e7a6012", marks=pytest.mark.slow),
     ],
 )
 def test_runs_without_the_settings_of_later_versions_keep_their_keys(composed, overrides: list[str], key: str) -> None:

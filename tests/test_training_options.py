@@ -106,7 +106,7 @@ def test_average_of_the_weights_is_that_of_its_formula_and_is_kept() -> None:
     assert np.allclose(predict(averaged, rows(1, 200)), history.best_logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [0.9, pytest.param(None, marks=pytest.mark.slow)])
 def test_training_with_every_option_resumes_bit_for_bit(ema_decay: float | None) -> None:
     options = {"ema_decay": ema_decay, "label_smoothing": 0.1, "mix": Mixup(alpha=0.4)}
     states: list = []
