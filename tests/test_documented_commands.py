@@ -207,7 +207,7 @@ def frozen_run(line: str) -> str | None:
     line = re.sub(r"dogbreeds\.(why|extract)", "dogbreeds.train", line)
     line = re.sub(r"ATTEMPTS=\S+", "ATTEMPTS=frozen", line)
     line = re.sub(r"finetune_\d+", "frozen", line).replace("phase=finetune", "phase=frozen")
-    return re.sub(r" '?(unfreeze|shards?|why)[.\w]*=\S+", "", line)
+    return re.sub(r" '?(unfreeze|shards?|why|mix|ema)[.\w]*=\S+", "", line)
 
 
 LINES = distinct()
