@@ -184,6 +184,12 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     depths = find_depths(run.features.layers, backbone.blocks)
     plan = with_depths(run.unfreeze.plan(backbone.blocks), depths, backbone.blocks)
     pooled = network_pool.take(run, backbone, plan, depths, classes, head_seed(run.seed))
+    shape = pooled.network.prefix.shape
+    if run.mix.needs_maps and len(shape) != 3:
+        raise UserError(
+            f"mix=cutmix was given, and the inputs of what trains are {list(shape)} for an image. It exchanges rectangles"
+            " of images or feature maps [h, w, channels]. Type mix=mixup."
+        )
     if AUTO not in (run.features.runtime, run.features.precision):
         pooled.network = pooled.network.with_runtime(run.features.runtime, run.features.precision)
     return Assembly(backbone, pooled, pixel_fit, findings)

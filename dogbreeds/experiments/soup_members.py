@@ -113,6 +113,8 @@ def compose(
         "tracking": config.tracking,
         "plugins": config.plugins,
         "rerun": False,
+        # Candidates are no course of training, which could collapse.
+        "stop_on_collapse": False,
         "phase": {
             "_target_": "dogbreeds.training.phase.Soup",
             "members": [record.run_id for record in members],
