@@ -187,8 +187,8 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
     shape = pooled.network.prefix.shape
     if run.mix.needs_maps and len(shape) != 3:
         raise UserError(
-            f"mix=cutmix was given, and the inputs of what trains are {list(shape)} for an image. It exchanges rectangles"
-            " of images or feature maps [h, w, channels]. Type mix=mixup."
+            f"mix=cutmix was given, and the inputs of what trains are {list(shape)} for an image. It exchanges"
+            " rectangles of images or feature maps [h, w, channels]. Type mix=mixup."
         )
     if AUTO not in (run.features.runtime, run.features.precision):
         pooled.network = pooled.network.with_runtime(run.features.runtime, run.features.precision)
