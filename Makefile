@@ -23,7 +23,7 @@ SETTINGS := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(ROOT
 comma := ,
 space := $() $()
 # Extras of pyproject.toml; dev contains all others.
-KNOWN_EXTRAS := joblib ray submitit search server export fast hub docs notebook dev
+KNOWN_EXTRAS := joblib ray submitit search server export fast hub audit docs notebook dev
 EXTRAS ?=
 # The launcher submitit_slurm is in the extra submitit.
 WANTED := $(subst $(comma), ,$(EXTRAS)) \

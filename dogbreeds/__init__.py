@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, probe_backbones, runs, sweep
+    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs, sweep
+    from dogbreeds.api_images import audit_dataset, probe_backbones
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
     from dogbreeds.data.augment import Augment
@@ -49,6 +50,7 @@ __all__ = [
     "Unfreeze",
     "UserError",
     "VerdictCallback",
+    "audit_dataset",
     "boolean",
     "compose",
     "fit",
@@ -74,13 +76,14 @@ _MODULES = {
     "Run": "experiments.run",
     "UserError": "core.errors",
     "VerdictCallback": "training.verdict_callback",
+    "audit_dataset": "api_images",
     "compose": "api",
     "fit": "api",
     "judge_history": "api",
     "load": "api",
     "paired": "api",
     "preflight": "api",
-    "probe_backbones": "api",
+    "probe_backbones": "api_images",
     "runs": "api",
     "sweep": "api",
     # Base classes of parts of one's own, and declarations of their fields.

@@ -21,6 +21,7 @@ COMMANDS = {
     "why": "find which settings of an experiment made the difference",
     "soup": "average the weights of several fine-tunes, without training",
     "probe": "compare backbones on your images, before any training",
+    "audit": "list what is wrong with your images: copies, labels, outliers",
     "judge": "give the verdict of any training, from its learning curves",
     "extract": "fill the feature cache for later runs, in one job or in shards",
     "cache": "list the feature cache, or empty it",

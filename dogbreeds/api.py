@@ -13,12 +13,9 @@ from dogbreeds.cli import overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
-from dogbreeds.experiments import backbone_probe
 from dogbreeds.experiments.compose import compose_config, compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import with_plugins
-from dogbreeds.experiments.probe_models import Probe, compose_models, probe_origin
-from dogbreeds.experiments.probe_recording import recorded
 from dogbreeds.experiments.python_runs import (
     check_composed,
     origin_of,
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from dogbreeds.data.dataset import Dataset
-    from dogbreeds.evaluation.backbone_probe import BackboneProbe
     from dogbreeds.evaluation.paired_comparison import Comparison
     from dogbreeds.evaluation.verdict import Verdict
     from dogbreeds.experiments.classifier import Classifier
@@ -187,7 +183,7 @@ def load(run: NamedRun = "latest", overrides: Sequence[str] = ()) -> "Classifier
     from dogbreeds.experiments.classifier import Classifier
 
     name = run_name(run)
-    config = _compose_command("predict", overrides)
+    config = compose_command("predict", overrides)
     tracking = mlflow_tracking(config, "A run's network is loaded from MLflow.", name)
     with open_network(tracking, name, Only.of(config)) as (record, network, file):
         return Classifier.of(network, record, file, tracking if record is not None else None)
@@ -211,7 +207,7 @@ def runs(overrides: Sequence[str] = ()) -> "pandas.DataFrame":
     """
     from dogbreeds.reports.runs_frame import runs_frame
 
-    config = _compose_command("table", overrides)
+    config = compose_command("table", overrides)
     only = Only.of(config)
     with mlflow_settings_restored():
         tracking = mlflow_tracking(config, "The table is built from the runs in MLflow.")
@@ -243,7 +239,7 @@ def paired(
     """
     from dogbreeds.experiments.paired_runs import compare_predictions, predictions_of
 
-    config = _compose_command("compare", overrides)
+    config = compose_command("compare", overrides)
     tracking = mlflow_tracking(config, "Runs are compared by the predictions that MLflow has of them.")
     only = Only.of(config)
     with mlflow_settings_restored():
@@ -306,41 +302,7 @@ def judge_history(
     return judge_training(as_history(history), facts, names)
 
 
-@python_call()
-def probe_backbones(
-    models: Sequence[str],
-    overrides: Sequence[str] = (),
-    *,
-    dataset: "Dataset | None" = None,
-    config_dir: str | Path | None = None,
-    plugins: Sequence[str] = (),
-) -> "BackboneProbe":
-    """Compare backbones on the same images by linear classifiers of their frozen features, before any training.
-
-    Examples:
-        >>> probe = db.probe_backbones(["miniature", "miniature model.weights=null"], ["data.classes=12"])
-        >>> probe.best.name, probe.best.linear.n, probe.as_good
-        ('miniature', 120, ())
-
-    Args:
-        models: options of the group `model`. Settings of one follow its name: `"mobilenetv2 model.alpha=0.35"`.
-        overrides: of the command `probe`, such as `data=folder` or `probe.images=null`; they hold for all backbones.
-        dataset: images to use instead of those of the overrides: see `Dataset.from_arrays`.
-        config_dir, plugins: as for `compose`.
-
-    Raises:
-        MissingFileError, UserError: if a name or a setting is not allowed, or no backbone can be probed.
-    """
-    overrides = with_plugins(overrides, plugins)
-    sources = [config_source(config_dir)] if config_dir is not None else []
-    config = _compose_command("probe", overrides, sources)
-    composed = compose_models(models, overrides, sources, is_provided=dataset is not None)
-    with recorded(composed, probe_origin(config, overrides, composed)) as record:
-        probe = backbone_probe.probe_backbones(composed, Probe.of(config).images, dataset)
-        record(probe)
-    return probe
-
-
-def _compose_command(name: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> "DictConfig":
+def compose_command(name: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> "DictConfig":
+    """Compose the config of a command."""
     with overrides_explained(name, overrides, sources):
         return compose_config(name, overrides, sources=sources)

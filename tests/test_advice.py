@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from dogbreeds import compare, evaluate, export, predict, probe, soup, table
+from dogbreeds import audit, compare, evaluate, export, predict, probe, soup, table
 from dogbreeds import judge as judge_command
 from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.metrics import PairedOutcome
@@ -100,6 +100,7 @@ COMMANDS: dict[str, type[Spec] | None] = {
     "table": table.Settings,
     "judge": judge_command.Settings,
     "probe": probe.Settings,
+    "audit": audit.Settings,
     "soup": soup.Settings,
     "extract": None,
     "why": None,

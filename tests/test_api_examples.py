@@ -26,6 +26,7 @@ DOCUMENTED: dict[str, Any] = {
     "sweep": db.sweep,
     "runs": db.runs,
     "probe_backbones": db.probe_backbones,
+    "audit_dataset": db.audit_dataset,
     "paired": db.paired,
     "load": db.load,
     "Result": db.Result,

@@ -20,6 +20,7 @@ from dogbreeds.features.cache import FeatureCache
 from tests.tiers import tiered
 
 _SINGLE_COMMANDS = (
+    "audit",
     "cache",
     "compare",
     "evaluate",
