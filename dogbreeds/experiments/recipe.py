@@ -169,7 +169,7 @@ class _Stages:
         self.tracking: Mlflow = probe.tracking
 
     def run(self) -> Record:
-        """Run all stages, and return the record of the last one."""
+        """Run all stages; return the record of what is best on validation, of equals the frozen run."""
         countdown = Countdown("runs", len(self._recipe.runs) + 2)
         probe = self._execute("frozen", self._recipe.probe)
         countdown.advance()
@@ -181,7 +181,10 @@ class _Stages:
         distinct = list({record.run_id: record for record in members}.values())
         final = self._soup(distinct) if len(distinct) > 1 else distinct[0] if distinct else probe
         countdown.advance()
-        return final
+        best = max((probe, final), key=lambda record: record.metrics.get(RANKING_METRIC, 0.0))
+        if best is probe:
+            log.info("no fine-tune, and no soup of them, is better on validation than the frozen network")
+        return best
 
     def _soup(self, members: Sequence[Record]) -> Record:
         found = soup_members.find(self.tracking, [record.run_id for record in members], None, soup_members.ANY)
