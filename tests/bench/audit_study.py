@@ -101,7 +101,7 @@ def main(overrides: Sequence[str], seed: int = 0) -> list[str]:
         planted_first = Proportion(int(wrong[first].sum()), len(first))
         planted_found = Proportion(int(wrong[after.images].sum()), int(wrong.sum()))
         tell(
-            f"labels, {WRONG_SHARE:.0%} moved to {name}: of the first {len(first)} findings {planted_first} are planted;"
+            f"labels, {WRONG_SHARE:.0%} moved to {name}: of {len(first)} first findings {planted_first} are planted;"
             f" all {len(after.images):,} have {planted_found} of the planted; share {after.share:.3f}"
         )
     return lines
