@@ -40,7 +40,7 @@ MISSING := $(if $(filter dev,$(INSTALLED)),,$(filter-out $(INSTALLED),$(WANTED))
 TO_INSTALL := $(or $(sort $(filter dev,$(INSTALLED) $(WANTED))),$(sort $(INSTALLED) $(WANTED)))
 
 .PHONY: help setup dev missing table test test-slow test-long test-real check
-.PHONY: faults fuzz bench bench-gpu bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain wheel pictures notebook-extra notebooks docs-extra docs docs-serve clean
+.PHONY: faults audit-study fuzz bench bench-gpu bench-memory bench-predict bench-serve bench-grid ui server cache clear pretrain wheel pictures notebook-extra notebooks docs-extra docs docs-serve clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -92,6 +92,9 @@ check: dev ## check formatting, style and types
 
 faults: setup ## measure how often verdicts and preflight are right, on drawn dogs, and on photos in DOGBREEDS_REAL_DATA; SMALL=1: 3 minutes
 	$(BIN)/python -m tests.bench.faults $(if $(SMALL),--small)
+
+audit-study: setup ## measure how many planted copies and wrong labels an audit finds; ARGS="model=effnetb0 data=folder data.root=photos"
+	$(BIN)/python -m tests.bench.audit_study $(ARGS)
 
 fuzz: setup ## decode 10,000 damaged or malicious images; about a minute
 	$(BIN)/python tests/bench/fuzz.py

@@ -21,6 +21,7 @@ from dogbreeds.evaluation.image_outliers import find_outliers
 from dogbreeds.evaluation.label_errors import find_label_errors
 from dogbreeds.evaluation.neighbours import directions, nearest
 from dogbreeds.reports import audit_page
+from tests.bench import audit_study
 
 HOSTILE = '=<script>alert("x")</script>&\u202e.jpg'
 
@@ -185,3 +186,14 @@ def test_audit_of_drawn_dogs_finds_planted_copies_and_writes_page_and_table(tmp_
     assert audit.inflation is not None
     assert audit.inflation.n == len(loaded["test"])
     assert sorted(path.name for path in (tmp_path / "audit").iterdir()) == ["audit.csv", "audit.html"]
+
+
+@pytest.mark.long
+def test_audit_study_reports_each_kind_of_copy_and_both_kinds_of_labels(shared_cache: Path) -> None:
+    lines = audit_study.main(["data.classes=4", f"features.dir={shared_cache}"])
+    assert [line.split(":")[0] for line in lines[:4]] == [f"copies, {kind}" for kind in audit_study.KINDS]
+    assert sum("moved to" in line for line in lines) == 2
+    labels = np.repeat(np.arange(4), 50)
+    given, wrong = audit_study.plant_labels(labels, 4, np.random.default_rng(0), np.array([1, 0, 3, 2]))
+    assert wrong.sum() == 10
+    assert ((given != labels) == wrong).all()

@@ -56,10 +56,10 @@ def quality_findings(grey: np.ndarray, sizes: np.ndarray, image_size: int) -> li
     for image, (mean, deviation, sharp) in enumerate(zip(means, deviations, sharpness, strict=True)):
         width, height = map(int, sizes[image])
         short, long = min(width, height), max(width, height)
-        if deviation < _FLAT:
-            found.append((image, 1 - deviation / (2 * _FLAT), "shows nothing"))
-        elif mean < _DARK:
+        if mean < _DARK:
             found.append((image, 1 - mean / (2 * _DARK), f"dark: mean {mean:.0f} of 255"))
+        elif deviation < _FLAT:
+            found.append((image, 1 - deviation / (2 * _FLAT), "shows nothing"))
         elif mean > _BRIGHT:
             found.append((image, 0.5 + (mean - _BRIGHT) / (2 * (255 - _BRIGHT)), f"bright: mean {mean:.0f} of 255"))
         elif sharp < _BLURRED * usual:

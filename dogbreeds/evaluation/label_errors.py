@@ -83,8 +83,8 @@ def _share_of_errors(labels: np.ndarray, probabilities: np.ndarray) -> tuple[flo
     sums = np.bincount(labels, probabilities[images, labels], classes)
     thresholds = sums / np.maximum(np.bincount(labels, minlength=classes), 1)
     confident = np.where(probabilities >= thresholds - 1e-6, probabilities, 0)
-    counted = confident.any(axis=1)
-    wrong: np.ndarray = counted & (confident.argmax(axis=1) != labels)
+    counted = np.asarray(confident.any(axis=1))
+    wrong = np.logical_and(counted, confident.argmax(axis=1) != labels)
 
     def share(sample: np.ndarray) -> float:
         # As cleanlab calibrates the joint: each given class has its true number of images.

@@ -108,11 +108,11 @@ def _notes(audit: Audit) -> list[str]:
         low, high = audit.inflation.interval
         change = f"{100 * audit.inflation.difference:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
         notes.append(
-            f"{across:,} pairs of copies are in two splits. A linear classifier that trains on copies of test images"
+            f"Pairs of copies in two splits: {across:,}. A linear classifier that trains on copies of test images"
             f" is {change} better on {audit.inflation.n:,} test images than one without them."
         )
     else:
-        notes.append(f"{across:,} pairs of copies are in two splits; none is of a training and a test image.")
+        notes.append(f"Pairs of copies in two splits: {across:,}; none is of a training and a test image.")
     return notes
 
 
