@@ -357,12 +357,12 @@ def test_execute_records_nothing_with_tracking_none(composed, tmp_path: Path) ->
 def test_execute_ends_its_run_after_an_error_or_an_interruption(
     composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
-    from dogbreeds.experiments import attempt
+    from dogbreeds.experiments import trainer
 
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(attempt, "fit", fail)
+    monkeypatch.setattr(trainer, "fit", fail)
     run = composed(*SMALL)
     with pytest.raises(type(error)):
         execute(run, origin(tmp_path))

@@ -593,7 +593,7 @@ def test_missing_rows_are_computed_in_the_batch_size_of_the_shards(
     assert cache_files(tmp_path / "shards") == cache_files(tmp_path / "whole")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_joining_shards_resumes_to_the_same_bytes_after_a_kill_at_any_moment(
     plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
