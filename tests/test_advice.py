@@ -28,6 +28,7 @@ _ADVICE = re.compile(rf"{_OVERRIDE}(?: {_OVERRIDE})*")
 # What a placeholder stands for, by setting.
 SAMPLES = {
     "attempt": "frozen",
+    "augment.size": "32",
     "model": "effnetb0",
     "model.architecture": "EfficientNetB0",
     "model.image_size": "64",

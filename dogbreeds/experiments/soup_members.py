@@ -66,28 +66,28 @@ def _check(members: Sequence[Record]) -> None:
         found = f"run {short(members[0].run_id)} alone" if members else "no fine-tune with a saved network"
         raise UserError(
             f"A soup needs two fine-tunes of one parent, and there is {found}. A sweep saves only its best network"
-            " unless tracking.model=all. Type python -m dogbreeds.train --multirun phase=finetune tracking.model=all"
-            " optimizer.lr=1e-5,3e-5."
+            " unless tracking.model=all. Type phase=finetune tracking.model=all optimizer.lr=3e-5 for"
+            " another one, for example."
         )
     first = members[0]
     for record in members:
         if record.params.get("phase") != "Finetune":
             raise UserError(
                 f"members has {short(record.run_id)}, a run of the phase {record.params.get('phase')}. A soup averages"
-                " fine-tunes. Type members=null, which takes those of the best one's parent."
+                " fine-tunes. Type members=[], which takes those of the best one's parent."
             )
         parents = [short(each.tags.get("parent", "none")) for each in (first, record)]
         if parents[0] != parents[1]:
             raise UserError(
                 f"members has {short(first.run_id)} with the parent {parents[0]}, and {short(record.run_id)} with"
                 f" {parents[1]}. Weights can be averaged if they start from the same ones. Type parent={parents[0]}"
-                " members=null, for example."
+                " members=[], for example."
             )
         others = _differences(record, first)
         if others:
             raise UserError(
                 f"members has {short(first.run_id)} and {short(record.run_id)}, which differ in {', '.join(others)}."
-                " A soup averages networks of one backbone and one head. Type members=null, which takes those that fit."
+                " A soup averages networks of one backbone and one head. Type members=[], which takes those that fit."
             )
 
 
