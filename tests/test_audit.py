@@ -62,7 +62,7 @@ def test_find_copies_finds_each_kind_and_nothing_else(pictures: np.ndarray, kind
 
 
 @pytest.mark.slow
-def test_find_label_errors_finds_planted_ones_first_and_copies_do_not_vouch_for_each_other() -> None:
+def test_find_label_errors_finds_planted_ones_alone_and_copies_do_not_vouch_for_each_other() -> None:
     generator = np.random.default_rng(0)
     truth = np.repeat(np.arange(5), 40)
     features = 6 * np.eye(5, 16)[truth] + generator.normal(size=(200, 16))
@@ -70,10 +70,10 @@ def test_find_label_errors_finds_planted_ones_first_and_copies_do_not_vouch_for_
     planted = generator.choice(200, 10, replace=False)
     given[planted] = (truth[planted] + 1) % 5
     found = find_label_errors(features, given, np.arange(200), 6)
-    first = found.images[:10].tolist()
-    assert len(set(first) & set(planted.tolist())) >= 9
-    by_image = dict(zip(found.images.tolist(), found.suggested.tolist(), strict=True))
-    assert all(by_image[image] == truth[image] for image in set(first) & set(planted.tolist()))
+    # Confident learning reports what it is sure of: no right label here, and not every wrong one.
+    assert set(found.images.tolist()) <= set(planted.tolist())
+    assert len(found.images) >= 8
+    assert (found.suggested == truth[found.images]).all()
     assert found.interval[0] <= found.share <= found.interval[1]
     assert 0.02 < found.share < 0.09
     groups = np.arange(200) // 2

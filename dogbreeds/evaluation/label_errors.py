@@ -11,8 +11,8 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.logistic_regression import TrainingProblem
 
 _FOLDS = 5
-# Strengths that are tried on the first fold, ascending.
-_STRENGTHS = (1e-4, 1e-3, 1e-2)
+# Strengths, `C`, that are tried on the first fold, in this order, until one is worse.
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _RESAMPLINGS = 200
 
 
