@@ -24,7 +24,7 @@ def first_values(overrides: list[str]) -> list[str]:
     plain = [override for override in overrides if "=" in override and "interval(" not in override]
     reduced = [re.sub(r"=range\(.*\)$", "=0", override) for override in plain]
     reduced = [re.sub(r"=choice\((\w+).*", r"=\1", override) for override in reduced]
-    return [re.sub(r"(=[^,\[\](]+),.*", r"\1", override) for override in reduced]
+    return [re.sub(r"^([^=]+=[^,\[\](]+),.*", r"\1", override) for override in reduced]
 
 
 def yaml_target(path: Path) -> str:
