@@ -2,7 +2,7 @@
 
 import pytest
 
-from dogbreeds.core.text import received, shorten, size_text
+from dogbreeds.core.text import printable, received, shorten, size_text
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,11 @@ def test_size_is_in_the_unit_that_fits(size: float, expected: str) -> None:
 )
 def test_shortened_text_ends_after_a_sentence_or_a_word(text: str, expected: str) -> None:
     assert shorten(text, 30) == expected
+
+
+def test_names_that_reverse_text_are_shown_escaped() -> None:
+    assert printable("gpj.\u202e\n.exe") == "gpj.\\u202e\\n.exe"
+    assert printable("כלב.jpg") == "כלב.jpg"
 
 
 def test_received_value_is_printable_and_short() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 # Control characters, line separators, and surrogates, which stand for bytes that are not UTF-8.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What is shown escaped: also the characters that reverse the text after them.
+_ESCAPED = re.compile(rf"{UNPRINTABLE.pattern}|[\u202a-\u202e\u2066-\u2069]")
 # Most characters of a received value in a message.
 _MAX_RECEIVED = 100
 
@@ -30,8 +32,8 @@ def printable(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape unprintable characters for display, such as a terminal's control characters in the name of a run."""
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Escape for display what is unprintable or reverses text, such as a terminal's control characters in a run's name."""
+    return _ESCAPED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def csv_rows(rows: Iterable[Iterable[object]]) -> str:
