@@ -32,7 +32,7 @@ def printable(name: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Escape for display what is unprintable or reverses text, such as a terminal's control characters in a run's name."""
+    """Escape for display what is unprintable or reverses text, such as control characters in a run's name."""
     return _ESCAPED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

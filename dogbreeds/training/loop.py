@@ -34,7 +34,7 @@ _ORDER_STREAM = 0x0DE7
 # Size of the feature batches of an evaluation, and of the inputs of several steps in one call.
 _EVALUATION_BYTES = 64 << 20
 _CALL_BYTES = 16 << 20
-# Seconds that several steps in one call may take, where their number is chosen: signals and progress wait for their end.
+# Seconds that several steps in one call may take, where their number is chosen: signals wait for their end.
 _CALL_SECONDS = 0.25
 
 Stop = Callable[[Sequence[Epoch]], str | None]
