@@ -109,7 +109,7 @@ def test_pass_environment_adds_variables_and_folders_to_each_jobs_config(
     assert job.hydra.sweep.dir == str(tmp_path / "swept")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_launcher_rejects_an_address_where_nothing_listens(command) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

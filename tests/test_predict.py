@@ -464,8 +464,10 @@ def on_a_terminal(width: int, arguments: list[str], folder: Path, environment: d
 @pytest.mark.parametrize(
     ("width", "colours"),
     [
-        pytest.param(40, {}, marks=pytest.mark.slow),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in ((80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"}))),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in ((40, {}), (80, {"NO_COLOR": "1"}), (200, {"TERM": "dumb"}))
+        ),
     ],
 )
 def test_predict_fits_its_lines_into_a_terminal(
