@@ -210,9 +210,8 @@ def test_every_launcher_gives_the_same_metrics(
 
 
 @pytest.mark.own_cache
-@pytest.mark.parametrize(
-    "attempts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("attempts", [4, 32])
 def test_ray_launcher_resumes_the_job_of_a_killed_worker(
     attempts: int, start_command, ray_environment, tmp_path: Path
 ) -> None:
