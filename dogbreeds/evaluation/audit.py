@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dogbreeds.evaluation.class_scores import confusion_matrix
 from dogbreeds.evaluation.label_errors import LabelErrors
 from dogbreeds.evaluation.metrics import PairedOutcome
 
@@ -124,8 +125,7 @@ def confusable_pairs(probabilities: np.ndarray, labels: np.ndarray, most: int = 
         most: how many pairs at most.
     """
     classes = probabilities.shape[1]
-    table = np.zeros((classes, classes), int)
-    np.add.at(table, (labels, probabilities.argmax(axis=1)), 1)
+    table = confusion_matrix(labels, probabilities.argmax(axis=1), classes)
     sizes = np.bincount(labels, minlength=classes)
     pairs = [
         ConfusablePair(

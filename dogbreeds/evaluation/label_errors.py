@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation import metrics
 from dogbreeds.evaluation.logistic_regression import TrainingProblem
 
 _FOLDS = 5
@@ -107,7 +108,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, c
     images = np.arange(len(labels))
 
     def loss(logits: np.ndarray, of: np.ndarray) -> float:
-        return float(-np.log(np.maximum(_softmax(logits)[np.arange(len(of)), of], 1e-12)).mean())
+        return float(-np.log(np.maximum(metrics.probabilities(logits)[np.arange(len(of)), of], 1e-12)).mean())
 
     first = folds == 0
     weights, best, strength = None, np.inf, _STRENGTHS[0]
@@ -124,7 +125,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, c
         own = folds == fold
         if own.any():
             fit = problem.fit(strength, start, left_out=own)
-            probabilities[own] = _softmax(problem.logits(fit, images[own]))
+            probabilities[own] = metrics.probabilities(problem.logits(fit, images[own]))
     return probabilities
 
 
@@ -138,8 +139,3 @@ def _folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     # The fold of a group is that of its first image.
     _, firsts, of_image = np.unique(groups, return_index=True, return_inverse=True)
     return folds[firsts[of_image]]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)

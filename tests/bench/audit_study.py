@@ -15,6 +15,7 @@ from PIL import Image
 import dogbreeds as db
 from dogbreeds.data.alignment import grey_images
 from dogbreeds.data.near_duplicates import find_copies
+from dogbreeds.evaluation.class_scores import confusion_matrix
 from dogbreeds.evaluation.label_errors import find_label_errors
 from dogbreeds.evaluation.metrics import Proportion
 from dogbreeds.experiments.audit import _read
@@ -91,8 +92,7 @@ def main(overrides: Sequence[str], seed: int = 0) -> list[str]:
     groups = np.arange(len(ids))
     plain = find_label_errors(features, labels, groups, classes)
     tell(f"labels as they are: {len(plain.images):,} findings, share {plain.share:.3f}, interval {plain.interval}")
-    confusion = np.zeros((classes, classes), int)
-    np.add.at(confusion, (labels, plain.probabilities.argmax(axis=1)), 1)
+    confusion = confusion_matrix(labels, plain.probabilities.argmax(axis=1), classes)
     np.fill_diagonal(confusion, -1)
     for name, likeliest in (("any class", None), ("most confusable class", confusion.argmax(axis=1))):
         given, wrong = plant_labels(labels, classes, generator, likeliest)
