@@ -37,16 +37,9 @@ class Mix(Spec):
     """Base class of mixings. By itself it mixes nothing."""
 
     group = "mix"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether batches are mixed."""
-        return False
-
-    @property
-    def needs_maps(self) -> bool:
-        """Whether only inputs with height and width can be mixed."""
-        return False
+    # Whether batches are mixed, and whether only inputs with height and width can be.
+    is_active = False
+    needs_maps = False
 
     def apply(self, inputs: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int, step: int) -> MixedBatch:
         """Mix each row of a batch with another one of it.
@@ -97,11 +90,8 @@ class Mixup(Mix):
         alpha: both parameters of the Beta distribution of the weights.
     """
 
+    is_active = True
     alpha: float = number(above=0, at_most=100, example=0.2)
-
-    @property
-    def is_active(self) -> bool:
-        return True
 
     def apply(self, inputs: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int, step: int) -> MixedBatch:
         rng = _generator(seed, epoch, step)
@@ -122,15 +112,9 @@ class Cutmix(Mix):
         alpha: both parameters of the Beta distribution of the area that is left.
     """
 
+    is_active = True
+    needs_maps = True
     alpha: float = number(above=0, at_most=100, example=1)
-
-    @property
-    def is_active(self) -> bool:
-        return True
-
-    @property
-    def needs_maps(self) -> bool:
-        return True
 
     def apply(self, inputs: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int, step: int) -> MixedBatch:
         rng = _generator(seed, epoch, step)

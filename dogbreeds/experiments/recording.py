@@ -73,11 +73,12 @@ def epoch_line(epoch: Epoch, epochs: int) -> str:
         epoch: completed epoch.
         epochs: number of epochs that the run may take.
     """
-    rate = _alternative(epoch).removeprefix(", ")
     if epoch.strength is not None:
         rate = f"C {epoch.strength:.2g}"
     elif epoch.lr is not None:
         rate = f"lr {epoch.lr:.2g}"
+    else:
+        rate = _soup(epoch)
     return (
         f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  train {100 * epoch.train_accuracy:5.1f} %  val"
         f" {100 * epoch.val.accuracy.value:5.1f} %  loss {_short(epoch.train_loss)}/{_short(epoch.val.loss)}"
@@ -100,8 +101,12 @@ def _alternative(epoch: Epoch) -> str:
     """Format what tells an alternative from the others: strength of regularisation, or what a soup is made of."""
     if epoch.strength is not None:
         return f", C {epoch.strength:g}"
+    return f", {_soup(epoch)}" if epoch.members is not None else ""
+
+
+def _soup(epoch: Epoch) -> str:
     share = f", {100 * epoch.soup_share:.0f} % of it" if epoch.soup_share not in (None, 1) else ""
-    return f", soup of {epoch.members}{share}" if epoch.members is not None else ""
+    return f"soup of {epoch.members}{share}"
 
 
 def final_metrics(result: Result) -> dict[str, float]:

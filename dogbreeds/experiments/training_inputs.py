@@ -170,9 +170,9 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     if run.logistic_head is not None:
         # Each fit is one of all copies.
         epochs = run.augment.num_copies()
-    if run.augment.is_live:
-        inputs.compute(dataset.train, shard_spec)
-    for epoch in range(max(1, min(epochs, run.augment.num_copies())) if not run.augment.is_live else 0):
+    # What is augmented live is not cached.
+    computed = [None] if run.augment.is_live else range(max(1, min(epochs, run.augment.num_copies())))
+    for epoch in computed:
         inputs.compute(dataset.train, shard_spec, epoch)
     held_out = [split for name, split in dataset.splits.items() if name != "train" and isinstance(run.phase, Training)]
     for split in held_out:
