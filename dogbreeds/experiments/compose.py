@@ -290,12 +290,12 @@ def run_origin(config: DictConfig, run: Run) -> RunOrigin:
     return _run_origin(config, hydra_config, run, Path(hydra_config.runtime.output_dir))
 
 
-def compose_run(overrides: Sequence[str] = (), sources: Sequence[str] = ()) -> Run:
-    """Compose a run outside a Hydra job.
+def compose_run(overrides: Sequence[str] = (), sources: Sequence[str] | None = ()) -> Run:
+    """Compose a run other than that of the running Hydra job, if there is one.
 
     Args:
         overrides: as they are typed on the command line.
-        sources: where to find configs besides `conf/`, from `config_source`.
+        sources: where to find configs besides `conf/`, as for `compose_config`.
 
     Raises:
         UserError: as `from_config`.

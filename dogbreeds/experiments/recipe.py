@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +20,11 @@ from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.ablation_runs import replace_overrides
-from dogbreeds.experiments.compose import RECIPE, compose_config, from_config, job_config, settings_of
+from dogbreeds.experiments.compose import RECIPE, compose_run, job_config, settings_of
 from dogbreeds.experiments.plugins import named_plugins
 from dogbreeds.experiments.result import Result, Skipped
-from dogbreeds.experiments.run_name import run_name
 from dogbreeds.experiments.sweep import sweep_origin
-from dogbreeds.tracking.lifecycle import close_orphaned_runs, end_run_on_exit, resume_run, start_run
+from dogbreeds.tracking.lifecycle import end_run_on_exit, find_ended_run, resume_or_start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Record, RunOrigin, short
 from dogbreeds.training.phase import Soup
@@ -217,18 +216,9 @@ class _Stages:
         """Return a run of the recipe, and what it was composed from. What was typed wins over the recipe."""
         stage = replace_overrides(self._recipe.shared, changes)
         overrides = replace_overrides(stage, self._typed)
-        config = compose_config("train", overrides, with_hydra=True)
-        choices: Mapping[str, str] = {
-            group: option
-            for group, option in config.hydra.runtime.choices.items()
-            if option and not group.startswith("hydra")
-        }
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        run = from_config(own)
-        run = dataclasses.replace(run, tracking=self._saving(run.tracking))
-        named = {group: option for group, option in choices.items() if group in ("model", "data")}
-        name = run_name(choices, overrides)
-        return run, RunOrigin(OmegaConf.to_yaml(own), tuple(overrides), name, self._folder, choices=named)
+        run = compose_run(overrides, sources=None)
+        origin = dataclasses.replace(cast(RunOrigin, run.origin), folder=self._folder)
+        return dataclasses.replace(run, tracking=self._saving(run.tracking), origin=origin), origin
 
     @staticmethod
     def _saving(tracking: Any) -> Any:
@@ -240,21 +230,16 @@ class _Stages:
 def _parent_run(tracking: Mlflow, origin: RunOrigin) -> Iterator[str]:
     """Open the run that the runs of the body are nested below, below that of a sweep if there is one; yield its id."""
     client, experiment_id = tracking.connect()
-    close_orphaned_runs(client, experiment_id)
     outer = os.environ.get(SWEEP_RUN_ENV)
-    same = client.search_runs([experiment_id], f"tags.identity = '{origin.identity}'") if origin.identity else []
-    ended = [run for run in same if run.info.status != "RUNNING"]
+    ended = find_ended_run(client, experiment_id, origin)
     with contextlib.ExitStack() as stack:
         # A signal is raised at the end of the block, where it ends the run.
         with signals.deferred():
-            if ended:
-                run = resume_run(client, ended[0].info.run_id, origin, outer)
-            else:
-                run = start_run(client, experiment_id, origin, outer)
-            stack.enter_context(end_run_on_exit(client, run.info.run_id))
-        os.environ[SWEEP_RUN_ENV] = run.info.run_id
+            run_id = resume_or_start_run(client, ended, origin, experiment_id, outer)
+            stack.enter_context(end_run_on_exit(client, run_id))
+        os.environ[SWEEP_RUN_ENV] = run_id
         try:
-            yield run.info.run_id
+            yield run_id
         finally:
             if outer is None:
                 del os.environ[SWEEP_RUN_ENV]

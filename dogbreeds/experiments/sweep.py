@@ -14,7 +14,7 @@ from dogbreeds.experiments.compose import build_spec, job_config
 from dogbreeds.experiments.launcher import LauncherCallback
 from dogbreeds.experiments.plugins import named_plugins, sources_digest
 from dogbreeds.experiments.run_name import SWEPT_ENV, sweep_name, swept_keys
-from dogbreeds.tracking.lifecycle import close_orphaned_runs, heartbeat, resume_run, start_run
+from dogbreeds.tracking.lifecycle import close_orphaned_runs, find_ended_run, heartbeat, resume_or_start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, REUSED_TAG_PREFIX, SWEEP_RUN_ENV, RunOrigin
 
@@ -75,16 +75,10 @@ class Sweep(LauncherCallback):
             Id of the sweep's run.
         """
         client, experiment_id = tracking.connect()
-        close_orphaned_runs(client, experiment_id)
-        same = client.search_runs([experiment_id], f"tags.identity = '{origin.identity}'") if origin.identity else []
-        ended = [run for run in same if run.info.status != "RUNNING"]
+        ended = find_ended_run(client, experiment_id, origin)
         # A signal is raised at the end of the block, when `close` finds the run.
         with signals.deferred():
-            if ended:
-                run = resume_run(client, ended[0].info.run_id, origin, None)
-            else:
-                run = start_run(client, experiment_id, origin, None)
-            run_id = run.info.run_id
+            run_id = resume_or_start_run(client, ended, origin, experiment_id, None)
             stack = contextlib.ExitStack()
             stack.enter_context(heartbeat(client, run_id))
             os.environ[SWEEP_RUN_ENV] = run_id

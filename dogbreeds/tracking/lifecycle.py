@@ -106,6 +106,25 @@ def resume_run(client: "mlflow.MlflowClient", run_id: str, origin: RunOrigin, sw
     return client.get_run(run_id)
 
 
+def resume_or_start_run(
+    client: "mlflow.MlflowClient", ended: str | None, origin: RunOrigin, experiment_id: str, sweep_run_id: str | None
+) -> str:
+    """Reopen the run that `find_ended_run` found, or create one; return its id. The rest is as of `start_run`."""
+    if ended is not None:
+        return str(resume_run(client, ended, origin, sweep_run_id).info.run_id)
+    return str(start_run(client, experiment_id, origin, sweep_run_id).info.run_id)
+
+
+def find_ended_run(client: "mlflow.MlflowClient", experiment_id: str, origin: RunOrigin) -> str | None:
+    """Return the id of the newest run of the same identity that has ended; None if there is none, or no identity.
+
+    Runs whose process is gone are closed first.
+    """
+    close_orphaned_runs(client, experiment_id)
+    same = client.search_runs([experiment_id], f"tags.identity = '{origin.identity}'") if origin.identity else []
+    return next((str(run.info.run_id) for run in same if run.info.status != "RUNNING"), None)
+
+
 def _log_config(client: "mlflow.MlflowClient", run_id: str, origin: RunOrigin) -> None:
     """Record the config and the overrides. The parameter comes last, so that it is missing after a kill in between."""
     overrides = [mask_passwords(override) for override in origin.overrides]
