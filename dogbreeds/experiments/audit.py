@@ -51,19 +51,6 @@ _NEIGHBOURS = 8
 _STRENGTH = 1e-3
 
 
-@dataclass(frozen=True)
-class AuditedImages:
-    """The images of all splits, those of train first, as an audit reads them.
-
-    Attributes:
-        pixels: [n, size, size, 3] uint8, read by row.
-        image_size: pixels a side.
-    """
-
-    pixels: "PixelRows"
-    image_size: int
-
-
 class PixelRows:
     """Decoded images of several splits, one below the other, read by row.
 
@@ -82,6 +69,25 @@ class PixelRows:
         part = int(np.searchsorted(self._firsts, image, side="right")) - 1
         array, rows = self.parts[part]
         return array[rows[image - self._firsts[part]]]
+
+
+@dataclass(frozen=True)
+class AuditedImages:
+    """The images of all splits, those of train first, as an audit reads them.
+
+    Attributes:
+        features: [n, d] float32.
+        pixels: [n, size, size, 3] uint8, read by row.
+        ids: name of each image.
+        splits: [n] name of the split of each.
+        labels: [n] int, class of each.
+    """
+
+    features: np.ndarray
+    pixels: PixelRows
+    ids: tuple[str, ...]
+    splits: np.ndarray
+    labels: np.ndarray
 
 
 def audit_dataset(run: Run, dataset: Dataset | None = None) -> tuple[Audit, AuditedImages]:
@@ -106,12 +112,12 @@ def audit_dataset(run: Run, dataset: Dataset | None = None) -> tuple[Audit, Audi
     run.model.weights_file()
     dataset = dataset or run.data.open()
     with process_state_restored():
-        features, images, ids, splits, labels = _read(run, dataset)
-    return _audit(run, dataset, features, images, ids, splits, labels), images
+        images = read_images(run, dataset)
+    return _audit(run, dataset, images), images
 
 
-def _read(run: Run, dataset: Dataset) -> tuple[np.ndarray, AuditedImages, tuple[str, ...], np.ndarray, np.ndarray]:
-    """Run the pass, and return features, images, their names, splits and labels."""
+def read_images(run: Run, dataset: Dataset) -> AuditedImages:
+    """Run the pass over the images of a data set, and return what an audit compares."""
     from dogbreeds.experiments.automatic_settings import resolve
     from dogbreeds.experiments.prepare import assemble_network
 
@@ -132,20 +138,14 @@ def _read(run: Run, dataset: Dataset) -> tuple[np.ndarray, AuditedImages, tuple[
         ids += [split.source.ids[row] for row in rows.indices]
         splits += [name] * len(rows.indices)
         labels.append(rows.labels)
-    images = AuditedImages(PixelRows(parts), run.model.image_size)
-    return np.concatenate(features), images, tuple(ids), np.array(splits), np.concatenate(labels)
+    return AuditedImages(
+        np.concatenate(features), PixelRows(parts), tuple(ids), np.array(splits), np.concatenate(labels)
+    )
 
 
-def _audit(
-    run: Run,
-    dataset: Dataset,
-    features: np.ndarray,
-    images: AuditedImages,
-    ids: tuple[str, ...],
-    splits: np.ndarray,
-    labels: np.ndarray,
-) -> Audit:
+def _audit(run: Run, dataset: Dataset, images: AuditedImages) -> Audit:
     started = time.perf_counter()
+    features, ids, splits, labels = images.features, images.ids, images.splits, images.labels
 
     def step(what: str) -> None:
         log.info("%s (after %.0f s)", what, time.perf_counter() - started)
@@ -163,7 +163,7 @@ def _audit(
     places = place(points)
     outliers, distances = find_outliers(neighbours, groups)
     sizes = image_sizes(_loaders(dataset, images))
-    quality = quality_findings(grey, sizes, images.image_size)
+    quality = quality_findings(grey, sizes, run.model.image_size)
     findings = [
         *_of_copies(copies, splits, ids),
         *_of_labels(labels_found, dataset.class_names),

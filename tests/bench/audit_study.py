@@ -18,7 +18,7 @@ from dogbreeds.data.near_duplicates import find_copies
 from dogbreeds.evaluation.class_scores import confusion_matrix
 from dogbreeds.evaluation.label_errors import find_label_errors
 from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.experiments.audit import _read
+from dogbreeds.experiments.audit import read_images
 
 KINDS = ("encoded", "resized", "cropped", "mirrored")
 WRONG_SHARE = 0.05
@@ -77,7 +77,8 @@ def main(overrides: Sequence[str], seed: int = 0) -> list[str]:
 
     run = db.compose(overrides)
     dataset = run.data.open()
-    features, images, ids, _, labels = _read(run, dataset)
+    images = read_images(run, dataset)
+    features, ids, labels = images.features, images.ids, images.labels
     generator = np.random.default_rng(seed)
     classes = len(dataset.class_names)
     chosen = np.sort(generator.choice(len(ids), min(200, len(ids) // 4 * 4), replace=False))
