@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, SearchPathException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dogbreeds.core import process, signals
@@ -197,6 +197,8 @@ def _exit_after_broken_pipe() -> NoReturn:
 def typed_value(config: DictConfig, key: str) -> Any:
     """Return a setting as it was typed if Hydra parsed it as a float: a run's id may look like one, such as 3801e552.
 
+    A list is a plain one.
+
     Args:
         config: config of the command.
         key: name of the setting.
@@ -204,7 +206,10 @@ def typed_value(config: DictConfig, key: str) -> Any:
     typed = [
         override.split("=", 1)[1] for override in HydraConfig.get().overrides.task if override.startswith(f"{key}=")
     ]
-    return typed[-1] if isinstance(config[key], float) and typed else config[key]
+    value = config[key]
+    if isinstance(value, ListConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    return typed[-1] if isinstance(value, float) and typed else value
 
 
 def _typed() -> tuple[list[str], list[str]]:

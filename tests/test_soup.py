@@ -165,3 +165,13 @@ def test_members_that_cannot_be_averaged_are_named(tuned) -> None:
             soup_members.find(tracking, runs, None, everything)
         assert named in str(error.value)
         assert "Type " in str(error.value)
+
+
+@pytest.mark.slow
+def test_command_takes_the_ids_of_members_and_no_ids(command) -> None:
+    for members in ("[3f2a9c41,380]", "[]", "null"):
+        refused = command("soup", f"members={members}")
+        assert refused.returncode == 1
+        # The store is empty, so all that is typed is accepted, and nothing is found.
+        found = "members=3f2a9c41 " if "3f2a" in members else "there is no fine-tune with a saved network"
+        assert found in refused.stderr, refused.stderr
