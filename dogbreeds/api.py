@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dogbreeds.experiments.classifier import Classifier
     from dogbreeds.training.preflight import Finding
 
-# A run: what trained it returned, its id or the beginning of it, `latest` or `best`, or the folder that it left.
+# What trained a run returned, its id or the beginning of it, `latest` or `best`, or the folder that it left.
 NamedRun = Result | Skipped | str | Path
 
 
@@ -88,11 +88,12 @@ def preflight(run: Run, *, dataset: "Dataset | None" = None) -> "list[Finding]":
         MissingFileError: if a file is missing.
         UserError: if the settings do not fit together, or, with `preflight=stop`, if a finding is certain.
     """
+    from dogbreeds.data.corrections import open_corrected
     from dogbreeds.experiments.pixel_convention import with_pixels
     from dogbreeds.experiments.prepare import assemble_network
 
     run = run if dataset is None else with_dataset(run)
-    dataset = dataset or run.data.open()
+    dataset = open_corrected(run.data, dataset)
     return assemble_network(with_pixels(run, dataset), dataset).findings
 
 
@@ -161,6 +162,48 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
         runs = [with_dataset(run) for run in runs]
     with python_call():
         return run_sweep(runs, overrides, dataset)
+
+
+@python_call()
+def make_soup(
+    members: Sequence[NamedRun] = (),
+    *,
+    parent: NamedRun | None = None,
+    method: str = "greedy",
+    interpolations: int = 10,
+    overrides: Sequence[str] = (),
+) -> Ending:
+    """Average the weights of fine-tunes of one parent (a model soup), and record the average as a run.
+
+    Examples:
+        >>> fine_tune = ["data.classes=12", "phase=finetune", "phase.epochs=1", "optimizer.lr=3e-5"]
+        >>> soup = db.make_soup([tuned, db.fit(db.compose(fine_tune), parent=result)])
+        >>> [epoch.members for epoch in soup.history.epochs][:2]
+        [1, 2]
+
+    Args:
+        members: the fine-tunes; none for all of one parent whose networks are saved (`tracking.model=all`).
+        parent: their parent; None for that of the best one.
+        method: `greedy` adds a member if validation accuracy does not fall, `uniform` averages all.
+        interpolations: steps from the parent to the soup.
+        overrides: of the command `soup`, such as `only.data=miniature` or `tracking.uri=…`.
+
+    Returns:
+        The result; an epoch of its history is a candidate.
+
+    Raises:
+        MissingFileError, UserError: if there is no such run, or the runs cannot be averaged.
+    """
+    from dogbreeds.experiments import soup_members
+    from dogbreeds.experiments.attempt import execute
+
+    config = compose_command("soup", overrides)
+    tracking = mlflow_tracking(config, "A soup averages networks that MLflow has.")
+    of_parent = None if parent is None else run_name(parent)
+    found = soup_members.find(tracking, list(map(run_name, members)), of_parent, Only.of(config))
+    run, origin = soup_members.compose(tracking, found, config, method=method, interpolations=interpolations)
+    with log_lines_printed():
+        return execute(run, origin)
 
 
 @python_call()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dogbreeds.api import compose, compose_command
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.experiments import audit, backbone_probe
 from dogbreeds.experiments.compose import config_source
 from dogbreeds.experiments.isolation import python_call
@@ -48,6 +49,7 @@ def probe_backbones(
     sources = [config_source(config_dir)] if config_dir is not None else []
     config = compose_command("probe", overrides, sources)
     composed = compose_models(models, overrides, sources, is_provided=dataset is not None)
+    dataset = open_corrected(composed[0].run.data, dataset)
     with recorded(composed, probe_origin(config, overrides, composed)) as record:
         probe = backbone_probe.probe_backbones(composed, Probe.of(config).images, dataset)
         record(probe)

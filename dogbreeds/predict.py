@@ -20,6 +20,7 @@ from dogbreeds.core import console, files
 from dogbreeds.core.console import progress
 from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, boolean, integer, one_of, path
+from dogbreeds.core.text import counted
 from dogbreeds.experiments.recorded_runs import Only, describe_run, mlflow_tracking, open_network
 from dogbreeds.inference.image_sources import ImageSource, find_images, parse_images
 from dogbreeds.inference.predictions import Csv, JsonLines
@@ -125,7 +126,7 @@ def _predict(classifier: "Classifier", source: ImageSource, settings: Settings, 
 
 
 def _log_summary(counts: Counts, seconds: float, overlays: "OverlayWriter | None") -> None:
-    read = f"{counts.readable:,} image{'' if counts.readable == 1 else 's'}"
+    read = counted(counts.readable, "image")
     unreadable = f"; {counts.unreadable:,} could not be read" if counts.unreadable else ""
     folder = f"; overlays in {overlays.folder}" if overlays is not None and counts.readable else ""
     rate = counts.readable / max(seconds, 1e-9)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds import cli
 from dogbreeds.core import signals
 from dogbreeds.core.paths import config_folder
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.evaluation.backbone_probe import BackboneProbe
 from dogbreeds.experiments.backbone_probe import probe_backbones
 from dogbreeds.experiments.isolation import process_state_restored
@@ -36,7 +37,7 @@ def task(config: DictConfig) -> None:
     origin = probe_origin(config, overrides, models)
     with signals.job_scope(), process_state_restored():
         try:
-            dataset = models[0].run.data.open()
+            dataset = open_corrected(models[0].run.data)
             with recorded(models, origin) as record:
                 probe = probe_backbones(models, sample.images, dataset)
                 # Before it is recorded: the server may be away.

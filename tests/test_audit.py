@@ -77,7 +77,7 @@ def test_find_label_errors_finds_planted_ones_alone_and_copies_do_not_vouch_for_
     assert found.interval[0] <= found.share <= found.interval[1]
     assert 0.02 < found.share < 0.09
     groups = np.arange(200) // 2
-    folds = label_errors._folds(given, groups)
+    folds = label_errors.folds_of(given, groups)
     assert (folds[::2] == folds[1::2]).all()
 
 
@@ -189,10 +189,15 @@ def test_audit_of_drawn_dogs_finds_planted_copies_and_writes_page_and_table(tmp_
 
 
 @pytest.mark.long
-def test_audit_study_reports_each_kind_of_copy_and_both_kinds_of_labels(shared_cache: Path) -> None:
-    lines = audit_study.main(["data.classes=4", f"features.dir={shared_cache}"])
-    assert [line.split(":")[0] for line in lines[:4]] == [f"copies, {kind}" for kind in audit_study.KINDS]
-    assert sum("moved to" in line for line in lines) == 2
+def test_audit_study_reports_copies_and_both_kinds_of_labels(shared_cache: Path, tmp_path: Path) -> None:
+    lines = audit_study.main(["data.classes=4", f"features.dir={shared_cache}"], output=tmp_path)
+    assert [line.split(":")[0] for line in lines[:5]] == [f"copies, {kind}" for kind in (*audit_study.KINDS, "all")]
+    assert sum("moved to" in line for line in lines) == 4
+    assert sum("trained without" in line for line in lines) == 4
+    assert (tmp_path / "audit.html").exists()
+
+
+def test_planted_labels_are_wrong_where_they_are_said_to_be() -> None:
     labels = np.repeat(np.arange(4), 50)
     given, wrong = audit_study.plant_labels(labels, 4, np.random.default_rng(0), np.array([1, 0, 3, 2]))
     assert wrong.sum() == 10

@@ -203,8 +203,14 @@ def regular_expression(*, example: str) -> Any:
     return _checked_field(check, default=None)
 
 
-def path(*, example: str, optional: bool = False) -> Any:
-    """Declare a field for the path of a file or folder, which need not exist; or an address, or a word as `latest`."""
+def path(*, example: str, optional: bool = False, **default: None) -> Any:
+    """Declare a field for the path of a file or folder, which need not exist; or an address, or a word as `latest`.
+
+    Args:
+        example: valid value, for the error message.
+        optional: whether null is allowed.
+        default: `default=None` for a field that need not be given.
+    """
     check_text = text(example=example, optional=optional).metadata["check"]
 
     def check(key: str, value: Any) -> str | None:
@@ -216,7 +222,7 @@ def path(*, example: str, optional: bool = False) -> Any:
             )
         return value
 
-    return _checked_field(check)
+    return _checked_field(check, **default)
 
 
 def any_path(*, example: str) -> Any:

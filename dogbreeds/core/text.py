@@ -122,6 +122,11 @@ def duration_text(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """Format a number of things whose plural ends in s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(text: str, most: int) -> str:
     """Return the beginning of a text in one line: whole sentences if the first of them fits, else whole words and `…`.
 

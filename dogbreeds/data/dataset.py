@@ -13,7 +13,7 @@ import numpy as np
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.former_names import IMPLIED_PARAMS
-from dogbreeds.core.spec import AUTO, Spec, number, one_of
+from dogbreeds.core.spec import AUTO, Spec, number, one_of, path
 from dogbreeds.core.text import digest, printable
 from dogbreeds.data.decoder import PILLOW
 from dogbreeds.data.image import ImageLoader
@@ -28,7 +28,8 @@ class Source:
         labels: [n] int32 class indices.
         ids: [n] name of each image, such as its path below the root; printable, and never a path that leads out of it.
         digests: [n] digest of each image's bytes; equal digests mean the same image.
-        fingerprint: digest of all ids, labels and contents; equal fingerprints mean the same images.
+        fingerprint: digest of all ids, contents and labels, as they were before `data.relabel`; equal fingerprints mean
+            the same images.
         loaders: iterates over the images in order. Each is decoded when its loader is called, so that several threads
             can decode at once.
     """
@@ -73,7 +74,9 @@ class Dataset:
         train: training data.
         val: validation data.
         test: test data; None if the data set has none.
-        notes: sentences about skipped images.
+        notes: sentences about skipped images, and about corrections.
+        num_excluded: images that `data.exclude` left out of the splits.
+        num_relabelled: images of the splits that have another label by `data.relabel`.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Dataset:
     val: Split
     test: Split | None
     notes: tuple[str, ...] = ()
+    num_excluded: int = 0
+    num_relabelled: int = 0
 
     @classmethod
     def from_arrays(
@@ -172,10 +177,12 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the class names, the images, and the split that each image is in."""
+        """Digest of the class names, the images, their labels, and the split that each image is in."""
         parts = [
             f"{name}:{split.source.fingerprint}:{digest(split.rows.tobytes())}" for name, split in self.splits.items()
         ]
+        if self.num_relabelled:
+            parts += [f"{name} labels:{digest(split.labels.tobytes())}" for name, split in self.splits.items()]
         return digest("\n".join([*self.class_names, *parts]).encode())
 
 
@@ -221,17 +228,21 @@ class Data(Spec):
         decoder: what decodes and resizes images, see `decoder`; `auto` chooses, see `decoder_choice`.
         on_corrupt: whether an unreadable image stops the run or is skipped.
         max_corrupt_fraction: largest fraction of a source's images that may be skipped.
+        exclude: table of images to leave out, such as an audit's; null for none. See `corrections`.
+        relabel: table of images and their right classes, such as an audit's; null for none.
     """
 
     group = "data"
-    implied = {"decoder": IMPLIED_PARAMS["data.decoder"]}
+    implied = {"decoder": IMPLIED_PARAMS["data.decoder"], "exclude": None, "relabel": None}
     resize: str = one_of("stretch", "pad", "crop")
     decoder: str = one_of("auto", "pillow", "pillow_scaled", "tensorflow")
     on_corrupt: str = one_of("stop", "skip")
     max_corrupt_fraction: float = number(at_least=0, at_most=1, example=0.01)
+    exclude: str | None = path(example="audit.csv", optional=True, default=None)
+    relabel: str | None = path(example="audit.csv", optional=True, default=None)
 
     def open(self) -> Dataset:
-        """Find the images and draw the splits. Decodes no pixels.
+        """Find the images and draw the splits. Decodes no pixels, and takes no account of `exclude` and `relabel`.
 
         Raises:
             MissingFileError: if the data does not exist.

@@ -1,6 +1,7 @@
 """A part of a data set: some of the images that it trains and validates on, in the same proportions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def sample_dataset(dataset: Dataset, images: int, seed: int) -> Dataset:
     total = len(dataset.train.rows) + len(dataset.val.rows)
     train = _sample(dataset.train, round(images * len(dataset.train.rows) / total), seed)
     val = _sample(dataset.val, round(images * len(dataset.val.rows) / total), seed)
-    return Dataset(dataset.name, dataset.class_names, train, val, None)
+    return replace(dataset, train=train, val=val, test=None, notes=())
 
 
 def _sample(split: Split, count: int, seed: int) -> Split:
@@ -51,7 +52,7 @@ def with_own_sources(dataset: Dataset) -> Dataset:
         for name, split in splits.items()
         for key in [split.source.fingerprint]
     }
-    return Dataset(dataset.name, dataset.class_names, own["train"], own["val"], own.get("test"))
+    return replace(dataset, train=own["train"], val=own["val"], test=own.get("test"), notes=())
 
 
 def _part(source: Source, rows: np.ndarray) -> Source:

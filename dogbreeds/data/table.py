@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.spec import boolean, number, path, seed, text
-from dogbreeds.core.text import UNPRINTABLE, printable, shorten
+from dogbreeds.core.text import UNPRINTABLE, printable
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.data.files import is_within
 from dogbreeds.data.labelled_files import LabelledFile, assemble_dataset, readable_source
+from dogbreeds.data.table_file import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 # Split by what a table calls it.
 _SPLITS = {"": "train", "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _SPLITS |= {"dev": "val", "test": "test", "testing": "test"}
-_SEPARATORS = (",", ";", "\t")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Table(Data):
         """
         import pandas as pd
 
-        read = self._read(path)
+        read = read_table(path)
         for column in (self.image_column, self.label_column):
             if column not in read:
                 raise UserError(
@@ -144,25 +144,6 @@ class Table(Data):
         folder = str(path.parent)
         rows["path"] = [os.path.normpath(os.path.join(folder, name)) for name in rows.path]
         return rows.sort_values("path", kind="stable")
-
-    def _read(self, path: Path) -> "pd.DataFrame":
-        import pandas as pd
-
-        is_parquet = path.suffix.lower() in (".parquet", ".pq")
-        try:
-            if is_parquet:
-                return pd.read_parquet(path)
-            with path.open(encoding="utf-8-sig") as file:
-                header = file.readline()
-            separator = max(_SEPARATORS, key=header.count)
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (OSError, ValueError, ImportError) as error:
-            reason = shorten(str(error), 150)
-            raise UserError(
-                f"{printable(str(path))} cannot be read as a {'Parquet' if is_parquet else 'CSV'} file ({reason}). It"
-                " must be a CSV file in UTF-8 with a line of column names, or a Parquet file ending in .parquet. Save"
-                " it again as one of these."
-            ) from error
 
     def _check(self, path: Path, root: Path, rows: "pd.DataFrame", class_names: tuple[str, ...]) -> None:
         """Raise an error unless the rows name two classes or more, and existing files below the root once each."""

@@ -11,7 +11,7 @@ from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation import metrics
 from dogbreeds.evaluation.logistic_regression import TrainingProblem
 
-_FOLDS = 5
+FOLDS = 5
 # Strengths, `C`, that are tried on the first fold, in this order, until one is worse.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _RESAMPLINGS = 200
@@ -58,10 +58,19 @@ def find_label_errors(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
         groups: [n] int, the same for copies of an image, none of which may vouch for another.
         classes: number of classes, each with an image or more.
     """
+    return from_probabilities(_out_of_fold(features, labels, groups, classes), labels)
+
+
+def from_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
+    """Find likely label errors by what a classifier says of images that it has not seen.
+
+    Args:
+        probabilities: [n, classes].
+        labels: [n] int, class of each image.
+    """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    probabilities = _out_of_fold(features, labels, groups, classes)
     # A class without images has no threshold in confident learning.
     present = np.unique(labels)
     own = np.searchsorted(present, labels)
@@ -103,7 +112,7 @@ def _share_of_errors(labels: np.ndarray, probabilities: np.ndarray) -> tuple[flo
 
 def _out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
     """Return the probabilities of each image by a classifier that was fitted without it and its copies."""
-    folds = _folds(labels, groups)
+    folds = folds_of(labels, groups)
     problem = TrainingProblem(features, labels, classes)
     images = np.arange(len(labels))
 
@@ -121,7 +130,7 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, c
             break
         best, strength, start = value, tried, weights
     probabilities = np.empty((len(labels), classes), np.float32)
-    for fold in range(_FOLDS):
+    for fold in range(FOLDS):
         own = folds == fold
         if own.any():
             fit = problem.fit(strength, start, left_out=own)
@@ -129,13 +138,13 @@ def _out_of_fold(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, c
     return probabilities
 
 
-def _folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return the fold of each image: copies have the same one, and classes are spread evenly."""
+def folds_of(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the fold of each image, from 0 to before `FOLDS`: copies have the same one, classes are spread evenly."""
     folds = np.empty(len(labels), int)
     generator = np.random.Generator(np.random.Philox(key=[1, len(labels)]))
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    folds[order] = np.arange(len(labels)) % _FOLDS
+    folds[order] = np.arange(len(labels)) % FOLDS
     # The fold of a group is that of its first image.
     _, firsts, of_image = np.unique(groups, return_index=True, return_inverse=True)
     return folds[firsts[of_image]]

@@ -24,9 +24,12 @@ class Neighbours:
 
     def pairs(self, at_least: float) -> np.ndarray:
         """Return pairs of neighbours that are so similar, [p, 2], each once, the smaller index first."""
+        return np.unique(np.sort(self.pairs_among(at_least), axis=1), axis=0)
+
+    def pairs_among(self, at_least: float) -> np.ndarray:
+        """Return pairs of an image and a neighbour in what was searched that are so similar, [p, 2]."""
         rows = np.repeat(np.arange(len(self.indices)), self.indices.shape[1])
-        pairs = np.sort(np.stack([rows, self.indices.ravel()], 1), axis=1)[self.similarities.ravel() >= at_least]
-        return np.unique(pairs, axis=0)
+        return np.stack([rows, self.indices.ravel()], 1)[self.similarities.ravel() >= at_least]
 
 
 def directions(features: np.ndarray) -> np.ndarray:

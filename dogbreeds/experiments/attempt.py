@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dogbreeds.data.corrections import describe, open_corrected
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.evaluation import verdict
 from dogbreeds.evaluation.metrics import PairedOutcome, score
@@ -64,7 +65,7 @@ def _skip_or_run(run: Run, origin: RunOrigin, dataset: Dataset | None, started: 
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
     check_saved_parent(run)
-    dataset = dataset or run.data.open()
+    dataset = open_corrected(run.data, dataset)
     run, assembly = automatic_settings.resolve(run, dataset)
     identity = run.identity(dataset.fingerprint)
     origin = replace(origin, key=run.key, identity=identity)
@@ -285,7 +286,8 @@ def _record(
         | result.baseline.tags()
         | result.reference.tags()
     )
-    tracker.describe(str(result.verdict))
+    corrections = describe(prepared.dataset.num_excluded, prepared.dataset.num_relabelled)
+    tracker.describe(f"{result.verdict}{corrections and f' Data: {corrections}.'}")
     # Metrics come before the model: a sweep's jobs rank by them to decide whose model is saved.
     best = result.history.best
     if best is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.files import atomic_folder
 from dogbreeds.data.alignment import grey_images
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.data.image import ImageLoader
 from dogbreeds.data.image_quality import image_sizes, quality_findings
@@ -110,7 +111,7 @@ def audit_dataset(run: Run, dataset: Dataset | None = None) -> tuple[Audit, Audi
             " features of a frozen backbone. Type phase=frozen unfreeze=none, or leave both out."
         )
     run.model.weights_file()
-    dataset = dataset or run.data.open()
+    dataset = open_corrected(run.data, dataset)
     with process_state_restored():
         images = read_images(run, dataset)
     return _audit(run, dataset, images), images

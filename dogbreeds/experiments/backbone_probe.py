@@ -53,19 +53,18 @@ _BATCHES_OF_PASS = 4
 _MIN_TIMED_PASSES, _MAX_TIMED_PASSES, _TIMED_SECONDS = 3, 9, 2.0
 
 
-def probe_backbones(models: Sequence[ProbeModel], images: int | None, dataset: Dataset | None = None) -> BackboneProbe:
+def probe_backbones(models: Sequence[ProbeModel], images: int | None, dataset: Dataset) -> BackboneProbe:
     """Probe backbones on a sample, then those that are not clearly behind on all images.
 
     Args:
         models: the backbones, whose runs have the same data.
         images: size of the sample; None for all images at once.
-        dataset: the data; None opens that of the runs.
+        dataset: the data.
 
     Raises:
         MissingFileError, UserError: if the data cannot be probed on, or no backbone can be.
     """
     run = models[0].run
-    dataset = dataset or run.data.open()
     _check_data(models[0], dataset)
     # They were logged.
     dataset = replace(dataset, notes=())

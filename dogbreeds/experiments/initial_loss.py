@@ -1,8 +1,9 @@
-"""The last check of a run's preflight, which needs its inputs: the loss before the first step."""
+"""The last checks of a run's preflight, which need its inputs: near-duplicates, and the loss before the first step."""
 
 import numpy as np
 
 from dogbreeds.evaluation.metrics import score
+from dogbreeds.experiments.copies_across_splits import check_near_duplicates
 from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.tracking.tracking import Tracker
@@ -11,11 +12,13 @@ from dogbreeds.training.loop import Rows, predict
 
 
 def finish_preflight(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> None:
-    """Check the initial loss, the last of the preflight's checks, and record all findings."""
+    """Run the last of the preflight's checks, and record all findings."""
     if prepared.run.preflight.action == "none":
         tracker.tags({"preflight": "not checked"})
         return
-    findings = [*prepared.findings, *_check_initial_loss(prepared, inputs, tracker)]
+    copies = check_near_duplicates(prepared, inputs)
+    prepared.run.preflight.report(copies)
+    findings = [*prepared.findings, *copies, *_check_initial_loss(prepared, inputs, tracker)]
     tracker.tags({"preflight": " ".join(finding.message for finding in findings)[:4000] or "passed"})
 
 

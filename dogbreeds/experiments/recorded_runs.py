@@ -16,6 +16,7 @@ from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.source import top_level
 from dogbreeds.core.spec import Spec, text
 from dogbreeds.core.text import digest, mask_passwords, shorten
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.data.dataset import Data, Dataset
 from dogbreeds.experiments.compose import build_spec, settings_of
 from dogbreeds.experiments.plugins import is_allowed, is_module_name
@@ -229,7 +230,7 @@ def open_dataset(
         config["data"]["root"] = root
     _check_plugin(record, config["data"], plugins)
     data: Data = build_spec(config, "data", plugins)
-    dataset = data.open()
+    dataset = open_corrected(data)
     if dataset.fingerprint != record.params["data.fingerprint"]:
         place = f" in {root or config['data']['root']}" if "root" in config["data"] else ""
         raise UserError(

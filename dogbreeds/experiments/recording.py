@@ -50,6 +50,8 @@ def record_setup(prepared: PreparedRun, tracker: Tracker) -> None:
         | {"data.name": dataset.name, "data.classes": len(dataset.class_names), "key": run.key, **prepared.facts}
         | {"unfreeze.layers_asked": plan.num_requested, "unfreeze.layers_trained": plan.num_layers}
         | {"unfreeze.plan": plan.summary}
+        | ({"data.num_excluded": dataset.num_excluded} if dataset.num_excluded else {})
+        | ({"data.num_relabelled": dataset.num_relabelled} if dataset.num_relabelled else {})
     )
     if run.features.runtime != TENSORFLOW:
         tracker.tags({f"version.{run.features.runtime}": version(run.features.runtime)})

@@ -6,10 +6,19 @@ import time
 
 import numpy as np
 
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.experiments.isolation import process_state_restored
 from dogbreeds.experiments.run import Run
-from dogbreeds.features.extraction import AugmentedView, DecodedImages, cached_runtimes, compute_features
+from dogbreeds.features.array_info import Identity
+from dogbreeds.features.extraction import (
+    AugmentedView,
+    DecodedImages,
+    cached_runtimes,
+    compute_features,
+    features_identity,
+    has_features,
+)
 from dogbreeds.features.features import UNSHARDED, ShardSpec
 from dogbreeds.models.network import Network, Prefix
 from dogbreeds.training.loop import Rows
@@ -110,6 +119,19 @@ class TrainingInputs:
         images, view = self._images(self._dataset.train), self._view(0)
         return cached_runtimes(self._prefix(view), images, self._run.features, view)
 
+    def are_cached(self, split: Split) -> bool:
+        """Return whether the features of a split's plain images, and the images themselves, are cached."""
+        images = self._images(split)
+        return images.is_cached and has_features(self._network.prefix, images, self._run.features)
+
+    def identity(self, split: Split) -> Identity:
+        """Return what the features of a split's plain images depend on."""
+        return features_identity(self._network.prefix, self._images(split), self._run.features)
+
+    def pixels(self, split: Split) -> np.ndarray:
+        """Return the decoded images of a split's source, [n, size, size, 3] uint8."""
+        return self._images(split).rows()
+
     def compute(self, split: Split, shard_spec: ShardSpec, epoch: int | None = None) -> None:
         """Compute one shard of a split's inputs into the cache.
 
@@ -158,7 +180,7 @@ def _extract_features(run: Run, shard_spec: ShardSpec) -> None:
     started = time.perf_counter()
     # Errors that need no TensorFlow are raised before it is imported.
     run.baseline.weights_file()
-    dataset = run.data.open()
+    dataset = open_corrected(run.data)
 
     from dogbreeds.experiments.automatic_settings import resolve
     from dogbreeds.experiments.prepare import assemble_network, build_baseline

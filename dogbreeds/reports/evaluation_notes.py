@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dogbreeds.data.corrections import describe
 from dogbreeds.reports import baseline_note
 from dogbreeds.tracking.records import REFITTED_TAG, Record
 
@@ -46,6 +47,9 @@ def about(
         return subject, "Its training images are unknown: if any of these are among them, the results are optimistic."
     reason = record.tags.get("verdict.reason", "").rstrip(".")
     sentences = [subject, f"Verdict {record.tags['verdict'].replace('_', ' ')}: {reason}."]
+    corrections = describe(*(int(record.params.get(name, 0)) for name in ("data.num_excluded", "data.num_relabelled")))
+    if corrections:
+        sentences.append(f"Its data were corrected: {corrections}.")
     if split == "train":
         sentences.append("It was trained on these images: the results are optimistic and say nothing about others.")
     refitted = record.tags.get(REFITTED_TAG, "")

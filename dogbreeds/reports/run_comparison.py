@@ -12,7 +12,10 @@ from dogbreeds.tracking.records import FEATURES_IN_RUN_KEY, NOT_IN_RUN_KEY, Reco
 # Classes or confusions that a sentence lists.
 _MAX_LISTED = 5
 # Params that give the same files another fingerprint.
-_SPLIT_PARAMS = ("data.split", "data.split_seed", "data.val_fraction", "data.guide_seed")
+_SPLIT_PARAMS = (
+    *("data.split", "data.split_seed", "data.val_fraction", "data.guide_seed"),
+    *("data.exclude", "data.relabel"),
+)
 # Params that follow from other params.
 _DERIVED_PARAMS = ("key", "overrides", "parameters", "unfreeze.plan", "unfreeze.layers_asked")
 

@@ -13,6 +13,7 @@ import numpy as np
 from dogbreeds.core.console import progress
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import plugin_source
+from dogbreeds.core.text import digest
 from dogbreeds.data.dataset import Data, Split
 from dogbreeds.data.decoder import decoder_identity, decoder_to_size
 from dogbreeds.data.image import UnreadableImageError
@@ -131,7 +132,8 @@ def measure_reading(backbone: "Backbone", split: Split, images: int, data: Data,
             table[:, 1:] = reading.table()
         yield len(table)
 
-    identity = _identity(backbone, split, rows, data) | {"reading": _READING_VERSION}
+    labels_digest = digest(split.source.labels[rows].tobytes())
+    identity = _identity(backbone, split, rows, data) | {"reading": _READING_VERSION, "labels": labels_digest}
     # A row for each convention, and one for the thumbnails.
     shape = (len(MODES) + 1, 1 + len(PixelReading.COLUMNS))
     table = np.asarray(cache.get_or_compute("preflight", identity, shape, "float64", compute).rows)

@@ -42,7 +42,7 @@ class Finding:
     """A problem found by a check.
 
     Attributes:
-        check: `pixels`, `duplicates`, `labels` or `initial_loss`.
+        check: `pixels`, `duplicates`, `near_duplicates`, `labels` or `initial_loss`.
         certain: whether there is no doubt, so that training would waste time.
         message: what was received, what is allowed, what to type.
     """
@@ -294,3 +294,21 @@ def _check_duplicates(dataset: Dataset, allowed: float) -> list[Finding]:
         )
         findings.append(Finding("duplicates", len(duplicates) / total > allowed, text))
     return findings
+
+
+def near_duplicates_finding(pairs: Sequence[tuple[str, str]], total: int) -> list[Finding]:
+    """State that test images are near-duplicates of training images; empty without any.
+
+    Args:
+        pairs: names of a test image, and of the training image that it is a copy of.
+        total: number of test images.
+    """
+    if not pairs:
+        return []
+    image, other = pairs[0]
+    text = (
+        f"{len(pairs):,} of {total:,} images of test are near-duplicates of images of train, such as {image} of"
+        f" {other}. Copies inflate the test accuracy. Type python -m dogbreeds.audit with the same settings of the data"
+        " to see them, and data.exclude=audit.csv to train without them."
+    )
+    return [Finding("near_duplicates", False, text)]

@@ -1,31 +1,42 @@
-"""How many planted label errors and near-duplicates an audit finds, on real photos or drawn dogs.
+"""How many planted near-duplicates and label errors an audit finds, on real photos or drawn dogs.
 
-`make audit-study` audits what the settings name, such as `model=effnetb0 data=folder data.root=photos`. Planted labels
-need no further pass over the images; copies are changed at the size of the decoded images and given to the same
-comparison of pixels, without the choice of neighbours by features.
+`make audit-study` audits what the settings name, such as `model=effnetb0 data=folder data.root=photos`. Changed copies
+of test images are planted among the training images, and the whole data set is audited, which takes a pass over all
+images. Pairs that were not planted are on the page that it writes, to be looked at. Labels need no further pass.
 """
 
 import io
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 import dogbreeds as db
-from dogbreeds.data.alignment import grey_images
-from dogbreeds.data.near_duplicates import find_copies
+from dogbreeds.core.paths import home
+from dogbreeds.data.image import ImageLoader
+from dogbreeds.evaluation import metrics
+from dogbreeds.evaluation.audit import NEAR_DUPLICATE, Audit
 from dogbreeds.evaluation.class_scores import confusion_matrix
-from dogbreeds.evaluation.label_errors import find_label_errors
-from dogbreeds.evaluation.metrics import Proportion
-from dogbreeds.experiments.audit import read_images
+from dogbreeds.evaluation.label_errors import FOLDS, find_label_errors, folds_of, from_probabilities
+from dogbreeds.evaluation.logistic_regression import TrainingProblem
+from dogbreeds.evaluation.metrics import PairedOutcome, Proportion
+from dogbreeds.experiments.audit import audit_dataset, write
+from dogbreeds.experiments.python_runs import with_dataset
+from dogbreeds.experiments.run import Run
 
 KINDS = ("encoded", "resized", "cropped", "mirrored")
+COPIES = 200
 WRONG_SHARE = 0.05
+# Epochs and batch of the guide's head, whose probabilities are compared with those of logistic regression.
+HEAD_EPOCHS, HEAD_BATCH = 12, 32
+# `C` of the classifiers that are trained with and without what was found.
+STRENGTH = 1e-3
 
 
 def changed(pixels: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
-    """Return a copy of an image at its own size, of one of `KINDS`."""
+    """Return a copy of an image of one of `KINDS`, [h, w, 3] uint8."""
     image = Image.fromarray(np.asarray(pixels))
     width, height = image.size
     if kind == "encoded":
@@ -42,7 +53,7 @@ def changed(pixels: np.ndarray, kind: str, generator: np.random.Generator) -> np
         )
     else:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(image.resize((width, height)))
+    return np.asarray(image)
 
 
 def plant_labels(
@@ -67,8 +78,14 @@ def plant_labels(
     return given, wrong
 
 
-def main(overrides: Sequence[str], seed: int = 0) -> list[str]:
-    """Run the study, print its lines, and return them."""
+def main(overrides: Sequence[str], seed: int = 0, output: Path | None = None) -> list[str]:
+    """Run the study, print its lines, and return them.
+
+    Args:
+        overrides: of the command `audit`.
+        seed: of what is planted.
+        output: folder of the page; None for `multirun/audit_study`.
+    """
     lines: list[str] = []
 
     def tell(line: str) -> None:
@@ -76,36 +93,116 @@ def main(overrides: Sequence[str], seed: int = 0) -> list[str]:
         print(line, flush=True)
 
     run = db.compose(overrides)
-    dataset = run.data.open()
-    images = read_images(run, dataset)
-    features, ids, labels = images.features, images.ids, images.labels
     generator = np.random.default_rng(seed)
-    classes = len(dataset.class_names)
-    chosen = np.sort(generator.choice(len(ids), min(200, len(ids) // 4 * 4), replace=False))
-    kinds = [KINDS[number % 4] for number in range(len(chosen))]
-    copies = [changed(images.pixels[int(row)], kind, generator) for row, kind in zip(chosen, kinds, strict=True)]
-    grey = np.concatenate([grey_images(images.pixels, chosen), grey_images(np.stack(copies), np.arange(len(copies)))])
-    pairs = np.stack([np.arange(len(chosen)), len(chosen) + np.arange(len(chosen))], 1)
-    found = {each.first for each in find_copies(grey, pairs)}
-    for kind in KINDS:
-        of_kind = [number for number, each in enumerate(kinds) if each == kind]
-        tell(f"copies, {kind}: recall {Proportion(len(found & set(of_kind)), len(of_kind))}")
-    groups = np.arange(len(ids))
+    dataset, planted = with_copies(run.data.open(), generator)
+    run = with_dataset(run)
+    audit, images = audit_dataset(run, dataset)
+    write(audit, images, output or home() / "multirun/audit_study")
+    for line in copies_found(audit, planted):
+        tell(line)
+    tell(f"seconds after the pass: {audit.seconds:.0f} for {len(audit.ids):,} images")
+    # Labels are planted in the images as they were.
+    kept = np.array([name not in planted for name in audit.ids])
+    features, labels, splits = images.features[kept], images.labels[kept], images.splits[kept]
+    classes = len(audit.class_names)
+    groups = np.arange(len(labels))
     plain = find_label_errors(features, labels, groups, classes)
     tell(f"labels as they are: {len(plain.images):,} findings, share {plain.share:.3f}, interval {plain.interval}")
     confusion = confusion_matrix(labels, plain.probabilities.argmax(axis=1), classes)
     np.fill_diagonal(confusion, -1)
     for name, likeliest in (("any class", None), ("most confusable class", confusion.argmax(axis=1))):
         given, wrong = plant_labels(labels, classes, generator, likeliest)
-        after = find_label_errors(features, given, groups, classes)
-        first = after.images[: wrong.sum()]
-        planted_first = Proportion(int(wrong[first].sum()), len(first))
-        planted_found = Proportion(int(wrong[after.images].sum()), int(wrong.sum()))
-        tell(
-            f"labels, {WRONG_SHARE:.0%} moved to {name}: of {len(first)} first findings {planted_first} are planted;"
-            f" all {len(after.images):,} have {planted_found} of the planted; share {after.share:.3f}"
-        )
+        by_head = from_probabilities(_by_guides_head(run, features, given, groups, classes), given)
+        for method, found in (("logistic", find_label_errors(features, given, groups, classes)), ("guide", by_head)):
+            first = found.images[: wrong.sum()]
+            tell(
+                f"labels, {WRONG_SHARE:.0%} moved to {name}, {method}: of {len(first)} first findings"
+                f" {Proportion(int(wrong[first].sum()), len(first))} are planted; all {len(found.images):,} have"
+                f" {Proportion(int(wrong[found.images].sum()), int(wrong.sum()))} of them; share {found.share:.3f}"
+            )
+            tell(
+                f"  trained without the findings: {_retrained(features, given, labels, splits, found.images, classes)}"
+            )
     return lines
+
+
+def with_copies(dataset: db.Dataset, generator: np.random.Generator) -> tuple[db.Dataset, dict[str, tuple[str, str]]]:
+    """Plant changed copies of test images among the training images.
+
+    Returns:
+        The data set, and for each copy the name of its image and its kind, by its own name.
+    """
+    parts: dict[str, tuple[list[np.ndarray], list[int]]] = {}
+    for name, split in dataset.splits.items():
+        loaders: list[ImageLoader] = list(split.source.loaders())
+        parts[name] = ([loaders[row]() for row in split.rows.tolist()], split.labels.tolist())
+    images, labels = parts["train"]
+    test_images, test_labels = parts["test"]
+    count = min(COPIES, len(test_images) // len(KINDS) * len(KINDS))
+    planted = {}
+    for number, row in enumerate(generator.choice(len(test_images), count, replace=False).tolist()):
+        kind = KINDS[number % len(KINDS)]
+        # The names that images in memory have.
+        planted[f"train/{len(images)}"] = (f"test/{row}", kind)
+        images.append(changed(test_images[row], kind, generator))
+        labels.append(test_labels[row])
+    given = db.Dataset.from_arrays(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        class_names=dataset.class_names,
+        name=dataset.name,
+    )
+    return given, planted
+
+
+def copies_found(audit: Audit, planted: dict[str, tuple[str, str]]) -> list[str]:
+    """State the share of planted copies that an audit found, and which other pairs it reports."""
+    pairs = [{audit.ids[each.image], audit.ids[each.other]} for each in audit.of(NEAR_DUPLICATE)]
+    lines = []
+    for kind in KINDS:
+        found = [{copy, image} in pairs for copy, (image, of_kind) in planted.items() if of_kind == kind]
+        lines.append(f"copies, {kind}: recall {Proportion(sum(found), len(found))}")
+    found = [{copy, image} in pairs for copy, (image, _) in planted.items()]
+    lines.append(f"copies, all: recall {Proportion(sum(found), len(found))}")
+    # A planted copy is also one of each copy that its image had before.
+    others = [pair for pair in pairs if not pair & planted.keys()]
+    lines.append(f"pairs that were not planted, on the page to be looked at: {len(others)} of {len(pairs)}")
+    return lines
+
+
+def _by_guides_head(run: Run, features: np.ndarray, labels: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+    """Return the probabilities of each image by the guide's head, trained without it: [n, classes] float32."""
+    import keras
+
+    head = db.compose(["head=mlp"]).head
+    folds = folds_of(labels, groups)
+    probabilities = np.empty((len(labels), classes), np.float32)
+    for fold in range(FOLDS):
+        keras.utils.set_random_seed(run.seed)
+        own = folds == fold
+        network = head.build(features.shape[1], classes, run.seed)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        network.compile(keras.optimizers.Adam(1e-3), loss)
+        network.fit(features[~own], labels[~own], batch_size=HEAD_BATCH, epochs=HEAD_EPOCHS, verbose=0)
+        probabilities[own] = metrics.probabilities(network.predict(features[own], batch_size=512, verbose=0))
+    return probabilities
+
+
+def _retrained(
+    features: np.ndarray, given: np.ndarray, labels: np.ndarray, splits: np.ndarray, found: np.ndarray, classes: int
+) -> str:
+    """Compare a classifier that trains without the findings with one that trains with them, on right test labels."""
+    train, test = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
+    problem = TrainingProblem(features, given[train], classes, train)
+    fits = (problem.fit(STRENGTH), problem.fit(STRENGTH, left_out=np.isin(train, found)))
+    before, after = (problem.classifier(fit).logits(features, test).argmax(axis=1) == labels[test] for fit in fits)
+    pair = PairedOutcome.of(before, after, "test")
+    low, high = pair.interval
+    return (
+        f"{100 * before.mean():.1f} → {100 * after.mean():.1f} % on {pair.n:,} test images"
+        f" ({100 * low:+.1f} to {100 * high:+.1f} points, p = {pair.p_value:.2g})"
+    )
 
 
 if __name__ == "__main__":
