@@ -15,7 +15,8 @@ from tests.process_output import read_to_end, read_until
 
 SMALL = ("data.classes=6", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4")
 SMALL = (*SMALL, "tracking.system_metrics_seconds=0", "phase.epochs=2")
-RUNS = 5
+# Two frozen runs, three fine-tunes and their soup.
+RUNS = 6
 BEST = ("recipe=best", *SMALL)
 
 
@@ -34,7 +35,9 @@ def test_recipe_of_several_runs_is_no_single_run() -> None:
     config = compose_config("train", ["recipe=best"])
     recipe = Recipe.of(config)
     assert recipe is not None
-    assert len(recipe.runs) + 2 == RUNS
+    assert len(recipe.probes) + len(recipe.runs) + 1 == RUNS
+    # The size that the second frozen run has, in the place of the backbone's own.
+    assert [change for change in recipe.probes[1] if "size" in change] == ["model.image_size=96"]
     assert Recipe.of(compose_config("train", ["recipe=fast"])) is None
     with pytest.raises(UserError, match="recipe=fast"):
         from_config(config)
@@ -60,8 +63,8 @@ def test_settings_that_a_recipe_of_several_runs_cannot_have_say_what_to_type(
 def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_one_network(
     start_command, command, tmp_path: Path
 ) -> None:
-    # Within the frozen run, after the second run's end, and within the third fine-tune.
-    for text, times in (("epoch  3/13", 1), ("--- fine-tune 2", 1), ("epoch 1/2", 2)):
+    # Within the first frozen run, after the second run's end, and within the third fine-tune.
+    for text, times in (("epoch  3/13", 1), ("--- fine-tune 1", 1), ("epoch 1/2", 3)):
         with start_command("train", *BEST) as process:
             read_until(process, text, times)
             os.killpg(process.pid, signal.SIGKILL)
@@ -77,7 +80,10 @@ def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_on
     assert [run.info.status for run in found] == ["FINISHED"] * (RUNS + 1)
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
     (soup,) = [run for run in nested if run.data.params["phase"] == "Soup"]
-    (frozen,) = [run for run in nested if run.data.params["phase"] == "Frozen"]
+    probes = [run for run in nested if run.data.params["phase"] == "Frozen"]
+    assert sorted(run.data.params["model.image_size"] for run in probes) == ["64", "96"]
+    frozen = client.get_run(soup.data.tags["parent"])
+    assert frozen.data.metrics["best/val_accuracy"] == max(run.data.metrics["best/val_accuracy"] for run in probes)
     final = max((frozen, soup), key=lambda run: run.data.metrics["best/val_accuracy"])
     assert parent.data.tags["best_run"] == final.info.run_id
     assert parent.data.metrics["best/val_accuracy"] == final.data.metrics["best/val_accuracy"]

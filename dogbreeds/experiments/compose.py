@@ -45,6 +45,8 @@ _COMMON_PROVIDERS = ("hydra", "main", ENTRY_POINTS, "schema")
 
 # The configs say `${home:}` for the folder of runs.
 OmegaConf.register_new_resolver("home", lambda: str(home()), replace=True)
+# Recipes say `${larger:224}` for a size of 9/7 as many pixels a side, at which strides pad as at the original.
+OmegaConf.register_new_resolver("larger", lambda size: 32 * round(size * 9 / 7 / 32), replace=True)
 
 
 def compose_config(

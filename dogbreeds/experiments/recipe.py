@@ -1,4 +1,4 @@
-"""Recipes of several runs: a frozen run, fine-tunes that start from it, and the soup of them, below one MLflow run.
+"""Recipes of several runs: frozen runs, fine-tunes that start from the best one, and their soup, below one MLflow run.
 
 A run that has finished is taken over, as in a sweep, and an interrupted one is resumed.
 """
@@ -41,15 +41,15 @@ class Recipe:
 
     Attributes:
         shared: overrides of all its runs.
-        probe: further ones of the frozen run.
-        finetune: further ones of each fine-tune.
+        probes: further ones of one frozen run each. The best on validation goes on.
+        finetune: further ones of each fine-tune, which has those of that frozen run, too.
         runs: further ones of one fine-tune each.
         soup: method of the soup, as of `phase.Soup`.
         interpolations: of the soup.
     """
 
     shared: list[str]
-    probe: list[str]
+    probes: list[list[str]]
     finetune: list[str]
     runs: list[list[str]]
     soup: str
@@ -87,14 +87,19 @@ class Recipe:
             monitor="accuracy",
             parent=None,
         )
-        runs = plain["runs"].values() if isinstance(plain["runs"], dict) else [plain["runs"]]
-        lists = {name: _overrides(name, plain[name]) for name in ("shared", "probe", "finetune")}
         return cls(
-            **lists,
-            runs=[_overrides("runs", run) for run in runs],
+            shared=_overrides("shared", plain["shared"]),
+            probes=_of_runs("probes", plain["probes"]),
+            finetune=_overrides("finetune", plain["finetune"]),
+            runs=_of_runs("runs", plain["runs"]),
             soup=plain["soup"],
             interpolations=plain["interpolations"],
         )
+
+
+def _of_runs(name: str, value: Any) -> list[list[str]]:
+    """Return the overrides of each run, which a file has under the run's name."""
+    return [_overrides(name, run) for run in (value.values() if isinstance(value, dict) else [value])]
 
 
 def _overrides(name: str, value: Any) -> list[str]:
@@ -137,7 +142,7 @@ def run_recipe(config: DictConfig, recipe: Recipe) -> float:
     with _parent_run(stages.tracking, origin) as run_id:
         final = stages.run()
         # Nested runs belong to the recipe from here on only.
-        accuracy = final.metrics.get(RANKING_METRIC, 0.0)
+        accuracy = _accuracy(final)
         client, _ = stages.tracking.connect()
         client.log_metric(run_id, RANKING_METRIC, accuracy)
         client.set_tag(run_id, "best_run", final.run_id)
@@ -157,9 +162,10 @@ class _Stages:
         self._config = config
         self.plugins = named_plugins(config)
         # Checks the settings of all runs before the first one begins.
-        probe = self._compose(recipe.probe)[0]
-        for number in range(len(recipe.runs)):
-            self._compose(self._finetune(number))
+        probe, *_ = [self._compose(changes)[0] for changes in recipe.probes]
+        for changes in recipe.probes:
+            for run in recipe.runs:
+                self._compose(self._finetune(changes, run))
         if not isinstance(probe.tracking, Mlflow):
             raise UserError(
                 "tracking=none was given with a recipe of several runs. They find each other in MLflow. Type"
@@ -168,19 +174,25 @@ class _Stages:
         self.tracking: Mlflow = probe.tracking
 
     def run(self) -> Record:
-        """Run all stages; return the record of what is best on validation, of equals the frozen run."""
-        countdown = Countdown("runs", len(self._recipe.runs) + 2)
-        probe = self._execute("frozen", self._recipe.probe)
-        countdown.advance()
+        """Run all stages; return the record of what is best on validation, of equals the first."""
+        countdown = Countdown("runs", len(self._recipe.probes) + len(self._recipe.runs) + bool(self._recipe.runs))
+        probes = []
+        for number, changes in enumerate(self._recipe.probes, 1):
+            probes.append(self._execute(f"frozen {number}", changes))
+            countdown.advance()
+        number = max(range(len(probes)), key=lambda each: _accuracy(probes[each]))
+        probe, changes = probes[number], self._recipe.probes[number]
         members = []
-        for number in range(len(self._recipe.runs)):
+        for number, run in enumerate(self._recipe.runs, 1):
             parent = f"phase.parent='{probe.run_id}'"
-            members.append(self._execute(f"fine-tune {number + 1}", [*self._finetune(number), parent]))
+            members.append(self._execute(f"fine-tune {number}", [*self._finetune(changes, run), parent]))
             countdown.advance()
         distinct = list({record.run_id: record for record in members}.values())
-        final = self._soup(distinct) if len(distinct) > 1 else distinct[0] if distinct else probe
+        if not distinct:
+            return probe
+        final = self._soup(distinct) if len(distinct) > 1 else distinct[0]
         countdown.advance()
-        best = max((probe, final), key=lambda record: record.metrics.get(RANKING_METRIC, 0.0))
+        best = max((probe, final), key=_accuracy)
         if best is probe:
             log.info("no fine-tune, and no soup of them, is better on validation than the frozen network")
         return best
@@ -209,8 +221,9 @@ class _Stages:
         # Range tests are no part of a recipe, and only searches prune.
         return self.tracking.record(cast("Result | Skipped", execute(run, origin)).run_id)
 
-    def _finetune(self, number: int) -> list[str]:
-        return [*self._recipe.finetune, *self._recipe.runs[number]]
+    def _finetune(self, probe: Sequence[str], run: Sequence[str]) -> list[str]:
+        """Return the changes of a fine-tune that starts from the frozen run with the changes `probe`."""
+        return replace_overrides(probe, [*self._recipe.finetune, *run])
 
     def _compose(self, changes: Sequence[str]) -> tuple[Any, RunOrigin]:
         """Return a run of the recipe, and what it was composed from. What was typed wins over the recipe."""
@@ -224,6 +237,10 @@ class _Stages:
     def _saving(tracking: Any) -> Any:
         """Return a tracking that saves the network of each run, since the soup averages them."""
         return dataclasses.replace(tracking, model="all") if isinstance(tracking, Mlflow) else tracking
+
+
+def _accuracy(record: Record) -> float:
+    return record.metrics.get(RANKING_METRIC, 0.0)
 
 
 @contextlib.contextmanager
