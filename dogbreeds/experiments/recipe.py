@@ -67,7 +67,7 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(cls)]
         values: Any = settings_of(config, RECIPE, *names)
         plain: dict[str, Any] = {
-            name: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for name, value in values.items()
         }
         missing = [name for name in names if name not in plain]
