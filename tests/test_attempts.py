@@ -59,6 +59,7 @@ KERAS_FINETUNE = {**KERAS, "unfreeze.layers": 20, "optimizer.lr": 1e-5, "phase.b
 ATTEMPTS |= {
     "keras_frozen": (Frozen, {**KERAS_FROZEN, "augment": "Guide", "phase.batch_size": 64}),
     "keras_no_augmentation": (Frozen, {**KERAS_FROZEN, "augment": "Plain", "phase.batch_size": 64}),
+    "keras_ema": (Frozen, {**KERAS_FROZEN, "augment": "Guide", "ema.decay": 0.99}),
     "keras_small_batches": (Frozen, {**KERAS_FROZEN, "augment": "Guide", "phase.batch_size": 8}),
     "keras_finetune": (Finetune, {**KERAS_FINETUNE, "unfreeze.exact": False, "phase.epochs": 4}),
     "keras_split_block": (Finetune, {**KERAS_FINETUNE, "unfreeze.exact": True, "phase.epochs": 4}),

@@ -106,6 +106,21 @@ UNCLEAR, EQUAL = PairedOutcome(20, 28, 960, "val"), PairedOutcome(7, 5, 2400, "t
         ("keras_small_batches", [BETTER], "", REPRODUCED, "better than keras_frozen in 1 of 1 seed: +5.2 points "),
         ("keras_small_batches", [WORSE], "", REFUTED, "better than keras_frozen in 0 of 1 seed: "),
         (
+            "keras_ema",
+            [EQUAL, WORSE],
+            "",
+            REPRODUCED,
+            "a gain of a point over keras_frozen is excluded in 2 of 2 seeds: ",
+        ),
+        (
+            "keras_ema",
+            [EQUAL, PairedOutcome(28, 20, 960, "val")],
+            "",
+            UNDECIDED,
+            "a gain of a point over keras_frozen is excluded in 1 of 2 ",
+        ),
+        ("keras_ema", [BETTER, EQUAL], "", REFUTED, "significantly better than keras_frozen in 1 of 2 seeds: "),
+        (
             "keras_small_batches",
             [],
             "",

@@ -128,6 +128,7 @@ ELSEWHERE = (
         "server::a_parallel_sweep_loses_nothing_when_the_server_is_killed",
     ),
     (r"(DOGBREEDS_REAL_DATA=\S+ )?make faults( SMALL=#)?", "bench::faults_judges_every_kind_as_expected"),
+    (r"make audit-study", "audit::audit_study_reports_copies_and_both_kinds_of_labels"),
     (r"python -m tests.bench.faults\b.*", "fault_study::command_line_names_steps_backbones_and_sizes"),
     (r"make fuzz", "bench::fuzz_reports_every_kind_and_no_crash"),
     (r"make bench( FULL=#)?", "bench::speed_measures_every_way_and_resumes"),

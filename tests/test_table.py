@@ -249,7 +249,7 @@ def test_missing_attempts_are_named_once_with_the_command_that_runs_them(table) 
     # A fine-tune's parent comes first.
     assert missing_attempts([table]) == (
         "Not tested here: resnet50_frozen, resnet50_finetune_50, keras_frozen, keras_no_augmentation,"
-        " keras_small_batches, keras_finetune, keras_batchnorm, keras_split_block: not run. Type python -m"
+        " keras_small_batches, keras_ema, keras_finetune, keras_batchnorm, keras_split_block: not run. Type python -m"
         " dogbreeds.train attempt=resnet50_frozen."
     )
     assert as_html([table, table], run_url).count("Not tested here: resnet50_frozen") == 1

@@ -8,6 +8,8 @@ from dogbreeds.evaluation.metrics import PAIRED_LEVEL, PairedOutcome
 from dogbreeds.tracking.records import RANKING_METRIC
 
 REPRODUCED, REFUTED, UNDECIDED, NOT_TESTED = "reproduced", "refuted", "undecided", "not tested here"
+# Directions of a claimed difference.
+BETTER, WORSE, NO_BETTER = "better", "worse", "no better"
 # A claimed difference is refuted where one of this size is excluded.
 _MATTERS = 0.01
 
@@ -56,7 +58,7 @@ class Claim:
         setup: what `accuracy` was measured in.
         verdicts: allowed verdicts; empty if a difference is claimed.
         against: attempt from which it is claimed to differ; empty if a verdict is claimed.
-        is_better: whether it is claimed to be better than that, or worse.
+        direction: `BETTER`, `WORSE` or `NO_BETTER` than that.
         accuracy: published accuracy, in [0, 1]; None if there is none.
         tolerance: allowed distance of a measured accuracy from `accuracy`. A source mostly ran each attempt once, so
             the width is a judgement.
@@ -69,7 +71,7 @@ class Claim:
     setup: Setup
     verdicts: tuple[str, ...] = ()
     against: str = ""
-    is_better: bool = False
+    direction: str = WORSE
     accuracy: float | None = None
     tolerance: float = 0.015
     n: int = 1
@@ -131,8 +133,10 @@ def check_difference(
     if not pairs:
         command = _command(claim.against, setup)
         return ClaimCheck(NOT_TESTED, f"{claim.against} was not run with the same seeds. Type {command}")
-    sign = 1 if claim.is_better else -1
-    claimed = f"{'better' if claim.is_better else 'worse'} than {claim.against}"
+    if claim.direction == NO_BETTER:
+        return _check_no_better(claim.against, pairs)
+    claimed = f"{claim.direction} than {claim.against}"
+    sign = 1 if claim.direction == BETTER else -1
     significant = sum(sign * pair.difference > 0 and pair.p_value < PAIRED_LEVEL for pair in pairs)
     opposite = sum(sign * pair.difference < 0 and pair.p_value < PAIRED_LEVEL for pair in pairs)
     excluded = sum(max(sign * bound for bound in pair.interval) < _MATTERS for pair in pairs)
@@ -143,6 +147,17 @@ def check_difference(
     if opposite or excluded == len(pairs):
         return ClaimCheck(REFUTED, f"{claimed} in {seeds}: {listed}")
     return ClaimCheck(UNDECIDED, f"significantly {claimed} in {seeds}: {listed}")
+
+
+def _check_no_better(against: str, pairs: Sequence[PairedOutcome]) -> ClaimCheck:
+    """Check the claim that an attempt is no better: reproduced where a gain that matters is excluded in each seed."""
+    better = sum(pair.difference > 0 and pair.p_value < PAIRED_LEVEL for pair in pairs)
+    excluded = sum(pair.interval[1] < _MATTERS for pair in pairs)
+    seeds = f"of {len(pairs)} seed{'s' if len(pairs) > 1 else ''}: {'; '.join(map(str, pairs))}"
+    if better:
+        return ClaimCheck(REFUTED, f"significantly better than {against} in {better} {seeds}")
+    status = REPRODUCED if excluded == len(pairs) else UNDECIDED
+    return ClaimCheck(status, f"a gain of a point over {against} is excluded in {excluded} {seeds}")
 
 
 def _untested(attempt: str, was_run: bool, changed: str, setup: str) -> ClaimCheck | None:

@@ -4,7 +4,7 @@ Sources: the guide "EfficientNet Training Guide: From Failure to 93.7% Accuracy"
 and Keras' example "Image classification via fine-tuning with EfficientNet" (version of 2026).
 """
 
-from dogbreeds.reports.claims import Claim, Setup
+from dogbreeds.reports.claims import BETTER, NO_BETTER, WORSE, Claim, Setup
 
 # A fifth of all 20,580 images. The guide chose the best epoch on them too.
 _GUIDE_VAL_IMAGES = 4_072
@@ -45,12 +45,12 @@ def _keras(
     *,
     verdicts: tuple[str, ...] = (),
     against: str = "",
-    is_better: bool = False,
+    direction: str = WORSE,
     accuracy: float | None = None,
     tolerance: float = 0.015,
 ) -> Claim:
     where = "the outputs of the example"
-    return Claim(attempt, result, _KERAS, verdicts, against, is_better, accuracy, tolerance, _KERAS_TEST_IMAGES, where)
+    return Claim(attempt, result, _KERAS, verdicts, against, direction, accuracy, tolerance, _KERAS_TEST_IMAGES, where)
 
 
 _TABLE = "the guide's table"
@@ -88,7 +88,8 @@ CLAIMS = {
             # "~60 %" has no more digits.
             tolerance=0.05,
         ),
-        _keras("keras_small_batches", "smaller batches benefit", against="keras_frozen", is_better=True),
+        _keras("keras_small_batches", "smaller batches benefit", against="keras_frozen", direction=BETTER),
+        _keras("keras_ema", "EMA: not so much for transfer", against="keras_frozen", direction=NO_BETTER),
         _keras(
             "keras_finetune",
             "77.0 %, a small improvement",
