@@ -42,8 +42,8 @@ class Plan:
 
 # What ends within 15 minutes.
 QUICK = (
-    Plan(b0(60, (4, 8, 16)), sweep=(4, 1, 1), finetunes=2, costly_epochs=2),
-    Plan(b4(10, (4, 8, 16)), sweep=(2, 1, 1), finetunes=2, costly_epochs=2),
+    Plan(b0(40, (4, 8, 16)), sweep=(4, 1, 1), finetunes=2, costly_epochs=2),
+    Plan(b4(10, (4,)), sweep=(2,), finetunes=0, costly_epochs=2),
 )
 # Without extrapolated epochs.
 FULL = (Plan(b0(120, (7, 40)), sweep=(16, 16), finetunes=4, costly_epochs=6, rounds=3, limit_seconds=30),)
@@ -109,7 +109,7 @@ class Study:
             return
         epochs = plan.costly_epochs if way.has_costly_epochs else plan.setup.epochs
         works = [("runs", way.sweep, 1 if way.has_costly_epochs else plan.sweep[place])]
-        if place == 0:
+        if place == 0 and plan.finetunes:
             works.append(("fine-tunes", way.finetunes, 1 if way.has_costly_epochs else plan.finetunes))
         for work, start, count in works:
             key = self._key(plan.setup, way, work, plan.setup.counts[place], number)
@@ -149,21 +149,22 @@ class Study:
     def cost(self, plan: Plan, way: Way, work: str, photos: int, count: int) -> Cost | None:
         """Return the cost of so many runs on so many photos; None if nothing of the kind was measured.
 
-        Runs beyond those measured cost the median of all but the first. Where epochs are costly, photos beyond those
-        measured cost in proportion.
+        Runs beyond those measured cost the median of all but the first; where only one was measured, those on the
+        fewest photos in proportion. Where epochs are costly, photos beyond those measured cost in proportion, too.
         """
         runs = self.runs(plan, way, work, photos)
-        scale = 1.0
+        on_fewest = self.runs(plan, way, work, plan.setup.counts[0])
+        scale = photos / plan.setup.counts[0]
         if not runs:
-            fewest = plan.setup.counts[0]
-            runs = self.runs(plan, way, work, fewest) if way.has_costly_epochs else []
-            scale = photos / fewest
+            runs = [Seconds(scale * run.value, False) for run in on_fewest] if way.has_costly_epochs else []
         if not runs:
             return None
-        values = [run.value for run in runs]
-        seconds = sum(values[:count]) + max(0, count - len(values)) * statistics.median(values[1:] or values)
         used = runs[:count]
-        return Cost(scale * seconds, scale == 1 and count <= len(values) and all(run.is_measured for run in used))
+        seconds = sum(run.value for run in used)
+        if count > len(used):
+            further = [run.value for run in runs[1:]] or [scale * run.value for run in on_fewest[1:] or on_fewest]
+            seconds += (count - len(used)) * statistics.median(further)
+        return Cost(seconds, count <= len(runs) and all(run.is_measured for run in used))
 
 
 def _brief(value: Any) -> str:
