@@ -3,6 +3,7 @@
 Equal files are found before, from their digests. The result is cached with the features.
 """
 
+import logging
 import zlib
 from collections.abc import Generator
 from typing import Any
@@ -16,6 +17,8 @@ from dogbreeds.evaluation.neighbours import directions, nearest
 from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.training.preflight import Finding, near_duplicates_finding
+
+log = logging.getLogger(__name__)
 
 _NEIGHBOURS = 3
 
@@ -38,6 +41,7 @@ def check_near_duplicates(prepared: PreparedRun, inputs: TrainingInputs) -> list
     }
 
     def compute(copied: np.ndarray, start: int, notes: dict[str, Any]) -> Generator[int, None, None]:
+        log.info("preflight: comparing %s test images with those of train", f"{len(copied):,}")
         copied[:] = _copied_rows(inputs, train, test)
         yield len(copied)
 
