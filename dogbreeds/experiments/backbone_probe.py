@@ -17,6 +17,7 @@ import numpy as np
 from dogbreeds.core.errors import MissingFileError, UserError
 from dogbreeds.core.text import digest
 from dogbreeds.data.class_names import imagenet_outputs
+from dogbreeds.data.corrections import open_corrected
 from dogbreeds.data.dataset import Dataset, Split
 from dogbreeds.data.subset import sample_dataset, with_own_sources
 from dogbreeds.evaluation.backbone_probe import (
@@ -53,18 +54,19 @@ _BATCHES_OF_PASS = 4
 _MIN_TIMED_PASSES, _MAX_TIMED_PASSES, _TIMED_SECONDS = 3, 9, 2.0
 
 
-def probe_backbones(models: Sequence[ProbeModel], images: int | None, dataset: Dataset) -> BackboneProbe:
+def probe_backbones(models: Sequence[ProbeModel], images: int | None, dataset: Dataset | None = None) -> BackboneProbe:
     """Probe backbones on a sample, then those that are not clearly behind on all images.
 
     Args:
         models: the backbones, whose runs have the same data.
         images: size of the sample; None for all images at once.
-        dataset: the data.
+        dataset: the data; None opens that of the runs.
 
     Raises:
         MissingFileError, UserError: if the data cannot be probed on, or no backbone can be.
     """
     run = models[0].run
+    dataset = dataset or open_corrected(run.data)
     _check_data(models[0], dataset)
     # They were logged.
     dataset = replace(dataset, notes=())
