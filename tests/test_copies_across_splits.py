@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import dogbreeds as db
+from dogbreeds.cache import _list as list_arrays
 
 
 @pytest.mark.slow
 def test_near_duplicates_of_training_images_are_named_once_features_are_cached(
-    tmp_path: Path, make_home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, make_home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys
 ) -> None:
     monkeypatch.setenv("DOGBREEDS_HOME", str(make_home(tmp_path / "home")))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
@@ -35,3 +36,6 @@ def test_near_duplicates_of_training_images_are_named_once_features_are_cached(
     assert f"{said}, such as test/3 of train/{len(images) - 1}." in caplog.text
     recorded = mlflow.MlflowClient(run.tracking.uri).get_run(again.run_id)
     assert said in recorded.data.tags["preflight"]
+    # The result is one of the arrays that the command lists.
+    list_arrays(run.features.open_cache())
+    assert "copies-" in capsys.readouterr().out

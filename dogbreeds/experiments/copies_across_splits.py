@@ -34,8 +34,8 @@ def check_near_duplicates(prepared: PreparedRun, inputs: TrainingInputs) -> list
     if test is None or inputs.reason_for_no_probe() or not (inputs.are_cached(train) and inputs.are_cached(test)):
         return []
     cache = prepared.run.features.open_cache()
-    identity = {
-        "images": [inputs.identity(split) for split in (train, test)],
+    identity = inputs.identity(test) | {
+        "train": inputs.identity(train)["photos"],
         "rows": [zlib.crc32(split.rows.tobytes()) for split in (train, test)],
         "thresholds": list(THRESHOLDS),
     }
