@@ -198,10 +198,8 @@ def make_soup(
     from dogbreeds.experiments.attempt import execute
 
     config = compose_command("soup", overrides)
-    tracking = mlflow_tracking(config, "A soup averages networks that MLflow has.")
-    of_parent = None if parent is None else run_name(parent)
-    found = soup_members.find(tracking, list(map(run_name, members)), of_parent, Only.of(config))
-    run, origin = soup_members.compose(tracking, found, config, method=method, interpolations=interpolations)
+    names, of_parent = list(map(run_name, members)), None if parent is None else run_name(parent)
+    run, origin = soup_members.compose_from(config, names, of_parent, method=method, interpolations=interpolations)
     with log_lines_printed():
         return execute(run, origin)
 

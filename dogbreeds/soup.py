@@ -13,7 +13,6 @@ from dogbreeds.core.paths import config_folder
 from dogbreeds.core.spec import Spec, integer, one_of, text, texts
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.plugins import import_plugins, named_plugins
-from dogbreeds.experiments.recorded_runs import Only, mlflow_tracking
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +43,12 @@ def task(config: DictConfig) -> None:
     settings = Settings(**values | {"members": _listed(values["members"])})
     plugins = named_plugins(config)
     import_plugins(plugins)
-    tracking = mlflow_tracking(config, "A soup averages networks that MLflow has.")
-    members = soup_members.find(tracking, settings.members, settings.parent, Only.of(config))
-    run, origin = soup_members.compose(
-        tracking, members, config, method=settings.method, interpolations=settings.interpolations
+    run, origin = soup_members.compose_from(
+        config,
+        settings.members,
+        settings.parent,
+        method=settings.method,
+        interpolations=settings.interpolations,
     )
     log.info("run '%s'", origin.name)
     # Imports much. Errors of the settings should not wait for it.

@@ -1,4 +1,4 @@
-"""A map of images: their features in two dimensions, near ones beside each other."""
+"""A map of images: their features in two dimensions, those that look alike close together."""
 
 import warnings
 

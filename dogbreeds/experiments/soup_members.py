@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.compose import from_config
-from dogbreeds.experiments.recorded_runs import Only, find_record, has_network, recorded_config
+from dogbreeds.experiments.recorded_runs import Only, find_record, has_network, mlflow_tracking, recorded_config
 from dogbreeds.experiments.run import Run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, Record, RunOrigin, short
@@ -94,6 +94,24 @@ def _check(members: Sequence[Record]) -> None:
 def _differences(record: Record, other: Record) -> list[str]:
     names = [name for name in record.params if name.startswith("head.")]
     return [name for name in (*_SHARED, *names) if record.params.get(name) != other.params.get(name)]
+
+
+def compose_from(
+    config: DictConfig, members: Sequence[str], parent: str | None, *, method: str, interpolations: int
+) -> tuple[Run, RunOrigin]:
+    """Find the members of a soup, and compose its run.
+
+    Args:
+        config: config of the command, which decides on tracking, plugins and the filter `only`.
+        members, parent: as `runs` and `parent` of `find`.
+        method, interpolations: as of `phase.Soup`.
+
+    Raises:
+        UserError: as of `find`, or runs are not tracked.
+    """
+    tracking = mlflow_tracking(config, "A soup averages networks that MLflow has.")
+    found = find(tracking, members, parent, Only.of(config))
+    return compose(tracking, found, config, method=method, interpolations=interpolations)
 
 
 def compose(
