@@ -13,10 +13,11 @@ from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.head import MLP, BatchNorm, Linear
 from dogbreeds.models.network import Network
 from dogbreeds.models.unfreeze import Plan
-from dogbreeds.training.loop import Rows, epoch_order, fit, predict
+from dogbreeds.training.loop import epoch_order, fit, predict
 from dogbreeds.training.loss import CrossEntropy
 from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
 from dogbreeds.training.phase import Frozen
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.schedule import Constant, Cosine, Plateau
 from dogbreeds.training.state import TrainingState
 from dogbreeds.training.step import Step

@@ -18,7 +18,8 @@ from dogbreeds.reports.evaluation_notes import about
 from dogbreeds.reports.model_card import model_card
 from dogbreeds.tracking.records import Record
 from dogbreeds.training.logistic import fit_logistic, refitted, strengths
-from dogbreeds.training.loop import Rows, predict
+from dogbreeds.training.loop import predict
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History, TrainingState
 from tests.test_fit import CLASSES, FEATURES, network, rows
 

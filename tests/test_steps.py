@@ -6,8 +6,9 @@ import pytest
 from dogbreeds.core.errors import UserError
 from dogbreeds.models.head import MLP, BatchNorm
 from dogbreeds.models.network import Network
-from dogbreeds.training.loop import Rows, fit
+from dogbreeds.training.loop import fit
 from dogbreeds.training.optimizer import SGD, Adam, AdamW, Optimizer, RMSprop
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.schedule import Cosine
 from dogbreeds.training.state import TrainingState
 from dogbreeds.training.step import Step

@@ -30,8 +30,9 @@ from dogbreeds.reports import curves
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Pruned, Record, RunOrigin, short
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training.checkpoint import Checkpoints
-from dogbreeds.training.loop import Rows, predict
+from dogbreeds.training.loop import predict
 from dogbreeds.training.phase import LrRange, Training
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History, TrainingState
 
 log = logging.getLogger(__name__)

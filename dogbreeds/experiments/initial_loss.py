@@ -8,7 +8,8 @@ from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training import preflight
-from dogbreeds.training.loop import Rows, predict
+from dogbreeds.training.loop import predict
+from dogbreeds.training.rows import Rows
 
 
 def finish_preflight(prepared: PreparedRun, inputs: TrainingInputs, tracker: Tracker) -> None:

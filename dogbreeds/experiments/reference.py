@@ -14,7 +14,8 @@ from dogbreeds.experiments.prepare import PreparedRun
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.features.memmap import open_readonly
 from dogbreeds.tracking.records import Parent
-from dogbreeds.training.loop import Rows, predict
+from dogbreeds.training.loop import predict
+from dogbreeds.training.rows import Rows
 
 
 class _Fit(NamedTuple):

@@ -10,7 +10,8 @@ from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import REFITTED_TAG
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training import logistic
-from dogbreeds.training.loop import Rows, predict
+from dogbreeds.training.loop import predict
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History
 
 

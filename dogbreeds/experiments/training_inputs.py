@@ -21,8 +21,8 @@ from dogbreeds.features.extraction import (
 )
 from dogbreeds.features.features import UNSHARDED, ShardSpec
 from dogbreeds.models.network import Network, Prefix
-from dogbreeds.training.loop import Rows
 from dogbreeds.training.phase import Finetune, Training
+from dogbreeds.training.rows import Rows
 
 log = logging.getLogger(__name__)
 

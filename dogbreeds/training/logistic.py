@@ -14,7 +14,8 @@ from dogbreeds.evaluation.metrics import Scores, score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.head import Logistic
 from dogbreeds.models.network import Network
-from dogbreeds.training.loop import Rows, Stop, predict
+from dogbreeds.training.loop import Stop, predict
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History, TrainingState
 
 # Parts of the training images, each of which is left out once in cross-validation.

@@ -9,7 +9,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from dogbreeds.models.network import Network
 from dogbreeds.models.precision import FLOAT32
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import Training
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.schedule import Schedule
 from dogbreeds.training.state import History, TrainingState
 from dogbreeds.training.step import Step, StepMetrics
@@ -38,32 +38,6 @@ _CALL_BYTES = 16 << 20
 _CALL_SECONDS = 0.25
 
 Stop = Callable[[Sequence[Epoch]], str | None]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Labelled rows of an array.
-
-    Attributes:
-        array: [m, ...] cached features, or images.
-        indices: [n] rows of `array` in use.
-        labels: [n] int32 class of each of them.
-        transform: maps a batch of rows and their indices to inputs, such as augmentation; None for the rows themselves.
-    """
-
-    array: np.ndarray
-    indices: np.ndarray
-    labels: np.ndarray
-    transform: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs and labels of a batch, given positions in `indices`."""
-        indices = self.indices[positions]
-        inputs = self.array[indices]
-        return inputs if self.transform is None else self.transform(inputs, indices), self.labels[positions]
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:

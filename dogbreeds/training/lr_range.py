@@ -11,9 +11,10 @@ from dogbreeds.core import console
 from dogbreeds.evaluation.results import Range
 from dogbreeds.models.network import Network
 from dogbreeds.models.precision import FLOAT32
-from dogbreeds.training.loop import Rows, epoch_order
+from dogbreeds.training.loop import epoch_order
 from dogbreeds.training.optimizer import Optimizer
 from dogbreeds.training.phase import LrRange
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.step import Step
 
 # The test ends once the smoothed loss exceeds its minimum by this factor.

@@ -13,8 +13,9 @@ from dogbreeds.evaluation.metrics import score
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.models.network import Network
 from dogbreeds.training.batchnorm_statistics import estimate_anew
-from dogbreeds.training.loop import Rows, Stop, predict
+from dogbreeds.training.loop import Stop, predict
 from dogbreeds.training.phase import Soup
+from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History, TrainingState
 
 if TYPE_CHECKING:

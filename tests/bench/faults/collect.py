@@ -287,8 +287,9 @@ def train(run: Run, dataset: Dataset, truth_split: Split, features: np.ndarray) 
     `right` is of the best epoch, which is the network that a run saves; `last` is of its last epoch.
     """
     from dogbreeds.experiments.prepare import assemble_network
-    from dogbreeds.training.loop import Rows, fit, predict
+    from dogbreeds.training.loop import fit, predict
     from dogbreeds.training.phase import Training
+    from dogbreeds.training.rows import Rows
     from dogbreeds.training.state import TrainingState
 
     with process_state_restored():
