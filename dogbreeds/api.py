@@ -171,6 +171,7 @@ def make_soup(
     parent: NamedRun | None = None,
     method: str = "greedy",
     interpolations: int = 10,
+    refit: bool = False,
     overrides: Sequence[str] = (),
 ) -> Ending:
     """Average the weights of fine-tunes of one parent (a model soup), and record the average as a run.
@@ -186,6 +187,8 @@ def make_soup(
         parent: their parent; None for that of the best one.
         method: `greedy` adds a member if validation accuracy does not fall, `uniform` averages all.
         interpolations: steps from the parent to the soup.
+        refit: whether the network that is saved averages the same fine-tunes, trained again on training and validation
+            images.
         overrides: of the command `soup`, such as `only.data=miniature` or `tracking.uri=…`.
 
     Returns:
@@ -199,7 +202,9 @@ def make_soup(
 
     config = compose_command("soup", overrides)
     names, of_parent = list(map(run_name, members)), None if parent is None else run_name(parent)
-    run, origin = soup_members.compose_from(config, names, of_parent, method=method, interpolations=interpolations)
+    run, origin = soup_members.compose_from(
+        config, names, of_parent, method=method, interpolations=interpolations, refit=refit
+    )
     with log_lines_printed():
         return execute(run, origin)
 

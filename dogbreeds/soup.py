@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core import signals
 from dogbreeds.core.paths import config_folder
-from dogbreeds.core.spec import Spec, integer, one_of, text, texts
+from dogbreeds.core.spec import Spec, boolean, integer, one_of, text, texts
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.plugins import import_plugins, named_plugins
 
@@ -26,6 +26,7 @@ class Settings(Spec):
         parent: beginning of the id of their parent; None for that of the best fine-tune.
         method: `greedy` or `uniform`.
         interpolations: steps from the parent to the soup.
+        refit: whether the saved network averages the fine-tunes trained again, on training and validation images.
     """
 
     group = ""
@@ -33,6 +34,7 @@ class Settings(Spec):
     parent: str | None = text(example="3f2a9c41", optional=True)
     method: str = one_of("greedy", "uniform")
     interpolations: int = integer(at_least=0, at_most=100, example=10)
+    refit: bool = boolean()
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="soup")
@@ -49,6 +51,7 @@ def task(config: DictConfig) -> None:
         settings.parent,
         method=settings.method,
         interpolations=settings.interpolations,
+        refit=settings.refit,
     )
     log.info("run '%s'", origin.name)
     # Imports much. Errors of the settings should not wait for it.

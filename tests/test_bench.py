@@ -180,6 +180,8 @@ def test_speed_measures_every_way_and_resumes(
     # What is there is not measured again.
     del measured[next(name for name in measured if "dogbreeds" in name and "18 photos" in name)]
     (tmp_path / "bench.json").write_text(json.dumps({"measured": measured}))
+    others = measure_speed(plans, tmp_path / "bench.json", resume=True, ways=compared, words=["Keras", "bfloat16"])
+    assert others.measured == measured
     again = measure_speed(plans, tmp_path / "bench.json", resume=True, ways=compared)
     assert again.measured.keys() == study.measured.keys()
     assert sum(again.measured[name] != value for name, value in study.measured.items()) == 1

@@ -63,8 +63,9 @@ def test_settings_that_a_recipe_of_several_runs_cannot_have_say_what_to_type(
 def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_one_network(
     start_command, command, tmp_path: Path
 ) -> None:
-    # Within the first frozen run, after the second run's end, and within the third fine-tune.
-    for text, times in (("epoch  3/13", 1), ("--- fine-tune 1", 1), ("epoch 1/2", 3)):
+    # Within the first frozen run, after the second run's end, within the third fine-tune, and while fine-tunes of the
+    # soup train again.
+    for text, times in (("epoch  3/13", 1), ("--- fine-tune 1", 1), ("epoch 1/2", 3), ("again, epoch 1", 1)):
         with start_command("train", *BEST) as process:
             read_until(process, text, times)
             os.killpg(process.pid, signal.SIGKILL)
@@ -76,7 +77,7 @@ def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_on
     found = client.search_runs(["1"])
     (parent,) = [run for run in found if run.info.run_name.startswith("recipe best")]
     nested = [run for run in found if run is not parent]
-    assert parent.data.tags["resumed"] == "3"
+    assert parent.data.tags["resumed"] == "4"
     assert [run.info.status for run in found] == ["FINISHED"] * (RUNS + 1)
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
     (soup,) = [run for run in nested if run.data.params["phase"] == "Soup"]
@@ -92,7 +93,7 @@ def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_on
     )
     assert f"type run={final.info.run_id[:8]}" in lines[-1]
     evaluated = command("evaluate", f"run={soup.info.run_id}")
-    assert f"{100 * soup.data.metrics['test/accuracy']:.1f} %" in evaluated.stdout
+    assert f"{100 * soup.data.metrics['refitted/test_accuracy']:.1f} %" in evaluated.stdout
     # In a sweep, runs that have finished are taken over, and the sweep names the best network.
     with start_command("train", "--multirun", *BEST, "seed=0,1") as process:
         lines, errors = read_to_end(process)

@@ -1,5 +1,6 @@
 """Soups: what they average, which candidates they take, and runs of them on fine-tunes."""
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from dogbreeds.models.head import Linear
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.loop import predict
 from dogbreeds.training.phase import Soup
+from dogbreeds.training.rows import JoinedRows
 from dogbreeds.training.soup import make_soup, matching_weights, weights_by_layer
 from dogbreeds.training.state import TrainingState
 from tests.test_fit import network, rows
@@ -78,11 +80,25 @@ def test_interpolations_lie_between_the_parent_and_the_greedy_soup(members) -> N
 
 
 def test_network_of_another_head_is_refused() -> None:
-    saved = weights_by_layer(network(Linear(dropout=0.0)).head)
+    saved = weights_by_layer([network(Linear(dropout=0.0)).head])
     built = network(Linear(dropout=0.0))
     assert np.array_equal(matching_weights(built, saved, "1")[0], saved["scores"][0])
     with pytest.raises(UserError, match="scores"):
         matching_weights(built, {"scores": [saved["scores"][0].T, saved["scores"][1]]}, "1")
+
+
+def test_joined_rows_give_inputs_and_labels_in_the_order_that_is_asked_for() -> None:
+    first, second = rows(0, 30), rows(1, 20)
+    joined = JoinedRows.of(first, second)
+    positions = np.array([49, 3, 30, 29, 3])
+    inputs, labels = joined[positions]
+    everything = np.concatenate([first.array, second.array])
+    assert len(joined) == 50
+    assert inputs.dtype == first.array.dtype
+    assert np.array_equal(inputs, everything[positions])
+    assert labels.tolist() == [second.labels[19], first.labels[3], second.labels[0], first.labels[29], first.labels[3]]
+    # The inputs of one part, as an epoch's last batch may have them.
+    assert np.array_equal(joined[np.array([31])][0], second.array[1:2])
 
 
 # --- runs ---------------------------------------------------------------------
@@ -116,24 +132,34 @@ def tuned(composed_in, shared_cache: Path, place: Path):
 def compose_soup(tracking, members, **options):
     config = compose_config("soup", [f"tracking.uri={tracking.uri}", f"tracking.artifacts={tracking.artifacts}"])
     config.tracking.system_metrics_seconds = 0
-    return soup_members.compose(tracking, members, config, **{"method": "greedy", "interpolations": 2} | options)
+    return soup_members.compose(
+        tracking, members, config, **{"method": "greedy", "interpolations": 2, "refit": False} | options
+    )
+
+
+def saved_network(tracking, result):
+    with open_network(tracking, result.run_id, Only(model=None, data=None)) as (opened, network_, file):
+        return Classifier(network_.model, network_.class_names, opened, file, tracking)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("refit", [False, True])
 def test_soup_of_fine_tunes_is_a_run_whose_network_measures_what_it_recorded(
-    tuned, monkeypatch: pytest.MonkeyPatch
+    tuned, monkeypatch: pytest.MonkeyPatch, refit: bool
 ) -> None:
     frozen, results, tracking = tuned
     found = soup_members.find(tracking, (), None, Only(model=None, data=None))
     assert {record.run_id for record in found} == {result.run_id for result in results}
-    run, composed = compose_soup(tracking, found, method="uniform")
+    run, composed = compose_soup(tracking, found, method="uniform", refit=refit)
     assert run.phase.parent == frozen.run_id
     assert run.unfreeze.layers == 40
     save = Checkpoints.save
+    # Between two candidates, or after the first of two fine-tunes has trained again.
+    interrupted = f"refit-{found[0].run_id}" if refit else ""
 
     def interrupting(self, metadata, arrays) -> None:
         save(self, metadata, arrays)
-        if metadata["epoch"] == 1:
+        if interrupted in self.folder.name and metadata["epoch"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patched:
@@ -146,10 +172,20 @@ def test_soup_of_fine_tunes_is_a_run_whose_network_measures_what_it_recorded(
     assert [epoch.soup_share for epoch in result.history.epochs] == [1, 0.5]
     assert record.tags["verdict"] == result.verdict.name
     assert any(name.startswith("parent/test_") for name in record.metrics)
-    with open_network(tracking, record.run_id, Only(model=None, data=None)) as (opened, network_, file):
-        classifier = Classifier(network_.model, network_.class_names, opened, file, tracking)
-        tested = classifier.evaluate(run.data.open(), split="test")
-    assert tested.scores.accuracy.value == record.metrics["test/accuracy"]
+    classifier = saved_network(tracking, result)
+    tested = classifier.evaluate(run.data.open(), split="test")
+    assert tested.scores.accuracy.value == record.metrics["refitted/test_accuracy" if refit else "test/accuracy"]
+    if not refit:
+        return
+    assert record.tags["refitted"] == "train and val"
+    # Uninterrupted, it has the same weights; they are not those of the fine-tunes that saw training images alone.
+    again = saved_network(tracking, execute(dataclasses.replace(run, rerun=True), composed))
+    ours, others = classifier.model.get_weights(), again.model.get_weights()
+    assert all(np.array_equal(one, other) for one, other in zip(ours, others, strict=True))
+    kernel = weights_by_layer([classifier.model])["scores"][0]
+    before = result.history.best_weights[-2]
+    assert kernel.shape == before.shape
+    assert not np.allclose(kernel, before, atol=1e-6)
 
 
 @pytest.mark.long

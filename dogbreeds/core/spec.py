@@ -151,15 +151,15 @@ def one_of(*choices: str, optional: bool = False, **default: str) -> Any:
     return _checked_field(check, **default)
 
 
-def boolean() -> Any:
-    """Declare a field for true or false."""
+def boolean(**default: bool) -> Any:
+    """Declare a field for true or false. `default` is the value where none was recorded."""
 
     def check(key: str, value: Any) -> bool:
         if not isinstance(value, bool):
             raise UserError(f"{key} was {received(value)}. It must be true or false. Type {key}=true or {key}=false.")
         return value
 
-    return _checked_field(check)
+    return _checked_field(check, **default)
 
 
 def text(*, example: str, optional: bool = False) -> Any:

@@ -16,7 +16,8 @@ from dogbreeds.evaluation.verdict import Setting, Verdict
 from dogbreeds.experiments import automatic_settings, network_pool, recording, resume, trial
 from dogbreeds.experiments.initial_loss import finish_preflight
 from dogbreeds.experiments.isolation import process_state_restored
-from dogbreeds.experiments.prepare import PreparedRun, check_saved_parent, prepare
+from dogbreeds.experiments.parents import check_saved_parent
+from dogbreeds.experiments.prepare import PreparedRun, prepare
 from dogbreeds.experiments.range_test import run_range_test
 from dogbreeds.experiments.reference import measure_reference
 from dogbreeds.experiments.refit import Refit, refit

@@ -6,7 +6,7 @@ from dataclasses import replace
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.data.decoder import DECODERS, PILLOW, TENSORFLOW
-from dogbreeds.experiments.prepare import parent_params
+from dogbreeds.experiments.parents import parent_params
 from dogbreeds.experiments.run import Run
 from dogbreeds.features.extraction import DecodedImages
 

@@ -4,29 +4,26 @@ import contextlib
 import gc
 import logging
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dogbreeds.core import process
 from dogbreeds.core.console import quiet_stderr
-from dogbreeds.core.errors import MissingFileError, UserError
+from dogbreeds.core.errors import UserError
 from dogbreeds.core.source import is_foreign
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
 from dogbreeds.evaluation.results import ZeroShotBaseline
 from dogbreeds.experiments import network_pool
 from dogbreeds.experiments.network_pool import PooledNetwork
+from dogbreeds.experiments.parents import load_parent
 from dogbreeds.experiments.run import Run
 from dogbreeds.models.depths import find_depths, with_depths
 from dogbreeds.models.model import Backbone
 from dogbreeds.models.network import Network
-from dogbreeds.tracking.records import SOURCE_SUFFIX, Parent, Record, is_path
-from dogbreeds.tracking.saved_run import SavedRun
+from dogbreeds.tracking.records import Parent, Record
 from dogbreeds.training import preflight
 from dogbreeds.training.baseline import Nothing
 from dogbreeds.training.checkpoint import Checkpoints
@@ -133,7 +130,7 @@ def prepare(
     parent = None
     if isinstance(run.phase, Finetune):
         parent_id = run.phase.parent if unfinished is None else unfinished.tags.get("parent", run.phase.parent)
-        parent = _load_parent(run, parent_id, facts, assembly.network)
+        parent = load_parent(run, parent_id, facts, assembly.network)
     baseline, baseline_network = build_baseline(run, assembly.backbone, assembly.network, parent, dataset.class_names)
     return PreparedRun(
         run=run,
@@ -181,9 +178,23 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         findings += mismatches
     if len(backbone.blocks) == 1:
         log.info("%s is one block: it has no place to be cut, so all of it is frozen, or none", run.model.architecture)
+    return Assembly(backbone, build_network(run, backbone, classes), pixel_fit, findings)
+
+
+def build_network(run: Run, backbone: Backbone, num_classes: int) -> PooledNetwork:
+    """Return a network on a backbone, as new: built, or taken out of the pool.
+
+    Args:
+        run: settings.
+        backbone: pretrained backbone.
+        num_classes: of the head.
+
+    Raises:
+        UserError: if settings and layers do not fit.
+    """
     depths = find_depths(run.features.layers, backbone.blocks)
     plan = with_depths(run.unfreeze.plan(backbone.blocks), depths, backbone.blocks)
-    pooled = network_pool.take(run, backbone, plan, depths, classes, head_seed(run.seed))
+    pooled = network_pool.take(run, backbone, plan, depths, num_classes, head_seed(run.seed))
     shape = pooled.network.prefix.shape
     if run.mix.needs_maps and len(shape) != 3:
         raise UserError(
@@ -192,7 +203,7 @@ def assemble_network(run: Run, dataset: Dataset) -> Assembly:
         )
     if AUTO not in (run.features.runtime, run.features.precision):
         pooled.network = pooled.network.with_runtime(run.features.runtime, run.features.precision)
-    return Assembly(backbone, pooled, pixel_fit, findings)
+    return pooled
 
 
 def _import_tensorflow() -> None:
@@ -265,66 +276,3 @@ def _headline(run: Run, dataset: Dataset) -> str:
         f"{run.model.architecture} at {run.model.image_size} px on {dataset.name}: {len(dataset.class_names)} classes,"
         f" {sizes} images"
     )
-
-
-def check_saved_parent(run: Run) -> None:
-    """Check that the folder that a fine-tune names as its parent is there, if it names one.
-
-    Raises:
-        MissingFileError, UserError: it is not, or no run was saved in it.
-    """
-    if isinstance(run.phase, Finetune) and run.phase.parent is not None and is_path(run.phase.parent):
-        SavedRun.read(run.phase.parent)
-
-
-def _load_parent(run: Run, parent_id: str | None, facts: dict[str, str], network: Network) -> Parent:
-    """Find the frozen attempt that a fine-tune starts from, and load its weights into the head."""
-    must_match = parent_must_match(run, facts)
-    with tempfile.TemporaryDirectory() as folder:
-        if parent_id is not None and is_path(parent_id):
-            parent = SavedRun.read(parent_id).parent(must_match)
-        else:
-            parent = run.tracking.find_parent(parent_id, must_match, run.seed, Path(folder))
-        network.head.load_weights(parent.head)
-    return parent
-
-
-def parent_params(run: Run, facts: Mapping[str, str]) -> dict[str, str] | None:
-    """Return the parameters of the run that a fine-tune starts from, before its weights are needed.
-
-    Args:
-        run: settings of the fine-tune, or of a run of another phase, which has no parent.
-        facts: as for `parent_must_match`.
-
-    Returns:
-        Parameters by name; None without a parent. That a fine-tune has none is an error where its weights are loaded.
-    """
-    if not isinstance(run.phase, Finetune):
-        return None
-    parent = run.phase.parent
-    with contextlib.suppress(UserError, MissingFileError):
-        if parent is not None and is_path(parent):
-            return SavedRun.read(parent).params
-        return run.tracking.parent_params(parent, parent_must_match(run, facts), run.seed)
-    return None
-
-
-def parent_must_match(run: Run, facts: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parameters that a fine-tune and its parent must share. What is `auto` may be the parent's.
-
-    Args:
-        run: settings of the fine-tune.
-        facts: fingerprints of backbone and data, by parameter name, as far as they are known.
-    """
-    parameters = run.parameters()
-    head = {name: value for name, value in parameters.items() if name.split(".")[0] == "head"}
-    pixels = {name: value for name, value in parameters.items() if name.startswith("preprocessing.")} | {
-        "data.resize": run.data.resize,
-        "data.decoder": run.data.decoder,
-        "model.image_size": run.model.image_size,
-        "features.layers": run.features.layers,
-    }
-    # None for a class of the package, whose runs have no such parameter.
-    names = [f"{group}{SOURCE_SUFFIX}" for group in ("data", "preprocessing", "head")]
-    shared = {**facts, **head, **pixels, **{name: parameters.get(name) for name in names}}
-    return {name: value for name, value in shared.items() if value != AUTO}

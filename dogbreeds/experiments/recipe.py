@@ -45,7 +45,7 @@ class Recipe:
         finetune: further ones of each fine-tune, which has those of that frozen run, too.
         runs: further ones of one fine-tune each.
         soup: method of the soup, as of `phase.Soup`.
-        interpolations: of the soup.
+        interpolations, refit: of the soup.
     """
 
     shared: list[str]
@@ -54,6 +54,7 @@ class Recipe:
     runs: list[list[str]]
     soup: str
     interpolations: int
+    refit: bool
 
     @classmethod
     def of(cls, config: DictConfig) -> "Recipe | None":
@@ -76,11 +77,12 @@ class Recipe:
                 f"recipe.{missing[0]} was not given. A recipe of several runs has the settings {', '.join(names)}. Type"
                 " recipe=best, whose file sets them, or recipe=fast."
             )
-        # Checks both.
+        # Checks these three.
         Soup(
             members=(),
             method=plain["soup"],
             interpolations=plain["interpolations"],
+            refit=plain["refit"],
             epochs=1,
             batch_size=1,
             patience_epochs=None,
@@ -94,6 +96,7 @@ class Recipe:
             runs=_of_runs("runs", plain["runs"]),
             soup=plain["soup"],
             interpolations=plain["interpolations"],
+            refit=plain["refit"],
         )
 
 
@@ -206,6 +209,7 @@ class _Stages:
             self._config,
             method=self._recipe.soup,
             interpolations=self._recipe.interpolations,
+            refit=self._recipe.refit,
         )
         # The networks of its members are there already; its own is the one to keep.
         return self._recorded(dataclasses.replace(run, tracking=self._saving(run.tracking)), origin)

@@ -1,16 +1,18 @@
-"""Refit of a logistic regression: the network that is saved is fitted to training and validation images."""
+"""Refit: the network that is saved is fitted to training and validation images."""
 
 from dataclasses import dataclass
 
 from dogbreeds.evaluation.metrics import Scores, score
 from dogbreeds.evaluation.results import Predictions
 from dogbreeds.experiments.prepare import PreparedRun
+from dogbreeds.experiments.soup_refit import refit_soup
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.models.network import Network
 from dogbreeds.tracking.records import REFITTED_TAG
 from dogbreeds.tracking.tracking import Tracker
 from dogbreeds.training import logistic
 from dogbreeds.training.loop import predict
+from dogbreeds.training.phase import Soup
 from dogbreeds.training.rows import Rows
 from dogbreeds.training.state import History
 
@@ -20,7 +22,7 @@ class Refit:
     """The network that is saved in the place of the one that the verdict is about.
 
     Attributes:
-        network: the same but for the head's weights.
+        network: the same but for weights of what trained.
         test: its scores on the test split; None without one.
     """
 
@@ -35,9 +37,9 @@ class Refit:
 
 
 def refit(prepared: PreparedRun, history: History, inputs: TrainingInputs, val: Rows, tracker: Tracker) -> Refit | None:
-    """Fit the head of a logistic regression again, at the chosen `C`, to training and validation images.
+    """Fit a logistic regression, or the fine-tunes of a soup, again to training and validation images.
 
-    What it predicts on the test split is recorded, since that is what the saved network must give.
+    What the network predicts on the test split is recorded, since that is what the saved network must give.
 
     Args:
         prepared: run that was fitted.
@@ -47,14 +49,11 @@ def refit(prepared: PreparedRun, history: History, inputs: TrainingInputs, val: 
         tracker: of the run.
 
     Returns:
-        The refitted network; None if the run has another head, or a setting says no.
+        The refitted network; None if the run has neither, or a setting says no.
     """
-    head = prepared.run.logistic_head
-    if head is None or not head.refit or history.best is None:
+    network = _refitted(prepared, history, inputs, val)
+    if network is None:
         return None
-    rows = [*inputs.train_copies(), val]
-    strength = float(history.best.strength or 0)
-    network = logistic.refitted(prepared.network, head, rows, strength, inputs.class_weights())
     tracker.tags({REFITTED_TAG: "train and val"})
     test = None
     if prepared.dataset.test is not None:
@@ -64,3 +63,15 @@ def refit(prepared: PreparedRun, history: History, inputs: TrainingInputs, val: 
         tracker.refitted_predictions("test", Predictions(ids, tested.labels, logits, prepared.dataset.class_names))
         test = score(logits, tested.labels)
     return Refit(network, test)
+
+
+def _refitted(prepared: PreparedRun, history: History, inputs: TrainingInputs, val: Rows) -> Network | None:
+    head, phase = prepared.run.logistic_head, prepared.run.phase
+    if history.best is None:
+        return None
+    if isinstance(phase, Soup):
+        return refit_soup(prepared, phase, history) if phase.refit else None
+    if head is None or not head.refit:
+        return None
+    rows = [*inputs.train_copies(), val]
+    return logistic.refitted(prepared.network, head, rows, float(history.best.strength or 0), inputs.class_weights())

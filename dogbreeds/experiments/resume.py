@@ -50,15 +50,9 @@ def load_checkpoint(
     Metrics that the interrupted process had not recorded yet are recorded. An attempt that one search has pruned
     resumes, unless the current trial prunes it too.
     """
-    stored = prepared.checkpoints.load()
-    if stored is None:
+    state = stored_state(prepared)
+    if state is None:
         return None
-    metadata, arrays = stored
-    different = [name for name, value in checkpoint_setting(prepared).items() if metadata.get(name) != value]
-    if different:
-        log.warning("the checkpoint was written with a different %s: starting over", " and ".join(different))
-        return None
-    state = TrainingState.from_checkpoint(metadata, arrays)
     for epoch in state.history.epochs:
         tracker.metrics(epoch.metrics(), epoch.number)
     if state.history.stop_reason.startswith(PRUNED_PREFIX):
@@ -71,6 +65,19 @@ def load_checkpoint(
         f", {state.step} steps into the next" if state.step else "",
     )
     return state
+
+
+def stored_state(prepared: PreparedRun) -> TrainingState | None:
+    """Return the state of the newest checkpoint; None if there is none, or if it belongs to another setting."""
+    stored = prepared.checkpoints.load()
+    if stored is None:
+        return None
+    metadata, arrays = stored
+    different = [name for name, value in checkpoint_setting(prepared).items() if metadata.get(name) != value]
+    if different:
+        log.warning("the checkpoint was written with a different %s: starting over", " and ".join(different))
+        return None
+    return TrainingState.from_checkpoint(metadata, arrays)
 
 
 def checkpoint_setting(prepared: PreparedRun) -> dict[str, str | None]:

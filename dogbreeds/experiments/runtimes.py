@@ -10,7 +10,8 @@ from dataclasses import replace
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import AUTO
 from dogbreeds.data.dataset import Dataset
-from dogbreeds.experiments.prepare import Assembly, assemble_network, parent_params
+from dogbreeds.experiments.parents import parent_params
+from dogbreeds.experiments.prepare import Assembly, assemble_network
 from dogbreeds.experiments.run import Run
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.models.network import Network

@@ -97,25 +97,25 @@ def _differences(record: Record, other: Record) -> list[str]:
 
 
 def compose_from(
-    config: DictConfig, members: Sequence[str], parent: str | None, *, method: str, interpolations: int
+    config: DictConfig, members: Sequence[str], parent: str | None, *, method: str, interpolations: int, refit: bool
 ) -> tuple[Run, RunOrigin]:
     """Find the members of a soup, and compose its run.
 
     Args:
         config: config of the command, which decides on tracking, plugins and the filter `only`.
         members, parent: as `runs` and `parent` of `find`.
-        method, interpolations: as of `phase.Soup`.
+        method, interpolations, refit: as of `phase.Soup`.
 
     Raises:
         UserError: as of `find`, or runs are not tracked.
     """
     tracking = mlflow_tracking(config, "A soup averages networks that MLflow has.")
     found = find(tracking, members, parent, Only.of(config))
-    return compose(tracking, found, config, method=method, interpolations=interpolations)
+    return compose(tracking, found, config, method=method, interpolations=interpolations, refit=refit)
 
 
 def compose(
-    tracking: Mlflow, members: Sequence[Record], config: DictConfig, *, method: str, interpolations: int
+    tracking: Mlflow, members: Sequence[Record], config: DictConfig, *, method: str, interpolations: int, refit: bool
 ) -> tuple[Run, RunOrigin]:
     """Compose the run of a soup: the settings of the member with the most unfrozen layers, in another phase.
 
@@ -123,7 +123,7 @@ def compose(
         tracking: where the members are recorded.
         members: as of `find`.
         config: config of the command, which decides on tracking and plugins.
-        method, interpolations: as of `phase.Soup`.
+        method, interpolations, refit: as of `phase.Soup`.
     """
     base = max(members, key=lambda record: int(record.params["unfreeze.layers_trained"]))
     recorded = recorded_config(tracking, base)
@@ -138,6 +138,7 @@ def compose(
             "members": [record.run_id for record in members],
             "method": method,
             "interpolations": interpolations,
+            "refit": refit,
             "monitor": recorded.phase.get("monitor", "accuracy"),
             "parent": base.tags["parent"],
             "batch_size": 64,

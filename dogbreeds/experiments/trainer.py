@@ -65,6 +65,6 @@ def _members(prepared: PreparedRun, phase: Soup) -> list[Weights]:
     found = []
     for run_id in phase.members:
         with tempfile.TemporaryDirectory() as folder:
-            saved = weights_by_layer(load(tracking.download_network(run_id, Path(folder))).model)
+            saved = weights_by_layer([load(tracking.download_network(run_id, Path(folder))).model])
         found.append(matching_weights(prepared.network, saved, short(run_id)))
     return found

@@ -22,7 +22,7 @@ from dogbreeds.features.extraction import (
 from dogbreeds.features.features import UNSHARDED, ShardSpec
 from dogbreeds.models.network import Network, Prefix
 from dogbreeds.training.phase import Finetune, Training
-from dogbreeds.training.rows import Rows
+from dogbreeds.training.rows import JoinedRows, Rows
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ class TrainingInputs:
         self._dataset = dataset
         self._network = network
         self._cache = run.features.open_cache()
-        self._train: dict[int | None, Rows] = {}
+        # By split and copy.
+        self._opened: dict[tuple[str, int | None], Rows] = {}
 
     def rows(self, split: Split, view: AugmentedView | None = None) -> Rows:
         """Return the inputs of a split's readable images, computed or from the cache.
@@ -87,7 +88,11 @@ class TrainingInputs:
         Args:
             epoch: counted from 0.
         """
-        return self._train_rows(self._view(epoch))
+        return self._epoch_rows("train", epoch)
+
+    def train_and_val(self, epoch: int) -> Rows:
+        """Return the training and the validation rows, both plain or both of an epoch's augmented copy."""
+        return JoinedRows.of(self.train(epoch), self._epoch_rows("val", epoch))
 
     def train_copies(self) -> list[Rows]:
         """Return the training rows of every augmented copy, in order; without augmentation those of the images."""
@@ -95,14 +100,17 @@ class TrainingInputs:
 
     def plain_train(self) -> Rows:
         """Return the training rows of the plain images, also if the epochs have augmented copies."""
-        return self._train_rows(None)
+        return self._epoch_rows("train", None)
 
-    def _train_rows(self, view: AugmentedView | None) -> Rows:
-        copy = view.copy if view else None
+    def _epoch_rows(self, name: str, epoch: int | None) -> Rows:
+        """Return the rows of a split, by its name, in the augmented copy of an epoch; the plain ones without epoch."""
+        split = self._dataset.splits[name]
+        view = None if epoch is None else self._view(epoch, split)
+        key = name, view.copy if view else None
         # Epochs return to the same copies, so each array is opened once.
-        if copy not in self._train:
-            self._train[copy] = self.rows(self._dataset.train, view)
-        return self._train[copy]
+        if key not in self._opened:
+            self._opened[key] = self.rows(split, view)
+        return self._opened[key]
 
     def class_weights(self) -> np.ndarray | None:
         """Return the weight of each class in the loss, [classes] float32; None if all are 1."""
@@ -116,7 +124,7 @@ class TrainingInputs:
 
     def cached_runtimes(self) -> list[tuple[str, str]]:
         """Return runtime and precision of each complete array of the first epoch's training features."""
-        images, view = self._images(self._dataset.train), self._view(0)
+        images, view = self._images(self._dataset.train), self._view(0, self._dataset.train)
         return cached_runtimes(self._prefix(view), images, self._run.features, view)
 
     def are_cached(self, split: Split) -> bool:
@@ -141,7 +149,7 @@ class TrainingInputs:
             epoch: epoch whose augmented copy is computed, counted from 0; None for the plain images.
         """
         images = self._images(split)
-        view = None if epoch is None else self._view(epoch)
+        view = None if epoch is None else self._view(epoch, split)
         if shard_spec == UNSHARDED:
             self.rows(split, view)
         elif self._network.uses_cache:
@@ -149,12 +157,10 @@ class TrainingInputs:
         else:
             images.decode_shard(shard_spec)
 
-    def _view(self, epoch: int) -> AugmentedView | None:
-        """Return the augmented copy of an epoch; None without augmentation."""
+    def _view(self, epoch: int, split: Split) -> AugmentedView | None:
+        """Return the augmented copy of a split in an epoch; None without augmentation."""
         copy = self._run.augment.copy_at(epoch)
-        return (
-            None if copy is None else AugmentedView(self._run.augment, copy, self._run.seed, self._dataset.train.rows)
-        )
+        return None if copy is None else AugmentedView(self._run.augment, copy, self._run.seed, split.rows)
 
     def _images(self, split: Split) -> DecodedImages:
         return DecodedImages(split.source, self._run.data, self._run.model.image_size, self._cache)

@@ -68,7 +68,7 @@ def stored_checkpoints(folder: Path) -> list[StoredCheckpoints]:
     for path in paths:
         # The run may finish meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            stats = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])] or [path.stat()]
+            stats = [file.stat() for file in (path.rglob("*") if path.is_dir() else [path])] or [path.stat()]
             size_bytes = sum(stat.st_size for stat in stats)
             found.append(StoredCheckpoints(path, size_bytes, max(stat.st_mtime for stat in stats)))
     return sorted(found, key=lambda stored: -stored.last_written)
@@ -79,7 +79,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Attributes:
-        folder: holds nothing else; created by the first save.
+        folder: holds nothing else but such folders of parts of the run; created by the first save.
     """
 
     folder: Path

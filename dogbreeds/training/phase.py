@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dogbreeds.core.errors import UserError
-from dogbreeds.core.spec import Spec, integer, number, one_of, text, texts
+from dogbreeds.core.spec import Spec, boolean, integer, number, one_of, text, texts
 from dogbreeds.evaluation.metrics import MONITORS
 
 
@@ -65,11 +65,15 @@ class Soup(Finetune):
         method: `greedy` adds a member if validation accuracy does not fall; `uniform` averages all.
         interpolations: number of steps from the parent to the soup, so that 10 tries shares of 0.1, 0.2, … 0.9; 0 tries
             none.
+        refit: whether the network that is saved averages the same fine-tunes, trained again on training and validation
+            images.
     """
 
+    implied = {**Finetune.implied, "refit": False}
     members: tuple[str, ...] = texts(example="[3f2a9c41,8d01b7e2]")
     method: str = one_of("greedy", "uniform")
     interpolations: int = integer(at_least=0, at_most=100, example=10)
+    refit: bool = boolean(default=False)
 
     @property
     def num_soups(self) -> int:

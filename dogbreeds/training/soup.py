@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 Weights = list[np.ndarray]
 
 
-def weights_by_layer(model: "keras.Model") -> dict[str, list[np.ndarray]]:
-    """Return the weights of the layers of a saved network, at any depth, by the layer's name."""
-    return {layer.name: layer.get_weights() for layer in _leaves([model]) if layer.weights}
+def weights_by_layer(layers: "Sequence[keras.Layer]") -> dict[str, list[np.ndarray]]:
+    """Return the weights of layers, at any depth, by the layer's name."""
+    return {layer.name: layer.get_weights() for layer in _leaves(layers) if layer.weights}
 
 
 def matching_weights(network: Network, saved: Mapping[str, list[np.ndarray]], name: str) -> Weights:
-    """Return the weights that suffix and head of a network have in a saved one.
+    """Return the weights that suffix and head of a network have in another one.
 
     Args:
         network: the network.
-        saved: weights of the saved network, by layer.
+        saved: weights of the other one, by layer.
         name: of its run, for errors.
 
     Raises:
@@ -79,26 +79,22 @@ def make_soup(
         on_epoch, stop, resume_from, save: as of `loop.fit`.
         class_weights: not used; every candidate is a sum of what has been trained.
     """
-    maker = _SoupMaker(network, phase, members, train, val)
+    candidates = _Candidates(network, phase, members, train, val)
     state = resume_from or TrainingState()
     history = state.history
-    taken = [bool(flag) for flag in state.optimizer_variables[0]] if state.optimizer_variables else []
     while state.epoch < phase.num_candidates and not history.stop_reason:
-        epoch, logits, weights = maker.measure(state.epoch, taken, history)
+        epoch, logits, weights = candidates.measure(state.epoch, history.epochs)
         if not math.isfinite(epoch.val.loss):
             # A candidate without a finite loss is not taken; others may be.
             logits = np.zeros_like(logits)
         with signals.deferred():
             history.epochs.append(epoch)
             is_better = history.best is None or _merit(epoch, phase) > _merit(history.best, phase)
-            if state.epoch < phase.num_soups and phase.method == "greedy":
-                taken.append(maker.is_taken(epoch, taken, history))
             if is_better and math.isfinite(epoch.val.loss):
                 history.best, history.best_logits, history.best_weights = epoch, logits, weights
             history.stop_reason = stop(history.epochs) or ""
             state.epoch += 1
             state.weights = weights
-            state.optimizer_variables = [np.array(taken, bool)]
             save(state)
         on_epoch(epoch)
     for variable, value in zip(network.variables, history.best_weights or state.weights, strict=True):
@@ -106,29 +102,85 @@ def make_soup(
     return history
 
 
-class _SoupMaker:
+def mixed_members(number: int, epochs: Sequence[Epoch], phase: Soup) -> list[int]:
+    """Return the numbers of the members that a candidate averages.
+
+    A greedy soup keeps a member if accuracy with it is not below that of the soup so far.
+
+    Args:
+        number: of the candidate, from 0.
+        epochs: the candidates before it, or more.
+        phase: settings of the soup.
+    """
+    if phase.method == "uniform":
+        return list(range(len(phase.members)))
+    taken: list[int] = []
+    for member, epoch in enumerate(epochs[: min(number, phase.num_soups)]):
+        value = epoch.val.monitored(phase.monitor)
+        if not taken or value >= epochs[taken[-1]].val.monitored(phase.monitor):
+            taken.append(member)
+    return [*taken, number] if number < phase.num_soups else taken
+
+
+class Mixer:
+    """Gives a network averages of members, and interpolations with its parent.
+
+    Args:
+        network: with the weights of the parent.
+        batch_size: images for which statistics of BatchNorm are computed together.
+        train: rows that they are estimated from.
+    """
+
+    def __init__(self, network: Network, batch_size: int, train: Rows):
+        self._network = network
+        self._batch_size = max(16, batch_size)
+        self._train = train
+        self._parent = [weight.numpy() for weight in _weights(network)]
+
+    def mix(self, members: Sequence[Weights], share: float) -> None:
+        """Give the network the weights that lie between the parent and the mean of members: 1 for the mean."""
+        for weight, mean, parent in zip(_weights(self._network), _mean(members), self._parent, strict=True):
+            weight.assign(mean if share == 1 else share * mean + (1 - share) * parent)
+        if len(members) > 1 or share < 1:
+            self._estimate_statistics()
+
+    def _estimate_statistics(self) -> None:
+        """Estimate the statistics of the BatchNorm layers that trained: those of an average are not averages."""
+        suffix, plan = self._network.suffix, self._network.plan
+        if suffix is None or plan.batchnorm != "trainable":
+            return
+        size = self._batch_size
+        starts = range(0, len(self._train), size)
+        batches = (self._inputs(np.arange(start, min(start + size, len(self._train)))) for start in starts)
+        with console.progress("statistics of BatchNorm", len(self._train), "images", brief=True) as advance:
+            estimate_anew(suffix, batches, plan.stages[-1], advance)
+
+    def _inputs(self, positions: np.ndarray) -> np.ndarray:
+        inputs, _ = self._train[positions]
+        if self._network.uses_cache:
+            return inputs
+        return np.asarray(self._network.train_prefix.graph(inputs.astype(np.float32), training=False))
+
+
+class _Candidates:
     """Mixes members and parent, and measures what comes of it."""
 
     def __init__(self, network: Network, phase: Soup, members: Sequence[Weights], train: Rows, val: Rows):
         self._network = network
         self._phase = phase
         self._members = members
+        self._mixer = Mixer(network, phase.batch_size, train)
         self._val = val
-        self._train = train
-        self._parent = [weight.numpy() for weight in _weights(network)]
         chosen = np.linspace(0, len(train) - 1, min(len(train), len(val))).astype(int)
         self._scored = Rows(train.array, train.indices[chosen], train.labels[chosen], train.transform)
 
-    def measure(self, number: int, taken: Sequence[bool], history: History) -> tuple[Epoch, np.ndarray, Weights]:
+    def measure(self, number: int, epochs: Sequence[Epoch]) -> tuple[Epoch, np.ndarray, Weights]:
         """Return the scores of a candidate, its validation logits, and all variables of the network."""
         started = time.perf_counter()
         soups = self._phase.num_soups
         share = 1.0 if number < soups else (number - soups + 1) / self._phase.interpolations
-        mixed = self._mixed_members(number, taken)
-        soup = _mean([self._members[member] for member in mixed])
-        for weight, ours, theirs in zip(_weights(self._network), soup, self._parent, strict=True):
-            weight.assign(ours if share == 1 else share * ours + (1 - share) * theirs)
-        self._estimate_statistics(len(mixed) > 1 or share < 1)
+        mixed = mixed_members(number, epochs, self._phase)
+        self._mixer.mix([self._members[member] for member in mixed], share)
         logits = predict(self._network, self._val)
         trained = score(predict(self._network, self._scored), self._scored.labels)
         epoch = Epoch(
@@ -143,36 +195,6 @@ class _SoupMaker:
             soup_share=share,
         )
         return epoch, logits, [variable.numpy() for variable in self._network.variables]
-
-    def is_taken(self, epoch: Epoch, taken: Sequence[bool], history: History) -> bool:
-        """Return whether the last member stays in a greedy soup: if accuracy is not below that of the soup so far."""
-        accepted = [tried for tried, was_taken in zip(history.epochs, taken, strict=False) if was_taken]
-        monitor = self._phase.monitor
-        return not accepted or epoch.val.monitored(monitor) >= accepted[-1].val.monitored(monitor)
-
-    def _mixed_members(self, number: int, taken: Sequence[bool]) -> list[int]:
-        """Return the numbers of the members that a candidate averages."""
-        if self._phase.method == "uniform":
-            return list(range(len(self._members)))
-        accepted = [member for member, was_taken in enumerate(taken) if was_taken]
-        return [*accepted, number] if number < self._phase.num_soups else accepted
-
-    def _estimate_statistics(self, is_mixed: bool) -> None:
-        """Estimate the statistics of the BatchNorm layers that trained: those of an average are not averages."""
-        suffix, plan = self._network.suffix, self._network.plan
-        if not is_mixed or suffix is None or plan.batchnorm != "trainable":
-            return
-        size = max(16, self._phase.batch_size)
-        starts = range(0, len(self._train), size)
-        batches = (self._inputs(np.arange(start, min(start + size, len(self._train)))) for start in starts)
-        with console.progress("statistics of BatchNorm", len(self._train), "images", brief=True) as advance:
-            estimate_anew(suffix, batches, plan.stages[-1], advance)
-
-    def _inputs(self, positions: np.ndarray) -> np.ndarray:
-        inputs, _ = self._train[positions]
-        if self._network.uses_cache:
-            return inputs
-        return np.asarray(self._network.train_prefix.graph(inputs.astype(np.float32), training=False))
 
 
 def _leaves(layers: "Sequence[keras.Layer]") -> "list[keras.Layer]":

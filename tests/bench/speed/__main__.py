@@ -21,7 +21,13 @@ from tests.bench.speed.study import FULL, QUICK, Plan, Study
 from tests.bench.speed.ways import Way
 
 
-def main(plans: Sequence[Plan], file: Path, resume: bool = False, ways: Sequence[Way] | None = None) -> Study:
+def main(
+    plans: Sequence[Plan],
+    file: Path,
+    resume: bool = False,
+    ways: Sequence[Way] | None = None,
+    words: Sequence[str] = (),
+) -> Study:
     """Measure, print tables, and write JSON and a picture.
 
     Args:
@@ -29,6 +35,7 @@ def main(plans: Sequence[Plan], file: Path, resume: bool = False, ways: Sequence
         file: JSON file to write; the picture is beside it.
         resume: whether what the file has is not measured again.
         ways: ways to compare; None for all.
+        words: only ways whose names contain one of them are measured now; none for all.
     """
     started = time.perf_counter()
     with quiet_stderr():
@@ -46,7 +53,7 @@ def main(plans: Sequence[Plan], file: Path, resume: bool = False, ways: Sequence
             temporary.write_text(json.dumps(found, indent=1))
 
     study = Study(plans, measured, save, ways)
-    study.run()
+    study.run(words)
     print(report.tables(study))
     report.draw(study, file.with_suffix(".svg"))
     print(f"\n{time.perf_counter() - started:.0f} s; written to {file} and {file.with_suffix('.svg').name}")
@@ -59,6 +66,9 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--full", action="store_true", help="thousands of photos, nothing extrapolated; resumes")
     parser.add_argument("--gpu", action="store_true", help="on a GPU: also determinism, memory and mirrored training")
+    parser.add_argument(
+        "--ways", nargs="+", default=[], metavar="WORD", help="measure ways whose names have one of these words alone"
+    )
     return parser.parse_args(arguments)
 
 
@@ -67,8 +77,8 @@ if __name__ == "__main__":
     name = "bench-gpu" if options.gpu else "bench-full" if options.full else "bench"
     file = home() / "multirun" / f"{name}.json"
     if options.gpu:
-        main(QUICK, file, ways=gpu.ways())
+        main(QUICK, file, ways=gpu.ways(), words=options.ways)
         # Determinism is decided when TensorFlow starts.
         checks = [sys.executable, "-m", "tests.bench.speed.gpu"]
         sys.exit(subprocess.run(checks, env=os.environ | {"TF_DETERMINISTIC_OPS": "1"}, check=False).returncode)
-    main(FULL if options.full else QUICK, file, resume=options.full)
+    main(FULL if options.full else QUICK, file, resume=options.full, words=options.ways)
