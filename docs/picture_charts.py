@@ -167,17 +167,19 @@ class Cost:
 
     Attributes:
         work: what was done.
-        plain: with plain Keras.
-        cached: with the feature cache.
+        baseline: name of the way that this project is compared with.
+        theirs: in that way.
+        ours: with this project.
     """
 
     work: str
-    plain: float
-    cached: float
+    baseline: str
+    theirs: float
+    ours: float
 
 
 def cost_bars(costs: Sequence[Cost], footer: Sequence[str]) -> "Figure":
-    """Draw the seconds with plain Keras above those with cached features, for each piece of work.
+    """Draw the seconds in another way above those with this project, for each piece of work.
 
     Args:
         costs: at most three.
@@ -186,13 +188,13 @@ def cost_bars(costs: Sequence[Cost], footer: Sequence[str]) -> "Figure":
     each = 112
     height = 42 + each * len(costs) + _LINE_HEIGHT * len(footer)
     figure, canvas = card(height)
-    longest = max(cost.plain for cost in costs)
+    longest = max(cost.theirs for cost in costs)
     for number, cost in enumerate(costs):
         top = 18 + each * number
         canvas.text(24, top + 14, cost.work, color=INK, fontsize=points(17), fontweight="bold", va="center")
-        ratio = f"{cost.plain / cost.cached:.1f} times less"
-        _cost_bar(canvas, top + 31, "plain Keras", f"{cost.plain:.1f} s", cost.plain / longest, _PLAIN_COLOUR)
-        _cost_bar(canvas, top + 64, "cached features", f"{cost.cached:.1f} s: {ratio}", cost.cached / longest, BLUE)
+        ratio = f"{cost.theirs / cost.ours:.1f} times less"
+        _cost_bar(canvas, top + 31, cost.baseline, f"{cost.theirs:.1f} s", cost.theirs / longest, _PLAIN_COLOUR)
+        _cost_bar(canvas, top + 64, "dogbreeds", f"{cost.ours:.1f} s: {ratio}", cost.ours / longest, BLUE)
     top = height - _LINE_HEIGHT * len(footer) - 12
     canvas.plot([24, WIDTH - 24], [top - 14] * 2, color=RULE, lw=points(1))
     for number, line in enumerate(footer):

@@ -99,8 +99,8 @@ def test_make_pictures_draws_the_same_bytes_again_and_names_the_measured_seconds
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()][:2] == ["KB", "KB"]
     title = ElementTree.fromstring(drawn[0][1]).findtext("{http://www.w3.org/2000/svg}title") or ""
     for cost in json.loads((make_pictures.FOLDER / "cost.json").read_text())["costs"]:
-        assert f"{cost['plain']} s" in title
-        assert f"{cost['cached']} s" in title
+        assert f"{cost['theirs']} s" in title
+        assert f"{cost['ours']} s" in title
 
 
 def test_terminal_wraps_at_its_columns_and_loads_nothing() -> None:
