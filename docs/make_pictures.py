@@ -269,7 +269,7 @@ def cost(place: Workplace, file: Path) -> None:
     costs = [picture_charts.Cost(**values) for values in measured["costs"]]
     footer = (
         "fit: every image passes the frozen backbone in each epoch. predict, fit: once, as here.",
-        "All start from image files, with nothing cached.",
+        "All start from image files, with nothing cached; fit is extrapolated from two epochs.",
         f"{measured['setup']}. {measured['machine']}, {measured['date']}.",
     )
     figure = picture_charts.cost_bars(costs, footer)

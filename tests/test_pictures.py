@@ -57,7 +57,7 @@ _DRAWN: list[Callable[[], Figure]] = [
     _preflight_bars,
     _overlay_pairs,
     pipeline,
-    lambda: cost_bars([Cost("Sweep", 447.6, 19.9), Cost("Fine-tune", 117.9, 26.0)], ["compared", "machine"]),
+    lambda: cost_bars([Cost("Sweep", "predict, fit", 447.6, 19.9), Cost("Fine-tune", "fit", 117.9, 26.0)], ["machine"]),
 ]
 
 
