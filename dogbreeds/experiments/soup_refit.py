@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 
+from dogbreeds.core.text import counted
 from dogbreeds.evaluation.results import Epoch
 from dogbreeds.experiments import network_pool, resume
 from dogbreeds.experiments.compose import from_config
@@ -46,10 +47,9 @@ def refit_soup(prepared: PreparedRun, phase: Soup, history: History) -> Network 
     assert isinstance(tracking, Mlflow)
     assert best is not None
     chosen = [phase.members[member] for member in mixed_members(best.number - 1, history.epochs, phase)]
+    images = sum(len(prepared.dataset.splits[name].rows) for name in ("train", "val"))
     log.info(
-        "saved network: %d fine-tunes train again on train and val (%d images)",
-        len(chosen),
-        sum(len(prepared.dataset.splits[name].rows) for name in ("train", "val")),
+        "the network to save: %s again, on train and val (%s images)", counted(len(chosen), "fine-tune"), f"{images:,}"
     )
     trained = []
     for number, run_id in enumerate(chosen, 1):
