@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dogbreeds.cli import overrides_explained
+from dogbreeds.cli import compose_command, overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
-from dogbreeds.experiments.compose import compose_config, compose_run, config_source
+from dogbreeds.experiments.compose import compose_run, config_source
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import with_plugins
 from dogbreeds.experiments.python_runs import (
@@ -33,7 +33,6 @@ from dogbreeds.training.verdict_callback import facts_of_model
 
 if TYPE_CHECKING:
     import pandas
-    from omegaconf import DictConfig
 
     from dogbreeds.data.dataset import Dataset
     from dogbreeds.evaluation.paired_comparison import Comparison
@@ -346,9 +345,3 @@ def judge_history(
     if model is not None:
         facts = facts_of_model(model, facts)
     return judge_training(as_history(history), facts, names)
-
-
-def compose_command(name: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> "DictConfig":
-    """Compose the config of a command."""
-    with overrides_explained(name, overrides, sources):
-        return compose_config(name, overrides, sources=sources)

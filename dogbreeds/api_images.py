@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dogbreeds.api import compose, compose_command
+from dogbreeds.api import compose
+from dogbreeds.cli import compose_command
 from dogbreeds.data.corrections import open_corrected
 from dogbreeds.experiments import audit, backbone_probe
 from dogbreeds.experiments.compose import config_source

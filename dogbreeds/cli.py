@@ -261,6 +261,12 @@ def overrides_explained(command: str, overrides: Sequence[str], sources: Sequenc
         raise UserError(error_message(error, command, overrides, sources)) from error
 
 
+def compose_command(name: str, overrides: Sequence[str], sources: Sequence[str] = ()) -> DictConfig:
+    """Compose the config of a command."""
+    with overrides_explained(name, overrides, sources):
+        return compose_config(name, overrides, sources=sources)
+
+
 def _unknown_option(error: MissingConfigException, name: str) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or ())

@@ -1,5 +1,6 @@
 """One attempt, from its settings to its recorded result."""
 
+import functools
 import logging
 import os
 import time
@@ -34,7 +35,7 @@ from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.loop import predict
 from dogbreeds.training.phase import LrRange, Training
 from dogbreeds.training.rows import Rows
-from dogbreeds.training.state import History, TrainingState
+from dogbreeds.training.state import History
 
 log = logging.getLogger(__name__)
 
@@ -176,10 +177,6 @@ def _fit_or_resume(
         reason = current.prune_reason(epochs, setting, last=len(epochs) == run.num_epochs)
         return f"{resume.PRUNED_PREFIX}{reason}" if reason else None
 
-    def save(state: TrainingState) -> None:
-        metadata, arrays = state.to_checkpoint()
-        prepared.checkpoints.save(metadata | resume.checkpoint_setting(prepared), arrays)
-
     tracker.tags(current.tags)
     state = resume.load_checkpoint(prepared, phase, tracker, stop)
     seconds_before = sum(epoch.seconds for epoch in state.history.epochs) if state else 0.0
@@ -189,7 +186,7 @@ def _fit_or_resume(
         on_epoch=on_epoch,
         stop=stop,
         resume_from=state,
-        save=save,
+        save=functools.partial(resume.save_state, prepared),
         class_weights=inputs.class_weights(),
     )
     pruned = history.stop_reason.startswith(resume.PRUNED_PREFIX)

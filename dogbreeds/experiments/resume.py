@@ -73,14 +73,20 @@ def stored_state(prepared: PreparedRun) -> TrainingState | None:
     if stored is None:
         return None
     metadata, arrays = stored
-    different = [name for name, value in checkpoint_setting(prepared).items() if metadata.get(name) != value]
+    different = [name for name, value in _checkpoint_setting(prepared).items() if metadata.get(name) != value]
     if different:
         log.warning("the checkpoint was written with a different %s: starting over", " and ".join(different))
         return None
     return TrainingState.from_checkpoint(metadata, arrays)
 
 
-def checkpoint_setting(prepared: PreparedRun) -> dict[str, str | None]:
+def save_state(prepared: PreparedRun, state: TrainingState) -> None:
+    """Write a checkpoint that `stored_state` returns in a process with the same setting."""
+    metadata, arrays = state.to_checkpoint()
+    prepared.checkpoints.save(metadata | _checkpoint_setting(prepared), arrays)
+
+
+def _checkpoint_setting(prepared: PreparedRun) -> dict[str, str | None]:
     """Return what must match, besides the run's identity, for a checkpoint to be resumed."""
     versions = {package: version(package) for package in ("keras", "tensorflow")}
     return {

@@ -1,5 +1,6 @@
 """Refit of a soup: its fine-tunes train again, on training and validation images, and are averaged as they were."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from dogbreeds.experiments.trainer import trainer
 from dogbreeds.experiments.training_inputs import TrainingInputs
 from dogbreeds.models.network import Network
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import Record
+from dogbreeds.tracking.records import Record, short
 from dogbreeds.training.checkpoint import Checkpoints
 from dogbreeds.training.phase import Finetune, Soup
 from dogbreeds.training.soup import Mixer, matching_weights, mixed_members, weights_by_layer
@@ -51,17 +52,17 @@ def refit_soup(prepared: PreparedRun, phase: Soup, history: History) -> Network 
     log.info(
         "the network to save: %s again, on train and val (%s images)", counted(len(chosen), "fine-tune"), f"{images:,}"
     )
-    trained = []
+    trained = {}
     for number, run_id in enumerate(chosen, 1):
         record = tracking.record(run_id)
         weights = _trained_again(prepared, tracking, record, f"{number} of {len(chosen)}")
         if weights is None:
             return None
-        trained.append(weights)
+        trained[run_id] = weights
     pooled = _new_network(prepared, prepared.run)
     # A member with fewer unfrozen layers has the parent's weights in the others.
     parent = weights_by_layer(pooled.network.layers)
-    members = [matching_weights(pooled.network, parent | weights, "of the parent") for weights in trained]
+    members = [matching_weights(pooled.network, parent | weights, short(run_id)) for run_id, weights in trained.items()]
     rows = TrainingInputs(prepared.run, prepared.dataset, pooled.network).train_and_val(0)
     Mixer(pooled.network, phase.batch_size, rows).mix(members, best.soup_share or 1.0)
     return pooled.network
@@ -84,10 +85,6 @@ def _trained_again(
     def stop(finished: Sequence[Epoch]) -> str | None:
         return "as long as before" if len(finished) >= epochs else None
 
-    def save(state: TrainingState) -> None:
-        metadata, arrays = state.to_checkpoint()
-        again.checkpoints.save(metadata | resume.checkpoint_setting(again), arrays)
-
     # The images that would end training are among those that it trains on.
     phase = replace(cast(Finetune, run.phase), patience_epochs=None)
     state = resume.stored_state(again) or TrainingState()
@@ -97,7 +94,7 @@ def _trained_again(
         on_epoch=on_epoch,
         stop=stop,
         resume_from=state,
-        save=save,
+        save=functools.partial(resume.save_state, again),
         class_weights=inputs.class_weights(),
     )
     if history.diverged:
