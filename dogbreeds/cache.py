@@ -199,6 +199,9 @@ def _description(info: ArrayInfo) -> str:
     identity = info.identity
     if not identity:
         return "damaged"
+    # Versions of the project may share a cache.
+    if not identity.keys() >= {"size", "resize"}:
+        return "of another version"
     parts = [f"{identity['size']} px", identity["resize"]]
     if "dtype" in identity:
         parts.append(identity["dtype"])

@@ -178,12 +178,14 @@ def test_cache_command_fits_a_terminal(
         yield len(rows)
 
     identity = {"size": 64, "resize": "pad", "dtype": "float16"}
-    FeatureCache(tmp_path / "cache", 10**9).get_or_compute("features", identity, (10, 3), "float16", produce)
+    cache = FeatureCache(tmp_path / "cache", 10**9)
+    cache.get_or_compute("features", identity, (10, 3), "float16", produce)
+    cache.get_or_compute("copies", {"images": [identity]}, (10,), "int32", produce)
     monkeypatch.setattr("dogbreeds.cache.console.terminal_width", lambda stream: width)
-    cache_command._list(FeatureCache(tmp_path / "cache", 10**9))
+    cache_command._list(cache)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= width
-    assert all(word in printed for word in ("features-", " B ", "64 px,", "float16", "1 cached arrays, "))
+    assert all(word in printed for word in ("features-", " B ", "64 px,", "float16", "another", "2 cached arrays, "))
 
 
 def test_a_command_says_at_its_start_that_only_linux_is_tested(
