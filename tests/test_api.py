@@ -59,7 +59,7 @@ class Interrupt(logging.Handler):
 def test_interrupted_fit_ends_its_run_at_once_and_keeps_the_checkpoint(
     own_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = dogbreeds.compose([*SMALL, "phase.epochs=2", "tracking.system_metrics_seconds=0.05"])
+    run = dogbreeds.compose([*SMALL, "phase.epochs=2", "preflight=none", "tracking.system_metrics_seconds=0.05"])
     caplog.set_level(logging.INFO, "dogbreeds")
     logger, interrupt = logging.getLogger("dogbreeds"), Interrupt()
     logger.addHandler(interrupt)

@@ -136,7 +136,8 @@ def test_a_corrected_run_is_another_run_says_so_and_needs_no_new_pass(
     monkeypatch.setenv("DOGBREEDS_HOME", str(make_home(tmp_path / "home")))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(tmp_path / "cache"))
     overrides = ["data.classes=3", "data.train_per_class=4", "data.val_per_class=2", "data.test_per_class=2"]
-    overrides += ["phase.epochs=1", "baseline=none", "tracking.system_metrics_seconds=0"]
+    overrides += ["phase.epochs=1", "head=linear", "preflight=none", "baseline=none"]
+    overrides += ["tracking.system_metrics_seconds=0"]
     run = db.compose(overrides)
     plain = db.fit(run)
     arrays = sorted(tmp_path.glob("cache/features-*"))

@@ -119,7 +119,6 @@ def settings(name: str, folder: Path, finetune: bool, augment: str) -> list[str]
     tiered(
         itertools.product(MODELS, (False, True), ("none", "guide")),
         first=[("mobilenetv2", True, "guide")],
-        slow=[("mobilenetv2", False, "none")],
     ),
 )
 def test_every_training_step_has_the_loss_of_plain_keras(

@@ -268,7 +268,7 @@ STRONG = ("phase.epochs=6", "data.train_per_class=10", "data.test_per_class=40")
 WEAK = ("phase.epochs=2", "optimizer.lr=4e-4", *STRONG[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_register_moves_the_alias_only_to_a_run_that_beats_the_current_one(command, tmp_path: Path) -> None:
     home = tmp_path / "home"
     weak, strong = (trained(command, *overrides) for overrides in (WEAK, STRONG))

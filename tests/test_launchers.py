@@ -167,7 +167,7 @@ def test_slurm_launcher_requests_the_resources_of_its_preset(command, tmp_path: 
 @pytest.mark.parametrize(
     ("launchers", "sweeps"),
     [
-        pytest.param(["basic", "joblib", "submitit_local"], ["frozen"], marks=pytest.mark.slow, id="one"),
+        pytest.param(["basic", "submitit_local"], ["frozen"], marks=pytest.mark.slow, id="one"),
         # Fine-tunes need a frozen run that has finished, so they are a sweep of their own.
         pytest.param(
             list(LAUNCHERS),

@@ -9,13 +9,13 @@ from tests import prefork, random_walk
 
 
 @pytest.mark.slow
-def test_six_commands_in_one_process_end_well(tmp_path: Path) -> None:
+def test_four_commands_in_one_process_end_well(tmp_path: Path) -> None:
     # A process of its own: the commands change variables, signals and the log of the process they run in.
     script = Path(random_walk.__file__)
     with prefork.Process(
         address=os.environ[prefork.ADDRESS_ENV],
         module="tests.random_walk",
-        arguments=("6", "0", "--one-process"),
+        arguments=("4", "0", "--one-process"),
         cwd=script.parent.parent,
         environment=dict(os.environ),
     ) as process:

@@ -1,12 +1,18 @@
 """Registered versions and their alias, in a real store, also after an interruption."""
 
+from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import pytest
 
+from dogbreeds import export
+from dogbreeds.core.errors import UserError
+from dogbreeds.evaluation.results import Predictions
 from dogbreeds.tracking import registry
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import Record
+from dogbreeds.tracking.records import Record, RunOrigin, short
 
 
 @pytest.fixture
@@ -16,8 +22,6 @@ def tracking(composed) -> Mlflow:
 
 def finished_run(tracking: Mlflow) -> tuple[Record, str]:
     """Return a finished run, and the id of a model logged with it."""
-    import mlflow
-
     client, experiment_id = tracking.connect()
     run_id = client.create_run(experiment_id).info.run_id
     for key, value in {"data.name": "shapes", "data.classes": "3", "model.architecture": "EfficientNetB0"}.items():
@@ -48,6 +52,34 @@ def test_promote_moves_the_alias_to_the_promoted_version(tracking: Mlflow) -> No
     assert tracking.connect()[0].get_model_version("dogs", "2").tags == {"pair": "+1"}
 
 
+def test_registering_moves_the_alias_only_to_a_run_that_beats_the_current_one(tracking: Mlflow, tmp_path: Path) -> None:
+    settings = export.Settings(
+        run="latest", formats=("keras",), images=5, images_from=None, output=None, register="dogs", alias="champion",
+        alpha=0.01,
+    )  # fmt: skip
+
+    def register(correct: int) -> tuple[str, str]:
+        """Register a run that predicts so many of 20 test images correctly; return its id and what is said."""
+        predicted = (np.arange(20) >= correct).astype(int)
+        predictions = Predictions([f"test/{number}" for number in range(20)], np.zeros(20, int), np.eye(2)[predicted])
+        with tracking.open(RunOrigin("seed: 0\n", (), "an attempt", tmp_path)) as tracker:
+            tracker.parameters({"data.name": "shapes", "data.classes": 2, "model.architecture": "Tiny"})
+            tracker.predictions("test", predictions)
+            tracker.tags({"verdict": "learned"})
+        record = tracking.record(tracker.run_id)
+        model = mlflow.initialize_logged_model("dogbreeds", record.run_id, experiment_id=record.experiment_id).model_id
+        return record.run_id, export._register("dogs", settings, tracking, record, model)
+
+    first, said = register(6)
+    assert said == f"dogs@champion now points to version 1, run {short(first)}: there was no version before."
+    with pytest.raises(UserError, match="was not registered: compared with dogs@champion"):
+        register(11)
+    assert registry.version_by_alias(tracking, "dogs", "champion") == registry.Version("dogs", "1", first)
+    better, said = register(16)
+    assert f"compared with version 1, run {short(first)}, it has +50.0 points on test" in said
+    assert registry.version_by_alias(tracking, "dogs", "champion") == registry.Version("dogs", "2", better)
+
+
 def test_texts_of_the_registry_name_the_data_set_and_no_dogs(tracking: Mlflow) -> None:
     record, model = finished_run(tracking)
     promote(tracking, "shapes", before=None, record=record, model_id=model, tags={})
@@ -74,8 +106,6 @@ def test_promote_reuses_the_version_of_a_name_with_an_apostrophe(tracking: Mlflo
 def test_promote_leaves_the_alias_when_interrupted_and_completes_when_repeated(
     tracking: Mlflow, monkeypatch: pytest.MonkeyPatch, interrupted_call: str
 ) -> None:
-    import mlflow
-
     first, first_model = finished_run(tracking)
     second, second_model = finished_run(tracking)
     first_version = registry.Version("dogs", "1", first.run_id)

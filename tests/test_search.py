@@ -135,7 +135,7 @@ def test_space_rejects_missing_and_invalid_ranges(overrides: list[str], message:
 @pytest.mark.parametrize(
     ("n_jobs", "n_trials", "last_numbers"),
     [
-        pytest.param(1, 4, [3], marks=pytest.mark.slow),
+        pytest.param(1, 4, [3], marks=pytest.mark.long),
         pytest.param(1, 6, [3, 4, 5], marks=pytest.mark.long),
         pytest.param(2, 6, [4, 5], marks=pytest.mark.long),
     ],
