@@ -42,7 +42,7 @@ class Plan:
 
 # 20 minutes on 2 cores without AVX-512.
 QUICK = (
-    Plan(b0(40, (4, 8, 16)), sweep=(4, 1, 1), finetunes=2, costly_epochs=2),
+    Plan(b0(30, (4, 8, 16)), sweep=(4, 1, 1), finetunes=2, costly_epochs=2),
     Plan(b4(10, (4,)), sweep=(2,), finetunes=0, costly_epochs=2),
 )
 # Without extrapolated epochs.
