@@ -103,7 +103,7 @@ audit-study: setup ## measure how many planted copies and wrong labels an audit 
 fuzz: setup ## decode 10,000 damaged or malicious images; about a minute
 	$(BIN)/python tests/bench/fuzz.py
 
-bench: setup ## compare runs with Keras' two ways, and PyTorch where it is installed; 20 minutes, with FULL=1 hours
+bench: setup ## compare runs with Keras' two ways, and PyTorch where it is installed; 16 minutes, with FULL=1 hours
 	$(BIN)/python -m tests.bench.speed $(if $(FULL),--full) $(ARGS)
 
 bench-gpu: setup ## the same on a GPU, its memory, and whether results repeat bit for bit; 10 minutes

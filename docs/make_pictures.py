@@ -264,12 +264,12 @@ def gradcam(place: Workplace, file: Path) -> None:
 
 
 def cost(place: Workplace, file: Path) -> None:
-    """Seconds in the two ways of Keras and with this project, as measured for the README."""
+    """Seconds in the way that Keras' guide recommends and with this project, as measured for the benchmarks' page."""
     measured = json.loads((FOLDER / "cost.json").read_text())
     costs = [picture_charts.Cost(**values) for values in measured["costs"]]
     footer = (
-        "fit: every image passes the frozen backbone in each epoch. predict, fit: once, as here.",
-        "All start from image files, with nothing cached; fit is extrapolated from two epochs.",
+        "Every image passes the frozen backbone once, in both. All start from image files,",
+        "with nothing cached.",
         f"{measured['setup']}. {measured['machine']}, {measured['date']}.",
     )
     figure = picture_charts.cost_bars(costs, footer)

@@ -40,7 +40,7 @@ class Plan:
     limit_seconds: float = 10.0
 
 
-# 20 minutes on 2 cores without AVX-512.
+# 16 minutes on 2 cores without AVX-512.
 QUICK = (
     Plan(b0(30, (4, 8, 16)), sweep=(4, 1, 1), finetunes=2, costly_epochs=2),
     Plan(b4(10, (4,)), sweep=(2,), finetunes=0, costly_epochs=2),
