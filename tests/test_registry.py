@@ -59,7 +59,7 @@ def test_registering_moves_the_alias_only_to_a_run_that_beats_the_current_one(tr
     )  # fmt: skip
 
     def register(correct: int) -> tuple[str, str]:
-        """Register a run that predicts so many of 20 test images correctly; return its id and what is said."""
+        """Register a run that predicts so many of 20 test images correctly; return its id and the message."""
         predicted = (np.arange(20) >= correct).astype(int)
         predictions = Predictions([f"test/{number}" for number in range(20)], np.zeros(20, int), np.eye(2)[predicted])
         with tracking.open(RunOrigin("seed: 0\n", (), "an attempt", tmp_path)) as tracker:
@@ -70,13 +70,13 @@ def test_registering_moves_the_alias_only_to_a_run_that_beats_the_current_one(tr
         model = mlflow.initialize_logged_model("dogbreeds", record.run_id, experiment_id=record.experiment_id).model_id
         return record.run_id, export._register("dogs", settings, tracking, record, model)
 
-    first, said = register(6)
-    assert said == f"dogs@champion now points to version 1, run {short(first)}: there was no version before."
+    first, message = register(6)
+    assert message == f"dogs@champion now points to version 1, run {short(first)}: there was no version before."
     with pytest.raises(UserError, match="was not registered: compared with dogs@champion"):
         register(11)
     assert registry.version_by_alias(tracking, "dogs", "champion") == registry.Version("dogs", "1", first)
-    better, said = register(16)
-    assert f"compared with version 1, run {short(first)}, it has +50.0 points on test" in said
+    better, message = register(16)
+    assert f"compared with version 1, run {short(first)}, it has +50.0 points on test" in message
     assert registry.version_by_alias(tracking, "dogs", "champion") == registry.Version("dogs", "2", better)
 
 
