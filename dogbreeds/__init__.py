@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs, sweep
+    from dogbreeds.api import compose, fit, judge_history, load, make_soup, paired, preflight, run_recipe, runs, sweep
     from dogbreeds.api_images import audit_dataset, probe_backbones
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
@@ -64,6 +64,7 @@ __all__ = [
     "paired",
     "preflight",
     "probe_backbones",
+    "run_recipe",
     "runs",
     "sweep",
     "text",
@@ -86,6 +87,7 @@ _MODULES = {
     "paired": "api",
     "preflight": "api",
     "probe_backbones": "api_images",
+    "run_recipe": "api",
     "runs": "api",
     "sweep": "api",
     # Base classes of parts of one's own, and declarations of their fields.

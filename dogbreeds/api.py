@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreeds.cli import compose_command, overrides_explained
 from dogbreeds.core.console import log_lines_printed
+from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
 from dogbreeds.experiments.compose import compose_run, config_source
@@ -161,6 +162,47 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
         runs = [with_dataset(run) for run in runs]
     with python_call():
         return run_sweep(runs, overrides, dataset)
+
+
+def run_recipe(
+    overrides: Sequence[str], *, config_dir: str | Path | None = None, plugins: Sequence[str] = ()
+) -> Ending:
+    """Run all stages of a recipe, as `python -m dogbreeds.train recipe=best` does; resume it if it was interrupted.
+
+    Runs of it that have finished before are taken over.
+
+    Examples:
+        >>> small = ["data.classes=6", "data.train_per_class=8", "phase.epochs=1"]
+        >>> best = db.run_recipe(["recipe=best", *small])
+        >>> 0 < best.objective <= 1, db.load(best).record.params["phase"] in ("Soup", "Frozen")
+        (True, True)
+
+    Args:
+        overrides: as they are typed on the command line, with `recipe=best`, `fast` or `guide`.
+        config_dir, plugins: as for `compose`.
+
+    Returns:
+        The ending of the run whose network is best on validation.
+
+    Raises:
+        MissingFileError: if the folder of configs, or a file, does not exist.
+        UserError: if an override is not allowed, no recipe is named, or as a run of it raises it.
+    """
+    from dogbreeds.experiments.recipe import Recipe, run_recipe
+
+    overrides = with_plugins(overrides, plugins)
+    sources = [config_source(config_dir)] if config_dir is not None else []
+    if not any(override.lstrip("+").startswith("recipe=") for override in overrides):
+        raise UserError(
+            f"No recipe was given: overrides were {list(overrides)}. A recipe is guide, fast or best. Type"
+            ' dogbreeds.run_recipe(["recipe=best", ...]), or dogbreeds.fit for a single run.'
+        )
+    config = compose_command("train", overrides, sources)
+    recipe = Recipe.of(config)
+    if recipe is None:
+        return fit(compose(overrides, config_dir=config_dir))
+    with overrides_explained("train", overrides, sources), python_call():
+        return run_recipe(config, recipe, overrides, sources=sources)
 
 
 @python_call()

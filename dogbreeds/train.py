@@ -1,8 +1,10 @@
 """Command `python -m dogbreeds.train`: run an attempt, a sweep of them, or a search."""
 
 import logging
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dogbreeds import cli
@@ -23,7 +25,9 @@ def task(config: DictConfig) -> float:
     recipe = Recipe.of(config)
     if recipe is not None:
         with signals.job_scope():
-            return run_recipe(config, recipe)
+            hydra_config = HydraConfig.get()
+            folder = Path(hydra_config.runtime.output_dir)
+            return run_recipe(config, recipe, hydra_config.overrides.task, folder=folder).objective
     run = from_config(config)
     origin = run_origin(config, run)
     log.info("run '%s'", origin.name)

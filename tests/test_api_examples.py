@@ -41,6 +41,7 @@ DOCUMENTED: dict[str, Any] = {
     "Dataset.from_arrays": db.Dataset.from_arrays,
     "Dataset.from_files": db.Dataset.from_files,
     "make_soup": db.make_soup,
+    "run_recipe": db.run_recipe,
 }
 README = (home() / "README.md").read_text()
 PARTS_GUIDE = (home() / "docs/pages/guides/parts-of-your-own.md").read_text()

@@ -2,15 +2,18 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 
+import dogbreeds
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments.compose import compose_config, from_config
 from dogbreeds.experiments.recipe import Recipe
+from dogbreeds.experiments.result import Skipped
 from tests.process_output import read_to_end, read_until
 
 SMALL = ("data.classes=6", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4")
@@ -56,6 +59,38 @@ def test_settings_that_a_recipe_of_several_runs_cannot_have_say_what_to_type(
     assert done.returncode == 1
     assert override in done.stderr
     assert named in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["phase.epochs=2"], 'dogbreeds.run_recipe(["recipe=best", ...])'),
+        (["recipe=best", "tracking=none"], "tracking=mlflow"),
+        (["recipe=best", "attempt=frozen"], "recipe=fast"),
+        (["recipe=bst"], "recipe=best"),
+    ],
+)
+def test_python_call_that_is_no_recipe_says_what_to_type(overrides: list[str], named: str) -> None:
+    with pytest.raises(UserError) as error:
+        dogbreeds.run_recipe(overrides)
+    assert named in str(error.value)
+
+
+@pytest.mark.slow
+def test_recipe_in_python_ends_with_its_best_run_and_is_taken_over_by_the_next_call(
+    tmp_path: Path, make_home: Callable[[Path], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOGBREEDS_HOME", str(make_home(tmp_path / "home")))
+    monkeypatch.setenv("DOGBREEDS_CACHE", str(cache))
+    overrides = [*BEST, "preflight=none", "~recipe.probes.larger", "recipe.refit=false"]
+    best = dogbreeds.run_recipe(overrides)
+    table = dogbreeds.runs()
+    assert sorted(table["phase"]) == ["Finetune", "Finetune", "Frozen", "Soup"]
+    assert best.objective == table["best/val_accuracy"].max() == table.loc[best.run_id, "best/val_accuracy"]
+    assert table.loc[best.run_id, "phase"] in ("Frozen", "Soup")
+    again = dogbreeds.run_recipe(overrides)
+    assert again == Skipped(best.run_id, best.objective)
+    assert len(dogbreeds.runs()) == len(table)
 
 
 @pytest.mark.long

@@ -129,7 +129,7 @@ def from_config(config: DictConfig) -> Run:
     if RECIPE in config:
         raise UserError(
             "A recipe of several runs was given where one run is needed. python -m dogbreeds.train runs all of it. Type"
-            " recipe=fast, or python -m dogbreeds.train recipe=best."
+            " recipe=fast, or python -m dogbreeds.train recipe=best; in Python, dogbreeds.run_recipe([...])."
         )
     plugins = named_plugins(config)
     import_plugins(plugins)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.core import signals
@@ -26,7 +25,7 @@ from dogbreeds.experiments.result import Result, Skipped
 from dogbreeds.experiments.sweep import sweep_origin
 from dogbreeds.tracking.lifecycle import end_run_on_exit, find_ended_run, resume_or_start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
-from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, Record, RunOrigin, short
+from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, RunOrigin, short
 from dogbreeds.training.phase import Soup
 
 log = logging.getLogger(__name__)
@@ -117,51 +116,67 @@ def _overrides(name: str, value: Any) -> list[str]:
     return flat
 
 
-def run_recipe(config: DictConfig, recipe: Recipe) -> float:
-    """Run all stages of a recipe, in a Hydra job; return the validation accuracy of its network, for sweepers.
+def run_recipe(
+    config: DictConfig,
+    recipe: Recipe,
+    overrides: Sequence[str],
+    *,
+    folder: Path | None = None,
+    sources: Sequence[str] | None = None,
+) -> Result | Skipped:
+    """Run all stages of a recipe; return the ending of the run whose network is best on validation.
 
     Args:
-        config: config of the job.
+        config: composed config with the recipe.
         recipe: the recipe.
+        overrides: what the config was composed from, as they were typed.
+        folder: folder of Hydra's own files; None without one.
+        sources: where to find configs besides `conf/`, as for `compose_config`.
 
     Raises:
         UserError: with tracking=none, or a phase; or as the runs raise it.
     """
-    hydra_config = HydraConfig.get()
-    overrides = hydra_config.overrides.task
-    choice = hydra_config.runtime.choices[RECIPE]
+    chosen = [override.partition("=")[2] for override in overrides if re.match(rf"\+*{RECIPE}=", override)]
+    choice = chosen[-1] if chosen else ""
     for override in overrides:
         if override.lstrip("+").split("=")[0] in _CHOSEN_BY_STAGES:
             raise UserError(
                 f"{override} was given with recipe={choice}, which has runs of several phases. Its file in conf/recipe/"
                 " has their settings. Leave one of the two out: type recipe=fast, or no recipe."
             )
-    typed = [override for override in overrides if not re.match(rf"\+*{RECIPE}[.=]", override)]
-    stages = _Stages(config, recipe, typed)
-    origin = sweep_origin(job_config(config), tuple(overrides), Path(hydra_config.runtime.output_dir), stages.plugins)
+    typed = [override for override in overrides if not re.match(rf"[+~]*{RECIPE}[.=]", override)]
+    stages = _Stages(config, recipe, typed, folder, sources)
+    origin = sweep_origin(job_config(config), tuple(overrides), folder, stages.plugins)
     others = " ".join(override for override in typed if "/" not in override)[:120]
     origin = dataclasses.replace(origin, name=f"recipe {choice} {others}".strip())
     log.info(origin.name)
     with _parent_run(stages.tracking, origin) as run_id:
         final = stages.run()
         # Nested runs belong to the recipe from here on only.
-        accuracy = _accuracy(final)
         client, _ = stages.tracking.connect()
-        client.log_metric(run_id, RANKING_METRIC, accuracy)
+        client.log_metric(run_id, RANKING_METRIC, final.objective)
         client.set_tag(run_id, "best_run", final.run_id)
     # A sweep around the recipe compares the networks that its recipes end with.
-    stages.tracking.reuse(final, origin)
+    stages.tracking.reuse(stages.tracking.record(final.run_id), origin)
     log.info("the network of the recipe is that of run %s: type run=%s", short(final.run_id), short(final.run_id))
-    return accuracy
+    return final
 
 
 class _Stages:
     """The runs of a recipe."""
 
-    def __init__(self, config: DictConfig, recipe: Recipe, typed: Sequence[str]):
+    def __init__(
+        self,
+        config: DictConfig,
+        recipe: Recipe,
+        typed: Sequence[str],
+        folder: Path | None,
+        sources: Sequence[str] | None,
+    ):
         self._recipe = recipe
         self._typed = typed
-        self._folder = Path(HydraConfig.get().runtime.output_dir)
+        self._folder = folder
+        self._sources = sources
         self._config = config
         self.plugins = named_plugins(config)
         # Checks the settings of all runs before the first one begins.
@@ -176,32 +191,32 @@ class _Stages:
             )
         self.tracking: Mlflow = probe.tracking
 
-    def run(self) -> Record:
-        """Run all stages; return the record of what is best on validation, of equals the first."""
+    def run(self) -> Result | Skipped:
+        """Run all stages; return what is best on validation, of equals the first."""
         countdown = Countdown("runs", len(self._recipe.probes) + len(self._recipe.runs) + bool(self._recipe.runs))
         probes = []
         for number, changes in enumerate(self._recipe.probes, 1):
             probes.append(self._execute(f"frozen {number}", changes))
             countdown.advance()
-        number = max(range(len(probes)), key=lambda each: _accuracy(probes[each]))
+        number = max(range(len(probes)), key=lambda each: probes[each].objective)
         probe, changes = probes[number], self._recipe.probes[number]
         members = []
         for number, run in enumerate(self._recipe.runs, 1):
             parent = f"phase.parent='{probe.run_id}'"
             members.append(self._execute(f"fine-tune {number}", [*self._finetune(changes, run), parent]))
             countdown.advance()
-        distinct = list({record.run_id: record for record in members}.values())
+        distinct = list({member.run_id: member for member in members}.values())
         if not distinct:
             return probe
         final = self._soup(distinct) if len(distinct) > 1 else distinct[0]
         countdown.advance()
-        best = max((probe, final), key=_accuracy)
+        best = max((probe, final), key=lambda each: each.objective)
         if best is probe:
             log.info("no fine-tune, and no soup of them, is better on validation than the frozen network")
         return best
 
-    def _soup(self, members: Sequence[Record]) -> Record:
-        found = soup_members.find(self.tracking, [record.run_id for record in members], None, soup_members.ANY)
+    def _soup(self, members: Sequence[Result | Skipped]) -> Result | Skipped:
+        found = soup_members.find(self.tracking, [member.run_id for member in members], None, soup_members.ANY)
         log.info("--- %s soup of %d fine-tunes", self._recipe.soup, len(found))
         run, origin = soup_members.compose(
             self.tracking,
@@ -212,18 +227,19 @@ class _Stages:
             refit=self._recipe.refit,
         )
         # The networks of its members are there already; its own is the one to keep.
-        return self._recorded(dataclasses.replace(run, tracking=self._saving(run.tracking)), origin)
+        return self._trained(dataclasses.replace(run, tracking=self._saving(run.tracking)), origin)
 
-    def _execute(self, name: str, changes: Sequence[str]) -> Record:
+    def _execute(self, name: str, changes: Sequence[str]) -> Result | Skipped:
         run, origin = self._compose(changes)
         log.info("--- %s: %s", name, origin.name)
-        return self._recorded(run, origin)
+        return self._trained(run, origin)
 
-    def _recorded(self, run: Any, origin: RunOrigin) -> Record:
+    @staticmethod
+    def _trained(run: Any, origin: RunOrigin) -> Result | Skipped:
         from dogbreeds.experiments.attempt import execute
 
         # Range tests are no part of a recipe, and only searches prune.
-        return self.tracking.record(cast("Result | Skipped", execute(run, origin)).run_id)
+        return cast("Result | Skipped", execute(run, origin))
 
     def _finetune(self, probe: Sequence[str], run: Sequence[str]) -> list[str]:
         """Return the changes of a fine-tune that starts from the frozen run with the changes `probe`."""
@@ -233,7 +249,7 @@ class _Stages:
         """Return a run of the recipe, and what it was composed from. What was typed wins over the recipe."""
         stage = replace_overrides(self._recipe.shared, changes)
         overrides = replace_overrides(stage, self._typed)
-        run = compose_run(overrides, sources=None)
+        run = compose_run(overrides, self._sources)
         origin = dataclasses.replace(cast(RunOrigin, run.origin), folder=self._folder)
         return dataclasses.replace(run, tracking=self._saving(run.tracking), origin=origin), origin
 
@@ -241,10 +257,6 @@ class _Stages:
     def _saving(tracking: Any) -> Any:
         """Return a tracking that saves the network of each run, since the soup averages them."""
         return dataclasses.replace(tracking, model="all") if isinstance(tracking, Mlflow) else tracking
-
-
-def _accuracy(record: Record) -> float:
-    return record.metrics.get(RANKING_METRIC, 0.0)
 
 
 @contextlib.contextmanager
