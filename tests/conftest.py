@@ -30,7 +30,7 @@ _server = pytest.StashKey[tuple["subprocess.Popen[bytes]", Path]]()
 _collected = pytest.StashKey[dict[str, list[set[str]]]]()
 _frozen = False
 # Files with few tests that take long. A worker takes a whole file, so the last to start should be short.
-LONGEST_FILES = ("test_launchers", "test_process_state", "test_resume", "test_serving", "test_sweep")
+LONGEST_FILES = ("test_launchers", "test_process_state", "test_resume", "test_sweep")
 
 
 def pytest_configure(config: pytest.Config) -> None:

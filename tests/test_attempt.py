@@ -386,7 +386,7 @@ def test_execute_records_a_diverged_attempt_up_to_the_divergence(attempted) -> N
     ("save", "rates", "saved"),
     [
         pytest.param("best", ["3e-5", "1e-3", "1e-4"], [False, True, False], marks=pytest.mark.slow),
-        pytest.param("all", ["3e-5", "1e-3"], [True, True], marks=pytest.mark.slow),
+        pytest.param("all", ["3e-5", "1e-3"], [True, True], marks=pytest.mark.long),
         pytest.param("none", ["1e-3"], [False], marks=pytest.mark.slow),
     ],
 )

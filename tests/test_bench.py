@@ -82,7 +82,7 @@ def _numbers(line: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+\.\d+", line)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_faults_judges_every_kind_as_expected(
     small: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,7 +197,7 @@ def test_gpu_checks_hold_on_a_processor(small: Change, capsys: pytest.CaptureFix
     assert re.match(r"peak memory [\d,]+ MiB, [+-]", said[5])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predict_measures_rates_and_the_peak(small: Change, capsys: pytest.CaptureFixture[str]) -> None:
     peaks = predict.main("miniature", predict.Workload(images=6, rounds=2, peaks=(4,), change=small))
     said = capsys.readouterr().out

@@ -61,6 +61,7 @@ def test_compare_command_on_recorded_runs(command, tmp_path: Path) -> None:
         "data.val_per_class=4",
         "data.test_per_class=5",
         "phase.epochs=6",
+        "preflight=none",
         "tracking.system_metrics_seconds=0",
     ]
     trained = command("train", "--multirun", *small, "data.classes=20,10", "optimizer.lr=1e-5,1e-3")

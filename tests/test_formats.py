@@ -53,7 +53,7 @@ def odd_images(count: int = 6) -> list[np.ndarray]:
     ("name", "resize"),
     tiered(
         itertools.product(FORMATS, ("stretch", "pad", "crop")),
-        slow=[("tflite", "pad"), ("keras", "pad"), ("onnx", "pad")],
+        slow=[("tflite", "pad"), ("onnx", "pad")],
     ),
 )
 def test_a_format_gives_the_probabilities_of_the_network(

@@ -103,10 +103,7 @@ STEPS = (
 
 @pytest.mark.parametrize(
     ("family", "unfreeze"),
-    tiered(
-        itertools.product(FAMILIES, ("top", "all")),
-        slow=[("vit", "top")],
-    ),
+    tiered(itertools.product(FAMILIES, ("top", "all"))),
 )
 def test_every_step_of_a_fine_tune_has_the_loss_of_training_the_whole_network(
     composed, preset: Callable[[str], Path], tmp_path: Path, family: str, unfreeze: str

@@ -105,7 +105,7 @@ def _write_programs(folder: Path) -> Path:
     return programs
 
 
-@pytest.fixture(params=[3, pytest.param(120, marks=pytest.mark.long)], ids=lambda classes: f"{classes}_classes")
+@pytest.fixture(params=[3, 120], ids=lambda classes: f"{classes}_classes")
 def served(
     request: pytest.FixtureRequest, command, command_environment: Callable, tmp_path: Path, write_images: Callable
 ) -> Iterator[Served]:
@@ -165,7 +165,7 @@ def _wait_for_answer(printed: Path, shell: "subprocess.Popen[bytes]") -> dict:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's lines need curl")
-@pytest.mark.slow
+@pytest.mark.long
 def test_served_model_predicts_as_the_trained_network_and_refuses_bad_requests(
     served: Served, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
