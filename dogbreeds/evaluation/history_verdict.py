@@ -239,8 +239,8 @@ def _judge_losses(curves: Curves, facts: TrainingFacts) -> Verdict:
         )
         advice = "Stop at that epoch, raise the head's dropout, or augment the images."
         return Verdict("overfitting", reason, advice, numbers | {"loss_rise": rise})
-    beside = f", validation loss from {val[0]:.3g} to {val[-1]:.3g}" if train and val else ""
-    reason = f"{path}{beside}"
+    validation = f", validation loss from {val[0]:.3g} to {val[-1]:.3g}" if train and val else ""
+    reason = f"{path}{validation}"
     missing = "no validation accuracy was recorded" if val else "nothing was recorded on validation images"
     advice = "Record the validation accuracy: metrics=['accuracy'] in compile, and validation_data in fit."
     return Verdict("undecided", f"{reason}; {missing}, and losses cannot tell what was learned", advice, numbers)

@@ -4,6 +4,7 @@ The loss is convex, so there is no learning rate, and the result does not depend
 is used, so that importing this module is cheap.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,21 @@ class Solution:
     weights: np.ndarray
     strength: float
     iterations: int
+
+
+def within_one_standard_error(accuracies: Sequence[float], n: int) -> int:
+    """Return the index of the first of several accuracies that is within one standard error of the highest.
+
+    Of a path from strong to weak regularisation it is the most regularised fit that is about as good as the best one.
+    Source: Breiman et al. 1984, Classification and Regression Trees, section 3.4.3.
+
+    Args:
+        accuracies: in [0, 1], on the same images.
+        n: number of images.
+    """
+    best = max(accuracies)
+    least = best - math.sqrt(best * (1 - best) / n)
+    return next(index for index, accuracy in enumerate(accuracies) if accuracy >= least)
 
 
 class TrainingProblem:

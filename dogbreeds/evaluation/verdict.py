@@ -306,15 +306,15 @@ def _compared_with_reference(reference: Reference | None, training: Reference | 
         return None
     for compared in (reference, training):
         if compared is not None and _is_clearly_lower(compared):
-            return Verdict("underperforming", f"accuracy is {_beside(compared)}", "", compared.numbers)
+            return Verdict("underperforming", f"accuracy is {_with_probe(compared)}", "", compared.numbers)
     if -reference.bounds[0] < _SERIOUS_SHARE * reference.probe.value:
         return None
-    reason = f"accuracy is {_beside(reference)}: {reference.run.n:,} images cannot exclude that it is much worse"
+    reason = f"accuracy is {_with_probe(reference)}: {reference.run.n:,} images cannot exclude that it is much worse"
     return Verdict("undecided", reason, "", reference.numbers)
 
 
-def _beside(reference: Reference) -> str:
-    """Name a run's accuracy, beside the probe's."""
+def _with_probe(reference: Reference) -> str:
+    """Name a run's accuracy and that of the reference probe."""
     low, high = reference.bounds
     split = f" on {reference.pair.split}" if reference.pair is not None else ""
     return (
@@ -332,7 +332,7 @@ def _learned(epochs: "Sequence[Epoch]", setting: Setting) -> Verdict:
     numbers = {"peak": best.val.accuracy.value}
     reference = setting.reference
     if reference is not None:
-        reason += f"; accuracy is {_beside(reference)}"
+        reason += f"; accuracy is {_with_probe(reference)}"
         numbers |= reference.numbers
     elif setting.no_reference:
         reason += f"; how much the features could give is not known: {setting.no_reference}"

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 # Part of the identity of cached results. Increase it with any change of how the probes are fitted.
 _VERSION = 1
 _METHODS = (RIDGE, NEAREST_MEAN)
-# A sample is probed first only if it has less than this share of all images: a backbone that goes on needs both.
+# A sample is probed first only if it has less than this share of all images: a backbone that passes it needs both.
 _MAX_SAMPLE_SHARE = 0.5
 # Passes over some batches whose duration is measured: more until that takes so many seconds.
 _BATCHES_OF_PASS = 4

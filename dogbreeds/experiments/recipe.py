@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 
 # Settings that the stages of a recipe choose.
 _CHOSEN_BY_STAGES = ("phase", "attempt")
+# The head that fine-tunes start from: the most regularised one within one standard error of the best on validation, or
+# that one.
+ONE_STANDARD_ERROR, BEST = "one_standard_error", "best"
+STARTS = (ONE_STANDARD_ERROR, BEST)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,9 @@ class Recipe:
 
     Attributes:
         shared: overrides of all its runs.
-        probes: further ones of one frozen run each. The best on validation goes on.
+        probes: further ones of one frozen run each. The best on validation is the parent of the fine-tunes.
+        start: which head of a logistic regression the fine-tunes start from, one of `STARTS`. One whose loss is near 0
+            leaves them nothing to learn but noise: with it, they were worse than the frozen network.
         finetune: further ones of each fine-tune, which has those of that frozen run, too.
         runs: further ones of one fine-tune each.
         soup: method of the soup, as of `phase.Soup`.
@@ -49,6 +55,7 @@ class Recipe:
 
     shared: list[str]
     probes: list[list[str]]
+    start: str
     finetune: list[str]
     runs: list[list[str]]
     soup: str
@@ -76,6 +83,11 @@ class Recipe:
                 f"recipe.{missing[0]} was not given. A recipe of several runs has the settings {', '.join(names)}. Type"
                 " recipe=best, whose file sets them, or recipe=fast."
             )
+        if plain["start"] not in STARTS:
+            raise UserError(
+                f"recipe.start was {plain['start']!r}. It must be one of {', '.join(STARTS)}. Type"
+                f" recipe.start={STARTS[0]}, for example."
+            )
         # Checks these three.
         Soup(
             members=(),
@@ -91,6 +103,7 @@ class Recipe:
         return cls(
             shared=_overrides("shared", plain["shared"]),
             probes=_of_runs("probes", plain["probes"]),
+            start=plain["start"],
             finetune=_overrides("finetune", plain["finetune"]),
             runs=_of_runs("runs", plain["runs"]),
             soup=plain["soup"],
@@ -200,9 +213,10 @@ class _Stages:
             countdown.advance()
         number = max(range(len(probes)), key=lambda each: probes[each].objective)
         probe, changes = probes[number], self._recipe.probes[number]
+        start, changes = self._start(probe, changes)
         members = []
         for number, run in enumerate(self._recipe.runs, 1):
-            parent = f"phase.parent='{probe.run_id}'"
+            parent = f"phase.parent='{start.run_id}'"
             members.append(self._execute(f"fine-tune {number}", [*self._finetune(changes, run), parent]))
             countdown.advance()
         distinct = list({member.run_id: member for member in members}.values())
@@ -214,6 +228,21 @@ class _Stages:
         if best is probe:
             log.info("no fine-tune, and no soup of them, is better on validation than the frozen network")
         return best
+
+    def _start(self, probe: Result | Skipped, changes: list[str]) -> tuple[Result | Skipped, list[str]]:
+        """Return the frozen run that the fine-tunes start from, and its changes: the probe, or with another `C`."""
+        from dogbreeds.evaluation.logistic_regression import within_one_standard_error
+
+        strengths = self.tracking.history(probe.run_id, "C")
+        if self._recipe.start == BEST or not strengths:
+            return probe, changes
+        accuracies = self.tracking.history(probe.run_id, "val/accuracy")
+        n = len(self.tracking.predictions(probe.run_id)["val"].labels)
+        chosen = strengths[within_one_standard_error(accuracies, n)]
+        if chosen == self.tracking.record(probe.run_id).metrics["best/C"]:
+            return probe, changes
+        changes = replace_overrides(changes, [f"head.C={chosen:.3g}"])
+        return self._execute("start of the fine-tunes", changes), changes
 
     def _soup(self, members: Sequence[Result | Skipped]) -> Result | Skipped:
         found = soup_members.find(self.tracking, [member.run_id for member in members], None, soup_members.ANY)

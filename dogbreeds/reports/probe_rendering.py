@@ -48,7 +48,7 @@ _CSV_COLUMNS = (
     "megabytes",
     "reason",
 )
-# A terminal of this width has room for all of `_COLUMNS`, with intervals beside accuracies.
+# A terminal of this width has room for all of `_COLUMNS`, with an interval for each accuracy.
 _MIN_WIDTH_ALL_COLUMNS = 120
 _NO_VALUE = "–"
 _COLOUR = "#1f5fa8"

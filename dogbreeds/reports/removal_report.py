@@ -41,7 +41,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class RemovalReport:
-    """The runs without each ingredient, beside the one with all.
+    """The runs without each ingredient, compared with the run with all.
 
     Attributes:
         whole: the run with all ingredients.

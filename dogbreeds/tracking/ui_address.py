@@ -60,7 +60,7 @@ def runs_page(base: str, experiment_id: str, view: str, charts: bool = False) ->
         base: address of the UI, as `ui_base` returns it.
         experiment_id: the experiment.
         view: key of the view.
-        charts: open the charts beside the names of the runs, in the place of the table.
+        charts: show charts next to the names of the runs, instead of the table.
     """
     mode = "&compareRunsMode=CHART" if charts else ""
     return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={quote(view)}&{_TRAINING_PAGES}{mode}"
