@@ -14,6 +14,7 @@ from dogbreeds.core.spec import Spec
 from dogbreeds.evaluation.metrics import PairedOutcome
 from dogbreeds.evaluation.verdict import Setting, judge
 from dogbreeds.experiments.compose import compose_config, from_config
+from dogbreeds.experiments.recipe import Recipe
 from tests.test_docs import MESSAGES
 from tests.test_verdict import CASES, N, curve
 from tests.tiers import tiered
@@ -41,12 +42,14 @@ SAMPLES = {
     "members": "[3f2a9c41,8d01b7e2]",
     "phase.members": "[3f2a9c41,8d01b7e2]",
     "formats": "[keras,onnx]",
+    "head.C": "1e-3",
     "hydra.launcher.partition": "gpu",
     "only.data": "miniature",
     "optimizer.lr": "1e-3",
     "phase.max_lr": "100",
     "port": "5002",
     "preprocessing": "torch",
+    "recipe.start": "best",
     "shard": "0",
     "split": "val",
     "strategy.devices": "2",
@@ -86,6 +89,7 @@ OPTIONS = {
     "phase.max_lr": ["phase=lr_range"],
     "phase.min_lr": ["phase=lr_range"],
     "phase.parent": ["phase=finetune"],
+    "recipe.start": ["recipe=best"],
     "strategy.devices": ["strategy=mirrored"],
     "unfreeze.exact": ["unfreeze=last_n"],
     "unfreeze.layers": ["unfreeze=last_n"],
@@ -148,7 +152,7 @@ def accept(overrides: Sequence[str]) -> None:
     name = next(name for name in ("train", *COMMANDS) if set(keys) <= KEYS[name] | OPTIONS.keys() - {"split"})
     config = compose_config(name, [*options, *overrides])
     if name in ("train", "extract", "why"):
-        assert from_config(config).key
+        assert Recipe.of(config) or from_config(config).key
     spec = COMMANDS.get(name)
     if spec is not None:
         plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -242,6 +246,7 @@ RUNS = (
     ("tracking.model=none",),
     ("phase=finetune",),
     ("phase=finetune", "unfreeze.batchnorm=trainable"),
+    ("phase=finetune", "head=logistic"),
     ("preprocessing=torch",),
 )
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dogbreeds.evaluation.logistic_regression import STRENGTHS, fit_path, fit_tuned
+from dogbreeds.evaluation.logistic_regression import STRENGTHS, fit_path, fit_tuned, within_one_standard_error
 from dogbreeds.evaluation.metrics import Proportion
 
 
@@ -52,6 +52,14 @@ def test_a_path_starts_each_fit_from_the_one_before_and_reads_only_its_rows(rng:
     assert path[1].iterations <= alone.iterations
     again = list(fit_path(features, labels[rows], 5, rows, strengths=(1e-2, 2e-2)))
     assert all(np.array_equal(first.weights, second.weights) for first, second in zip(path, again, strict=True))
+
+
+@pytest.mark.parametrize(("n", "chosen"), [(960, 3), (100, 2), (10, 0), (10**9, 4)])
+def test_the_first_accuracy_within_one_standard_error_of_the_highest_depends_on_the_number_of_images(
+    n: int, chosen: int
+) -> None:
+    # One standard error of 0.788 is 0.0132 with 960 images, 0.041 with 100 and 0.129 with 10.
+    assert within_one_standard_error([0.726, 0.733, 0.772, 0.786, 0.788, 0.780], n) == chosen
 
 
 def test_the_most_accurate_strength_on_validation_is_chosen(rng: np.random.Generator) -> None:

@@ -18,8 +18,8 @@ from tests.process_output import read_to_end, read_until
 
 SMALL = ("data.classes=6", "data.train_per_class=8", "data.val_per_class=4", "data.test_per_class=4")
 SMALL = (*SMALL, "tracking.system_metrics_seconds=0", "phase.epochs=2")
-# Two frozen runs, two fine-tunes and their soup.
-RUNS = 5
+# Two frozen runs, one with another `C`, two fine-tunes and their soup.
+RUNS = 6
 BEST = ("recipe=best", *SMALL)
 
 
@@ -38,7 +38,7 @@ def test_recipe_of_several_runs_is_no_single_run() -> None:
     config = compose_config("train", ["recipe=best"])
     recipe = Recipe.of(config)
     assert recipe is not None
-    assert len(recipe.probes) + len(recipe.runs) + 1 == RUNS
+    assert len(recipe.probes) + 1 + len(recipe.runs) + 1 == RUNS
     # The size that the second frozen run has, in the place of the backbone's own.
     assert [change for change in recipe.probes[1] if "size" in change] == ["model.image_size=96"]
     assert Recipe.of(compose_config("train", ["recipe=fast"])) is None
@@ -46,6 +46,8 @@ def test_recipe_of_several_runs_is_no_single_run() -> None:
         from_config(config)
     with pytest.raises(UserError, match=r"recipe\.stages"):
         Recipe.of(compose_config("train", ["recipe=best", "+recipe.stages=1"]))
+    with pytest.raises(UserError, match=r"recipe\.start was 'first'.*recipe\.start=one_standard_error"):
+        Recipe.of(compose_config("train", ["recipe=best", "recipe.start=first"]))
 
 
 @pytest.mark.slow
@@ -85,7 +87,12 @@ def test_recipe_in_python_ends_with_its_best_run_and_is_taken_over_by_the_next_c
     overrides = [*BEST, "preflight=none", "~recipe.probes.larger", "recipe.refit=false"]
     best = dogbreeds.run_recipe(overrides)
     table = dogbreeds.runs()
-    assert sorted(table["phase"]) == ["Finetune", "Finetune", "Frozen", "Soup"]
+    assert sorted(table["phase"]) == ["Finetune", "Finetune", "Frozen", "Frozen", "Soup"]
+    # Fine-tunes start from a head that is more regularised than the best one.
+    frozen = table[table["phase"] == "Frozen"].set_index("head.C").sort_index()
+    start, probe = frozen.iloc[0], frozen.loc["null"]
+    assert start["best/C"] < probe["best/C"]
+    assert set(table["parent/val_accuracy"].dropna()) == {start["best/val_accuracy"]}
     assert best.objective == table["best/val_accuracy"].max() == table.loc[best.run_id, "best/val_accuracy"]
     assert table.loc[best.run_id, "phase"] in ("Frozen", "Soup")
     again = dogbreeds.run_recipe(overrides)
@@ -116,11 +123,14 @@ def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_on
     assert [run.info.status for run in found] == ["FINISHED"] * (RUNS + 1)
     assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent.info.run_id}
     (soup,) = [run for run in nested if run.data.params["phase"] == "Soup"]
-    probes = [run for run in nested if run.data.params["phase"] == "Frozen"]
+    frozen = {run.info.run_id: run for run in nested if run.data.params["phase"] == "Frozen"}
+    probes = [run for run in frozen.values() if run.data.params["head.C"] == "null"]
     assert sorted(run.data.params["model.image_size"] for run in probes) == ["64", "96"]
-    frozen = client.get_run(soup.data.tags["parent"])
-    assert frozen.data.metrics["best/val_accuracy"] == max(run.data.metrics["best/val_accuracy"] for run in probes)
-    final = max((frozen, soup), key=lambda run: run.data.metrics["best/val_accuracy"])
+    best = max(probes, key=lambda run: run.data.metrics["best/val_accuracy"])
+    start = frozen[soup.data.tags["parent"]]
+    assert start.data.params["model.image_size"] == best.data.params["model.image_size"]
+    assert start.data.metrics["best/C"] < best.data.metrics["best/C"]
+    final = max((best, soup), key=lambda run: run.data.metrics["best/val_accuracy"])
     assert parent.data.tags["best_run"] == final.info.run_id
     assert parent.data.metrics["best/val_accuracy"] == final.data.metrics["best/val_accuracy"]
     assert soup.data.metrics["best/val_accuracy"] >= max(

@@ -53,6 +53,7 @@ def setting(lr: float = 1e-3, classes: int = CLASSES, **more) -> Setting:
     return Setting(classes, lr, **more)
 
 
+LOGISTIC = {"head": "Logistic", "head.C": None, "unfreeze.batchnorm": "affine"}
 # By name: epochs, setting, verdict, words of its reason and words of its advice.
 CASES = {
     "the guide's attempt 2": (
@@ -376,6 +377,28 @@ CASES = {
         "worse_than_frozen",
         "-5.0 points on val",
         "type optimizer.lr=1e-5, or unf",
+    ),
+    "a fine-tune worse than a memorised head": (
+        curve(PARENTED, train=[99.9, 99.5, 99.9, 100]),
+        setting(1e-4, pair=PairedOutcome(10, 60, 1000, "val"), settings=LOGISTIC),
+        "worse_than_frozen",
+        "-5.0 points on val",
+        "or fine-tune again from a more regularised head. The parent's had memorised the training images: type"
+        " head.C=1e-3, for the frozen run too.",
+    ),
+    "a fine-tune no better than a memorised head that was regularised once": (
+        curve(PARENTED, train=[99.9, 99.5, 99.9, 100]),
+        setting(1e-4, pair=PairedOutcome(12, 10, 1000, "test"), settings=LOGISTIC | {"head.C": 1e-3}),
+        "no_better_than_frozen",
+        "+0.2 points on test",
+        "type head.C=1e-4, for the frozen run too.",
+    ),
+    "a fine-tune worse than a head that had not memorised": (
+        curve(PARENTED, train=[94, 96, 99.9, 100]),
+        setting(1e-4, pair=PairedOutcome(10, 60, 1000, "val"), settings=LOGISTIC),
+        "worse_than_frozen",
+        "-5.0 points on val",
+        "Use the frozen network, or fine-tune again: type optimizer.lr=1e-5, or unfreeze.batchnorm=frozen.",
     ),
     "as many gained as lost": (
         curve(PARENTED),
