@@ -13,8 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dogbreeds.api import compose, fit, judge_history, load, make_soup, paired, preflight, run_recipe, runs, sweep
+    from dogbreeds.api import compose, fit, judge_history, load, paired, preflight, runs
     from dogbreeds.api_images import audit_dataset, probe_backbones
+    from dogbreeds.api_sweeps import make_soup, run_recipe, sweep
     from dogbreeds.core.errors import MissingFileError, UserError
     from dogbreeds.core.spec import boolean, integer, integers, number, one_of, text, texts
     from dogbreeds.data.augment import Augment
@@ -83,13 +84,13 @@ _MODULES = {
     "fit": "api",
     "judge_history": "api",
     "load": "api",
-    "make_soup": "api",
+    "make_soup": "api_sweeps",
     "paired": "api",
     "preflight": "api",
     "probe_backbones": "api_images",
-    "run_recipe": "api",
+    "run_recipe": "api_sweeps",
     "runs": "api",
-    "sweep": "api",
+    "sweep": "api_sweeps",
     # Base classes of parts of one's own, and declarations of their fields.
     "Augment": "data.augment",
     "Data": "data.dataset",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dogbreeds.cli import compose_command, overrides_explained
 from dogbreeds.core.console import log_lines_printed
-from dogbreeds.core.errors import UserError
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
 from dogbreeds.experiments.compose import compose_run, config_source
@@ -21,8 +20,6 @@ from dogbreeds.experiments.python_runs import (
     check_composed,
     origin_of,
     run_name,
-    run_sweep,
-    split_jobs,
     with_dataset,
     with_parent,
 )
@@ -134,120 +131,6 @@ def fit(run: Run, *, dataset: "Dataset | None" = None, parent: NamedRun | None =
         run = with_dataset(run)
     with log_lines_printed():
         return execute(run, origin_of(run), dataset)
-
-
-def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list[Ending]:
-    """Run one job for each combination of values, one after another, as `--multirun` does.
-
-    A job that has finished before is skipped, and one that fails does not stop the others.
-
-    Examples:
-        >>> results = db.sweep(["data.classes=12", "phase.epochs=2", "optimizer.lr=1e-3,3e-3"])
-        >>> [type(each).__name__ for each in results]
-        ['Skipped', 'Result']
-
-    Args:
-        overrides: as they are typed on the command line, with commas between values.
-        dataset: data of all jobs, as for `fit`.
-
-    Returns:
-        The ending of each job, in order. `objective` is the best validation accuracy of each.
-
-    Raises:
-        MissingFileError, UserError: if an override is not allowed; or the first error of a job, after the others ran.
-    """
-    with overrides_explained("train", overrides):
-        runs = [compose(job) for job in split_jobs(overrides)]
-    if dataset is not None:
-        runs = [with_dataset(run) for run in runs]
-    with python_call():
-        return run_sweep(runs, overrides, dataset)
-
-
-def run_recipe(
-    overrides: Sequence[str], *, config_dir: str | Path | None = None, plugins: Sequence[str] = ()
-) -> Ending:
-    """Run all stages of a recipe, as `python -m dogbreeds.train recipe=best` does; resume it if it was interrupted.
-
-    Runs of it that have finished before are taken over.
-
-    Examples:
-        >>> small = ["data.classes=6", "data.train_per_class=8", "phase.epochs=1"]
-        >>> best = db.run_recipe(["recipe=best", *small])
-        >>> 0 < best.objective <= 1, db.load(best).record.params["phase"] in ("Soup", "Frozen")
-        (True, True)
-
-    Args:
-        overrides: as they are typed on the command line, with `recipe=best`, `fast` or `guide`.
-        config_dir, plugins: as for `compose`.
-
-    Returns:
-        The ending of the run whose network is best on validation.
-
-    Raises:
-        MissingFileError: if the folder of configs, or a file, does not exist.
-        UserError: if an override is not allowed, no recipe is named, or as a run of it raises it.
-    """
-    from dogbreeds.experiments.recipe import Recipe, run_recipe
-
-    overrides = with_plugins(overrides, plugins)
-    sources = [config_source(config_dir)] if config_dir is not None else []
-    if not any(override.lstrip("+").startswith("recipe=") for override in overrides):
-        raise UserError(
-            f"No recipe was given: overrides were {list(overrides)}. A recipe is guide, fast or best. Type"
-            ' dogbreeds.run_recipe(["recipe=best", ...]), or dogbreeds.fit for a single run.'
-        )
-    config = compose_command("train", overrides, sources)
-    recipe = Recipe.of(config)
-    if recipe is None:
-        return fit(compose(overrides, config_dir=config_dir))
-    with overrides_explained("train", overrides, sources), python_call():
-        return run_recipe(config, recipe, overrides, sources=sources)
-
-
-@python_call()
-def make_soup(
-    members: Sequence[NamedRun] = (),
-    *,
-    parent: NamedRun | None = None,
-    method: str = "greedy",
-    interpolations: int = 10,
-    refit: bool = False,
-    overrides: Sequence[str] = (),
-) -> Ending:
-    """Average the weights of fine-tunes of one parent (a model soup), and record the average as a run.
-
-    Examples:
-        >>> fine_tune = ["data.classes=12", "phase=finetune", "phase.epochs=1", "optimizer.lr=3e-5"]
-        >>> soup = db.make_soup([tuned, db.fit(db.compose(fine_tune), parent=result)])
-        >>> [epoch.members for epoch in soup.history.epochs][:2]
-        [1, 2]
-
-    Args:
-        members: the fine-tunes; none for all of one parent whose networks are saved (`tracking.model=all`).
-        parent: their parent; None for that of the best one.
-        method: `greedy` adds a member if validation accuracy does not fall, `uniform` averages all.
-        interpolations: steps from the parent to the soup.
-        refit: whether the network that is saved averages the same fine-tunes, trained again on training and validation
-            images.
-        overrides: of the command `soup`, such as `only.data=miniature` or `tracking.uri=…`.
-
-    Returns:
-        The result; an epoch of its history is a candidate.
-
-    Raises:
-        MissingFileError, UserError: if there is no such run, or the runs cannot be averaged.
-    """
-    from dogbreeds.experiments import soup_members
-    from dogbreeds.experiments.attempt import execute
-
-    config = compose_command("soup", overrides)
-    names, of_parent = list(map(run_name, members)), None if parent is None else run_name(parent)
-    run, origin = soup_members.compose_from(
-        config, names, of_parent, method=method, interpolations=interpolations, refit=refit
-    )
-    with log_lines_printed():
-        return execute(run, origin)
 
 
 @python_call()

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "experiments": {"data", "evaluation", "models", "features", "tracking", "training", "inference", "reports"},
 }
 # Modules outside packages: the public API, which may import experiments and below, and commands, which may import all.
-PUBLIC_API = {"__init__", "__main__", "api", "api_images", "cli"}
+PUBLIC_API = {"__init__", "__main__", "api", "api_images", "api_sweeps", "cli"}
 COMMANDS = {
     "train", "extract", "evaluate", "compare", "predict", "export", "table", "why", "probe", "judge", "cache",
     "pretrain", "ui", "soup", "audit",
