@@ -257,8 +257,8 @@ def packages_table() -> str:
 
 
 def public_api() -> str:
-    """Return the documentation of the public Python API, if the package has one."""
-    return "::: dogbreeds.api" if (PACKAGE / "api.py").is_file() else ""
+    """Return the documentation of the modules of the public Python API."""
+    return "\n\n".join(f"::: dogbreeds.{path.stem}" for path in sorted(PACKAGE.glob("api*.py")))
 
 
 def pages() -> dict[str, str]:
