@@ -13,7 +13,7 @@ from dogbreeds.cli import compose_command, overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.evaluation.history_files import as_history
 from dogbreeds.evaluation.history_verdict import TrainingFacts, judge_training
-from dogbreeds.experiments.compose import compose_run, config_source
+from dogbreeds.experiments.compose import compose_run, config_sources
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import with_plugins
 from dogbreeds.experiments.python_runs import (
@@ -61,7 +61,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         UserError: if a plugin cannot be imported, if a value is not allowed, or an option or a setting does not exist.
     """
     overrides = with_plugins(overrides, plugins)
-    sources = [config_source(config_dir)] if config_dir is not None else []
+    sources = config_sources(config_dir)
     with overrides_explained("train", overrides, sources):
         return compose_run(overrides, sources)
 

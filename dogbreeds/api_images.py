@@ -8,7 +8,7 @@ from dogbreeds.api import compose
 from dogbreeds.cli import compose_command
 from dogbreeds.data.corrections import open_corrected
 from dogbreeds.experiments import audit, backbone_probe
-from dogbreeds.experiments.compose import config_source
+from dogbreeds.experiments.compose import config_sources
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import with_plugins
 from dogbreeds.experiments.probe_models import Probe, compose_models, probe_origin
@@ -47,7 +47,7 @@ def probe_backbones(
         MissingFileError, UserError: if a name or a setting is not allowed, or no backbone can be probed.
     """
     overrides = with_plugins(overrides, plugins)
-    sources = [config_source(config_dir)] if config_dir is not None else []
+    sources = config_sources(config_dir)
     config = compose_command("probe", overrides, sources)
     composed = compose_models(models, overrides, sources, is_provided=dataset is not None)
     dataset = open_corrected(composed[0].run.data, dataset)

@@ -8,7 +8,7 @@ from dogbreeds.api import NamedRun, compose, fit
 from dogbreeds.cli import compose_command, overrides_explained
 from dogbreeds.core.console import log_lines_printed
 from dogbreeds.core.errors import UserError
-from dogbreeds.experiments.compose import config_source
+from dogbreeds.experiments.compose import config_sources
 from dogbreeds.experiments.isolation import python_call
 from dogbreeds.experiments.plugins import with_plugins
 from dogbreeds.experiments.python_runs import run_name, run_sweep, split_jobs, with_dataset
@@ -70,11 +70,11 @@ def run_recipe(
         MissingFileError: if the folder of configs, or a file, does not exist.
         UserError: if an override is not allowed, no recipe is named, or as a run of it raises it.
     """
-    from dogbreeds.experiments.recipe import Recipe, run_recipe
+    from dogbreeds.experiments.recipe import Recipe, named_recipe, run_recipe
 
     overrides = with_plugins(overrides, plugins)
-    sources = [config_source(config_dir)] if config_dir is not None else []
-    if not any(override.lstrip("+").startswith("recipe=") for override in overrides):
+    sources = config_sources(config_dir)
+    if not named_recipe(overrides):
         raise UserError(
             f"No recipe was given: overrides were {list(overrides)}. A recipe is guide, fast or best. Type"
             ' dogbreeds.run_recipe(["recipe=best", ...]), or dogbreeds.fit for a single run.'

@@ -102,6 +102,11 @@ def config_source(place: str | Path) -> str:
     return f"file://{path}"
 
 
+def config_sources(place: str | Path | None) -> list[str]:
+    """Return a Python caller's folder of configs as sources for Hydra, as `config_source`; none without a folder."""
+    return [config_source(place)] if place is not None else []
+
+
 def missing_config_folder(place: str | Path) -> str:
     """Return the message for a folder of configs that does not exist."""
     return (

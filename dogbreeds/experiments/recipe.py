@@ -44,7 +44,7 @@ class Recipe:
 
     Attributes:
         shared: overrides of all its runs.
-        probes: further ones of one frozen run each. The best on validation is the parent of the fine-tunes.
+        probes: further ones of one frozen run each. Fine-tunes start from the best on validation.
         start: which head of a logistic regression the fine-tunes start from, one of `STARTS`. One whose loss is near 0
             leaves them nothing to learn but noise: with it, they were worse than the frozen network.
         finetune: further ones of each fine-tune, which has those of that frozen run, too.
@@ -129,6 +129,12 @@ def _overrides(name: str, value: Any) -> list[str]:
     return flat
 
 
+def named_recipe(overrides: Sequence[str]) -> str:
+    """Return the recipe that overrides name, as they were typed; empty if they name none."""
+    named = [override.partition("=")[2] for override in overrides if re.match(rf"\+*{RECIPE}=", override)]
+    return named[-1] if named else ""
+
+
 def run_recipe(
     config: DictConfig,
     recipe: Recipe,
@@ -149,8 +155,7 @@ def run_recipe(
     Raises:
         UserError: with tracking=none, or a phase; or as the runs raise it.
     """
-    chosen = [override.partition("=")[2] for override in overrides if re.match(rf"\+*{RECIPE}=", override)]
-    choice = chosen[-1] if chosen else ""
+    choice = named_recipe(overrides)
     for override in overrides:
         if override.lstrip("+").split("=")[0] in _CHOSEN_BY_STAGES:
             raise UserError(
@@ -233,8 +238,11 @@ class _Stages:
         """Return the frozen run that the fine-tunes start from, and its changes: the probe, or with another `C`."""
         from dogbreeds.evaluation.logistic_regression import within_one_standard_error
 
+        if self._recipe.start == BEST:
+            return probe, changes
         strengths = self.tracking.history(probe.run_id, "C")
-        if self._recipe.start == BEST or not strengths:
+        # Another head has no path of `C`.
+        if not strengths:
             return probe, changes
         accuracies = self.tracking.history(probe.run_id, "val/accuracy")
         n = len(self.tracking.predictions(probe.run_id)["val"].labels)

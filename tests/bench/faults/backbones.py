@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dogbreeds.data.dataset import Dataset, Source
 from dogbreeds.data.miniature import Miniature
-from dogbreeds.experiments.compose import compose_config, config_source, from_config
+from dogbreeds.experiments.compose import compose_config, config_sources, from_config
 from dogbreeds.experiments.run import Run
 
 # Folder with `stanford_dogs_224/{train,test}/<class>/…` and `weights/…`.
@@ -39,7 +39,7 @@ class Backbone:
         """Compose a run with this backbone. Of the settings of a key the last one counts."""
         data = ("data=miniature",) if self.photos is None else ("data=folder", f"data.root={self.photos}")
         last = {setting.split("=")[0]: setting for setting in (*_ALWAYS, *data, *self.overrides, *overrides)}
-        sources = () if self.config_dir is None else (config_source(self.config_dir),)
+        sources = config_sources(self.config_dir)
         return from_config(compose_config("train", list(last.values()), sources=sources))
 
 
