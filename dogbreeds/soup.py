@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from dogbreeds import cli
 from dogbreeds.core import signals
 from dogbreeds.core.paths import config_folder
-from dogbreeds.core.spec import Spec, boolean, integer, one_of, text, texts
+from dogbreeds.core.spec import Spec, boolean, text, texts
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.plugins import import_plugins, named_plugins
+from dogbreeds.training.phase import soup_interpolations, soup_method
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ class Settings(Spec):
     group = ""
     members: tuple[str, ...] = texts(example="[3f2a9c41,8d01b7e2]")
     parent: str | None = text(example="3f2a9c41", optional=True)
-    method: str = one_of("greedy", "uniform")
-    interpolations: int = integer(at_least=0, at_most=100, example=10)
+    method: str = soup_method()
+    interpolations: int = soup_interpolations()
     refit: bool = boolean()
 
 

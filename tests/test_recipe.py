@@ -48,6 +48,9 @@ def test_recipe_of_several_runs_is_no_single_run() -> None:
         Recipe.of(compose_config("train", ["recipe=best", "+recipe.stages=1"]))
     with pytest.raises(UserError, match=r"recipe\.start was 'first'.*recipe\.start=one_standard_error"):
         Recipe.of(compose_config("train", ["recipe=best", "recipe.start=first"]))
+    # By the name that is typed, not by that of the soup's phase.
+    with pytest.raises(UserError, match=r"recipe\.soup was 'all'.*recipe\.soup=greedy"):
+        Recipe.of(compose_config("train", ["recipe=best", "recipe.soup=all"]))
 
 
 @pytest.mark.slow
@@ -126,7 +129,8 @@ def test_recipe_resumes_after_kills_between_and_within_its_runs_and_ends_with_on
     frozen = {run.info.run_id: run for run in nested if run.data.params["phase"] == "Frozen"}
     probes = [run for run in frozen.values() if run.data.params["head.C"] == "null"]
     assert sorted(run.data.params["model.image_size"] for run in probes) == ["64", "96"]
-    best = max(probes, key=lambda run: run.data.metrics["best/val_accuracy"])
+    # Of equals the first; MLflow has the newest first.
+    best = max(reversed(probes), key=lambda run: run.data.metrics["best/val_accuracy"])
     start = frozen[soup.data.tags["parent"]]
     assert start.data.params["model.image_size"] == best.data.params["model.image_size"]
     assert start.data.metrics["best/C"] < best.data.metrics["best/C"]

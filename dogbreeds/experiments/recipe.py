@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from dogbreeds.core import signals
 from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.spec import Spec, boolean, one_of
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.ablation_runs import replace_overrides
 from dogbreeds.experiments.compose import RECIPE, compose_run, job_config, settings_of
@@ -26,7 +27,7 @@ from dogbreeds.experiments.sweep import sweep_origin
 from dogbreeds.tracking.lifecycle import end_run_on_exit, find_ended_run, resume_or_start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, RunOrigin, short
-from dogbreeds.training.phase import Soup
+from dogbreeds.training.phase import soup_interpolations, soup_method
 
 log = logging.getLogger(__name__)
 
@@ -39,28 +40,40 @@ STARTS = (ONE_STANDARD_ERROR, BEST)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Choices(Spec):
+    """The settings of a recipe that are no lists of overrides.
+
+    Attributes:
+        start: which head of a logistic regression the fine-tunes start from, one of `STARTS`. One whose loss is near 0
+            leaves them nothing to learn but noise: with it, they were worse than the frozen network.
+        soup: method of the soup, as of `phase.Soup`.
+        interpolations, refit: of the soup.
+    """
+
+    group = RECIPE
+    start: str = one_of(*STARTS)
+    soup: str = soup_method()
+    interpolations: int = soup_interpolations()
+    refit: bool = boolean()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A recipe of several runs.
 
     Attributes:
         shared: overrides of all its runs.
         probes: further ones of one frozen run each. Fine-tunes start from the best on validation.
-        start: which head of a logistic regression the fine-tunes start from, one of `STARTS`. One whose loss is near 0
-            leaves them nothing to learn but noise: with it, they were worse than the frozen network.
         finetune: further ones of each fine-tune, which has those of that frozen run, too.
         runs: further ones of one fine-tune each.
-        soup: method of the soup, as of `phase.Soup`.
-        interpolations, refit: of the soup.
+        choices: the other settings.
     """
 
     shared: list[str]
     probes: list[list[str]]
-    start: str
     finetune: list[str]
     runs: list[list[str]]
-    soup: str
-    interpolations: int
-    refit: bool
+    choices: Choices
 
     @classmethod
     def of(cls, config: DictConfig) -> "Recipe | None":
@@ -71,7 +84,8 @@ class Recipe:
         """
         if RECIPE not in config:
             return None
-        names = [field.name for field in dataclasses.fields(cls)]
+        choices = [field.name for field in dataclasses.fields(Choices)]
+        names = ["shared", "probes", "finetune", "runs", *choices]
         values: Any = settings_of(config, RECIPE, *names)
         plain: dict[str, Any] = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -83,32 +97,12 @@ class Recipe:
                 f"recipe.{missing[0]} was not given. A recipe of several runs has the settings {', '.join(names)}. Type"
                 " recipe=best, whose file sets them, or recipe=fast."
             )
-        if plain["start"] not in STARTS:
-            raise UserError(
-                f"recipe.start was {plain['start']!r}. It must be one of {', '.join(STARTS)}. Type"
-                f" recipe.start={STARTS[0]}, for example."
-            )
-        # Checks these three.
-        Soup(
-            members=(),
-            method=plain["soup"],
-            interpolations=plain["interpolations"],
-            refit=plain["refit"],
-            epochs=1,
-            batch_size=1,
-            patience_epochs=None,
-            monitor="accuracy",
-            parent=None,
-        )
         return cls(
             shared=_overrides("shared", plain["shared"]),
             probes=_of_runs("probes", plain["probes"]),
-            start=plain["start"],
             finetune=_overrides("finetune", plain["finetune"]),
             runs=_of_runs("runs", plain["runs"]),
-            soup=plain["soup"],
-            interpolations=plain["interpolations"],
-            refit=plain["refit"],
+            choices=Choices(**{name: plain[name] for name in choices}),
         )
 
 
@@ -217,8 +211,8 @@ class _Stages:
             probes.append(self._execute(f"frozen {number}", changes))
             countdown.advance()
         number = max(range(len(probes)), key=lambda each: probes[each].objective)
-        probe, changes = probes[number], self._recipe.probes[number]
-        start, changes = self._start(probe, changes)
+        probe = probes[number]
+        start, changes = self._start(probe, self._recipe.probes[number])
         members = []
         for number, run in enumerate(self._recipe.runs, 1):
             parent = f"phase.parent='{start.run_id}'"
@@ -238,7 +232,7 @@ class _Stages:
         """Return the frozen run that the fine-tunes start from, and its changes: the probe, or with another `C`."""
         from dogbreeds.evaluation.logistic_regression import within_one_standard_error
 
-        if self._recipe.start == BEST:
+        if self._recipe.choices.start == BEST:
             return probe, changes
         strengths = self.tracking.history(probe.run_id, "C")
         # Another head has no path of `C`.
@@ -254,14 +248,15 @@ class _Stages:
 
     def _soup(self, members: Sequence[Result | Skipped]) -> Result | Skipped:
         found = soup_members.find(self.tracking, [member.run_id for member in members], None, soup_members.ANY)
-        log.info("--- %s soup of %d fine-tunes", self._recipe.soup, len(found))
+        choices = self._recipe.choices
+        log.info("--- %s soup of %d fine-tunes", choices.soup, len(found))
         run, origin = soup_members.compose(
             self.tracking,
             found,
             self._config,
-            method=self._recipe.soup,
-            interpolations=self._recipe.interpolations,
-            refit=self._recipe.refit,
+            method=choices.soup,
+            interpolations=choices.interpolations,
+            refit=choices.refit,
         )
         # The networks of its members are there already; its own is the one to keep.
         return self._trained(dataclasses.replace(run, tracking=self._saving(run.tracking)), origin)

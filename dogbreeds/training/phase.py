@@ -1,6 +1,7 @@
 """Phases of transfer learning: what a run starts from, how long it trains, and its batch size."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, boolean, integer, number, one_of, text, texts
@@ -53,6 +54,16 @@ class Finetune(Training):
     parent: str | None = text(example="3f2a9c", optional=True)
 
 
+def soup_method() -> Any:
+    """Declare the field for the method of a soup."""
+    return one_of("greedy", "uniform")
+
+
+def soup_interpolations() -> Any:
+    """Declare the field for the steps between a parent and a soup."""
+    return integer(at_least=0, at_most=100, example=10)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Soup(Finetune):
     """Average the weights of fine-tunes of one parent, then interpolate with the parent. Nothing trains.
@@ -71,8 +82,8 @@ class Soup(Finetune):
 
     implied = {**Finetune.implied, "refit": False}
     members: tuple[str, ...] = texts(example="[3f2a9c41,8d01b7e2]")
-    method: str = one_of("greedy", "uniform")
-    interpolations: int = integer(at_least=0, at_most=100, example=10)
+    method: str = soup_method()
+    interpolations: int = soup_interpolations()
     refit: bool = boolean(default=False)
 
     @property
