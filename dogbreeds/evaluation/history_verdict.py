@@ -30,7 +30,7 @@ _UNKNOWN_SETTINGS = dict.fromkeys(("head", "head.dropout", "augment"), "unknown"
 # What reasons say of this package's own measurements, and of a training accuracy that was not recorded.
 _PROBE = re.compile(r"the reference probe (reaches [\d.]+ %)(?: on the same features)?")
 _TRAINING_ACCURACY = re.compile(r"; training accuracy is [\d.]+ %")
-# What advice says of settings of this package, in words for other code. Longer texts come first.
+# Settings of this package in advice, in words for other code. Longer texts come first.
 _PLAIN_WORDS = {
     ": type phase=finetune": "",
     "Type optimizer.lr=nan": "Lower the learning rate",

@@ -62,7 +62,7 @@ def find_label_errors(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
 
 
 def from_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> LabelErrors:
-    """Find likely label errors by what a classifier says of images that it has not seen.
+    """Find likely label errors from a classifier's predictions for images that it has not seen.
 
     Args:
         probabilities: [n, classes].
