@@ -47,7 +47,11 @@ def sweep(overrides: Sequence[str], *, dataset: "Dataset | None" = None) -> list
 
 
 def run_recipe(
-    overrides: Sequence[str], *, config_dir: str | Path | None = None, plugins: Sequence[str] = ()
+    overrides: Sequence[str],
+    *,
+    dataset: "Dataset | None" = None,
+    config_dir: str | Path | None = None,
+    plugins: Sequence[str] = (),
 ) -> Ending:
     """Run all stages of a recipe, as `python -m dogbreeds.train recipe=best` does; resume it if it was interrupted.
 
@@ -61,6 +65,7 @@ def run_recipe(
 
     Args:
         overrides: as they are typed on the command line, with `recipe=best`, `fast` or `guide`.
+        dataset: data of all runs, as for `fit`.
         config_dir, plugins: as for `compose`.
 
     Returns:
@@ -82,9 +87,9 @@ def run_recipe(
     config = compose_command("train", overrides, sources)
     recipe = Recipe.of(config)
     if recipe is None:
-        return fit(compose(overrides, config_dir=config_dir))
+        return fit(compose(overrides, config_dir=config_dir), dataset=dataset)
     with overrides_explained("train", overrides, sources), python_call():
-        return run_recipe(config, recipe, overrides, sources=sources)
+        return run_recipe(config, recipe, overrides, sources=sources, dataset=dataset)
 
 
 @python_call()
@@ -95,6 +100,7 @@ def make_soup(
     method: str = "greedy",
     interpolations: int = 10,
     refit: bool = False,
+    dataset: "Dataset | None" = None,
     overrides: Sequence[str] = (),
 ) -> Ending:
     """Average the weights of fine-tunes of one parent (a model soup), and record the average as a run.
@@ -106,12 +112,14 @@ def make_soup(
         [1, 2]
 
     Args:
-        members: the fine-tunes; none for all of one parent whose networks are saved (`tracking.model=all`).
+        members: the fine-tunes, of which one is only interpolated with its parent; none for all of one parent whose
+            networks are saved (`tracking.model=all`).
         parent: their parent; None for that of the best one.
         method: `greedy` adds a member if validation accuracy does not fall, `uniform` averages all.
         interpolations: steps from the parent to the soup.
         refit: whether the network that is saved averages the same fine-tunes, trained again on training and validation
             images.
+        dataset: data that the fine-tunes had in `fit`.
         overrides: of the command `soup`, such as `only.data=miniature` or `tracking.uri=…`.
 
     Returns:
@@ -129,4 +137,4 @@ def make_soup(
         config, names, of_parent, method=method, interpolations=interpolations, refit=refit
     )
     with log_lines_printed():
-        return execute(run, origin)
+        return execute(run, origin, dataset)

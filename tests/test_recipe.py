@@ -82,13 +82,16 @@ def test_python_call_that_is_no_recipe_says_what_to_type(overrides: list[str], n
 
 
 @pytest.mark.slow
-def test_recipe_in_python_ends_with_its_best_run_and_is_taken_over_by_the_next_call(
+def test_recipe_on_images_in_hand_ends_with_its_best_run_and_is_taken_over_by_the_next_call(
     tmp_path: Path, make_home: Callable[[Path], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOGBREEDS_HOME", str(make_home(tmp_path / "home")))
     monkeypatch.setenv("DOGBREEDS_CACHE", str(cache))
     overrides = [*BEST, "preflight=none", "~recipe.probes.larger", "recipe.refit=false"]
-    best = dogbreeds.run_recipe(overrides)
+    drawn = dogbreeds.compose(SMALL).data.open()
+    parts = {name: ([load() for load in split.source.loaders()], split.labels) for name, split in drawn.splits.items()}
+    dataset = dogbreeds.Dataset.from_arrays(**parts, class_names=drawn.class_names)
+    best = dogbreeds.run_recipe(overrides, dataset=dataset)
     table = dogbreeds.runs()
     assert sorted(table["phase"]) == ["Finetune", "Finetune", "Frozen", "Frozen", "Soup"]
     # Fine-tunes start from a head that is more regularised than the best one.
@@ -98,7 +101,7 @@ def test_recipe_in_python_ends_with_its_best_run_and_is_taken_over_by_the_next_c
     assert set(table["parent/val_accuracy"].dropna()) == {start["best/val_accuracy"]}
     assert best.objective == table["best/val_accuracy"].max() == table.loc[best.run_id, "best/val_accuracy"]
     assert table.loc[best.run_id, "phase"] in ("Frozen", "Soup")
-    again = dogbreeds.run_recipe(overrides)
+    again = dogbreeds.run_recipe(overrides, dataset=dataset)
     assert again == Skipped(best.run_id, best.objective)
     assert len(dogbreeds.runs()) == len(table)
 

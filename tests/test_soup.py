@@ -188,12 +188,21 @@ def test_soup_of_fine_tunes_is_a_run_whose_network_measures_what_it_recorded(
     assert not np.allclose(kernel, before, atol=1e-6)
 
 
+def test_soup_of_one_fine_tune_interpolates_it_with_its_parent(members) -> None:
+    built = network(Linear(dropout=0.0))
+    parent = built.head.get_weights()[0]
+    states: list = []
+    history = soup_of(built, members[:1], "greedy", 2, save=lambda state: states.append(state.to_checkpoint()))
+    assert [(epoch.members, epoch.soup_share) for epoch in history.epochs] == [(1, 1), (1, 0.5)]
+    half = TrainingState.from_checkpoint(*states[1]).weights[0]
+    assert np.allclose(half, (members[0][0] + parent) / 2, atol=1e-6)
+
+
 @pytest.mark.long
 def test_members_that_cannot_be_averaged_are_named(tuned) -> None:
     frozen, results, tracking = tuned
     everything = Only(model=None, data=None)
     for runs, named in (
-        ((results[0].run_id[:8],), "alone"),
         ((frozen.run_id, results[0].run_id), "Frozen"),
         (("ffff",), "members=ffff"),
     ):
@@ -201,6 +210,9 @@ def test_members_that_cannot_be_averaged_are_named(tuned) -> None:
             soup_members.find(tracking, runs, None, everything)
         assert named in str(error.value)
         assert "Type " in str(error.value)
+    # One that is named is interpolated with its parent.
+    (alone,) = soup_members.find(tracking, (results[0].run_id[:8],), None, everything)
+    assert alone.run_id == results[0].run_id
 
 
 @pytest.mark.slow

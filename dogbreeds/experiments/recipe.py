@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,16 +18,21 @@ from dogbreeds.core import signals
 from dogbreeds.core.countdown import Countdown
 from dogbreeds.core.errors import UserError
 from dogbreeds.core.spec import Spec, boolean, one_of
+from dogbreeds.core.text import counted
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.ablation_runs import replace_overrides
 from dogbreeds.experiments.compose import RECIPE, compose_run, job_config, settings_of
 from dogbreeds.experiments.plugins import named_plugins
+from dogbreeds.experiments.python_runs import with_dataset
 from dogbreeds.experiments.result import Result, Skipped
 from dogbreeds.experiments.sweep import sweep_origin
 from dogbreeds.tracking.lifecycle import end_run_on_exit, find_ended_run, resume_or_start_run
 from dogbreeds.tracking.mlflow_backend import Mlflow
 from dogbreeds.tracking.records import RANKING_METRIC, SWEEP_RUN_ENV, RunOrigin, short
 from dogbreeds.training.phase import soup_interpolations, soup_method
+
+if TYPE_CHECKING:
+    from dogbreeds.data.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +141,7 @@ def run_recipe(
     *,
     folder: Path | None = None,
     sources: Sequence[str] | None = None,
+    dataset: "Dataset | None" = None,
 ) -> Result | Skipped:
     """Run all stages of a recipe; return the ending of the run whose network is best on validation.
 
@@ -145,6 +151,7 @@ def run_recipe(
         overrides: what the config was composed from, as they were typed.
         folder: folder of Hydra's own files; None without one.
         sources: where to find configs besides `conf/`, as for `compose_config`.
+        dataset: data of all runs; None opens that of the settings.
 
     Raises:
         UserError: with tracking=none, or a phase; or as the runs raise it.
@@ -157,7 +164,7 @@ def run_recipe(
                 " has their settings. Leave one of the two out: type recipe=fast, or no recipe."
             )
     typed = [override for override in overrides if not re.match(rf"[+~]*{RECIPE}[.=]", override)]
-    stages = _Stages(config, recipe, typed, folder, sources)
+    stages = _Stages(config, recipe, typed, folder, sources, dataset)
     origin = sweep_origin(job_config(config), tuple(overrides), folder, stages.plugins)
     others = " ".join(override for override in typed if "/" not in override)[:120]
     origin = dataclasses.replace(origin, name=f"recipe {choice} {others}".strip())
@@ -184,11 +191,13 @@ class _Stages:
         typed: Sequence[str],
         folder: Path | None,
         sources: Sequence[str] | None,
+        dataset: "Dataset | None",
     ):
         self._recipe = recipe
         self._typed = typed
         self._folder = folder
         self._sources = sources
+        self._dataset = dataset
         self._config = config
         self.plugins = named_plugins(config)
         # Checks the settings of all runs before the first one begins.
@@ -221,7 +230,7 @@ class _Stages:
         distinct = list({member.run_id: member for member in members}.values())
         if not distinct:
             return probe
-        final = self._soup(distinct) if len(distinct) > 1 else distinct[0]
+        final = self._soup(distinct)
         countdown.advance()
         best = max((probe, final), key=lambda each: each.objective)
         if best is probe:
@@ -249,7 +258,7 @@ class _Stages:
     def _soup(self, members: Sequence[Result | Skipped]) -> Result | Skipped:
         found = soup_members.find(self.tracking, [member.run_id for member in members], None, soup_members.ANY)
         choices = self._recipe.choices
-        log.info("--- %s soup of %d fine-tunes", choices.soup, len(found))
+        log.info("--- %s soup of %s", choices.soup, counted(len(found), "fine-tune"))
         run, origin = soup_members.compose(
             self.tracking,
             found,
@@ -266,12 +275,11 @@ class _Stages:
         log.info("--- %s: %s", name, origin.name)
         return self._trained(run, origin)
 
-    @staticmethod
-    def _trained(run: Any, origin: RunOrigin) -> Result | Skipped:
+    def _trained(self, run: Any, origin: RunOrigin) -> Result | Skipped:
         from dogbreeds.experiments.attempt import execute
 
         # Range tests are no part of a recipe, and only searches prune.
-        return cast("Result | Skipped", execute(run, origin))
+        return cast("Result | Skipped", execute(run, origin, self._dataset))
 
     def _finetune(self, probe: Sequence[str], run: Sequence[str]) -> list[str]:
         """Return the changes of a fine-tune that starts from the frozen run with the changes `probe`."""
@@ -282,6 +290,8 @@ class _Stages:
         stage = replace_overrides(self._recipe.shared, changes)
         overrides = replace_overrides(stage, self._typed)
         run = compose_run(overrides, self._sources)
+        if self._dataset is not None:
+            run = with_dataset(run)
         origin = dataclasses.replace(cast(RunOrigin, run.origin), folder=self._folder)
         return dataclasses.replace(run, tracking=self._saving(run.tracking), origin=origin), origin
 

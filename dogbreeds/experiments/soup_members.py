@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dogbreeds.core.errors import UserError
+from dogbreeds.core.text import counted
 from dogbreeds.experiments.compose import from_config
 from dogbreeds.experiments.recorded_runs import Only, find_record, has_network, mlflow_tracking, recorded_config
 from dogbreeds.experiments.run import Run
@@ -31,16 +32,18 @@ def find(tracking: Mlflow, runs: Sequence[str], parent: str | None, only: Only) 
         only: filter of the runs among which the best fine-tune is found.
 
     Returns:
-        Two runs or more, the best on validation first.
+        The runs, the best on validation first: two or more, or the one that is named.
 
     Raises:
-        UserError: there are fewer, or they are not fine-tunes of one parent with one backbone and head.
+        UserError: there is none, or one that is not named; or they are not fine-tunes of one parent with one backbone
+            and head.
     """
     if runs:
         members = [find_record(tracking, run, only, key="members") for run in dict.fromkeys(runs)]
     else:
         members = _fine_tunes(tracking, parent, only)
-    _check(members)
+        _check_several(members)
+    _check_alike(members)
     return sorted(members, key=lambda record: (-record.metrics.get(RANKING_METRIC, 0.0), record.started))
 
 
@@ -60,8 +63,8 @@ def _fine_tunes(tracking: Mlflow, parent: str | None, only: Only) -> list[Record
     return [record for record in alike if record.tags.get("parent") == best.tags.get("parent")]
 
 
-def _check(members: Sequence[Record]) -> None:
-    """Raise `UserError` unless there are two members or more, of one parent, backbone and head."""
+def _check_several(members: Sequence[Record]) -> None:
+    """Raise `UserError` unless there are two members or more."""
     if len(members) < 2:
         found = f"run {short(members[0].run_id)} alone" if members else "no fine-tune with a saved network"
         raise UserError(
@@ -69,6 +72,10 @@ def _check(members: Sequence[Record]) -> None:
             " unless tracking.model=all. Type phase=finetune tracking.model=all optimizer.lr=3e-5 for"
             " another one, for example."
         )
+
+
+def _check_alike(members: Sequence[Record]) -> None:
+    """Raise `UserError` unless members are fine-tunes of one parent, backbone and head."""
     first = members[0]
     for record in members:
         if record.params.get("phase") != "Finetune":
@@ -155,6 +162,6 @@ def compose(
         for name, value in base.tags.items()
         if name in ("choice.model", "choice.data")
     }
-    name = f"{method} soup of {len(members)} fine-tunes of {short(base.tags['parent'])}"
+    name = f"{method} soup of {counted(len(members), 'fine-tune')} of {short(base.tags['parent'])}"
     origin = RunOrigin(OmegaConf.to_yaml(recorded), overrides, name, folder=None, choices=choices)
     return dataclasses.replace(run, origin=origin), origin
