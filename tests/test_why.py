@@ -130,6 +130,16 @@ def test_parent_overrides_keep_the_model_and_head_of_a_fine_tune(composed) -> No
     )
 
 
+def test_parent_overrides_of_a_logistic_regression_have_nothing_of_gradient_descent(composed) -> None:
+    tuned = ["phase=finetune", "mix=mixup", "mix.alpha=0.4", "loss.label_smoothing=0.1", "ema.decay=0.9"]
+    choices = {"head": "logistic", "schedule": "cosine", "augment": "flip"}
+    overrides = parent_overrides(["head=logistic", *tuned, "schedule=cosine", "head.C=1e-3"], choices)
+    assert overrides == ["attempt=frozen", "augment=flip", "head=logistic", "head.C=1e-3"]
+    assert composed(*overrides).parameters()["head"] == "Logistic"
+    # Another head has been trained with them, too.
+    assert "mix=mixup" in parent_overrides([*tuned, "head=linear"], choices)
+
+
 @pytest.mark.long
 def test_why_runs_every_cell_once_and_skips_finished_ones(command) -> None:
     small = ("data.classes=20", "phase.epochs=5", "tracking.system_metrics_seconds=0")

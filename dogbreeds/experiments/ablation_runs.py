@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # Groups that a fine-tune shares with its frozen parent.
 _SHARED_WITH_PARENT = ("data", "model", "preprocessing", "head", "augment", "schedule")
+# Settings that belong to a fine-tune alone; of gradient descent, which fits no logistic regression.
+_OF_FINE_TUNES = ("attempt=", "phase", "unfreeze", "optimizer")
+_OF_GRADIENT_DESCENT = ("schedule", "mix", "loss.label_smoothing", "ema")
 
 
 def replace_overrides(typed: Sequence[str], changes: Sequence[str]) -> list[str]:
@@ -37,12 +40,11 @@ def parent_overrides(overrides: Sequence[str], choices: Mapping[str, str]) -> li
         overrides: of the fine-tune.
         choices: chosen option of each group, also where the attempt's file chose it.
     """
-    shared = [f"{group}={choices[group]}" for group in _SHARED_WITH_PARENT if group in choices]
-    own = [
-        override
-        for override in overrides
-        if not override.lstrip("+").startswith(("attempt=", "phase", "unfreeze", "optimizer"))
-    ]
+    typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
+    is_logistic = typed.get("head", choices.get("head")) == "logistic"
+    others = (*_OF_FINE_TUNES, *(_OF_GRADIENT_DESCENT if is_logistic else ()))
+    shared = [f"{group}={choices[group]}" for group in _SHARED_WITH_PARENT if group in choices and group not in others]
+    own = [override for override in overrides if not override.lstrip("+").startswith(others)]
     return replace_overrides(["attempt=frozen", *shared], own)
 
 
