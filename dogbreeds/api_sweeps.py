@@ -120,7 +120,7 @@ def make_soup(
         refit: whether the network that is saved averages the same fine-tunes, trained again on training and validation
             images.
         dataset: data that the fine-tunes had in `fit`.
-        overrides: of the command `soup`, such as `only.data=miniature` or `tracking.uri=…`.
+        overrides: of the command `soup` besides these arguments, such as `only.data=miniature` or `tracking.uri=…`.
 
     Returns:
         The result; an epoch of its history is a candidate.
@@ -131,6 +131,13 @@ def make_soup(
     from dogbreeds.experiments import soup_members
     from dogbreeds.experiments.attempt import execute
 
+    for override in overrides:
+        name = override.lstrip("+").partition("=")[0]
+        if name in ("members", "parent", "method", "interpolations", "refit"):
+            raise UserError(
+                f"overrides had {override!r}. dogbreeds.make_soup takes {name} as an argument. Type"
+                f" dogbreeds.make_soup({name}=...)."
+            )
     config = compose_command("soup", overrides)
     names, of_parent = list(map(run_name, members)), None if parent is None else run_name(parent)
     run, origin = soup_members.compose_from(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dogbreeds
 from dogbreeds.core.errors import UserError
 from dogbreeds.experiments import soup_members
 from dogbreeds.experiments.attempt import execute
@@ -213,6 +214,11 @@ def test_members_that_cannot_be_averaged_are_named(tuned) -> None:
     # One that is named is interpolated with its parent.
     (alone,) = soup_members.find(tracking, (results[0].run_id[:8],), None, everything)
     assert alone.run_id == results[0].run_id
+
+
+def test_an_argument_of_make_soup_is_no_override() -> None:
+    with pytest.raises(UserError, match=r"overrides had 'method=uniform'.*make_soup\(method=\.\.\.\)"):
+        dogbreeds.make_soup(overrides=["method=uniform"])
 
 
 @pytest.mark.slow
