@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,7 +212,10 @@ def test_members_that_cannot_be_averaged_are_named(tuned) -> None:
             soup_members.find(tracking, runs, None, everything)
         assert named in str(error.value)
         assert "Type " in str(error.value)
-    # One that is named is interpolated with its parent.
+    # One that is not named is no soup; one that is named is interpolated with its parent.
+    store = SimpleNamespace(records=lambda: [tracking.record(results[0].run_id)])
+    with pytest.raises(UserError, match=r"alone\..*Type "):
+        soup_members.find(store, (), None, everything)
     (alone,) = soup_members.find(tracking, (results[0].run_id[:8],), None, everything)
     assert alone.run_id == results[0].run_id
 

@@ -136,6 +136,8 @@ def test_parent_overrides_of_a_logistic_regression_have_nothing_of_gradient_desc
     overrides = parent_overrides(["head=logistic", *tuned, "schedule=cosine", "head.C=1e-3"], choices)
     assert overrides == ["attempt=frozen", "augment=flip", "head=logistic", "head.C=1e-3"]
     assert composed(*overrides).parameters()["head"] == "Logistic"
+    # What is left out has no value.
+    assert parent_overrides(["~plugins", "head=logistic"], {}) == ["attempt=frozen", "~plugins", "head=logistic"]
     # Another head has been trained with them, too.
     assert "mix=mixup" in parent_overrides([*tuned, "head=linear"], choices)
 

@@ -40,8 +40,8 @@ def parent_overrides(overrides: Sequence[str], choices: Mapping[str, str]) -> li
         overrides: of the fine-tune.
         choices: chosen option of each group, also where the attempt's file chose it.
     """
-    typed = dict(override.lstrip("+").split("=", 1) for override in overrides)
-    is_logistic = typed.get("head", choices.get("head")) == "logistic"
+    heads = [override.partition("=")[2] for override in overrides if override.startswith("head=")]
+    is_logistic = [choices.get("head"), *heads][-1] == "logistic"
     others = (*_OF_FINE_TUNES, *(_OF_GRADIENT_DESCENT if is_logistic else ()))
     shared = [f"{group}={choices[group]}" for group in _SHARED_WITH_PARENT if group in choices and group not in others]
     own = [override for override in overrides if not override.lstrip("+").startswith(others)]
